@@ -1,0 +1,83 @@
+"""Structured pruning for Keras 3: a model and a budget go in, a smaller ordinary Keras model comes out.
+
+Start at `prune_model`; `analyze`, `plan_pruning` and `apply_plan` are its three steps. Keras itself is imported with the
+first name that needs it, not with this package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_filterprune.allocators import Global as Global
+    from keras_filterprune.allocators import Uniform as Uniform
+    from keras_filterprune.analysis import analyze as analyze
+    from keras_filterprune.cost import CostModel as CostModel
+    from keras_filterprune.cost import FiltersBudget as FiltersBudget
+    from keras_filterprune.cost import MacsBudget as MacsBudget
+    from keras_filterprune.cost import ParamsBudget as ParamsBudget
+    from keras_filterprune.criteria import FPGM as FPGM
+    from keras_filterprune.criteria import L1 as L1
+    from keras_filterprune.criteria import L2 as L2
+    from keras_filterprune.criteria import BNScale as BNScale
+    from keras_filterprune.criteria import Random as Random
+    from keras_filterprune.errors import CalibrationDataError as CalibrationDataError
+    from keras_filterprune.errors import ExportError as ExportError
+    from keras_filterprune.errors import FilterPruneError as FilterPruneError
+    from keras_filterprune.errors import InfeasibleBudgetError as InfeasibleBudgetError
+    from keras_filterprune.errors import PlanMismatchError as PlanMismatchError
+    from keras_filterprune.errors import SurgeryError as SurgeryError
+    from keras_filterprune.errors import UnknownNameError as UnknownNameError
+    from keras_filterprune.errors import UnsupportedLayerError as UnsupportedLayerError
+    from keras_filterprune.errors import UnsupportedModelError as UnsupportedModelError
+    from keras_filterprune.export import export_tflite as export_tflite
+    from keras_filterprune.layers import Handler as Handler
+    from keras_filterprune.layers import register_handler as register_handler
+    from keras_filterprune.methods import Method as Method
+    from keras_filterprune.methods import list_methods as list_methods
+    from keras_filterprune.methods import register_method as register_method
+    from keras_filterprune.pruning import apply_plan as apply_plan
+    from keras_filterprune.pruning import plan_pruning as plan_pruning
+    from keras_filterprune.pruning import prune_model as prune_model
+    from keras_filterprune.rebuild import PruningPlan as PruningPlan
+    from keras_filterprune.report import PruneReport as PruneReport
+
+_HOME = {
+    "allocators": ["Global", "Uniform"],
+    "analysis": ["analyze"],
+    "cost": ["CostModel", "FiltersBudget", "MacsBudget", "ParamsBudget"],
+    "criteria": ["BNScale", "FPGM", "L1", "L2", "Random"],
+    "errors": [
+        "CalibrationDataError",
+        "ExportError",
+        "FilterPruneError",
+        "InfeasibleBudgetError",
+        "PlanMismatchError",
+        "SurgeryError",
+        "UnknownNameError",
+        "UnsupportedLayerError",
+        "UnsupportedModelError",
+    ],
+    "export": ["export_tflite"],
+    "layers": ["Handler", "register_handler"],
+    "methods": ["Method", "list_methods", "register_method"],
+    "pruning": ["apply_plan", "plan_pruning", "prune_model"],
+    "rebuild": ["PruningPlan"],
+    "report": ["PruneReport"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'keras_filterprune' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"keras_filterprune.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

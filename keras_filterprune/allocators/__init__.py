@@ -1,0 +1,6 @@
+"""How many filters each group keeps under a budget."""
+
+from keras_filterprune.allocators.base import Allocation as Allocation
+from keras_filterprune.allocators.base import Allocator as Allocator
+from keras_filterprune.allocators.simple import Global as Global
+from keras_filterprune.allocators.simple import Uniform as Uniform

@@ -1,0 +1,66 @@
+"""The problem every allocator solves: how many units each group keeps, at a cost that must not be exceeded."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_filterprune.cost.model import Cost
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """What an allocator is given.
+
+    Attributes:
+        sizes: int64 of shape (n_groups,), units of every group.
+        floors: int64 of shape (n_groups,), the fewest units each group may keep.
+        multiple: kept counts are multiples of this, or the whole group.
+        cost: the budget's cost as a function of kept counts.
+        limit: the most it may be.
+        scores: group number -> float64 scores of its units, higher = keep, comparable between groups.
+    """
+
+    sizes: np.ndarray
+    floors: np.ndarray
+    multiple: int
+    cost: Cost
+    limit: int
+    scores: Callable[[int], np.ndarray]
+
+    def feasible(self, keep: np.ndarray) -> bool:
+        return self.cost(keep) <= self.limit
+
+    def legal(self, keep: np.ndarray) -> np.ndarray:
+        """Kept counts rounded up to the multiple, within floors and sizes."""
+        stepped = -(-keep // self.multiple) * self.multiple
+        return np.minimum(np.maximum(stepped, self.floors), self.sizes)
+
+
+class Allocator(abc.ABC):
+    """Turns a budget into kept counts."""
+
+    @abc.abstractmethod
+    def allocate(self, problem: Allocation) -> np.ndarray:
+        """Kept units per group, int64 of shape (n_groups,), within the limit whenever the floors are."""
+
+
+def last_feasible(feasible: Callable[[int], bool], low: int, high: int) -> int:
+    """Largest integer in [low, high] that is feasible, given that `low` is and that feasibility is monotone."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if feasible(middle) else (low, middle - 1)
+    return low
+
+
+def top_up(problem: Allocation, keep: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Spend what is left of the budget: in this order, one more step for every group it still pays for."""
+    for group in order:
+        more = keep.copy()
+        more[group] = min(keep[group] + problem.multiple, problem.sizes[group])
+        if problem.feasible(more):
+            keep = more
+    return keep

@@ -1,0 +1,65 @@
+"""Uniform and global allocation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keras_filterprune.allocators.base import Allocation, Allocator, last_feasible, top_up
+from keras_filterprune.errors import InfeasibleBudgetError
+
+_RESOLUTION = 2**20
+
+
+class Uniform(Allocator):
+    """The same fraction of every group, as large as the budget allows."""
+
+    def __repr__(self) -> str:
+        return "Uniform()"
+
+    def allocate(self, problem: Allocation) -> np.ndarray:
+        def keep(step: int) -> np.ndarray:
+            # Half rounds up: Python's own rounding would send 0.5 * 5 and 0.5 * 7 different ways.
+            return problem.legal(np.floor(step / _RESOLUTION * problem.sizes + 0.5).astype(int))
+
+        best = last_feasible(lambda step: problem.feasible(keep(step)), 0, _RESOLUTION)
+        kept = keep(best)
+        missing = best / _RESOLUTION * problem.sizes - kept
+        return top_up(problem, kept, np.argsort(-missing, kind="stable"))
+
+
+class Global(Allocator):
+    """One ranking over all groups: the units with the least score per cost go first, wherever they are.
+
+    Args:
+        alpha: units are ranked by score / cost^alpha (Lin et al. 2022, "CLR-RNF"); 0 ranks by score alone, 0.5 is
+            the default, 1 ranks by score per multiply-accumulate.
+    """
+
+    def __init__(self, alpha: float = 0.5):
+        if not alpha >= 0:
+            raise InfeasibleBudgetError(f"alpha is the exponent of the cost, at least 0. Received: alpha={alpha!r}.")
+        self.alpha = alpha
+
+    def __repr__(self) -> str:
+        return f"Global(alpha={self.alpha})"
+
+    def allocate(self, problem: Allocation) -> np.ndarray:
+        unit_cost = np.maximum(problem.cost.gradient(problem.sizes), 1.0)
+        owner = np.repeat(np.arange(len(problem.sizes)), problem.sizes)
+        ranks = []
+        for group in range(len(problem.sizes)):
+            score = problem.scores(group) / unit_cost[group] ** self.alpha
+            # The best units of a group are its floor and never go.
+            score[np.argsort(-score, kind="stable")[: problem.floors[group]]] = np.inf
+            ranks.append(score)
+        ranks = np.concatenate([*ranks, np.zeros(0)])
+        order = np.argsort(ranks, kind="stable")
+        order = order[np.isfinite(ranks[order])]
+
+        def keep(restored: int) -> np.ndarray:
+            gone = owner[order[: len(order) - restored]]
+            return problem.legal(problem.sizes - np.bincount(gone, minlength=len(problem.sizes)))
+
+        best = last_feasible(lambda restored: problem.feasible(keep(restored)), 0, len(order))
+        removed = owner[order[: len(order) - best]]
+        return top_up(problem, keep(best), list(dict.fromkeys(removed[::-1])))

@@ -1,0 +1,107 @@
+"""analyze(model) -> ChannelGraph: send channel ids through every call of a model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import keras
+
+from keras_filterprune.graph.keras_view import named_weights, view_model
+from keras_filterprune.graph.tracer import Tracer
+from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor, TensorRef
+from keras_filterprune.layers.base import describe, handler_for
+
+
+def analyze(model: keras.Model) -> ChannelGraph:
+    """Find which filters of a model can be removed, together with what, and which cannot and why.
+
+    Time is linear in the number of layers and channels; no weight is read or copied.
+
+    Args:
+        model: a built functional or Sequential `keras.Model` (nested, shared, multi-input: all fine), channels last.
+
+    Returns:
+        A `ChannelGraph`: `groups` to prune, `pinned` with reasons.
+
+    Raises:
+        UnsupportedModelError: the model is subclassed, not built, or uses channels_first.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> x = keras.Input((32, 32, 3))
+        >>> y = keras.layers.Conv2D(16, 3, name="conv")(x)
+        >>> y = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(y))
+        >>> [(g.name, g.size) for g in kfp.analyze(keras.Model(x, y)).groups]
+        [('conv', 16)]
+    """
+    view = view_model(model)
+    t = Tracer()
+    made: dict[TensorRef, Tensor] = {}
+    traced: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = []
+    first_use: dict[str, int] = {}
+    for number, call in enumerate(view.calls):
+        inputs = tuple(made[ref] for ref in call.inputs)
+        outputs = _trace(call, inputs, t) if call.inputs else [_input(call, t)]
+        traced.append((inputs, tuple(outputs)))
+        made.update({TensorRef(number, i): x for i, x in enumerate(outputs)})
+        if call.inputs and handler_for(call.op).sized:
+            earlier = first_use.setdefault(call.path, number)
+            _tie_calls(call, traced[earlier], traced[number], t)
+    for ref, name in zip(view.outputs, view.output_names, strict=True):
+        if made[ref].tracked:
+            t.pin(made[ref].ids, f"is model output '{name}'", first=True)
+    layers = {call.path: call.op for call in view.calls if call.inputs}
+    _pin_tied_variables(layers, traced, view, t)
+    weights = {
+        path: {n: tuple(v.shape) for n, v in w.items()} for path, op in layers.items() if (w := named_weights(op))
+    }
+    counted = t.counted_layers()
+    uncounted = tuple(p for p, op in layers.items() if p in weights and p not in counted and _computes(op))
+    return t.resolve(view, traced, weights, uncounted)
+
+
+def _input(call: Call, t: Tracer) -> Tensor:
+    shape = call.output_shapes[0]
+    if len(shape) < 2 or shape[-1] is None:
+        return Tensor(shape)
+    return Tensor(shape, len(shape) - 1, t.pinned(shape[-1], f"is model input '{call.path}'"))
+
+
+def _trace(call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+    outputs = handler_for(call.op).trace(call, inputs, t)
+    unknown = [name for name in named_weights(call.op) if name not in t.known_weights(call.path)]
+    if unknown:
+        # A quantized or LoRA layer, say: its extra weights would keep their old size.
+        why = f"belongs to {describe(call)}, whose weight '{unknown[0]}' no handler knows"
+        t.pin_tensors((*inputs, *outputs), why)
+        t.constant(call.path, *unknown)
+    return outputs
+
+
+def _tie_calls(call: Call, first: tuple, again: tuple, t: Tracer) -> None:
+    """A layer whose configuration names channel counts has one configuration for all its calls."""
+    for x, y in zip((*first[0], *first[1]), (*again[0], *again[1]), strict=True):
+        if x is y or not (x.tracked or y.tracked):
+            continue
+        if x.axis == y.axis and len(x.ids) == len(y.ids):
+            t.tie(x.ids, y.ids)
+        else:
+            t.pin_tensors((x, y), f"goes through {describe(call)}, which is also called on other channels")
+
+
+def _pin_tied_variables(layers: dict, traced: list, view: ModelView, t: Tracer) -> None:
+    """Cloning a model separates a variable that two layers share, so the channels of both stay."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    for path, op in layers.items():
+        for variable in named_weights(op).values():
+            owners[id(variable)].append(path)
+    tied = {path: paths for paths in owners.values() if len(paths) > 1 for path in paths}
+    for call, (inputs, outputs) in zip(view.calls, traced, strict=True):
+        if call.path in tied:
+            others = " and ".join(repr(p) for p in tied[call.path])
+            t.pin_tensors((*inputs, *outputs), f"is indexed by a weight that layers {others} share")
+
+
+def _computes(op) -> bool:
+    """Whether a layer with weights spends multiplications that are worth counting: a matrix among its weights."""
+    return any(len(v.shape) > 1 for v in named_weights(op).values()) and not isinstance(op, keras.layers.PReLU)

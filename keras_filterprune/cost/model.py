@@ -1,0 +1,121 @@
+"""Multiply-accumulates and parameters as exact polynomials of the kept counts: no model is built to evaluate them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from keras_filterprune.graph.types import ChannelGraph
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """Sum of `coefficients * widths[left] * widths[right]`, where widths are affine in the kept counts.
+
+    Attributes:
+        coefficients: int64 array of shape (n_terms,).
+        left, right: indices into the widths; the last width is the constant 1.
+        owners: index of the layer that spends each term.
+        fixed: int64 array of shape (n_widths,), channels that never go away.
+        slope: sparse int64 matrix of shape (n_widths, n_groups), channels per unit of each group.
+    """
+
+    coefficients: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    owners: np.ndarray
+    fixed: np.ndarray
+    slope: csr_array
+
+    def __call__(self, keep: np.ndarray) -> int:
+        """Exact cost at `keep`, an int64 array of shape (n_groups,) of kept units per group."""
+        return int(self.terms(keep).sum())
+
+    def terms(self, keep: np.ndarray) -> np.ndarray:
+        """Cost of every term, int64 of shape (n_terms,)."""
+        width = self.fixed + self.slope @ keep
+        return self.coefficients * width[self.left] * width[self.right]
+
+    def gradient(self, keep: np.ndarray) -> np.ndarray:
+        """Cost per unit of every group at `keep`, float64 of shape (n_groups,)."""
+        width = (self.fixed + self.slope @ keep).astype(float)
+        per_width = np.zeros(len(width))
+        np.add.at(per_width, self.left, self.coefficients * width[self.right])
+        np.add.at(per_width, self.right, self.coefficients * width[self.left])
+        return self.slope.T @ per_width
+
+
+class CostModel:
+    """The costs of a channel graph as functions of how many units each group keeps.
+
+    Attributes:
+        sizes: int64 array of shape (n_groups,), the unpruned counts.
+        layers: names of the layers that cost anything.
+        macs: `Cost` in multiply-accumulates of one sample: convolutions, dense and recurrent layers. Normalization,
+            activations and element-wise work are free (they fuse or are bound by memory).
+        params: `Cost` in weights, moving statistics included, as `model.count_params()` counts them.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> x = keras.Input((8, 8, 3))
+        >>> y = keras.layers.Conv2D(4, 1, use_bias=False)(x)
+        >>> y = keras.layers.Dense(2, use_bias=False)(keras.layers.GlobalAveragePooling2D()(y))
+        >>> cost = kfp.CostModel(kfp.analyze(keras.Model(x, y)))
+        >>> cost.macs(cost.sizes), cost.params(cost.sizes)
+        (776, 20)
+    """
+
+    def __init__(self, graph: ChannelGraph):
+        self.sizes = np.array([g.size for g in graph.groups], int)
+        self.layers = tuple(dict.fromkeys([*graph.weights, *(t.layer for t in graph.terms)]))
+        group_of_unit = np.full(graph.unit_of_id.max(initial=-1) + 1, -1)
+        for number, group in enumerate(graph.groups):
+            group_of_unit[group.units] = number
+        self._numbers: dict[int, int] = {}
+        self._fixed: list[int] = []
+        self._rows: list[np.ndarray] = []
+        self._group_of_id = group_of_unit[graph.unit_of_id]
+        macs = [(t.layer, t.coefficient, [self._width(ids) for ids in t.axes]) for t in graph.terms]
+        params = self._parameter_terms(graph)
+        one = len(self._fixed)
+        fixed = np.array([*self._fixed, 1])
+        slope = csr_array(np.array([*self._rows, np.zeros(len(self.sizes), int)], int).reshape(one + 1, -1))
+        owner = {layer: number for number, layer in enumerate(self.layers)}
+
+        def cost(terms: list) -> Cost:
+            padded = [(c, *(axes + [one, one])[:2], owner[layer]) for layer, c, axes in terms]
+            return Cost(*np.array(padded, int).reshape(-1, 4).T, fixed, slope)
+
+        self.macs, self.params = cost(macs), cost(params)
+
+    def _width(self, ids: np.ndarray) -> int:
+        """Number of the width of an id vector; passed-through vectors are the same array and share it."""
+        if id(ids) not in self._numbers:
+            self._numbers[id(ids)] = len(self._fixed)
+            group = self._group_of_id[ids]
+            self._fixed.append(int((group < 0).sum()))
+            self._rows.append(np.bincount(group[group >= 0], minlength=len(self.sizes)) // np.maximum(self.sizes, 1))
+        return self._numbers[id(ids)]
+
+    def _parameter_terms(self, graph: ChannelGraph) -> list[tuple[str, int, list[int]]]:
+        bound: dict[tuple[str, str], dict[int, int]] = {}
+        for bind in graph.binds:
+            bound.setdefault((bind.layer, bind.weight), {})[bind.axis] = self._width(bind.ids)
+        terms = []
+        for layer, weights in graph.weights.items():
+            for weight, shape in weights.items():
+                axes = bound.get((layer, weight), {})
+                rest = math.prod(n for axis, n in enumerate(shape) if axis not in axes)
+                terms.append((layer, rest, list(axes.values())))
+        return terms
+
+    def per_layer(self, keep: np.ndarray) -> dict[str, tuple[int, int]]:
+        """{layer: (macs, params)} at the kept counts `keep`, int64 of shape (n_groups,)."""
+        columns = [
+            np.bincount(c.owners, c.terms(keep), minlength=len(self.layers)).astype(int)
+            for c in (self.macs, self.params)
+        ]
+        return {layer: (int(m), int(p)) for layer, m, p in zip(self.layers, *columns, strict=True)}

@@ -1,0 +1,76 @@
+"""What a criterion is: it ranks the units of a group."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_filterprune.errors import UnknownNameError
+from keras_filterprune.graph.types import Group, Member
+
+_AGGREGATE = {
+    "mean": lambda s: s.mean(axis=0),
+    "sum": lambda s: s.sum(axis=0),
+    "max": lambda s: s.max(axis=0),
+    "prod": lambda s: s.prod(axis=0),
+    "first": lambda s: s[0],
+}
+
+
+class Criterion(abc.ABC):
+    """Decides which units of a group stay.
+
+    Attributes:
+        requires: what it needs besides weights, any of {"activations", "gradients", "labels"}.
+    """
+
+    requires: frozenset[str] = frozenset()
+
+    @abc.abstractmethod
+    def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        """Score of every unit, float64 of shape (n_units,), higher = keep, comparable between groups."""
+
+    def select(self, group: Group, n_keep: int, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        """Sorted indices of the `n_keep` units with the highest scores; of equal ones the first stay."""
+        return np.sort(np.argsort(-self.scores(group, weights), kind="stable")[:n_keep])
+
+    def refuses(self, group: Group) -> str | None:
+        """Why this criterion cannot rank a group, which then stays whole; None where it can."""
+        return None
+
+
+class MemberCriterion(Criterion):
+    """Scores every member of a group on its own, divides by the member's mean, and aggregates over members.
+
+    Args:
+        aggregate: "mean" (default), "sum", "max", "prod" over the members, or "first" for the first layer alone.
+    """
+
+    def __init__(self, aggregate: str = "mean"):
+        if aggregate not in _AGGREGATE:
+            raise UnknownNameError(f"aggregate is one of {', '.join(_AGGREGATE)}. Received: aggregate={aggregate!r}.")
+        self.aggregate = aggregate
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(aggregate={self.aggregate!r})"
+
+    def members(self, group: Group) -> list[Member]:
+        """The members that are scored: the kernels whose filters these units are."""
+        return [m for m in group.members if m.role == "filter"]
+
+    @abc.abstractmethod
+    def score(self, filters: np.ndarray) -> np.ndarray:
+        """Scores of shape (n,) of one member, from its filters of shape (n, weights per unit) in float64."""
+
+    def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        raw = np.stack([self.score(filter_rows(m, weights)) for m in self.members(group)])
+        means = raw.mean(axis=1, keepdims=True)
+        return _AGGREGATE[self.aggregate](np.divide(raw, means, out=np.zeros_like(raw), where=means > 0))
+
+
+def filter_rows(member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+    """Weights of every unit of a member as rows: float64 of shape (n_units, weights per unit)."""
+    array = np.moveaxis(weights[member.layer, member.weight], member.axis, 0)
+    return array[member.positions].reshape(len(member.positions), -1).astype(np.float64)

@@ -1,0 +1,49 @@
+"""Norms of filters (Li et al. 2017, "Pruning Filters for Efficient ConvNets") and of batch normalization scales."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keras_filterprune.criteria.base import MemberCriterion
+from keras_filterprune.graph.types import Group, Member
+
+
+class L1(MemberCriterion):
+    """Sum of absolute weights of a filter, sum |w|; the bias does not count.
+
+    Args:
+        aggregate: how the layers of a coupled group combine, see `MemberCriterion`.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.L1(aggregate="max")
+        L1(aggregate='max')
+    """
+
+    def score(self, filters: np.ndarray) -> np.ndarray:
+        return np.abs(filters).sum(axis=1)
+
+
+class L2(MemberCriterion):
+    """Euclidean norm of a filter, sqrt(sum w^2); the bias does not count. Arguments as in `L1`."""
+
+    def score(self, filters: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.einsum("ij,ij->i", filters, filters))
+
+
+class BNScale(MemberCriterion):
+    """|gamma| of the batch normalization after a layer (Liu et al. 2017, "Network Slimming").
+
+    Meant for networks trained with a sparsity penalty on gamma. Groups without such a scale stay whole.
+    Arguments as in `L1`.
+    """
+
+    def members(self, group: Group) -> list[Member]:
+        moving = {m.layer for m in group.members if m.weight == "moving_mean"}
+        return [m for m in group.members if m.weight == "gamma" and m.layer in moving]
+
+    def score(self, filters: np.ndarray) -> np.ndarray:
+        return np.abs(filters).mean(axis=1)
+
+    def refuses(self, group: Group) -> str | None:
+        return None if self.members(group) else "has no batch normalization scale for bn_scale to read"

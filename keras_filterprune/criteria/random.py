@@ -1,0 +1,28 @@
+"""The baseline every other criterion has to beat."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_filterprune.criteria.base import Criterion
+from keras_filterprune.graph.types import Group
+
+
+class Random(Criterion):
+    """Independent uniform scores, reproducible by seed and group name.
+
+    Args:
+        seed: any non-negative integer, 0 by default; `prune_model(method="random", seed=...)` sets it.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+
+    def __repr__(self) -> str:
+        return f"Random(seed={self.seed})"
+
+    def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        return np.random.default_rng([self.seed, zlib.crc32(group.name.encode())]).random(group.size)

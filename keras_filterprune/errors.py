@@ -1,0 +1,37 @@
+"""The exceptions of keras_filterprune: each one also is the built-in exception a caller would expect."""
+
+
+class FilterPruneError(Exception):
+    """Base of every exception that keras_filterprune raises on purpose."""
+
+
+class UnsupportedModelError(FilterPruneError, ValueError):
+    """The model as a whole cannot be analysed: subclassed, unbuilt, channels_first, non-finite weights."""
+
+
+class UnsupportedLayerError(FilterPruneError, TypeError):
+    """A layer handler was registered or asked for something that no handler can do."""
+
+
+class InfeasibleBudgetError(FilterPruneError, ValueError):
+    """The budget is out of range, or below what the model can reach."""
+
+
+class PlanMismatchError(FilterPruneError, ValueError):
+    """A plan is applied to a model that it was not made for, or its file is damaged."""
+
+
+class CalibrationDataError(FilterPruneError, ValueError):
+    """Calibration data is missing, empty, of the wrong shape or not finite."""
+
+
+class SurgeryError(FilterPruneError, RuntimeError):
+    """The rebuilt model does not compute what the masked original computes."""
+
+
+class ExportError(FilterPruneError, RuntimeError):
+    """A file could not be written, converted or confirmed against the Keras model."""
+
+
+class UnknownNameError(FilterPruneError, ValueError):
+    """A method, layer, budget or option name is not known."""

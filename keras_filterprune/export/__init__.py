@@ -1,0 +1,5 @@
+"""Keras models as `.tflite` files, checked against the model they came from."""
+
+from keras_filterprune.export.tflite import ExportResult, export_tflite
+
+__all__ = ["ExportResult", "export_tflite"]

@@ -1,0 +1,93 @@
+"""Sample inputs for quantisation and for the parity check."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_filterprune.errors import CalibrationDataError
+from keras_filterprune.export.signature import InputPort
+
+
+def calibration_samples(ports: Sequence[InputPort], calibration: Any) -> dict[str, np.ndarray]:
+    """Check calibration data against the model's inputs.
+
+    Args:
+        ports: The model's inputs.
+        calibration: An array of shape `(samples, *input_shape)`, a list or tuple of one array per input, or a
+            dict of them by input name.
+
+    Returns:
+        `{port.key: array}`, each in the input's dtype and all with the same number of samples.
+
+    Raises:
+        CalibrationDataError: The data is empty, not finite, not numeric, or does not fit the inputs.
+    """
+    arrays = {port.key: _checked(port, value) for port, value in zip(ports, _by_port(ports, calibration), strict=True)}
+    counts = {port.name: len(arrays[port.key]) for port in ports}
+    if len(set(counts.values())) > 1:
+        raise CalibrationDataError(f"every input needs the same number of calibration samples, got {counts}.")
+    return arrays
+
+
+def random_samples(ports: Sequence[InputPort], count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Draw inputs that any model accepts: standard normal floats, and integers 0 or 1, which every vocabulary has.
+
+    Args:
+        ports: The model's inputs.
+        count: Number of samples.
+        seed: Seed of the generator.
+
+    Returns:
+        `{port.key: array of shape (count, *port.shape)}`.
+    """
+    generator = np.random.default_rng(seed)
+    samples = {}
+    for port in ports:
+        shape = (count, *port.shape)
+        drawn = generator.standard_normal(shape) if port.dtype.startswith("float") else generator.integers(0, 2, shape)
+        samples[port.key] = drawn.astype(port.dtype)
+    return samples
+
+
+def _by_port(ports: Sequence[InputPort], calibration: Any) -> list[Any]:
+    names = [port.name for port in ports]
+    if isinstance(calibration, Mapping):
+        if set(calibration) != set(names):
+            raise CalibrationDataError(
+                f"calibration must have one array per input {sorted(names)}, got keys={sorted(map(str, calibration))}."
+            )
+        return [calibration[name] for name in names]
+    if isinstance(calibration, (list, tuple)):
+        if len(calibration) != len(names):
+            raise CalibrationDataError(
+                f"calibration must have one array per input {names}, got {len(calibration)} arrays. "
+                "Stack a list of samples with numpy.stack first."
+            )
+        return list(calibration)
+    if len(names) > 1:
+        raise CalibrationDataError(
+            f"the model has {len(names)} inputs {names}: calibration must be a list of arrays in this order, or a "
+            f"dict by name, got one {type(calibration).__name__}."
+        )
+    return [calibration]
+
+
+def _checked(port: InputPort, value: Any) -> np.ndarray:
+    expected = f"calibration for input {port.name!r} must be numeric with shape {('samples', *port.shape)}"
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise CalibrationDataError(f"{expected}, got a ragged {type(value).__name__}: {error}.") from error
+    if array.dtype.kind not in "fiub":
+        raise CalibrationDataError(f"{expected}, got {type(value).__name__} with dtype={array.dtype}.")
+    if array.shape[1:] != port.shape or array.ndim == 0:
+        raise CalibrationDataError(f"{expected}, got shape={array.shape}.")
+    if len(array) == 0:
+        raise CalibrationDataError(f"{expected}, got no samples (shape={array.shape}). About 100 are enough.")
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise CalibrationDataError(
+            f"{expected} and finite, got {array.size - int(finite.sum())} NaN or infinite values of {array.size}."
+        )
+    return array.astype(port.dtype)

@@ -1,0 +1,161 @@
+"""`export_tflite`: convert, check, then put the file in place."""
+
+import importlib
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_filterprune.errors import CalibrationDataError, ExportError, UnknownNameError
+from keras_filterprune.export.calibration import calibration_samples, random_samples
+from keras_filterprune.export.convert import convert, quiet
+from keras_filterprune.export.parity import Parity, count_operators, measure_parity
+from keras_filterprune.export.signature import input_ports
+
+_MODES = ("float32", "int8")
+_PARITY_SAMPLES = 16
+# float32 files measure 1e-7 to 1e-5; a wrong weight or layout shows up at 1e-2 and above.
+_FLOAT32_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export_tflite` wrote.
+
+    Args:
+        path: The file.
+        bytes: Its size in bytes.
+        quantize: `"float32"` or `"int8"`.
+        ops: `{TFLite operator name: count}`.
+        max_abs_difference: Largest absolute difference between the file's outputs and the Keras model's;
+            None with `verify=False`.
+        top1_agreement: Share of the compared samples with the same highest class, 0 to 1; None with
+            `verify=False` or when the output is not a single (batch, classes) tensor.
+    """
+
+    path: Path
+    bytes: int
+    quantize: str
+    ops: dict[str, int]
+    max_abs_difference: float | None
+    top1_agreement: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values.
+
+        Returns:
+            A dict with the path as a string.
+        """
+        return asdict(self) | {"path": os.fspath(self.path)}
+
+
+def export_tflite(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    quantize: str | None = None,
+    calibration: Any = None,
+    overwrite: bool = False,
+    verify: bool = True,
+) -> ExportResult:
+    """Write a model as a `.tflite` file of batch size 1, and check it with the LiteRT runtime.
+
+    The file holds TFLite's own operators only; its inputs and outputs keep the model's dtypes. In `"int8"` an operator
+    without an int8 kernel stays float32 (`ExportResult.ops` then lists DEQUANTIZE and QUANTIZE around it).
+
+    Args:
+        model: A built functional or Sequential model with fixed input sizes; compiled or not; not modified.
+        path: The file to write.
+        quantize: None or `"float32"` (default), or `"int8"` for weights and activations by post-training
+            quantisation.
+        calibration: Inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one
+            array per input, or a dict by input name. Needed for `"int8"`; its first 16 samples also serve the
+            check. Default: the check draws seeded random inputs.
+        overwrite: Replace an existing file. Default False.
+        verify: Compare the file with the model before putting it in place. Default True.
+
+    Returns:
+        Size, operators and the measured differences.
+
+    Raises:
+        ExportError: The model cannot be converted, the file cannot be written, or a float32 file differs by more
+            than 1e-3 of an output's largest magnitude. Nothing is left behind, an existing file is untouched.
+        CalibrationDataError: `calibration` is missing for `"int8"`, empty, not finite or of the wrong shape.
+        UnsupportedModelError: The model is subclassed or not built.
+        UnknownNameError: `quantize` is not a known mode.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+        >>> export_tflite(model, "model.tflite", overwrite=True).ops
+        {'CONV_2D': 1}
+    """
+    path = Path(path)
+    mode = "float32" if quantize is None else quantize
+    if mode not in _MODES:
+        raise UnknownNameError(f"quantize must be None or one of {', '.join(map(repr, _MODES))}, got {quantize!r}.")
+    _check_environment()
+    _check_destination(path, overwrite)
+    ports = input_ports(model)
+    if mode == "int8" and calibration is None:
+        raise CalibrationDataError(
+            "quantize='int8' needs calibration=: about 100 inputs like the ones met in use, as an array "
+            f"or a dict by input name. The inputs are {', '.join(f'{p.name!r} {p.shape}' for p in ports)}."
+        )
+    samples = random_samples(ports, _PARITY_SAMPLES) if calibration is None else calibration_samples(ports, calibration)
+    try:
+        # Next to the destination, so that the final rename stays on one file system.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder, quiet():
+            content = convert(model, ports, Path(folder, "saved_model"), samples if mode == "int8" else None)
+            few = {key: array[:_PARITY_SAMPLES] for key, array in samples.items()}
+            parity = measure_parity(model, content, ports, few) if verify else None
+            _refuse_differences(model, mode, parity)
+            draft = Path(folder, "model.tflite")
+            draft.write_bytes(content)
+            os.replace(draft, path)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error}. Check the folder's permissions and free space.") from error
+    return ExportResult(
+        path=path,
+        bytes=len(content),
+        quantize=mode,
+        ops=count_operators(content),
+        max_abs_difference=parity.max_abs_difference if parity else None,
+        top1_agreement=parity.top1_agreement if parity else None,
+    )
+
+
+def _check_environment() -> None:
+    if keras.config.backend() != "tensorflow":
+        raise ExportError(
+            f"export_tflite needs Keras' tensorflow backend, the current one is {keras.config.backend()!r}. Save the "
+            "model with model.save('model.keras') and export it from a process with KERAS_BACKEND=tensorflow."
+        )
+    for module in ("tensorflow", "ai_edge_litert.interpreter"):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ExportError(
+                f"export_tflite needs {module.partition('.')[0]}, which cannot be imported ({error}). "
+                'Install it: pip install "keras-filterprune[tflite]"'
+            ) from error
+
+
+def _check_destination(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise ExportError(f"path={os.fspath(path)!r} is a folder, expected a file name such as 'model.tflite'.")
+    if not path.parent.is_dir():
+        raise ExportError(f"cannot write {path}: the folder {path.parent} does not exist. Create it first.")
+    if path.exists() and not overwrite:
+        raise ExportError(f"{path} already exists and is kept. Pass overwrite=True to replace it.")
+
+
+def _refuse_differences(model: keras.Model, mode: str, parity: Parity | None) -> None:
+    if mode == "float32" and parity and parity.max_relative_difference > _FLOAT32_TOLERANCE:
+        raise ExportError(
+            f"the converted file differs from model {model.name!r} by {parity.max_relative_difference:.2g} of the "
+            f"output's largest magnitude, at most {_FLOAT32_TOLERANCE:g} is expected; nothing was written. Look for "
+            "layers that act differently while they are traced, or that draw random numbers at inference."
+        )

@@ -1,0 +1,258 @@
+"""The one file that knows how Keras stores a graph: any functional or Sequential model becomes a flat `ModelView`.
+
+The edges come from `get_config()`, which is also the schema of saved files: public, complete (raw operations,
+shared layers, several outputs) and free of side effects on the model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from keras_filterprune.errors import UnsupportedModelError
+from keras_filterprune.graph.types import Call, ModelView, TensorRef
+
+NOMINAL_SIZE = 64
+
+
+def view_model(model: keras.Model) -> ModelView:
+    """Flatten a model into calls in topological order.
+
+    Args:
+        model: a built functional or Sequential `keras.Model`, nested to any depth.
+
+    Returns:
+        A `ModelView`; the model is not changed.
+
+    Raises:
+        UnsupportedModelError: the model is no Keras model, not built, or subclassed.
+    """
+    functional, config = _functional(model)
+    builder = _Builder()
+    inputs = [builder.add(Call(t.name, t, (), {}, (), (), (tuple(t.shape),))) for t in functional.inputs]
+    outputs = builder.expand(functional, config, inputs, prefix="")
+    view = ModelView(
+        name=model.name,
+        calls=tuple(builder.calls),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        output_names=tuple(functional.output_names),
+        nested_inputs=builder.nested_inputs,
+    )
+    open_inputs = any(None in call.output_shapes[0][1:] for call in view.calls[: len(inputs)])
+    return _with_shapes(view, open_inputs) if open_inputs or builder.reshaped else view
+
+
+def named_weights(layer: Any) -> dict[str, Any]:
+    """{unique name: variable} of a layer, in the order of `layer.weights`; repeated names are numbered."""
+    named: dict[str, Any] = {}
+    for variable in getattr(layer, "weights", ()):
+        name, number = variable.name, 1
+        while name in named:
+            name, number = f"{variable.name}_{number}", number + 1
+        named[name] = variable
+    return named
+
+
+@functools.cache
+def _functional_class() -> type:
+    x = keras.Input((1,))
+    return type(keras.Model(x, x))
+
+
+def _functional(model: Any) -> tuple[keras.Model, dict]:
+    """The model (or a plain functional twin that shares its layers) with a config that lists nodes."""
+    if not isinstance(model, keras.Model):
+        raise UnsupportedModelError(f"expected a keras.Model. Received: {type(model).__name__}.")
+    if type(model) is not _functional_class():
+        try:
+            inputs, outputs = model.inputs, model.outputs
+        except (AttributeError, ValueError):
+            inputs = outputs = None
+        if not inputs or not outputs:
+            raise UnsupportedModelError(_no_graph_message(model))
+        model = keras.Model(inputs, outputs)
+    return model, model.get_config()
+
+
+def _no_graph_message(model: keras.Model) -> str:
+    if isinstance(model, keras.Sequential):
+        return (
+            f"Sequential model '{model.name}' is not built, so its shapes are unknown. Start it with keras.Input(shape), "
+            "or call model.build((None, ...)) first."
+        )
+    return (
+        f"model '{model.name}' is a subclassed {type(model).__name__} without a graph of layers. Wrap it as a functional "
+        "model: x = keras.Input(shape); keras.Model(x, my_call(x)), where my_call applies its layers to x."
+    )
+
+
+class _Builder:
+    """Collects calls; `expand` dissolves one (nested) model into them."""
+
+    def __init__(self):
+        self.calls: list[Call] = []
+        # A nested model called on shapes other than its own inputs': its recorded inner shapes do not hold.
+        self.reshaped = False
+        self.nested_inputs: dict[int, tuple[TensorRef, ...]] = {}
+
+    def add(self, call: Call) -> TensorRef:
+        self.calls.append(call)
+        return TensorRef(len(self.calls) - 1, 0)
+
+    def expand(self, model: keras.Model, config: dict, inputs: list[TensorRef], prefix: str) -> list[TensorRef]:
+        """Append the calls of `model` applied to `inputs`; return the references of its flat outputs."""
+        ops = {op.name: op for op in model.operations}
+        nested = {c["name"]: c["config"] for c in config["layers"] if isinstance(ops[c["name"]], keras.Model)}
+        made: dict[tuple[str, int, int], TensorRef] = {}
+        for key, ref in zip(keras.tree.flatten(_keys(config["input_layers"])), inputs, strict=True):
+            made[key.value] = ref
+        shapes: dict[tuple[str, int, int], tuple] = {}
+        nodes = {
+            (c["name"], k): _decode(node, shapes) for c in config["layers"] for k, node in enumerate(c["inbound_nodes"])
+        }
+        outputs = [key.value for key in keras.tree.flatten(_keys(config["output_layers"]))]
+        # Keras numbers the calls of a nested functional model from 1 in "output_layers", from 0 on the edges.
+        outputs = [(n, k - (type(ops[n]) is _functional_class()), i) for n, k, i in outputs]
+        shapes.update({key: tuple(t.shape) for key, t in zip(outputs, model.outputs, strict=True)})
+        n_outputs: dict[tuple[str, int], int] = {}
+        for name, k, i in shapes:
+            n_outputs[name, k] = max(n_outputs.get((name, k), 0), i + 1)
+        for name, k in _topological(nodes, made):
+            args, kwargs = _resolve(nodes[name, k], made)
+            call = self._call(prefix + name, ops[name], args, kwargs)
+            known = tuple(shapes.get((name, k, i)) for i in range(n_outputs.get((name, k), 0)))
+            if name in nested and (inner := self._inner(call, nested[name], prefix + name + "/")) is not None:
+                refs = inner
+            else:
+                ref = self.add(replace(call, output_shapes=known))
+                refs = [TensorRef(ref.call, i) for i in range(len(known))]
+            made.update({(name, k, i): ref for i, ref in enumerate(refs)})
+        return [made[key] for key in outputs]
+
+    def _call(self, path: str, op: Any, args: tuple, kwargs: dict) -> Call:
+        refs = tuple(x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, _Leaf))
+        args, kwargs = keras.tree.map_structure(lambda x: x.value if isinstance(x, _Leaf) else x, (args, kwargs))
+        inputs = tuple(x.value for x in refs)
+        return Call(path, op, args, kwargs, inputs, tuple(x.shape for x in refs), ())
+
+    def _inner(self, call: Call, config: dict, prefix: str) -> list[TensorRef] | None:
+        """Outputs of a nested model dissolved into the view; None where it cannot be, and stays one opaque call."""
+        model = call.op
+        if type(model) is not _functional_class() or "input_layers" not in config:
+            if not getattr(model, "inputs", None):
+                return None
+            model, config = _functional(model)
+        given = call.args[0] if call.args else call.kwargs.get("inputs")
+        if isinstance(given, dict) and not isinstance(call.op.input, dict):
+            given = [given[t.name] for t in model.inputs]
+        refs = keras.tree.flatten(given)
+        if len(refs) != len(model.inputs) or None in refs:
+            return None
+        actual = dict(zip(call.inputs, call.input_shapes, strict=True))
+        self.reshaped |= any(
+            tuple(t.shape)[1:] != tuple(actual[r])[1:] for t, r in zip(model.inputs, refs, strict=True)
+        )
+        self.nested_inputs.setdefault(id(call.op), tuple(refs))
+        return self.expand(model, config, refs, prefix)
+
+
+class _Leaf:
+    """Wraps a value so that keras.tree treats it as a leaf."""
+
+    def __init__(self, value: Any, shape: tuple | None = None):
+        self.value = value
+        self.shape = shape
+
+
+def _keys(structure: Any) -> Any:
+    """`input_layers` / `output_layers` of a config with every [name, node, tensor] triple as one leaf."""
+    if isinstance(structure, list | tuple) and len(structure) == 3 and isinstance(structure[0], str):
+        return _Leaf(tuple(structure))
+    if isinstance(structure, dict):
+        return {key: _keys(value) for key, value in structure.items()}
+    return [_keys(value) for value in structure]
+
+
+def _decode(node: Any, shapes: dict) -> Any:
+    """Arguments of a serialized node: symbolic tensors become leaves that hold their key, the rest its value."""
+    if isinstance(node, list | tuple):
+        return type(node)(_decode(x, shapes) for x in node)
+    if not isinstance(node, dict):
+        return node
+    if node.get("class_name") == "__keras_tensor__":
+        key, shape = tuple(node["config"]["keras_history"]), tuple(node["config"]["shape"])
+        shapes[key] = shape
+        return _Leaf(key, shape)
+    if "class_name" in node and "config" in node:
+        return keras.saving.deserialize_keras_object(node)
+    return {key: _decode(value, shapes) for key, value in node.items()}
+
+
+def _resolve(node: dict, made: dict) -> tuple[tuple, dict]:
+    def reference(x: Any) -> Any:
+        return _Leaf(made[x.value], x.shape) if isinstance(x, _Leaf) else x
+
+    args, kwargs = keras.tree.map_structure(reference, (tuple(node["args"]), dict(node["kwargs"])))
+    return args, kwargs
+
+
+def _topological(nodes: dict, made: dict) -> list[tuple[str, int]]:
+    """Kahn's order of the (layer, call index) nodes: linear in the edges, no recursion."""
+    known = {key[:2] for key in made}
+    waiting: dict[tuple[str, int], int] = {}
+    readers: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    for node, arguments in nodes.items():
+        sources = {x.value[:2] for x in keras.tree.flatten(arguments) if isinstance(x, _Leaf)} - known
+        waiting[node] = len(sources)
+        for source in sources:
+            readers.setdefault(source, []).append(node)
+    ready = deque(node for node, count in waiting.items() if not count)
+    order = []
+    while ready:
+        node = ready.popleft()
+        order.append(node)
+        for reader in readers.get(node, ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    return order
+
+
+def _with_shapes(view: ModelView, open_inputs: bool) -> ModelView:
+    """The view with every shape computed anew from the inputs, unknown sides taken as `NOMINAL_SIZE`."""
+    specs: dict[TensorRef, Any] = {}
+    calls = []
+    for number, call in enumerate(view.calls):
+        if not call.inputs:
+            shape = call.output_shapes[0]
+            shape = (shape[0], *(NOMINAL_SIZE if d is None else d for d in shape[1:]))
+            spec = [keras.KerasTensor(shape, dtype=call.op.dtype)]
+            calls.append(replace(call, output_shapes=(shape,)))
+        else:
+            args, kwargs = substitute((call.args, call.kwargs), specs)
+            spec = keras.tree.flatten(call.op.compute_output_spec(*args, **kwargs))
+            calls.append(
+                replace(
+                    call,
+                    input_shapes=tuple(tuple(specs[ref].shape) for ref in call.inputs),
+                    output_shapes=tuple(tuple(s.shape) for s in spec),
+                )
+            )
+        specs.update({TensorRef(number, i): s for i, s in enumerate(spec)})
+    return replace(view, calls=tuple(calls), nominal_size=NOMINAL_SIZE if open_inputs else None)
+
+
+def substitute(structure: Any, values: dict[TensorRef, Any]) -> Any:
+    """The structure with every `TensorRef` replaced by its value."""
+    if isinstance(structure, TensorRef):
+        return values[structure]
+    if isinstance(structure, dict):
+        return {key: substitute(value, values) for key, value in structure.items()}
+    if isinstance(structure, list | tuple):
+        return type(structure)(substitute(value, values) for value in structure)
+    return structure

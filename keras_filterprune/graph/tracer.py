@@ -1,0 +1,192 @@
+"""Collects channel ids, ties, bindings and pins while a model is traced, and resolves them into a `ChannelGraph` once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from keras_filterprune.graph.types import Bind, ChannelGraph, Group, Member, ModelView, Pinned, Shape, Tensor, Term
+
+_NO_FILTER = "is zero padding that no filter fills"
+
+
+class Tracer:
+    """What layer handlers report to while channel ids flow through the model."""
+
+    def __init__(self):
+        self._size = 0
+        self._repeat = 1
+        self._fresh: dict[tuple[str, str], np.ndarray] = {}
+        self._ties: list[np.ndarray] = []
+        self._pins: list[tuple[np.ndarray, str]] = []
+        self._approximate: list[tuple[np.ndarray, str]] = []
+        self._binds: dict[tuple[str, str, int], Bind] = {}
+        self._terms: list[Term] = []
+        self._known: defaultdict[str, set[str]] = defaultdict(set)
+
+    def fresh(self, size: int, key: tuple[str, str] | None = None) -> np.ndarray:
+        """New channel ids of shape (size,); the same `key` (layer, what) gives the same ids at every call."""
+        if key in self._fresh:
+            return self._fresh[key]
+        ids = np.arange(self._size, self._size + size)
+        self._size += size
+        if key is not None:
+            self._fresh[key] = ids
+        return ids
+
+    def pinned(self, size: int, reason: str) -> np.ndarray:
+        """New channel ids that never go away."""
+        ids = self.fresh(size)
+        self.pin(ids, reason)
+        return ids
+
+    def tie(self, *vectors: np.ndarray) -> None:
+        """Channels at the same position of these id vectors live and die together."""
+        first = vectors[0]
+        self._ties.extend(np.stack([first, other]) for other in vectors[1:] if other is not first)
+
+    def pin(self, ids: np.ndarray, reason: str, first: bool = False) -> None:
+        """These channels stay, because of `reason` (a predicate: "feeds ..."); `first` puts it before others."""
+        self._pins.insert(0 if first else len(self._pins), (ids, reason))
+
+    def pin_tensors(self, tensors, reason: str) -> None:
+        for tensor in tensors:
+            if tensor.tracked:
+                self.pin(tensor.ids, reason)
+
+    def approximate(self, ids: np.ndarray, reason: str) -> None:
+        """Removing these channels changes what the others compute, because of `reason`."""
+        self._approximate.append((ids, reason))
+
+    def bind(self, layer: str, weight: str, axis: int, ids: np.ndarray, role: str = "channel") -> None:
+        """Index axis `axis` (non-negative) of a weight by channel ids; a layer called again ties the two id vectors."""
+        self._known[layer].add(weight)
+        earlier = self._binds.setdefault((layer, weight, axis), Bind(layer, weight, axis, role, ids))
+        self.tie(earlier.ids, ids)
+
+    def constant(self, layer: str, *weights: str) -> None:
+        """These weights have no axis along channels."""
+        self._known[layer].update(weights)
+
+    def known_weights(self, layer: str) -> set[str]:
+        return self._known[layer]
+
+    def spend(self, layer: str, coefficient: int, *axes: np.ndarray) -> None:
+        """One call of `layer` costs `coefficient` times the widths of these id vectors, in multiply-accumulates."""
+        self._terms.append(Term(layer, int(coefficient) * self._repeat, axes))
+
+    def counted_layers(self) -> set[str]:
+        return {term.layer for term in self._terms}
+
+    @contextlib.contextmanager
+    def times(self, repeat: int):
+        """Everything spent inside is spent `repeat` times (once per time step)."""
+        self._repeat *= repeat
+        yield
+        self._repeat //= repeat
+
+    def resolve(
+        self,
+        view: ModelView,
+        tensors: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
+        weights: dict[str, dict[str, Shape]],
+        uncounted: tuple[str, ...],
+    ) -> ChannelGraph:
+        """Turn everything reported so far into a `ChannelGraph`."""
+        unit_of_id = self._units()
+        binds = tuple(self._binds.values())
+        reasons, reason_of_unit = self._pin_reasons(unit_of_id, binds)
+        groups = _groups(binds, unit_of_id, reason_of_unit < 0, self._approximate)
+        pinned: dict[tuple[str, str], int] = defaultdict(int)
+        for bind in binds:
+            if bind.role == "filter":
+                numbers, counts = np.unique(reason_of_unit[unit_of_id[bind.ids]], return_counts=True)
+                for number, count in zip(numbers, counts, strict=True):
+                    if number >= 0:
+                        pinned[bind.layer, reasons[number]] += int(count)
+        return ChannelGraph(
+            view=view,
+            groups=groups,
+            pinned=tuple(Pinned(layer, count, reason) for (layer, reason), count in pinned.items()),
+            tensors=tuple(tensors),
+            binds=binds,
+            terms=tuple(self._terms),
+            weights=weights,
+            uncounted=uncounted,
+            unit_of_id=unit_of_id,
+        )
+
+    def _units(self) -> np.ndarray:
+        """Unit number of every id: connected components of the ties, numbered by their first id."""
+        pairs = np.concatenate([*self._ties, np.zeros((2, 0), int)], axis=1)
+        ties = coo_array((np.ones(pairs.shape[1], np.int8), tuple(pairs)), shape=(self._size, self._size))
+        _, labels = connected_components(ties, directed=False)
+        _, first = np.unique(labels, return_index=True)
+        return np.argsort(np.argsort(first))[labels]
+
+    def _pin_reasons(self, unit_of_id: np.ndarray, binds: tuple[Bind, ...]) -> tuple[list[str], np.ndarray]:
+        """Reasons, and per unit the number of the first one that pins it (-1: prunable)."""
+        reason_of_unit = np.full(unit_of_id.max(initial=-1) + 1, -1)
+        has_filter = np.zeros(len(reason_of_unit), bool)
+        for bind in binds:
+            if bind.role == "filter":
+                has_filter[unit_of_id[bind.ids]] = True
+        reasons = [_NO_FILTER, *(reason for _, reason in self._pins)]
+        reason_of_unit[~has_filter] = 0
+        for number in range(len(self._pins), 0, -1):
+            reason_of_unit[unit_of_id[self._pins[number - 1][0]]] = number
+        return reasons, reason_of_unit
+
+
+def _groups(
+    binds: tuple[Bind, ...], unit_of_id: np.ndarray, prunable: np.ndarray, approximate: list[tuple[np.ndarray, str]]
+) -> tuple[Group, ...]:
+    """Prunable units that live in the same weight axes, equally often, form a group."""
+    # A unit's signature is the sum of one random number per position it holds: equal sums, equal memberships.
+    numbers = np.random.default_rng(0).integers(1, 2**63, len(binds), dtype=np.uint64)
+    signature = np.zeros(len(prunable), np.uint64)
+    for number, bind in zip(numbers, binds, strict=True):
+        np.add.at(signature, unit_of_id[bind.ids], number)
+    units = np.flatnonzero(prunable)
+    _, first, inverse = np.unique(signature[units], return_index=True, return_inverse=True)
+    group_of_unit = np.full(len(prunable), -1)
+    group_of_unit[units] = np.argsort(np.argsort(first))[inverse]
+    sizes = np.bincount(group_of_unit[units], minlength=len(first))
+    members: list[list[Member]] = [[] for _ in sizes]
+    for bind in binds:
+        unit = unit_of_id[bind.ids]
+        group = group_of_unit[unit]
+        order = np.lexsort((unit, group))
+        order = order[group[order] >= 0]
+        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        for positions in np.split(order, starts[1:]) if len(starts) else ():
+            number = group[positions[0]]
+            positions = positions.reshape(sizes[number], -1)
+            members[number].append(Member(bind.layer, bind.weight, bind.axis, bind.role, positions))
+    reasons: list[dict[str, None]] = [{} for _ in sizes]
+    for ids, reason in approximate:
+        for number in np.unique(group_of_unit[unit_of_id[ids]]):
+            if number >= 0:
+                reasons[number][reason] = None
+    names = _names(members)
+    return tuple(
+        Group(names[g], np.flatnonzero(group_of_unit == g), tuple(members[g]), tuple(reasons[g]))
+        for g in range(len(sizes))
+    )
+
+
+def _names(members: list[list[Member]]) -> list[str]:
+    """Each group is named after the layer that makes it; a layer split over several groups numbers them from 1."""
+    owners = [next(m.layer for m in group if m.role == "filter") for group in members]
+    total, seen = defaultdict(int), defaultdict(int)
+    for owner in owners:
+        total[owner] += 1
+    names = []
+    for owner in owners:
+        seen[owner] += 1
+        names.append(owner if total[owner] == 1 else f"{owner}#{seen[owner]}")
+    return names

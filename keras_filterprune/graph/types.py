@@ -1,0 +1,203 @@
+"""The values that analysis passes on: calls and tensors of a flat model view, and the channel graph read off them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """Output number `index` of call number `call` of a `ModelView`."""
+
+    call: int
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One application of one Keras operation.
+
+    Attributes:
+        path: name of the operation, prefixed by the nested models it lives in (`"backbone/conv1"`).
+        op: the live Keras layer or operation.
+        args, kwargs: its call arguments, with a `TensorRef` in place of every symbolic tensor.
+        inputs: those references, flat and in order.
+        input_shapes, output_shapes: shapes with the batch axis first; an output nobody reads has shape None.
+    """
+
+    path: str
+    op: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    inputs: tuple[TensorRef, ...]
+    input_shapes: tuple[Shape, ...]
+    output_shapes: tuple[Shape | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelView:
+    """A Keras model as one flat list of calls in topological order; nested models are dissolved into it.
+
+    Attributes:
+        name: name of the model.
+        calls: model inputs (as calls without inputs) and operations.
+        inputs, outputs: references of the model's flat inputs and outputs.
+        output_names: one name per output.
+        nested_inputs: per nested model (by id), the references fed to its flat inputs at its first call.
+        nominal_size: side assumed for every unknown non-batch input dimension, None if there was none.
+    """
+
+    name: str
+    calls: tuple[Call, ...]
+    inputs: tuple[TensorRef, ...]
+    outputs: tuple[TensorRef, ...]
+    output_names: tuple[str, ...]
+    nested_inputs: dict[int, tuple[TensorRef, ...]]
+    nominal_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """Shape of a tensor and, if its channels are tracked, their axis and one id per channel.
+
+    Attributes:
+        shape: shape with the batch axis first.
+        axis: channel axis (non-negative), or None when no channel of this tensor is tracked.
+        ids: int64 array of shape (shape[axis],).
+    """
+
+    shape: Shape | None
+    axis: int | None = None
+    ids: np.ndarray | None = None
+
+    @property
+    def tracked(self) -> bool:
+        return self.axis is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Bind:
+    """Axis `axis` of weight `weight` of layer `layer` is indexed by the channels `ids`.
+
+    `role` is `"filter"` (the axis numbers the filters of a kernel), `"input"` (the axis reads incoming channels)
+    or `"channel"` (one value per channel: bias, batch normalization).
+    """
+
+    layer: str
+    weight: str
+    axis: int
+    role: str
+    ids: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """`coefficient * product of the widths of axes` multiply-accumulates, spent by one call of `layer`."""
+
+    layer: str
+    coefficient: int
+    axes: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """What a group owns of one weight axis.
+
+    Attributes:
+        layer, weight, axis, role: see `Bind`.
+        positions: int64 array of shape (n_units, m), the m indices along the axis that belong to each unit.
+    """
+
+    layer: str
+    weight: str
+    axis: int
+    role: str
+    positions: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that live in the same layers; each of its `size` units is kept or removed as a whole.
+
+    Attributes:
+        name: unique name, after the first layer that makes these channels.
+        units: int64 array of shape (size,), the graph's unit numbers, in the order of that layer's filters.
+        members: every weight axis the units live in.
+        approximate: why removal cannot be exact (statistics over channels), empty when it is.
+    """
+
+    name: str
+    units: np.ndarray
+    members: tuple[Member, ...]
+    approximate: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.units)
+
+    @cached_property
+    def producers(self) -> tuple[str, ...]:
+        """Layers whose filters these units are, in the order of the model."""
+        return tuple(dict.fromkeys(m.layer for m in self.members if m.role == "filter"))
+
+
+class Pinned(NamedTuple):
+    """`channels` filters of `layer` cannot be removed, because of `reason`."""
+
+    layer: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """Which channels of a model can be removed, together with what, and which cannot and why.
+
+    Attributes:
+        view: the flat model the graph was read from.
+        groups: prunable groups in the order of the model.
+        pinned: what cannot be pruned, with the reason.
+        tensors: per call, its input and output `Tensor`s.
+        binds: every weight axis that channels index.
+        terms: multiply-accumulates of every call.
+        weights: {layer path: {weight name: shape}} of every layer that has weights.
+        uncounted: layers with weights whose multiply-accumulates are not known.
+        unit_of_id: int64 array, the unit of every channel id.
+    """
+
+    view: ModelView
+    groups: tuple[Group, ...]
+    pinned: tuple[Pinned, ...]
+    tensors: tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]
+    binds: tuple[Bind, ...]
+    terms: tuple[Term, ...]
+    weights: dict[str, dict[str, Shape]]
+    uncounted: tuple[str, ...]
+    unit_of_id: np.ndarray = field(repr=False)
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
+
+    @property
+    def filters(self) -> int:
+        """Number of filters in hidden layers that can be removed."""
+        return sum(m.positions.size for g in self.groups for m in g.members if m.role == "filter")
+
+    def kept_ids(self, kept_units: dict[str, np.ndarray]) -> np.ndarray:
+        """Boolean array over channel ids: True where the channel stays.
+
+        Args:
+            kept_units: {group name: indices of the units that stay}; groups left out stay whole.
+        """
+        alive = np.ones(self.unit_of_id.max(initial=-1) + 1, bool)
+        for name, kept in kept_units.items():
+            group = self.by_name[name]
+            alive[np.delete(group.units, kept)] = False
+        return alive[self.unit_of_id]

@@ -1,0 +1,183 @@
+"""Activations, dropout and noise, and element-wise merges: operations that keep every channel in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.graph.tracer import Tracer
+from keras_filterprune.graph.types import Call, Tensor, TensorRef
+from keras_filterprune.layers.base import (
+    Handler,
+    Resize,
+    describe,
+    give_up,
+    register_handler,
+    register_keras_names,
+    untracked,
+)
+
+L = keras.layers
+
+# Built-in activations that look at one number at a time; softmax, glu and the like mix channels.
+ELEMENTWISE = frozenset(
+    "linear relu relu6 leaky_relu elu selu celu gelu silu swish mish softplus softsign sigmoid hard_sigmoid hard_silu "
+    "hard_swish tanh hard_tanh tanh_shrink soft_shrink hard_shrink squareplus exponential log_sigmoid sparse_plus "
+    "sparse_sigmoid threshold".split()
+)
+
+
+def pin_mixing_activation(call: Call, ids: np.ndarray, t: Tracer) -> None:
+    """Pin the channels of a call whose activation is not known to act on one number at a time."""
+    activation = getattr(call.op, "activation", None)
+    if activation is None or isinstance(activation, keras.layers.Layer):
+        name = type(activation).__name__ if activation is not None else "linear"
+        elementwise = activation is None or type(activation) in _ELEMENTWISE_LAYERS
+    else:
+        name = getattr(activation, "__name__", type(activation).__name__)
+        elementwise = name in ELEMENTWISE and getattr(keras.activations, name, None) is activation
+    if not elementwise:
+        t.pin(ids, f"goes through activation '{name}' of {describe(call)}, not known to be element-wise")
+
+
+class Elementwise(Handler):
+    """Numpy broadcasting of any number of tensors and constants: aligned channels are tied."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        shape = call.output_shapes[0] if call.output_shapes else None
+        tracked = [x for x in inputs if x.tracked]
+        if shape is None or not tracked:
+            return untracked(call)
+        # A single channel that is broadcast over many is tied to none of them.
+        tracked = [x for x in tracked if x.shape[x.axis] == shape[_aligned(x, shape)]]
+        axes = {_aligned(x, shape) for x in tracked}
+        if not axes:
+            return untracked(call)
+        if len(axes) > 1:
+            return give_up(call, inputs, t, "meets channels of another axis in")
+        (axis,) = axes
+        for x in inputs:
+            if not (x.tracked and x in tracked) and _size_at(x.shape, shape, axis) not in (1, None):
+                t.pin_tensors(tracked, f"meets channels that are not tracked in {describe(call)}")
+        if any(_mistaken_for_bias(value, shape, axis) for value in _constants(call)):
+            t.pin_tensors(tracked, f"meets a constant that Keras would take for a bias in {describe(call)}")
+        t.tie(*(x.ids for x in tracked))
+        return [Tensor(shape, axis, tracked[0].ids)]
+
+    def rewrite(self, args: tuple, kwargs: dict, r: Resize) -> tuple[tuple, dict]:
+        """Constant arrays with one value per channel lose the removed ones."""
+        out = r.outputs[0]
+        if not out.tracked:
+            return args, kwargs
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, keras.KerasTensor | TensorRef) or not hasattr(value, "shape"):
+                return value
+            if _size_at(value.shape, out.shape, out.axis) in (1, None):
+                return value
+            axis = out.axis - len(out.shape) + len(value.shape)
+            return np.compress(r.kept(out), keras.ops.convert_to_numpy(value), axis=axis)
+
+        return keras.tree.map_structure(cut, (args, kwargs))
+
+
+def _constants(call: Call) -> list[Any]:
+    return [v for v in keras.tree.flatten((call.args, call.kwargs)) if hasattr(v, "shape")]
+
+
+def _mistaken_for_bias(value: Any, shape: tuple, axis: int) -> bool:
+    """Whether Keras could add a constant along the wrong axis.
+
+    Its TensorFlow `add` takes any constant with one long dimension for a bias as soon as that dimension is as long as
+    the channels are, wherever it stands: pruning to that very width would change the result.
+    """
+    return sum(n > 1 for n in value.shape) == 1 and _size_at(value.shape, shape, axis) in (1, None)
+
+
+def _aligned(x: Tensor, shape: tuple) -> int:
+    """The output axis on which the channels of `x` lie after broadcasting to `shape`."""
+    return x.axis + len(shape) - len(x.shape)
+
+
+def _size_at(shape: tuple, out_shape: tuple, axis: int) -> int | None:
+    """Size of the dimension that broadcasts to output axis `axis`, None where there is none."""
+    axis += len(shape) - len(out_shape)
+    return shape[axis] if axis >= 0 else None
+
+
+_ELEMENTWISE_LAYERS = (
+    L.ReLU, L.LeakyReLU, L.ELU, L.Identity,
+    L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.AlphaDropout,
+    L.GaussianDropout, L.GaussianNoise, L.ActivityRegularization,
+)  # fmt: skip
+_MERGES = (L.Add, L.Subtract, L.Multiply, L.Average, L.Maximum, L.Minimum)
+
+register_handler(*_ELEMENTWISE_LAYERS, *_MERGES)(Elementwise)
+
+# Names of keras.ops operations, and of private layers in keras.applications (StochasticDepth, CustomScaleLayer).
+register_keras_names(
+    *"""Abs Absolute Add Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh BitwiseAnd BitwiseNot BitwiseOr Cast Cbrt
+    Ceil Celu Clip Copysign Cos Cosh Deg2rad Divide DivideNoNan Elu Equal Erf Erfinv Exp Exp2 Expm1 Fix Floor
+    FloorDivide Fmax Fmin Gelu Greater GreaterEqual HardShrink HardSigmoid HardSilu HardSwish HardTanh Heaviside Hypot
+    Identity Isclose Isfinite Isinf Isnan LeakyRelu Less LessEqual Log Log10 Log1p Log2 LogSigmoid Logaddexp
+    Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Maximum Minimum Mod Multiply NanToNum Negative NotEqual
+    OnesLike Positive Power Rad2deg Real Reciprocal Relu Relu6 Round Rsqrt Selu Sigmoid Sign Silu Sin Sinc Sinh
+    SoftShrink Softplus Softsign SparsePlus SparseSigmoid Sqrt Square Squareplus StopGradient Subtract Tan Tanh
+    TanhShrink Threshold TrueDivide Trunc Where ZerosLike StochasticDepth CustomScaleLayer""".split()
+)(Elementwise)
+
+
+@register_handler(L.Activation)
+class Activation(Elementwise):
+    """`Activation(name)`: element-wise unless the function mixes channels."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        (out,) = super().trace(call, inputs, t)
+        if out.tracked:
+            pin_mixing_activation(call, out.ids, t)
+        return [out]
+
+
+@register_handler(L.Softmax)
+class SoftmaxLayer(Handler):
+    """Softmax over an axis without tracked channels keeps them in place; over the channels it mixes them."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x = inputs[0]
+        axes = np.atleast_1d(call.op.axis if call.op.axis is not None else np.arange(len(x.shape)))
+        if x.axis in [a % len(x.shape) for a in axes] or len(inputs) > 1:
+            return give_up(call, inputs, t, "is normalised over channels by")
+        return [Tensor(call.output_shapes[0], x.axis, x.ids)]
+
+
+register_keras_names("Softmax", "LogSoftmax")(SoftmaxLayer)
+
+
+@register_handler(L.PReLU)
+class PReLU(Handler):
+    """One slope per position and channel; axes listed in `shared_axes` share it."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x = inputs[0]
+        if not x.tracked or x.axis in (call.op.shared_axes or ()):
+            t.constant(call.path, "alpha")
+        else:
+            t.bind(call.path, "alpha", x.axis - 1, x.ids)
+        return [Tensor(call.output_shapes[0], x.axis, x.ids)]
+
+
+@register_handler(L.Rescaling)
+class Rescaling(Elementwise):
+    """`x * scale + offset`; either may hold one value per channel in its configuration."""
+
+    sized = True
+
+    def resize(self, config: dict, r: Resize) -> dict:
+        out = r.outputs[0]
+        for key in ("scale", "offset"):
+            value = np.asarray(getattr(r.call.op, key))
+            if out.tracked and _size_at(value.shape, out.shape, out.axis) not in (1, None):
+                config[key] = np.compress(r.kept(out), value, out.axis - len(out.shape) + value.ndim).tolist()
+        return config

@@ -1,0 +1,188 @@
+"""What a layer handler is, and the registry that finds the one for a Keras operation."""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.errors import UnsupportedLayerError, UnsupportedModelError
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.tracer import Tracer
+from keras_filterprune.graph.types import Call, Tensor
+
+UNTRACKED = "comes from a tensor whose channels are not tracked"
+
+
+@dataclass(frozen=True, eq=False)
+class Resize:
+    """One call, and which of its channels stay.
+
+    Attributes:
+        call: the call in the original model.
+        inputs, outputs: its tensors in the original model.
+        alive: boolean array over channel ids.
+    """
+
+    call: Call
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    alive: np.ndarray
+
+    @property
+    def changed(self) -> bool:
+        return any(not self.kept(t).all() for t in (*self.inputs, *self.outputs) if t.tracked)
+
+    def kept(self, tensor: Tensor) -> np.ndarray:
+        """Boolean array of shape (channels,): which channels of a tracked tensor stay."""
+        return self.alive[tensor.ids]
+
+    def width(self, tensor: Tensor) -> int:
+        """Channels of a tracked tensor that stay."""
+        return int(self.kept(tensor).sum())
+
+    def shape(self, tensor: Tensor) -> tuple[int | None, ...]:
+        """Shape of a tensor after removal."""
+        shape = list(tensor.shape)
+        if tensor.tracked:
+            shape[tensor.axis] = self.width(tensor)
+        return tuple(shape)
+
+
+class Handler(abc.ABC):
+    """How one family of operations moves channels, and how its configuration follows when some are removed.
+
+    A subclass implements `trace`; `resize`, `rewrite` and `masked_call` only where the defaults do not fit.
+    Register it with `@register_handler(MyLayer)`.
+
+    Attributes:
+        sized: the configuration depends on the number of channels although no weight does (`Reshape`); a layer
+            of this kind that is called again needs the same channels at each call.
+    """
+
+    sized = False
+
+    @abc.abstractmethod
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        """Report what this call does to its input channels; return one `Tensor` per output."""
+
+    def resize(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
+        """The `get_config()` of the operation after removal; `config` is a copy and may be changed."""
+        return config
+
+    def rewrite(self, args: tuple, kwargs: dict, r: Resize) -> tuple[tuple, dict]:
+        """The call arguments after removal (slice bounds, constant arrays)."""
+        return args, kwargs
+
+    def masked_call(self, op: Any, args: tuple, kwargs: dict, r: Resize) -> Any:
+        """Apply the original operation as if removed channels did not exist; differs from `op` only for statistics."""
+        return op(*args, **kwargs)
+
+
+def weight_axis(call: Call, weight: str, axis: int) -> int:
+    """`axis` of a weight as a non-negative number."""
+    return axis % len(named_weights(call.op)[weight].shape)
+
+
+def last_axis_ids(call: Call, x: Tensor, t: Tracer) -> np.ndarray:
+    """Ids of the last axis of `x`, pinned ones where it is not tracked there."""
+    if x.axis == len(x.shape) - 1:
+        return x.ids
+    if x.tracked:
+        t.pin(x.ids, f"lies on axis {x.axis} where {describe(call)} reads its channels on the last")
+    return t.pinned(x.shape[-1], UNTRACKED)
+
+
+def untracked(call: Call) -> list[Tensor]:
+    """Outputs of a call without any tracked channel."""
+    return [Tensor(shape) for shape in call.output_shapes]
+
+
+def give_up(call: Call, inputs: tuple[Tensor, ...], t: Tracer, why: str) -> list[Tensor]:
+    """Pin everything that reaches the call; `why` is a predicate about the channels."""
+    t.pin_tensors(inputs, f"{why} {describe(call)}")
+    return untracked(call)
+
+
+def describe(call: Call) -> str:
+    kind = "layer" if isinstance(call.op, keras.layers.Layer) else "operation"
+    return f"{kind} '{call.path}' ({type(call.op).__name__})"
+
+
+class Opaque(Handler):
+    """Any operation without a handler: its inputs are pinned, its outputs carry no channels."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        t.constant(call.path, *named_weights(call.op))
+        hint = ""
+        if isinstance(call.op, keras.layers.Layer) and not type(call.op).__module__.startswith("keras."):
+            hint = f"; register_handler({type(call.op).__name__}, like=...) teaches it"
+        t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{hint}")
+        return untracked(call)
+
+
+_BY_TYPE: dict[type, Handler] = {}
+_BY_NAME: dict[str, Handler] = {}
+_OPAQUE = Opaque()
+
+
+def register_handler(*layer_types: type, like: type | None = None):
+    """Teach the analysis a layer type.
+
+    Args:
+        *layer_types: layer classes, matched exactly: a subclass may compute something else, so it registers itself.
+        like: a registered class whose behaviour these layers share; without it, use as a class decorator.
+
+    Returns:
+        None with `like`, else a decorator for a `Handler` subclass.
+
+    Raises:
+        UnsupportedLayerError: a type is not a class, or `like` has no handler.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> class MyConv(keras.layers.Conv2D): pass
+        >>> kfp.register_handler(MyConv, like=keras.layers.Conv2D)
+    """
+    for layer_type in layer_types:
+        if not inspect.isclass(layer_type):
+            raise UnsupportedLayerError(f"register_handler expects classes. Received: {layer_type!r}.")
+    if like is not None:
+        if like not in _BY_TYPE:
+            raise UnsupportedLayerError(f"register_handler(like={like.__name__}): that type has no handler itself.")
+        _BY_TYPE.update(dict.fromkeys(layer_types, _BY_TYPE[like]))
+        return None
+
+    def decorator(handler: type[Handler]) -> type[Handler]:
+        _BY_TYPE.update(dict.fromkeys(layer_types, handler()))
+        return handler
+
+    return decorator
+
+
+def register_keras_names(*names: str):
+    """Class decorator: handle Keras' own operations of these names, whose classes Keras does not export."""
+
+    def decorator(handler: type[Handler]) -> type[Handler]:
+        _BY_NAME.update(dict.fromkeys(names, handler()))
+        return handler
+
+    return decorator
+
+
+def handler_for(op: Any) -> Handler:
+    """The handler of a Keras operation; an opaque one that pins its inputs where none is registered."""
+    if getattr(op, "data_format", None) == "channels_first":
+        raise UnsupportedModelError(
+            f"layer '{op.name}' uses data_format='channels_first'; expected 'channels_last', the format of TFLite and of "
+            "CPUs. Rebuild the model with data_format='channels_last' and copy its weights: kernels have the same layout."
+        )
+    if type(op) in _BY_TYPE:
+        return _BY_TYPE[type(op)]
+    if type(op).__module__.startswith("keras."):
+        return _BY_NAME.get(type(op).__name__, _OPAQUE)
+    return _OPAQUE

@@ -1,0 +1,157 @@
+"""Concatenate, stack, split and slice: operations that join or cut channel vectors."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from keras_filterprune.graph.tracer import Tracer
+from keras_filterprune.graph.types import Call, Tensor
+from keras_filterprune.layers.base import (
+    UNTRACKED,
+    Handler,
+    Resize,
+    describe,
+    give_up,
+    register_handler,
+    register_keras_names,
+    untracked,
+)
+
+L = keras.layers
+
+
+def _same_axis(call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> int | None:
+    """The one axis on which every input is tracked, its channels tied; None (and pinned) where there is none."""
+    axes = {x.axis for x in inputs}
+    if len(axes) != 1:
+        t.pin_tensors(inputs, f"meets channels that are not tracked alike in {describe(call)}")
+        return None
+    (axis,) = axes
+    if axis is not None:
+        t.tie(*(x.ids for x in inputs))
+    return axis
+
+
+@register_handler(L.Concatenate)
+@register_keras_names("Concatenate")
+class Concatenate(Handler):
+    """Along the channel axis id vectors are joined; along any other axis they are tied."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        shape = call.output_shapes[0]
+        axis = call.op.axis % len(shape)
+        if all(x.axis != axis for x in inputs):
+            common = _same_axis(call, inputs, t)
+            return [Tensor(shape, common, inputs[0].ids) if common is not None else Tensor(shape)]
+        t.pin_tensors((x for x in inputs if x.axis != axis), f"is joined along another axis by {describe(call)}")
+        ids = [x.ids if x.axis == axis else t.pinned(x.shape[axis], UNTRACKED) for x in inputs]
+        return [Tensor(shape, axis, np.concatenate(ids))]
+
+
+@register_keras_names("Stack")
+class Stack(Handler):
+    """A new axis over tensors whose channels are tied."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        shape, common = call.output_shapes[0], _same_axis(call, inputs, t)
+        if common is None:
+            return [Tensor(shape)]
+        return [Tensor(shape, common + (call.op.axis % len(shape) <= common), inputs[0].ids)]
+
+
+@register_keras_names("Unstack")
+class Unstack(Handler):
+    """One axis dissolved into separate tensors."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x = inputs[0]
+        if not x.tracked:
+            return untracked(call)
+        axis = call.op.axis % len(x.shape)
+        if axis == x.axis:
+            return give_up(call, inputs, t, "is taken apart by")
+        return [Tensor(s, x.axis - (axis < x.axis), x.ids) if s else Tensor(None) for s in call.output_shapes]
+
+
+@register_keras_names("Split")
+class Split(Handler):
+    """`ops.split`: along the channel axis every part keeps its own ids."""
+
+    sized = True
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x, op = inputs[0], call.op
+        if not x.tracked:
+            return untracked(call)
+        if op.axis % len(x.shape) != x.axis:
+            return [Tensor(shape, x.axis, x.ids) if shape else Tensor(None) for shape in call.output_shapes]
+        parts = np.split(x.ids, op.indices_or_sections)
+        return [
+            Tensor(shape, x.axis, ids) if shape else Tensor(None)
+            for shape, ids in zip(call.output_shapes, parts, strict=False)
+        ]
+
+    def resize(self, config: dict, r: Resize) -> dict:
+        x = r.inputs[0]
+        if x.tracked and config["axis"] % len(x.shape) == x.axis:
+            parts = np.split(r.kept(x), config["indices_or_sections"])
+            config["indices_or_sections"] = np.cumsum([int(part.sum()) for part in parts[:-1]]).tolist()
+        return config
+
+
+@register_keras_names("GetItem")
+class GetItem(Handler):
+    """`x[...]`: contiguous slices of channels keep their ids; other channel indexing pins them."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x, shape = inputs[0], call.output_shapes[0]
+        if not x.tracked or shape is None:
+            return [Tensor(shape)]
+        key = _full_key(call.args[1], len(x.shape))
+        if key is None or len(inputs) > 1:
+            return give_up(call, inputs, t, "is indexed by an array in")
+        in_axis = out_axis = 0
+        for item in key:
+            if in_axis == x.axis and item is not None:
+                break
+            in_axis += item is not None
+            out_axis += not isinstance(item, int)
+        if isinstance(item, int):
+            t.pin(x.ids[[item]], f"is picked by number in {describe(call)}")
+            return [Tensor(shape)]
+        if item.step not in (None, 1) and item != slice(None, None, -1):
+            return give_up(call, inputs, t, f"is taken in steps of {item.step} by")
+        return [Tensor(shape, out_axis, x.ids[item])]
+
+    def rewrite(self, args: tuple, kwargs: dict, r: Resize) -> tuple[tuple, dict]:
+        x = r.inputs[0]
+        if not x.tracked:
+            return args, kwargs
+        key, in_axis = list(_full_key(args[1], len(x.shape))), 0
+        kept = r.kept(x)
+        for position, item in enumerate(key):
+            if in_axis == x.axis and item is not None:
+                if isinstance(item, int):
+                    key[position] = int(kept[: item % len(kept)].sum())
+                elif item.step in (None, 1):
+                    start, stop, _ = item.indices(len(kept))
+                    first = int(kept[:start].sum())
+                    key[position] = slice(first, first + int(kept[start:stop].sum()))
+                break
+            in_axis += item is not None
+        return (args[0], tuple(key)), kwargs
+
+
+def _full_key(key, rank: int) -> tuple | None:
+    """An index as one int, slice or None (new axis) per step, ellipsis and missing tail spelled out; None for arrays."""
+    key = tuple(key) if isinstance(key, list | tuple) else (key,)
+    if not all(item is None or item is Ellipsis or isinstance(item, int | np.integer | slice) for item in key):
+        return None
+    named = sum(item is not None and item is not Ellipsis for item in key)
+    full = (slice(None),) * (rank - named)
+    if Ellipsis not in [item for item in key if item is Ellipsis]:
+        key = (*key, Ellipsis)
+    at = next(i for i, item in enumerate(key) if item is Ellipsis)
+    key = key[:at] + full + key[at + 1 :]
+    return tuple(int(item) if isinstance(item, np.integer) else item for item in key)

@@ -1,0 +1,116 @@
+"""Recurrent layers as consumers, and wrappers that apply another layer."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.tracer import Tracer
+from keras_filterprune.graph.types import Call, Tensor
+from keras_filterprune.layers.base import (
+    Handler,
+    Resize,
+    give_up,
+    handler_for,
+    last_axis_ids,
+    register_handler,
+    untracked,
+)
+from keras_filterprune.layers.convolution import Conv, Dense
+
+L = keras.layers
+_GATES = {L.LSTM: 4, L.GRU: 3, L.SimpleRNN: 1}
+
+
+@register_handler(L.LSTM, L.GRU, L.SimpleRNN, L.Bidirectional)
+class Recurrent(Handler):
+    """Reads channels through its input kernels; its own units are tied through time and stay."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        op = call.op
+        directions = [op.forward_layer, op.backward_layer] if isinstance(op, L.Bidirectional) else [op]
+        if any(type(layer) not in _GATES for layer in directions) or len(inputs) > 1:
+            return give_up(call, inputs, t, "feeds")
+        x = last_axis_ids(call, inputs[0], t)
+        steps = call.input_shapes[0][1]
+        for name in named_weights(op):
+            if name.startswith("kernel"):
+                t.bind(call.path, name, 0, x, "input")
+            else:
+                t.constant(call.path, name)
+        for layer in directions:
+            numbers = steps * _GATES[type(layer)] * layer.units
+            t.spend(call.path, numbers, x)
+            t.spend(call.path, numbers * layer.units)
+        return untracked(call)
+
+
+class Wrapper(Handler):
+    """A layer that applies `op.layer`: the inner layer's handler does the work under the wrapper's path."""
+
+    def inner(self, call: Call, inputs: tuple[Tensor, ...]) -> tuple[Handler, Call, tuple[Tensor, ...]]:
+        """Handler, call and tensors as the wrapped layer sees them."""
+        return handler_for(call.op.layer), replace(call, op=call.op.layer), inputs
+
+    def resize(self, config: dict, r: Resize) -> dict:
+        handler, call, inputs = self.inner(r.call, r.inputs)
+        _, _, outputs = self.inner(r.call, r.outputs)
+        inner = copy.deepcopy(config["layer"])
+        inner["config"] = handler.resize(inner["config"], Resize(call, inputs, outputs, r.alive))
+        return config | {"layer": inner}
+
+
+@register_handler(L.TimeDistributed)
+class TimeDistributed(Wrapper):
+    """The inner layer sees every tensor without axis 1."""
+
+    def inner(self, call: Call, inputs: tuple[Tensor, ...]) -> tuple[Handler, Call, tuple[Tensor, ...]]:
+        def step(shape: tuple | None) -> tuple | None:
+            return None if shape is None else (shape[0], *shape[2:])
+
+        inner = replace(
+            call,
+            op=call.op.layer,
+            input_shapes=tuple(map(step, call.input_shapes)),
+            output_shapes=tuple(map(step, call.output_shapes)),
+        )
+        axes = [x.axis - 1 if x.tracked else None for x in inputs]
+        tensors = tuple(Tensor(step(x.shape), axis, x.ids) for x, axis in zip(inputs, axes, strict=True))
+        return handler_for(call.op.layer), inner, tensors
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        if inputs[0].axis == 1 or len(inputs) > 1:
+            return give_up(call, inputs, t, "lies on the time axis of")
+        handler, inner, tensors = self.inner(call, inputs)
+        with t.times(call.input_shapes[0][1]):
+            outputs = handler.trace(inner, tensors, t)
+        return [
+            Tensor(shape, x.axis + 1 if x.tracked else None, x.ids)
+            for shape, x in zip(call.output_shapes, outputs, strict=True)
+        ]
+
+    def masked_call(self, op: Any, args: tuple, kwargs: dict, r: Resize) -> Any:
+        handler, call, inputs = self.inner(r.call, r.inputs)
+        _, _, outputs = self.inner(r.call, r.outputs)
+        if type(handler).masked_call is Handler.masked_call:
+            return op(*args, **kwargs)
+        inner = Resize(call, inputs, outputs, r.alive)
+        frames = keras.ops.unstack(args[0], axis=1)
+        return keras.ops.stack([handler.masked_call(op.layer, (f,), {}, inner) for f in frames], axis=1)
+
+
+@register_handler(L.SpectralNormalization)
+class SpectralNormalization(Wrapper):
+    """Divides the kernel by its largest singular value while training; `vector_u` runs along the filters."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        handler, inner, tensors = self.inner(call, inputs)
+        if not isinstance(handler, Conv | Dense):
+            return give_up(call, inputs, t, "feeds")
+        (out,) = handler.trace(inner, tensors, t)
+        t.bind(call.path, "vector_u", 1, out.ids)
+        return [out]

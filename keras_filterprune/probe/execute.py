@@ -1,0 +1,83 @@
+"""Run a flat model view call by call, so that a caller can look at, or stand in for, any single operation."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.graph.keras_view import substitute
+from keras_filterprune.graph.types import Call, ModelView, TensorRef
+
+
+class Executor:
+    """Evaluates the calls of a view in order, in inference mode, and forgets tensors after their last reader.
+
+    Args:
+        view: the flat view of a model.
+        apply: `apply(call, args, kwargs)` returns the outputs of one call, in the call's own structure.
+    """
+
+    def __init__(self, view: ModelView, apply: Callable[[Call, tuple, dict], Any]):
+        self._view = view
+        self._apply = apply
+        self._values: dict[TensorRef, Any] = {}
+        self._readers = Counter(ref for call in view.calls for ref in call.inputs)
+        self._readers.update(view.outputs)
+
+    def feed(self, inputs: list[Any]) -> None:
+        """Set the flat model inputs."""
+        self._values.update(zip(self._view.inputs, inputs, strict=True))
+
+    def step(self, number: int) -> list[Any]:
+        """Evaluate call `number` and return its flat outputs."""
+        call = self._view.calls[number]
+        args, kwargs = substitute((call.args, call.kwargs), self._values)
+        outputs = keras.tree.flatten(self._apply(call, args, inference(call, kwargs)))
+        for ref in call.inputs:
+            self._readers[ref] -= 1
+            if not self._readers[ref]:
+                del self._values[ref]
+        for index, value in enumerate(outputs):
+            if self._readers[TensorRef(number, index)]:
+                self._values[TensorRef(number, index)] = value
+        return outputs
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        """Evaluate the whole view; returns the flat model outputs."""
+        self.feed(inputs)
+        for number, call in enumerate(self._view.calls):
+            if call.inputs:
+                self.step(number)
+        return self.outputs()
+
+    def outputs(self) -> list[Any]:
+        """The flat model outputs, once every call has been evaluated."""
+        return [self._values[ref] for ref in self._view.outputs]
+
+
+def inference(call: Call, kwargs: dict) -> dict:
+    """Call arguments with `training=False` where the layer takes it (some layers default to True)."""
+    if isinstance(call.op, keras.layers.Layer) and "training" in inspect.signature(call.op.call).parameters:
+        return kwargs | {"training": False}
+    return kwargs
+
+
+def random_inputs(view: ModelView, seed: int = 0, batch: int = 2) -> list[Any]:
+    """Flat random model inputs: normal floats, ones and zeros for integers and booleans."""
+    generator = np.random.default_rng(seed)
+    arrays = []
+    for ref in view.inputs:
+        call = view.calls[ref.call]
+        shape = tuple(batch if n is None else n for n in call.output_shapes[0])
+        dtype = keras.backend.standardize_dtype(call.op.dtype)
+        if "float" in dtype:
+            values = generator.normal(size=shape)
+        else:
+            values = generator.integers(0, 2, shape)
+        arrays.append(keras.ops.convert_to_tensor(values, dtype))
+    return arrays

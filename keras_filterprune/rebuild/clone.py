@@ -1,0 +1,193 @@
+"""Clone a model with some of its channels missing: resized layers, rewritten call arguments, copied weights."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.errors import UnsupportedModelError
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.layers.base import Handler, Resize, handler_for
+
+
+@dataclass(frozen=True, eq=False)
+class Rebuilt:
+    """A smaller model next to the graph it came from.
+
+    Attributes:
+        model: the new model, with the surviving weights.
+        twins: id of every original operation -> its clone.
+        resizes: call number -> what happened to the call's channels.
+        notes: what could not be carried over, in sentences.
+    """
+
+    model: keras.Model
+    twins: dict[int, Any]
+    resizes: dict[int, Resize]
+    notes: list[str] = field(default_factory=list)
+
+
+def rebuild(model: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]) -> Rebuilt:
+    """Build the model that is left when every group keeps only the given units.
+
+    Args:
+        model: the model that `graph` was read from; it is not changed.
+        graph: `analyze(model)`.
+        kept: {group name: sorted indices of the units that stay}; groups left out stay whole.
+
+    Returns:
+        A `Rebuilt`; names, dtype policies, trainable flags, regularizers and the compile configuration are kept.
+    """
+    alive = graph.kept_ids(kept)
+    resizes = {
+        number: Resize(call, inputs, outputs, alive)
+        for number, (call, (inputs, outputs)) in enumerate(zip(graph.view.calls, graph.tensors, strict=True))
+        if call.inputs
+    }
+    cloner = _Cloner(graph, alive, {id(r.call.op): r for r in resizes.values() if r.changed})
+    rebuilt = Rebuilt(cloner.model(model), cloner.twins, resizes)
+    _copy_weights(graph, alive, cloner.twins)
+    _copy_trainable(model, rebuilt.model, cloner.twins)
+    if model.compiled:
+        _compile_like(model, rebuilt)
+    return rebuilt
+
+
+class _Cloner:
+    def __init__(self, graph: ChannelGraph, alive: np.ndarray, changed: dict[int, Resize]):
+        self.graph = graph
+        self.alive = alive
+        self.changed = changed
+        self.twins: dict[int, Any] = {}
+        self._rewrites: dict[int, tuple[Handler, Resize]] = {}
+
+    def model(self, model: keras.Model) -> keras.Model:
+        """A clone of a (nested) model, uncompiled."""
+        if isinstance(model, keras.Sequential):
+            layers = [self.operation(layer) for layer in model.layers]
+            twin = keras.Sequential([*self.inputs(model), *layers], name=model.name)
+        else:
+            # clone_model would compile the clone, and fail on custom losses: an uncompiled twin shares the layers.
+            plain = keras.Model(model.input, model.output, name=model.name) if model.compiled else model
+            inputs = keras.tree.pack_sequence_as(model.input, self.inputs(model))
+            twin = keras.models.clone_model(
+                plain, input_tensors=inputs, clone_function=self.operation, call_function=self.call
+            )
+        self.twins[id(model)] = twin
+        return twin
+
+    def inputs(self, model: keras.Model) -> list[Any]:
+        """New flat inputs of a (nested) model; clone_model's own would lose `optional` and `sparse`."""
+        fed = self.graph.view.nested_inputs.get(id(model))
+        layers = {op.name: op for op in model.operations} if hasattr(model, "operations") else {}
+        inputs = []
+        for index, tensor in enumerate(model.inputs):
+            shape = list(tensor.shape)
+            traced = self.graph.tensors[fed[index].call][1][fed[index].index] if fed else None
+            if traced is not None and traced.tracked and shape[traced.axis] is not None:
+                shape[traced.axis] = int(self.alive[traced.ids].sum())
+            optional = bool(getattr(layers.get(tensor.name), "optional", False))
+            sparse = bool(tensor.sparse)
+            inputs.append(
+                keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name, sparse=sparse, optional=optional)
+            )
+        return inputs
+
+    def operation(self, op: Any) -> Any:
+        if id(op) not in self.twins:
+            if isinstance(op, keras.Model) and getattr(op, "inputs", None):
+                return self.model(op)
+            self.twins[id(op)] = self._clone(op)
+        return self.twins[id(op)]
+
+    def _clone(self, op: Any) -> Any:
+        r = self.changed.get(id(op))
+        try:
+            config = op.get_config()
+        except NotImplementedError as error:
+            raise UnsupportedModelError(
+                f"layer '{op.name}' ({type(op).__name__}) cannot be rebuilt: it has no get_config(). Implement it to "
+                "return the arguments of its constructor."
+            ) from error
+        if r is not None:
+            config = handler_for(op).resize(_without_old_shapes(copy.deepcopy(config)), r)
+        if isinstance(op, keras.layers.Lambda):
+            return type(op).from_config(config, safe_mode=False)
+        twin = type(op).from_config(config)
+        if r is not None:
+            self._rewrites[id(twin)] = handler_for(op), r
+        return twin
+
+    def call(self, twin: Any, *args, **kwargs) -> Any:
+        if id(twin) in self._rewrites:
+            handler, r = self._rewrites[id(twin)]
+            args, kwargs = handler.rewrite(args, kwargs, r)
+        return twin(*args, **kwargs)
+
+
+def _without_old_shapes(config: Any) -> Any:
+    """A layer configuration without what fits the old shape alone: recorded builds, constant-array initializers."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "Constant" and np.ndim(_plain(config["config"].get("value"))):
+            return keras.initializers.serialize(keras.initializers.Zeros())
+        return {key: _without_old_shapes(value) for key, value in config.items() if key != "build_config"}
+    return config
+
+
+def _plain(value: Any) -> Any:
+    return value["config"]["value"] if isinstance(value, dict) and "config" in value else value
+
+
+def _copy_weights(graph: ChannelGraph, alive: np.ndarray, twins: dict[int, Any]) -> None:
+    masks: dict[tuple[str, str], list[tuple[int, np.ndarray]]] = {}
+    for bind in graph.binds:
+        mask = alive[bind.ids]
+        if not mask.all():
+            masks.setdefault((bind.layer, bind.weight), []).append((bind.axis, mask))
+    for path, op in {call.path: call.op for call in graph.view.calls if call.inputs}.items():
+        twin = twins[id(op)]
+        new = named_weights(twin)
+        for name, variable in named_weights(op).items():
+            value = variable.value
+            if (path, name) in masks:
+                value = keras.ops.convert_to_numpy(value)
+                for axis, mask in masks[path, name]:
+                    value = np.compress(mask, value, axis)
+            new[name].assign(value)
+            if new[name].trainable != variable.trainable:
+                new[name].trainable = variable.trainable
+        if hasattr(twin, "finalize_state"):
+            # Normalization derives its statistics from the weights once, not at every call.
+            twin.finalize_state()
+
+
+def _copy_trainable(old: Any, new: Any, twins: dict[int, Any]) -> None:
+    """Flags from the outside in: setting a model's flag sets those of its layers."""
+    if new.trainable != old.trainable:
+        new.trainable = old.trainable
+    for layer in old.layers:
+        if id(layer) in twins:
+            twin = twins[id(layer)]
+            if isinstance(layer, keras.Model) and hasattr(layer, "layers"):
+                _copy_trainable(layer, twin, twins)
+            elif twin.trainable != layer.trainable:
+                twin.trainable = layer.trainable
+
+
+def _compile_like(model: keras.Model, rebuilt: Rebuilt) -> None:
+    """Compile with the same configuration and a fresh optimizer of it."""
+    custom = {f.__name__: f for f in keras.tree.flatten(model.loss) if callable(f) and hasattr(f, "__name__")}
+    try:
+        with keras.saving.custom_object_scope(custom):
+            rebuilt.model.compile_from_config(model.get_compile_config())
+    except (TypeError, ValueError) as error:
+        first_line = str(error).splitlines()[0]
+        rebuilt.notes.append(
+            f"The result is not compiled, because a custom object of the original's compile() is not registered "
+            f"({first_line}). Call compile() again."
+        )

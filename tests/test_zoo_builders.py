@@ -1,0 +1,36 @@
+"""The zoo itself is sound: every model predicts finite, non-constant values and survives a round trip to disk."""
+
+import keras
+import numpy as np
+import pytest
+from random_graphs import random_model
+from zoo import ZOO, random_inputs
+
+
+def predict(model: keras.Model, x) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(model(x, training=False))]
+
+
+# Keras calls `np.array(variable)` when it saves; TensorFlow's variables do not know NumPy 2's `copy` keyword.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_model_predicts_and_reloads(name, tmp_path):
+    model = ZOO[name]()
+    x = random_inputs(model)
+    expected = predict(model, x)
+    for y in expected:
+        assert np.isfinite(y).all()
+        assert not np.allclose(y[0], y[1], rtol=1e-4), "the output does not depend on the input"
+    model.save(tmp_path / "model.keras")
+    reloaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=name != "lambda_layer")
+    for a, b in zip(expected, predict(reloaded, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_model_is_fixed_by_its_seed(seed):
+    first, second = random_model(seed), random_model(seed)
+    x = random_inputs(first, seed=seed)
+    for a, b in zip(predict(first, x), predict(second, x), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
