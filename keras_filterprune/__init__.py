@@ -1,7 +1,7 @@
 """Structured pruning for Keras 3: a model and a budget go in, a smaller ordinary Keras model comes out.
 
-Start at `prune_model`; `analyze`, `plan_pruning` and `apply_plan` are its three steps. Keras itself is imported with the
-first name that needs it, not with this package.
+Start at `prune_model`; `analyze`, `plan_pruning` and `apply_plan` are its three steps. Keras is imported with the first
+name that needs it, not with this package.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ class FiltersBudget:
         for pattern in self.keep:
             if not fnmatch.filter(layers, pattern):
                 raise UnknownNameError(
-                    f"FiltersBudget names '{pattern}', which matches no prunable layer. Prunable: {', '.join(sorted(layers))}."
+                    f"FiltersBudget names '{pattern}', which matches no prunable layer. Prunable: "
+                    f"{', '.join(sorted(layers))}."
                 )
         return [min((k for p, k in self.keep.items() if fnmatch.filter(group, p)), default=1.0) for group in producers]
 

@@ -86,7 +86,7 @@ class CostModel:
         owner = {layer: number for number, layer in enumerate(self.layers)}
 
         def cost(terms: list) -> Cost:
-            padded = [(c, *(axes + [one, one])[:2], owner[layer]) for layer, c, axes in terms]
+            padded = [(c, *[*axes, one, one][:2], owner[layer]) for layer, c, axes in terms]
             return Cost(*np.array(padded, int).reshape(-1, 4).T, fixed, slope)
 
         self.macs, self.params = cost(macs), cost(params)

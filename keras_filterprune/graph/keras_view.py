@@ -82,12 +82,12 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
 def _no_graph_message(model: keras.Model) -> str:
     if isinstance(model, keras.Sequential):
         return (
-            f"Sequential model '{model.name}' is not built, so its shapes are unknown. Start it with keras.Input(shape), "
-            "or call model.build((None, ...)) first."
+            f"Sequential model '{model.name}' is not built, so its shapes are unknown. Start it with "
+            "keras.Input(shape), or call model.build((None, ...)) first."
         )
     return (
-        f"model '{model.name}' is a subclassed {type(model).__name__} without a graph of layers. Wrap it as a functional "
-        "model: x = keras.Input(shape); keras.Model(x, my_call(x)), where my_call applies its layers to x."
+        f"model '{model.name}' is a subclassed {type(model).__name__} without a graph of layers. Wrap it as a "
+        "functional model: x = keras.Input(shape); keras.Model(x, my_call(x)), where my_call applies its layers to x."
     )
 
 

@@ -1,4 +1,4 @@
-"""Collects channel ids, ties, bindings and pins while a model is traced, and resolves them into a `ChannelGraph` once."""
+"""Collects channel ids, ties, bindings and pins while a model is traced, then resolves them into a `ChannelGraph`."""
 
 from __future__ import annotations
 

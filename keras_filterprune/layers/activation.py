@@ -23,9 +23,11 @@ L = keras.layers
 
 # Built-in activations that look at one number at a time; softmax, glu and the like mix channels.
 ELEMENTWISE = frozenset(
-    "linear relu relu6 leaky_relu elu selu celu gelu silu swish mish softplus softsign sigmoid hard_sigmoid hard_silu "
-    "hard_swish tanh hard_tanh tanh_shrink soft_shrink hard_shrink squareplus exponential log_sigmoid sparse_plus "
-    "sparse_sigmoid threshold".split()
+    """
+        linear relu relu6 leaky_relu elu selu celu gelu silu swish mish softplus softsign sigmoid hard_sigmoid
+        hard_silu hard_swish tanh hard_tanh tanh_shrink soft_shrink hard_shrink squareplus exponential
+        log_sigmoid sparse_plus sparse_sigmoid threshold
+    """.split()
 )
 
 
@@ -61,7 +63,7 @@ class Elementwise(Handler):
         for x in inputs:
             if not (x.tracked and x in tracked) and _size_at(x.shape, shape, axis) not in (1, None):
                 t.pin_tensors(tracked, f"meets channels that are not tracked in {describe(call)}")
-        if any(_mistaken_for_bias(value, shape, axis) for value in _constants(call)):
+        if type(call.op).__name__ == "Add" and any(_mistaken_for_bias(v, shape, axis) for v in _constants(call)):
             t.pin_tensors(tracked, f"meets a constant that Keras would take for a bias in {describe(call)}")
         t.tie(*(x.ids for x in tracked))
         return [Tensor(shape, axis, tracked[0].ids)]
@@ -118,14 +120,17 @@ register_handler(*_ELEMENTWISE_LAYERS, *_MERGES)(Elementwise)
 
 # Names of keras.ops operations, and of private layers in keras.applications (StochasticDepth, CustomScaleLayer).
 register_keras_names(
-    *"""Abs Absolute Add Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh BitwiseAnd BitwiseNot BitwiseOr Cast Cbrt
-    Ceil Celu Clip Copysign Cos Cosh Deg2rad Divide DivideNoNan Elu Equal Erf Erfinv Exp Exp2 Expm1 Fix Floor
-    FloorDivide Fmax Fmin Gelu Greater GreaterEqual HardShrink HardSigmoid HardSilu HardSwish HardTanh Heaviside Hypot
-    Identity Isclose Isfinite Isinf Isnan LeakyRelu Less LessEqual Log Log10 Log1p Log2 LogSigmoid Logaddexp
-    Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Maximum Minimum Mod Multiply NanToNum Negative NotEqual
-    OnesLike Positive Power Rad2deg Real Reciprocal Relu Relu6 Round Rsqrt Selu Sigmoid Sign Silu Sin Sinc Sinh
-    SoftShrink Softplus Softsign SparsePlus SparseSigmoid Sqrt Square Squareplus StopGradient Subtract Tan Tanh
-    TanhShrink Threshold TrueDivide Trunc Where ZerosLike StochasticDepth CustomScaleLayer""".split()
+    *"""
+        Abs Absolute Add Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh BitwiseAnd BitwiseNot BitwiseOr
+        Cast Cbrt Ceil Celu Clip Copysign Cos Cosh Deg2rad Divide DivideNoNan Elu Equal Erf Erfinv Exp Exp2
+        Expm1 Fix Floor FloorDivide Fmax Fmin Gelu Greater GreaterEqual HardShrink HardSigmoid HardSilu
+        HardSwish HardTanh Heaviside Hypot Identity Isclose Isfinite Isinf Isnan LeakyRelu Less LessEqual Log
+        Log10 Log1p Log2 LogSigmoid Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Maximum
+        Minimum Mod Multiply NanToNum Negative NotEqual OnesLike Positive Power Rad2deg Real Reciprocal Relu
+        Relu6 Round Rsqrt Selu Sigmoid Sign Silu Sin Sinc Sinh SoftShrink Softplus Softsign SparsePlus
+        SparseSigmoid Sqrt Square Squareplus StopGradient Subtract Tan Tanh TanhShrink Threshold TrueDivide
+        Trunc Where ZerosLike StochasticDepth CustomScaleLayer
+    """.split()
 )(Elementwise)
 
 

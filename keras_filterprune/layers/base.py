@@ -178,8 +178,9 @@ def handler_for(op: Any) -> Handler:
     """The handler of a Keras operation; an opaque one that pins its inputs where none is registered."""
     if getattr(op, "data_format", None) == "channels_first":
         raise UnsupportedModelError(
-            f"layer '{op.name}' uses data_format='channels_first'; expected 'channels_last', the format of TFLite and of "
-            "CPUs. Rebuild the model with data_format='channels_last' and copy its weights: kernels have the same layout."
+            f"layer '{op.name}' uses data_format='channels_first'; expected 'channels_last', the format of TFLite "
+            "and of CPUs. Rebuild the model with data_format='channels_last' and copy its weights: kernels have the "
+            "same layout."
         )
     if type(op) in _BY_TYPE:
         return _BY_TYPE[type(op)]

@@ -144,7 +144,7 @@ class GetItem(Handler):
 
 
 def _full_key(key, rank: int) -> tuple | None:
-    """An index as one int, slice or None (new axis) per step, ellipsis and missing tail spelled out; None for arrays."""
+    """An index as one int, slice or None (new axis) per step, ellipsis spelled out; None where it holds arrays."""
     key = tuple(key) if isinstance(key, list | tuple) else (key,)
     if not all(item is None or item is Ellipsis or isinstance(item, int | np.integer | slice) for item in key):
         return None

@@ -20,9 +20,9 @@ L = keras.layers
     L.UpSampling1D, L.UpSampling2D, L.UpSampling3D, L.Resizing, L.CenterCrop,
 )  # fmt: skip
 @register_keras_names(
-    *"MaxPool AveragePool AdaptiveMaxPool AdaptiveAveragePool Resize PadImages CropImages".split(),
-    *"AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D".split(),
-    *"AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D".split(),
+    *["MaxPool", "AveragePool", "AdaptiveMaxPool", "AdaptiveAveragePool", "Resize", "PadImages", "CropImages"],
+    *["AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D"],
+    *["AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"],
 )
 class Spatial(Handler):
     """Channels last in, channels last out."""
@@ -35,7 +35,11 @@ class Spatial(Handler):
         return [Tensor(shape, len(shape) - 1, x.ids) if x.tracked else Tensor(shape)]
 
 
-@register_keras_names(*"Mean Sum Max Min Var Std Prod Any All Logsumexp Amax Amin Median CountNonzero".split())
+@register_keras_names(
+    *"""
+    Mean Sum Max Min Var Std Prod Any All Logsumexp Amax Amin Median CountNonzero
+""".split()
+)
 class Reduction(Handler):
     """A reduction over axes other than the channels keeps them apart."""
 

@@ -89,14 +89,14 @@ def units_of(plan: PruningPlan, graph: ChannelGraph) -> dict[str, np.ndarray]:
         if group is None or group.size != entry["size"]:
             size = None if group is None else group.size
             raise PlanMismatchError(
-                f"the plan's group '{entry['name']}' has {entry['size']} units, the model's has {size}. The plan was made "
-                "for another model."
+                f"the plan's group '{entry['name']}' has {entry['size']} units, the model's has {size}. The plan was "
+                "made for another model."
             )
         units = np.asarray(entry["kept"], dtype=int).reshape(-1)
         if len(units) == 0 or (np.diff(units) <= 0).any() or units[0] < 0 or units[-1] >= group.size:
             raise PlanMismatchError(
-                f"group '{entry['name']}' of the plan: kept indices must be increasing, within 0..{group.size - 1}, and "
-                f"not empty. Received: {entry['kept']}."
+                f"group '{entry['name']}' of the plan: kept indices must be increasing, within 0..{group.size - 1}, "
+                f"and not empty. Received: {entry['kept']}."
             )
         kept[group.name] = units
     return kept

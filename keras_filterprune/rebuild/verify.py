@@ -13,6 +13,7 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor
 from keras_filterprune.layers.base import Resize, describe, handler_for
 from keras_filterprune.probe.execute import Executor, inference, random_inputs
+from keras_filterprune.progress import track
 from keras_filterprune.rebuild.clone import Rebuilt
 
 # Largest difference relative to the largest value of a tensor; half precision rounds at 2^-11 and 2^-8.
@@ -20,7 +21,7 @@ _TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
 _DEFAULT_TOLERANCE = 1e-4
 
 
-def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0) -> float:
+def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0, progress: bool = False) -> float:
     """Compare every tensor of the rebuilt model with the masked original, on one random batch.
 
     The masked original is the original network with the consumers' weights of removed channels set to zero (and with
@@ -32,6 +33,7 @@ def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0) -> float:
         graph: the channel graph of the original model.
         rebuilt: the smaller model made from it.
         seed: seed of the random batch.
+        progress: show a progress bar (False).
 
     Returns:
         The largest difference seen, relative to the largest absolute value of the tensor it occurred in.
@@ -56,7 +58,7 @@ def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0) -> float:
     left.feed(inputs)
     right.feed(inputs)
     worst = 0.0
-    for number, r in resizes.items():
+    for number, r in track(resizes.items(), "verifying", len(resizes), progress):
         outputs = zip(left.step(number), right.step(number), strict=True)
         for index, (expected, received) in enumerate(outputs):
             # An output that nobody reads is not traced.
@@ -99,7 +101,7 @@ def _compare(call: Call, tensor: Tensor, alive: np.ndarray, expected: Any, recei
     if expected.shape != received.shape:
         raise SurgeryError(
             f"surgery failed at {describe(call)}: expected an output of shape {expected.shape}, the rebuilt model "
-            f"gives {received.shape}. The handler of {type(call.op).__name__} is wrong; exclude this layer and report it."
+            f"gives {received.shape}. The handler of {type(call.op).__name__} is wrong; exclude the layer and report it."
         )
     difference = _relative(expected, received)
     tolerance = _TOLERANCE.get(dtype, _DEFAULT_TOLERANCE)

@@ -1,0 +1,89 @@
+"""Calibration data in every form Keras users have it, as batches of flat model inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.errors import CalibrationDataError
+from keras_filterprune.graph.types import ModelView
+
+BATCH = 128
+
+
+def input_batches(data: Any, view: ModelView) -> Iterator[list[np.ndarray]]:
+    """Go through calibration data once.
+
+    Args:
+        data: an array of shape (samples, ...); a list with one array per input or a dict by input name; a tuple
+            `(inputs, labels)`; or a `tf.data.Dataset`, `keras.utils.PyDataset` or other iterable of batches of these.
+        view: the model the data is for.
+
+    Yields:
+        Flat inputs of one batch, arrays of shape (batch, ...), in the order of `view.inputs`.
+
+    Raises:
+        CalibrationDataError: there is no data, or it is not finite, or does not fit the inputs.
+    """
+    found = False
+    for batch in [data] if _is_batch(data) else _iterate(data):
+        inputs = [np.asarray(x) for x in _flat(batch, view)]
+        _check(inputs, view)
+        for start in range(0, len(inputs[0]), BATCH):
+            found = True
+            yield [x[start : start + BATCH] for x in inputs]
+    if not found:
+        raise CalibrationDataError("calibration data holds no samples. A few hundred unlabelled ones are enough.")
+
+
+def _is_batch(data: Any) -> bool:
+    """Whether the data is one structure of arrays, not a stream of them."""
+    return isinstance(data, np.ndarray | list | tuple | Mapping) or keras.ops.is_tensor(data)
+
+
+def _iterate(data: Any) -> Iterable[Any]:
+    if isinstance(data, keras.utils.PyDataset):
+        return (data[i] for i in range(len(data)))
+    if not isinstance(data, Iterable):
+        raise CalibrationDataError(
+            f"calibration data is an array, a list or dict of arrays, (x, y), or batches of them. Received: "
+            f"{type(data).__name__}."
+        )
+    return data
+
+
+def _flat(batch: Any, view: ModelView) -> list[Any]:
+    names = [view.calls[ref.call].path for ref in view.inputs]
+    if isinstance(batch, tuple):
+        batch = batch[0]
+    if isinstance(batch, Mapping):
+        if not set(names) <= set(batch):
+            raise CalibrationDataError(f"expected one array per model input {names}. Received keys: {sorted(batch)}.")
+        return [batch[name] for name in names]
+    arrays = batch if isinstance(batch, list) else [batch]
+    if len(arrays) != len(names):
+        raise CalibrationDataError(f"expected one array per model input {names}. Received: {len(arrays)} arrays.")
+    return arrays
+
+
+def _check(inputs: list[np.ndarray], view: ModelView) -> None:
+    for array, ref in zip(inputs, view.inputs, strict=True):
+        call = view.calls[ref.call]
+        expected = call.output_shapes[0]
+        fits = array.ndim == len(expected) and all(
+            e in (None, n) or view.nominal_size == e for n, e in zip(array.shape[1:], expected[1:], strict=False)
+        )
+        if not fits:
+            raise CalibrationDataError(
+                f"calibration data for input '{call.path}' has shape {array.shape}; expected (samples, "
+                f"{', '.join(map(str, expected[1:]))})."
+            )
+        if len(array) != len(inputs[0]):
+            raise CalibrationDataError(
+                f"every input needs the same number of samples. Received: {[len(x) for x in inputs]}."
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CalibrationDataError(f"calibration data for input '{call.path}' holds NaN or infinite values.")

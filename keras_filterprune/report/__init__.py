@@ -1,0 +1,6 @@
+"""Results as values and tables."""
+
+from keras_filterprune.report.graph_table import graph_dict as graph_dict
+from keras_filterprune.report.graph_table import graph_tables as graph_tables
+from keras_filterprune.report.result import LayerRow as LayerRow
+from keras_filterprune.report.result import PruneReport as PruneReport

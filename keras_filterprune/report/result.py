@@ -1,0 +1,88 @@
+"""What one pruning run did, as a value, as JSON and as a table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from keras_filterprune.rebuild.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer before and after: channels, multiply-accumulates and parameters."""
+
+    layer: str
+    channels: int
+    kept: int
+    macs: int
+    macs_after: int
+    params: int
+    params_after: int
+
+
+@dataclass(frozen=True, eq=False)
+class PruneReport:
+    """What was removed, what was not and why, and how far the result is proven.
+
+    Attributes:
+        plan: the `PruningPlan` that was applied.
+        layers: one `LayerRow` per layer that has weights.
+        pinned: [{"layer", "channels", "reason"}], what could not be pruned.
+        approximate: {group: reasons} for groups that cross statistics over channels.
+        verification: largest relative difference to the masked original, None when `verify=False`.
+        compensation: what the compensator did, in one sentence; "none" if nothing.
+        notes: everything else worth knowing.
+    """
+
+    plan: PruningPlan
+    layers: tuple[LayerRow, ...]
+    approximate: dict[str, list[str]]
+    verification: float | None
+    compensation: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def pinned(self) -> list[dict[str, Any]]:
+        return self.plan.pinned
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            "plan": self.plan.to_dict(),
+            "layers": [asdict(row) for row in self.layers],
+            "approximate": self.approximate,
+            "verification": self.verification,
+            "compensation": self.compensation,
+            "notes": self.notes,
+        }
+
+    def summary(self) -> str:
+        """Two or three lines: cost before and after, proof, notes."""
+        (macs, macs_after), (params, params_after) = self.plan.cost["macs"], self.plan.cost["params"]
+        proof = "not verified" if self.verification is None else f"verified to {self.verification:.1e} relative"
+        lines = [
+            f"MACs {macs:,} -> {macs_after:,} ({_percent(macs_after, macs)}), "
+            f"params {params:,} -> {params_after:,} ({_percent(params_after, params)})",
+            f"surgery {proof}; compensation: {self.compensation}",
+        ]
+        if self.approximate:
+            lines.append(f"{len(self.approximate)} groups cross statistics over channels and are approximate")
+        return "\n".join(lines + self.notes)
+
+    def table(self) -> Table:
+        """Channels, MACs and parameters per layer."""
+        table = Table(title=f"{self.plan.model['name']}: {self.plan.method}")
+        table.add_column("layer")
+        for name in ("channels", "kept", "MACs", "after", "params", "after"):
+            table.add_column(name, justify="right")
+        for row in self.layers:
+            numbers = (row.channels, row.kept, row.macs, row.macs_after, row.params, row.params_after)
+            table.add_row(row.layer, *(f"{n:,}" for n in numbers))
+        return table
+
+
+def _percent(after: int, before: int) -> str:
+    return f"{100 * after / before:.1f} %" if before else "nothing"
