@@ -325,11 +325,13 @@ def _apply(
     compensation = compensator.apply(rebuilt.model, data, progress) if compensator else "none"
     if not return_report:
         return rebuilt.model
+    channels = kept_channels(graph, kept)
     before, after = cost.per_layer(cost.sizes), cost.per_layer(keep)
     rows = tuple(
         LayerRow(
             layer,
-            *(((c := plan.layers.get(layer)) and (c["channels"], len(c["kept"]))) or (0, 0)),
+            channels.get(layer, {"channels": 0})["channels"],
+            len(channels.get(layer, {"kept": ()})["kept"]),
             before[layer][0],
             after[layer][0],
             before[layer][1],

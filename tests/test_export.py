@@ -259,7 +259,7 @@ def test_nan_weights_are_refused(tmp_path):
 def test_existing_file_is_kept_unless_overwritten(tmp_path, float_file):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"old")
-    with pytest.raises(ExportError, match=r"already exists and is kept. Pass overwrite=True"):
+    with pytest.raises(ExportError, match=r"already exists and is kept. Choose another name, or pass overwrite"):
         export_tflite(float_file[0], path)
     assert path.read_bytes() == b"old"
     export_tflite(float_file[0], path, overwrite=True)
@@ -268,7 +268,7 @@ def test_existing_file_is_kept_unless_overwritten(tmp_path, float_file):
 
 def test_bad_destinations(tmp_path, float_file):
     model = float_file[0]
-    with pytest.raises(ExportError, match=r"is a folder, expected a file name"):
+    with pytest.raises(ExportError, match=r"it is a folder; expected a file name"):
         export_tflite(model, tmp_path, overwrite=True)
     with pytest.raises(ExportError, match=r"missing does not exist. Create it first"):
         export_tflite(model, tmp_path / "missing" / "model.tflite")

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from keras_filterprune.export.calibration import calibration_samples, random_sam
 from keras_filterprune.export.convert import convert, quiet
 from keras_filterprune.export.parity import Parity, count_operators, measure_parity
 from keras_filterprune.export.signature import input_ports
+from keras_filterprune.files import check_destination, replacing
 
 _MODES = ("float32", "int8")
 _PARITY_SAMPLES = 16
@@ -97,7 +97,7 @@ def export_tflite(
     if mode not in _MODES:
         raise UnknownNameError(f"quantize must be None or one of {', '.join(map(repr, _MODES))}, got {quantize!r}.")
     _check_environment()
-    _check_destination(path, overwrite)
+    check_destination(path, overwrite)
     ports = input_ports(model)
     if mode == "int8" and calibration is None:
         raise CalibrationDataError(
@@ -105,18 +105,12 @@ def export_tflite(
             f"or a dict by input name. The inputs are {', '.join(f'{p.name!r} {p.shape}' for p in ports)}."
         )
     samples = random_samples(ports, _PARITY_SAMPLES) if calibration is None else calibration_samples(ports, calibration)
-    try:
-        # Next to the destination, so that the final rename stays on one file system.
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder, quiet():
-            content = convert(model, ports, Path(folder, "saved_model"), samples if mode == "int8" else None)
-            few = {key: array[:_PARITY_SAMPLES] for key, array in samples.items()}
-            parity = measure_parity(model, content, ports, few) if verify else None
-            _refuse_differences(model, mode, parity)
-            draft = Path(folder, "model.tflite")
-            draft.write_bytes(content)
-            os.replace(draft, path)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error}. Check the folder's permissions and free space.") from error
+    with replacing(path) as draft, quiet():
+        content = convert(model, ports, draft.parent / "saved_model", samples if mode == "int8" else None)
+        few = {key: array[:_PARITY_SAMPLES] for key, array in samples.items()}
+        parity = measure_parity(model, content, ports, few) if verify else None
+        _refuse_differences(model, mode, parity)
+        draft.write_bytes(content)
     return ExportResult(
         path=path,
         bytes=len(content),
@@ -141,15 +135,6 @@ def _check_environment() -> None:
                 f"export_tflite needs {module.partition('.')[0]}, which cannot be imported ({error}). "
                 'Install it: pip install "keras-filterprune[tflite]"'
             ) from error
-
-
-def _check_destination(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise ExportError(f"path={os.fspath(path)!r} is a folder, expected a file name such as 'model.tflite'.")
-    if not path.parent.is_dir():
-        raise ExportError(f"cannot write {path}: the folder {path.parent} does not exist. Create it first.")
-    if path.exists() and not overwrite:
-        raise ExportError(f"{path} already exists and is kept. Pass overwrite=True to replace it.")
 
 
 def _refuse_differences(model: keras.Model, mode: str, parity: Parity | None) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,6 +16,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import PlanMismatchError
+from keras_filterprune.files import write_json
 from keras_filterprune.graph.types import ChannelGraph
 
 FORMAT = 1
@@ -33,7 +33,8 @@ class PruningPlan:
         seed: seed it was made with.
         versions: of keras_filterprune, keras, numpy and python.
         groups: per group {"name", "size", "kept": unit indices, "members": [{"layer", "weight", "axis"}]}.
-        layers: {layer: {"channels": n, "kept": indices of its own channels}}, normalization layers included.
+        layers: {layer: {"channels": n, "kept": indices of its own channels}}, normalization layers included, of every
+            layer that loses channels.
         pinned: [{"layer", "channels", "reason"}].
         cost: {"macs": [before, after], "params": [before, after]}.
     """
@@ -103,16 +104,13 @@ def units_of(plan: PruningPlan, graph: ChannelGraph) -> dict[str, np.ndarray]:
 
 
 def kept_channels(graph: ChannelGraph, kept: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """The plan's `layers` entry: kept output channels of every layer whose own weights lose channels."""
+    """{layer: {"channels": its own output channels, "kept": indices of those that stay}} where it has any."""
     alive = graph.kept_ids(kept)
-    layers = {}
+    layers: dict[str, dict[str, Any]] = {}
     for bind in graph.binds:
-        # A bias or gamma numbers the layer's own channels as well as the kernel does.
-        if bind.role != "input" and not alive[bind.ids].all():
-            channels = {"channels": len(bind.ids), "kept": np.flatnonzero(alive[bind.ids]).tolist()}
-            known = layers.setdefault(bind.layer, channels)
-            if known["channels"] < channels["channels"]:
-                layers[bind.layer] = channels
+        # A bias or gamma numbers the layer's own channels as well as the kernel does; a depthwise kernel fewer.
+        if bind.role != "input" and len(bind.ids) > layers.get(bind.layer, {"channels": 0})["channels"]:
+            layers[bind.layer] = {"channels": len(bind.ids), "kept": np.flatnonzero(alive[bind.ids]).tolist()}
     return layers
 
 
@@ -138,17 +136,3 @@ def versions() -> dict[str, str]:
 
 def package_version() -> str:
     return metadata.version("keras-filterprune")
-
-
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Write JSON next to its destination and move it there."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

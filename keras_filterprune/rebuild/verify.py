@@ -101,7 +101,7 @@ def _compare(call: Call, tensor: Tensor, alive: np.ndarray, expected: Any, recei
     if expected.shape != received.shape:
         raise SurgeryError(
             f"surgery failed at {describe(call)}: expected an output of shape {expected.shape}, the rebuilt model "
-            f"gives {received.shape}. The handler of {type(call.op).__name__} is wrong; exclude the layer and report it."
+            f"gives {received.shape}. The handler of {type(call.op).__name__} is wrong; exclude it and report it."
         )
     difference = _relative(expected, received)
     tolerance = _TOLERANCE.get(dtype, _DEFAULT_TOLERANCE)

@@ -1,0 +1,266 @@
+"""The surgery oracle: a pruned model computes what the original computes with the removed channels disconnected.
+
+It shares no code with `rebuild/verify.py`: the masked original is a second build of the same model with the same
+weights, whose consumers' weights (binds of role "input") are zero where they read a removed channel; both models are
+called as a whole on a random batch, and only their outputs are compared.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import pytest
+from random_graphs import random_model
+from zoo import ZOO, random_inputs
+
+import keras_filterprune as kfp
+from keras_filterprune.graph import ChannelGraph
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.rebuild import Rebuilt, rebuild, verify
+
+RANDOM_GRAPHS = 25
+MODELS = [*ZOO, *(f"random_{seed}" for seed in range(RANDOM_GRAPHS))]
+APPROXIMATE = {"convnext": 1, "group_norm": 2, "dense_mlp": 1, "unusual_axes": 1}
+# Models that hold functions or classes of the user's own, which no file can bring back by itself.
+CUSTOM = {"custom_activation"}
+PYTHON_LAMBDA = {"lambda_layer"}
+TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
+
+# Keras calls `np.array(variable)` when it saves or converts one; TensorFlow's do not know NumPy 2's `copy` keyword.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+def build_model(name: str) -> keras.Model:
+    return ZOO[name]() if name in ZOO else random_model(int(name.removeprefix("random_")))
+
+
+def predict(model: keras.Model, x) -> list[np.ndarray]:
+    outputs = keras.tree.flatten(model(x, training=False))
+    return [keras.ops.convert_to_numpy(y).astype("float64") for y in outputs]
+
+
+def draw(graph: ChannelGraph, kind: int, exact: bool = True) -> dict[str, np.ndarray]:
+    """Kept units of every group: all but one (kind 0), just one (kind 1), any number between (kind 2 and up)."""
+    rng = np.random.default_rng(kind)
+    kept = {}
+    for group in graph.groups:
+        if group.size > 1 and not (exact and group.approximate):
+            n = {0: group.size - 1, 1: 1}.get(kind, rng.integers(1, group.size))
+            kept[group.name] = np.sort(rng.choice(group.size, n, replace=False))
+    return kept
+
+
+def layer_at(model: keras.Model, path: str) -> keras.Layer:
+    """The layer at `outer/inner/name`."""
+    for layer in model.layers:
+        if layer.name == path:
+            return layer
+        if path.startswith(layer.name + "/") and hasattr(layer, "layers"):
+            return layer_at(layer, path.removeprefix(layer.name + "/"))
+    raise KeyError(path)
+
+
+def mask(twin: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]) -> keras.Model:
+    """Zero the weights of `twin` that read removed channels, in place."""
+    alive = graph.kept_ids(kept)
+    for bind in graph.binds:
+        if bind.role == "input":
+            variable = named_weights(layer_at(twin, bind.layer))[bind.weight]
+            value = np.moveaxis(np.array(keras.ops.convert_to_numpy(variable.value)), bind.axis, 0)
+            value[~alive[bind.ids]] = 0
+            variable.assign(np.moveaxis(value, 0, bind.axis))
+    return twin
+
+
+def difference(left: list[np.ndarray], right: list[np.ndarray]) -> float:
+    """Largest difference relative to the largest value of the output it occurs in; infinite where shapes differ."""
+    worst = 0.0
+    for a, b in zip(left, right, strict=True):
+        if a.shape != b.shape or not np.isfinite(a).all() or not np.isfinite(b).all():
+            return float("inf")
+        worst = max(worst, float(np.abs(a - b).max() / np.abs(a).max()))
+    return worst
+
+
+def tolerance(model: keras.Model) -> float:
+    """1e-4, or 2e-2 where a layer computes in half precision."""
+    policies = {layer.compute_dtype for layer in model.layers}
+    return HALF_TOLERANCE if policies & {"float16", "bfloat16"} else TOLERANCE
+
+
+def oracle_difference(
+    build: Callable[[], keras.Model],
+    rebuilt: keras.Model,
+    graph: ChannelGraph,
+    kept: dict[str, np.ndarray],
+    seed: int = 0,
+) -> float:
+    """How far `rebuilt` is from a masked second build of the model that `graph` was read from."""
+    masked = mask(build(), graph, kept)
+    x = random_inputs(masked, batch=3, seed=seed)
+    return difference(predict(masked, x), predict(rebuilt, x))
+
+
+@dataclass(frozen=True, eq=False)
+class Surgery:
+    """One model, several prunings of it, and what was seen of the original before, meanwhile and after."""
+
+    name: str
+    model: keras.Model
+    graph: ChannelGraph
+    draws: list[tuple[dict[str, np.ndarray], Rebuilt]]
+    weights: list[np.ndarray]
+    config: dict
+    x: object
+    predictions: list[np.ndarray]
+    called: set[int]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def surgery(request):
+    model = build_model(request.param)
+    weights = [np.array(w) for w in model.get_weights()]
+    x = random_inputs(model)
+    predictions = predict(model, x)
+    config = model.get_config()
+    called: set[int] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        for base in (keras.Operation, keras.Layer):
+            patch.setattr(base, "symbolic_call", _recording(base.symbolic_call, called))
+        graph = kfp.analyze(model)
+        draws = [(kept := draw(graph, kind), rebuild(model, graph, kept)) for kind in range(4)]
+    return Surgery(request.param, model, graph, draws, weights, config, x, predictions, called)
+
+
+def _recording(symbolic_call, called: set[int]):
+    def recorded(self, *args, **kwargs):
+        called.add(id(self))
+        return symbolic_call(self, *args, **kwargs)
+
+    return recorded
+
+
+def operations(model: keras.Model) -> list[keras.Operation]:
+    """Every operation of a model, nested models' too."""
+    found = list(model.operations) if hasattr(model, "operations") else list(model.layers)
+    return found + [op for inner in found if hasattr(inner, "layers") for op in operations(inner)]
+
+
+def test_result_equals_masked_original(surgery):
+    limit = tolerance(surgery.model)
+    for kept, rebuilt in surgery.draws:
+        assert oracle_difference(lambda: build_model(surgery.name), rebuilt.model, surgery.graph, kept) <= limit
+
+
+def test_verify_agrees_with_the_oracle(surgery):
+    for _, rebuilt in surgery.draws[1:3]:
+        assert verify(surgery.graph, rebuilt, seed=3) <= tolerance(surgery.model)
+
+
+def test_every_group_loses_the_units_that_were_drawn(surgery):
+    sizes = {group.name: group.size for group in surgery.graph.groups}
+    for kept, rebuilt in surgery.draws:
+        for name, units in kept.items():
+            assert 1 <= len(units) < sizes[name]
+            for member in surgery.graph.by_name[name].members:
+                gone = (sizes[name] - len(units)) * member.positions.shape[1]
+                old = named_weights(layer_at(surgery.model, member.layer))[member.weight]
+                new = named_weights(layer_at(rebuilt.model, member.layer))[member.weight]
+                assert new.shape[member.axis] <= old.shape[member.axis] - gone
+
+
+def test_predicted_cost_is_the_cost_of_the_result(surgery):
+    cost = kfp.CostModel(surgery.graph)
+    for kept, rebuilt in surgery.draws:
+        keep = np.array([len(kept.get(g.name, g.units)) for g in surgery.graph.groups], int)
+        assert rebuilt.model.count_params() == cost.params(keep)
+        recount = kfp.CostModel(kfp.analyze(rebuilt.model))
+        assert recount.params(recount.sizes) == cost.params(keep)
+        assert recount.macs(recount.sizes) == cost.macs(keep)
+
+
+def test_result_survives_a_file_without_custom_objects(surgery, tmp_path):
+    small = surgery.draws[2][1].model
+    if surgery.name not in CUSTOM:
+        assert {type(op).__module__.split(".")[0] for op in operations(small)} <= {"keras"}
+    small.save(tmp_path / "small.keras")
+    registered = dict(keras.saving.get_custom_objects())
+    if surgery.name not in CUSTOM:
+        keras.saving.get_custom_objects().clear()
+    try:
+        loaded = keras.models.load_model(tmp_path / "small.keras", safe_mode=surgery.name not in PYTHON_LAMBDA)
+    finally:
+        keras.saving.get_custom_objects().update(registered)
+    assert difference(predict(small, surgery.x), predict(loaded, surgery.x)) <= tolerance(small) / 10
+    assert [layer.name for layer in loaded.layers] == [layer.name for layer in small.layers]
+
+
+def test_original_stays_as_it_was(surgery):
+    for before, after in zip(surgery.weights, surgery.model.get_weights(), strict=True):
+        assert before.dtype == after.dtype
+        assert before.tobytes() == np.asarray(after).tobytes()
+    assert difference(surgery.predictions, predict(surgery.model, surgery.x)) == 0.0
+    assert repr(surgery.model.get_config()) == repr(surgery.config)
+
+
+def test_no_operation_of_the_original_is_called_on_symbolic_tensors(surgery):
+    """That would add a node to it."""
+    assert surgery.called or not surgery.graph.view.calls
+    assert not surgery.called & {id(op) for op in operations(surgery.model)}
+
+
+def test_result_shares_nothing_with_the_original(surgery):
+    old = {id(x) for x in (*operations(surgery.model), *surgery.model.weights)}
+    for _, rebuilt in surgery.draws:
+        assert not old & {id(x) for x in (*operations(rebuilt.model), *rebuilt.model.weights)}
+
+
+def test_zoo_has_approximate_groups_where_expected():
+    found = {name: sum(bool(g.approximate) for g in kfp.analyze(ZOO[name]()).groups) for name in APPROXIMATE}
+    assert found == APPROXIMATE
+
+
+def test_only_the_expected_models_have_approximate_groups(surgery):
+    assert any(g.approximate for g in surgery.graph.groups) == (surgery.name in APPROXIMATE)
+
+
+@pytest.mark.parametrize("name", APPROXIMATE)
+@pytest.mark.parametrize("kind", range(4))
+def test_verify_accepts_approximate_groups(name, kind):
+    model = ZOO[name]()
+    graph = kfp.analyze(model)
+    kept = draw(graph, kind, exact=False)
+    assert {g.name for g in graph.groups if g.approximate and g.size > 1} <= set(kept)
+    assert verify(graph, rebuild(model, graph, kept), seed=kind) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", APPROXIMATE)
+def test_plain_masking_differs_where_the_report_says_approximate(name):
+    """Otherwise the groups would not deserve the word."""
+    model = ZOO[name]()
+    graph = kfp.analyze(model)
+    kept = draw(graph, 2, exact=False)
+    assert oracle_difference(ZOO[name], rebuild(model, graph, kept).model, graph, kept) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", APPROXIMATE)
+def test_report_lists_the_approximate_groups_that_were_pruned(name):
+    model = ZOO[name]()
+    small, report = kfp.prune_model(model, "random", kfp.FiltersBudget(keep=0.5), return_report=True, progress=False)
+    assert small.count_params() < model.count_params()
+    expected = {g.name: list(g.approximate) for g in kfp.analyze(model).groups if g.approximate}
+    assert report.approximate == expected
+    assert all("takes statistics over channels" in reason for reasons in expected.values() for reason in reasons)
+    assert "approximate" in report.summary()
+    assert report.verification <= TOLERANCE
+
+
+def test_report_lists_no_approximate_group_that_stays_whole():
+    model = ZOO["group_norm"]()
+    _, report = kfp.prune_model(
+        model, "l2", kfp.FiltersBudget(keep=0.5), exclude=["conv1", "conv3"], return_report=True, progress=False
+    )
+    assert report.approximate == {}
