@@ -48,7 +48,7 @@ def fit(model: keras.Model, x: np.ndarray, y: np.ndarray, epochs: int, rate: flo
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    model.fit(augmented(x, y, 128, seed), epochs=epochs, verbose=2)
+    model.fit(augmented(x, y, 128, seed), epochs=epochs, shuffle=False, verbose=2)
 
 
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:

@@ -256,6 +256,11 @@ def _counts(
     refused: dict[str, str],
 ) -> np.ndarray:
     """Kept units of every group under the budget."""
+    if not graph.groups:
+        reasons = [f"'{p.layer}' {p.reason}" for p in graph.pinned[:3]] or ["no layer with a handler makes filters"]
+        raise InfeasibleBudgetError(
+            f"model '{graph.view.name}' has no filter that can be removed: {'; '.join(reasons)}."
+        )
     floors = np.minimum(cost.sizes, options.min_filters)
     for number, group in enumerate(graph.groups):
         if group.name in refused:
@@ -341,8 +346,9 @@ def _apply(
     )
     approximate = {g.name: list(g.approximate) for g in graph.groups if g.approximate and len(kept[g.name]) < g.size}
     notes = list(rebuilt.notes)
-    if graph.view.nominal_size:
-        notes.append(f"Unknown input sizes were counted as {graph.view.nominal_size} in MACs.")
+    if graph.view.open_inputs:
+        shapes = {graph.view.calls[r.call].path: graph.view.calls[r.call].output_shapes[0] for r in graph.view.inputs}
+        notes.append(f"Open input sizes were counted as in {shapes}.")
     if graph.uncounted:
         notes.append(f"MACs of these layers are not known and not counted: {', '.join(graph.uncounted)}.")
     return rebuilt.model, PruneReport(plan, rows, approximate, difference, compensation, notes)

@@ -16,7 +16,8 @@ import keras
 from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 
-NOMINAL_SIZE = 64
+# Sides assumed where a model leaves them open: images and signals, and sequences of tokens.
+NOMINAL_SIZE, NOMINAL_TOKENS = 64, 8
 
 
 def view_model(model: keras.Model) -> ModelView:
@@ -75,8 +76,20 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
             inputs = outputs = None
         if not inputs or not outputs:
             raise UnsupportedModelError(_no_graph_message(model))
-        model = keras.Model(inputs, outputs)
-    return model, model.get_config()
+        model = keras.Model(inputs, outputs, name=model.name)
+    try:
+        return model, model.get_config()
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"model '{model.name}' has no configuration to rebuild it from: one of its layers raised "
+            f"{type(error).__name__}: {first_line(error)} Keras cannot save it either; give that layer a get_config()."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's text; Keras' own run over a page."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _no_graph_message(model: keras.Model) -> str:
@@ -224,13 +237,14 @@ def _topological(nodes: dict, made: dict) -> list[tuple[str, int]]:
 
 
 def _with_shapes(view: ModelView, open_inputs: bool) -> ModelView:
-    """The view with every shape computed anew from the inputs, unknown sides taken as `NOMINAL_SIZE`."""
+    """The view with every shape computed anew from the inputs, unknown sides taken at their nominal sizes."""
     specs: dict[TensorRef, Any] = {}
     calls = []
     for number, call in enumerate(view.calls):
         if not call.inputs:
             shape = call.output_shapes[0]
-            shape = (shape[0], *(NOMINAL_SIZE if d is None else d for d in shape[1:]))
+            size = NOMINAL_TOKENS if "int" in call.op.dtype else NOMINAL_SIZE
+            shape = (shape[0], *(size if d is None else d for d in shape[1:]))
             spec = [keras.KerasTensor(shape, dtype=call.op.dtype)]
             calls.append(replace(call, output_shapes=(shape,)))
         else:
@@ -244,7 +258,7 @@ def _with_shapes(view: ModelView, open_inputs: bool) -> ModelView:
                 )
             )
         specs.update({TensorRef(number, i): s for i, s in enumerate(spec)})
-    return replace(view, calls=tuple(calls), nominal_size=NOMINAL_SIZE if open_inputs else None)
+    return replace(view, calls=tuple(calls), open_inputs=open_inputs)
 
 
 def substitute(structure: Any, values: dict[TensorRef, Any]) -> Any:

@@ -50,7 +50,7 @@ class ModelView:
         inputs, outputs: references of the model's flat inputs and outputs.
         output_names: one name per output.
         nested_inputs: per nested model (by id), the references fed to its flat inputs at its first call.
-        nominal_size: side assumed for every unknown non-batch input dimension, None if there was none.
+        open_inputs: inputs leave dimensions beside the batch open; shapes hold for nominal sizes (64, 8 for tokens).
     """
 
     name: str
@@ -59,7 +59,7 @@ class ModelView:
     outputs: tuple[TensorRef, ...]
     output_names: tuple[str, ...]
     nested_inputs: dict[int, tuple[TensorRef, ...]]
-    nominal_size: int | None = None
+    open_inputs: bool = False
 
 
 @dataclass(frozen=True, eq=False)

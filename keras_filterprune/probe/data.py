@@ -74,7 +74,7 @@ def _check(inputs: list[np.ndarray], view: ModelView) -> None:
         call = view.calls[ref.call]
         expected = call.output_shapes[0]
         fits = array.ndim == len(expected) and all(
-            e in (None, n) or view.nominal_size == e for n, e in zip(array.shape[1:], expected[1:], strict=False)
+            e in (None, n) or view.open_inputs for n, e in zip(array.shape[1:], expected[1:], strict=False)
         )
         if not fits:
             raise CalibrationDataError(

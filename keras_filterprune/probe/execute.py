@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -61,10 +60,8 @@ class Executor:
 
 
 def inference(call: Call, kwargs: dict) -> dict:
-    """Call arguments with `training=False` where the layer takes it (some layers default to True)."""
-    if isinstance(call.op, keras.layers.Layer) and "training" in inspect.signature(call.op.call).parameters:
-        return kwargs | {"training": False}
-    return kwargs
+    """Call arguments with `training=False` for every layer, for those that it holds inside as well."""
+    return kwargs | {"training": False} if isinstance(call.op, keras.layers.Layer) else kwargs
 
 
 def random_inputs(view: ModelView, seed: int = 0, batch: int = 2) -> list[Any]:

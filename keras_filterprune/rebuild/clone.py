@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import UnsupportedModelError
-from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.keras_view import first_line, named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.layers.base import Handler, Resize, handler_for
 
@@ -107,18 +107,18 @@ class _Cloner:
 
     def _clone(self, op: Any) -> Any:
         r = self.changed.get(id(op))
-        try:
-            config = op.get_config()
-        except NotImplementedError as error:
-            raise UnsupportedModelError(
-                f"layer '{op.name}' ({type(op).__name__}) cannot be rebuilt: it has no get_config(). Implement it to "
-                "return the arguments of its constructor."
-            ) from error
+        config = op.get_config()
         if r is not None:
             config = handler_for(op).resize(_without_old_shapes(copy.deepcopy(config)), r)
         if isinstance(op, keras.layers.Lambda):
             return type(op).from_config(config, safe_mode=False)
-        twin = type(op).from_config(config)
+        try:
+            twin = type(op).from_config(config)
+        except (TypeError, ValueError) as error:
+            raise UnsupportedModelError(
+                f"layer '{op.name}' ({type(op).__name__}) cannot be rebuilt from its get_config(): {first_line(error)} "
+                "It must return the arguments of the constructor; Keras cannot load a saved copy of it either."
+            ) from error
         if r is not None:
             self._rewrites[id(twin)] = handler_for(op), r
         return twin
@@ -186,8 +186,7 @@ def _compile_like(model: keras.Model, rebuilt: Rebuilt) -> None:
         with keras.saving.custom_object_scope(custom):
             rebuilt.model.compile_from_config(model.get_compile_config())
     except (TypeError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
         rebuilt.notes.append(
             f"The result is not compiled, because a custom object of the original's compile() is not registered "
-            f"({first_line}). Call compile() again."
+            f"({first_line(error)}) Call compile() again."
         )

@@ -18,7 +18,9 @@ def graph_dict(graph: ChannelGraph) -> dict[str, Any]:
         "model": graph.view.name,
         "macs": cost.macs(cost.sizes),
         "params": cost.params(cost.sizes),
-        "assumed_input_size": graph.view.nominal_size,
+        "input_shapes": {
+            graph.view.calls[r.call].path: graph.view.calls[r.call].output_shapes[0] for r in graph.view.inputs
+        },
         "filters_prunable": graph.filters,
         "filters_pinned": sum(p.channels for p in graph.pinned),
         "groups": [
@@ -54,8 +56,8 @@ def graph_tables(graph: ChannelGraph) -> Rows:
     for name, row in content["layers"].items():
         layers.add_row(name, f"{row['macs']:,}", f"{row['params']:,}")
     notes = []
-    if graph.view.nominal_size:
-        notes.append(f"Unknown input sizes are counted as {graph.view.nominal_size}.")
+    if graph.view.open_inputs:
+        notes.append(f"Open input sizes are counted as in {content['input_shapes']}.")
     if graph.uncounted:
         notes.append(f"MACs of these layers are not known and not counted: {', '.join(graph.uncounted)}.")
     return Rows(groups, pinned, layers, *notes)
