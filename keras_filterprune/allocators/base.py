@@ -36,8 +36,7 @@ class Allocation:
 
     def legal(self, keep: np.ndarray) -> np.ndarray:
         """Kept counts rounded up to the multiple, within floors and sizes."""
-        stepped = -(-keep // self.multiple) * self.multiple
-        return np.minimum(np.maximum(stepped, self.floors), self.sizes)
+        return np.minimum(-(-np.maximum(keep, self.floors) // self.multiple) * self.multiple, self.sizes)
 
 
 class Allocator(abc.ABC):

@@ -48,6 +48,10 @@ class Global(Allocator):
         owner = np.repeat(np.arange(len(problem.sizes)), problem.sizes)
         ranks = []
         for group in range(len(problem.sizes)):
+            if problem.floors[group] == problem.sizes[group]:
+                # Such a group stays whole, perhaps because its units have no scores.
+                ranks.append(np.full(problem.sizes[group], np.inf))
+                continue
             score = problem.scores(group) / unit_cost[group] ** self.alpha
             # The best units of a group are its floor and never go.
             score[np.argsort(-score, kind="stable")[: problem.floors[group]]] = np.inf

@@ -7,6 +7,7 @@ shared layers, several outputs) and free of side effects on the model.
 from __future__ import annotations
 
 import functools
+import re
 from collections import deque
 from dataclasses import replace
 from typing import Any
@@ -52,9 +53,11 @@ def named_weights(layer: Any) -> dict[str, Any]:
     """{unique name: variable} of a layer, in the order of `layer.weights`; repeated names are numbered."""
     named: dict[str, Any] = {}
     for variable in getattr(layer, "weights", ()):
-        name, number = variable.name, 1
+        # Keras counts variables without a name through the whole process: variable_7 here is variable_9 in a clone.
+        base = re.sub(r"^variable_\d+$", "variable", variable.name)
+        name, number = base, 1
         while name in named:
-            name, number = f"{variable.name}_{number}", number + 1
+            name, number = f"{base}_{number}", number + 1
         named[name] = variable
     return named
 
