@@ -13,14 +13,20 @@ if TYPE_CHECKING:
     from keras_filterprune.allocators import Global as Global
     from keras_filterprune.allocators import Uniform as Uniform
     from keras_filterprune.analysis import analyze as analyze
+    from keras_filterprune.compensators import BNRecalibration as BNRecalibration
+    from keras_filterprune.compensators import LeastSquares as LeastSquares
     from keras_filterprune.cost import CostModel as CostModel
     from keras_filterprune.cost import FiltersBudget as FiltersBudget
     from keras_filterprune.cost import MacsBudget as MacsBudget
     from keras_filterprune.cost import ParamsBudget as ParamsBudget
     from keras_filterprune.criteria import FPGM as FPGM
+    from keras_filterprune.criteria import FPOMP as FPOMP
     from keras_filterprune.criteria import L1 as L1
     from keras_filterprune.criteria import L2 as L2
+    from keras_filterprune.criteria import LRF as LRF
     from keras_filterprune.criteria import BNScale as BNScale
+    from keras_filterprune.criteria import CaP as CaP
+    from keras_filterprune.criteria import Energy as Energy
     from keras_filterprune.criteria import Random as Random
     from keras_filterprune.errors import CalibrationDataError as CalibrationDataError
     from keras_filterprune.errors import ExportError as ExportError
@@ -47,7 +53,8 @@ _HOME = {
     "allocators": ["Global", "Uniform"],
     "analysis": ["analyze"],
     "cost": ["CostModel", "FiltersBudget", "MacsBudget", "ParamsBudget"],
-    "criteria": ["BNScale", "FPGM", "L1", "L2", "Random"],
+    "compensators": ["BNRecalibration", "LeastSquares"],
+    "criteria": ["BNScale", "CaP", "Energy", "FPGM", "FPOMP", "L1", "L2", "LRF", "Random"],
     "errors": [
         "CalibrationDataError",
         "ExportError",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from keras_filterprune.allocators import Allocator, Global, Uniform
-from keras_filterprune.compensators import BNRecalibration, Compensator
-from keras_filterprune.criteria import FPGM, L1, L2, BNScale, Criterion, Random
+from keras_filterprune.compensators import BNRecalibration, Compensator, LeastSquares
+from keras_filterprune.criteria import FPGM, FPOMP, L1, L2, LRF, BNScale, CaP, Criterion, Energy, Random
 from keras_filterprune.errors import UnknownNameError
 
 
@@ -30,6 +31,11 @@ class Method:
     criterion: Criterion
     allocator: Allocator = field(default_factory=Uniform)
     compensator: Compensator = field(default_factory=BNRecalibration)
+
+    def __post_init__(self):
+        for part, kind in ((self.criterion, Criterion), (self.allocator, Allocator), (self.compensator, Compensator)):
+            if not isinstance(part, kind):
+                raise UnknownNameError(f"Method expects a {kind.__name__} object. Received: {part!r}.")
 
     @property
     def name(self) -> str:
@@ -59,15 +65,23 @@ def register_method(name: str, make: Callable[[int], Method], needs: str, summar
     _METHODS[name] = _Entry(make, needs, summary)
 
 
-register_method("l1", lambda seed: Method(L1()), "nothing", "sum of absolute weights of a filter")
-register_method("l2", lambda seed: Method(L2()), "nothing", "Euclidean norm of a filter")
-register_method(
-    "fpgm", lambda seed: Method(FPGM()), "nothing", "distance to the geometric median of the layer's filters"
-)
-register_method(
-    "bn_scale", lambda seed: Method(BNScale(), Global(0.0)), "nothing", "batch normalization scale, ranked globally"
-)
-register_method("random", lambda seed: Method(Random(seed)), "nothing", "uniform random choice, the baseline")
+def _fixed(criterion: Callable[[], Criterion], allocator: Allocator, compensator: Compensator | None = None):
+    """A recipe that does not depend on the seed."""
+    return lambda seed: Method(criterion(), allocator, compensator or BNRecalibration())
+
+
+for _name, _make, _needs, _summary in (
+    ("l1", _fixed(L1, Uniform()), "nothing", "sum of absolute weights of a filter"),
+    ("l2", _fixed(L2, Uniform()), "nothing", "Euclidean norm of a filter"),
+    ("fpgm", _fixed(FPGM, Uniform()), "nothing", "distance to the geometric median of the layer's filters"),
+    ("bn_scale", _fixed(BNScale, Global(0.0)), "nothing", "batch normalization scale, ranked globally"),
+    ("fp_omp", _fixed(FPOMP, Uniform(), LeastSquares()), "nothing", "orthogonal matching pursuit over the filters"),
+    ("lrf", _fixed(LRF, Uniform(), LeastSquares()), "nothing", "linearly replaceable filters go first"),
+    ("energy", _fixed(Energy, Global(0.7), LeastSquares()), "inputs", "share of the consumers' output variance"),
+    ("cap", _fixed(CaP, Global(0.7), LeastSquares()), "inputs", "error of the consumers' outputs after least squares"),
+    ("random", lambda seed: Method(Random(seed)), "nothing", "uniform random choice, the baseline"),
+):
+    register_method(_name, _make, _needs, _summary)
 
 
 def list_methods() -> list[tuple[str, str, str]]:
@@ -77,13 +91,15 @@ def list_methods() -> list[tuple[str, str, str]]:
 
 def as_method(method: str | Method | Criterion, seed: int) -> Method:
     """A `Method`: a name is its registered recipe, a criterion object the recipe with that criterion in it."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise UnknownNameError(f"seed is a non-negative integer. Received: seed={seed!r}.")
     if isinstance(method, Method):
         return method
     if isinstance(method, Criterion):
         recipes = (entry.make(seed) for entry in _METHODS.values())
         default = next((r for r in recipes if type(r.criterion) is type(method)), None)
         return Method(method, default.allocator, default.compensator) if default else Method(method)
-    if method in _METHODS:
+    if isinstance(method, str) and method in _METHODS:
         return _METHODS[method].make(seed)
     near = difflib.get_close_matches(str(method), _METHODS, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""

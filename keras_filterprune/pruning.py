@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterable
+from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -25,8 +27,9 @@ from keras_filterprune.errors import (
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
+from keras_filterprune.probe.data import check_data
 from keras_filterprune.rebuild.clone import rebuild
-from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, kept_channels, units_of, versions
+from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, kept_channels, refreshed, units_of, versions
 from keras_filterprune.rebuild.verify import verify as verify_surgery
 from keras_filterprune.report import LayerRow, PruneReport
 
@@ -90,6 +93,7 @@ def prune_model(
     compensator = _compensator(compensate, recipe, data)
     weights = Weights(graph.view)
     options = _Options(include, exclude, min_filters, channel_multiple)
+    recipe = _observed(recipe, graph, weights, data, progress)
     plan, kept = _plan(graph, weights, recipe, _name(method, recipe), as_budget(budget), options, seed)
     return _apply(model, graph, plan, kept, compensator, data, verify, return_report, progress)
 
@@ -99,11 +103,13 @@ def plan_pruning(
     method: str | Method | Criterion = "l2",
     budget: float | Budget = 0.5,
     *,
+    data: Any = None,
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     min_filters: int = 1,
     channel_multiple: int = 1,
     seed: int = 0,
+    progress: bool = True,
 ) -> PruningPlan:
     """Decide what `prune_model` would remove, without removing it. Arguments as there.
 
@@ -121,8 +127,9 @@ def plan_pruning(
     """
     graph = analyze(model)
     recipe = as_method(method, seed)
-    options = _Options(include, exclude, min_filters, channel_multiple)
-    return _plan(graph, Weights(graph.view), recipe, _name(method, recipe), as_budget(budget), options, seed)[0]
+    options, weights = _Options(include, exclude, min_filters, channel_multiple), Weights(graph.view)
+    recipe = _observed(recipe, graph, weights, data, progress)
+    return _plan(graph, weights, recipe, _name(method, recipe), as_budget(budget), options, seed)[0]
 
 
 def apply_plan(
@@ -144,7 +151,10 @@ def apply_plan(
     Raises:
         PlanMismatchError: topology or weights are not those the plan was made for.
     """
+    if not isinstance(plan, PruningPlan):
+        raise PlanMismatchError(f"apply_plan takes a PruningPlan, see PruningPlan.load(path). Received: {plan!r}.")
     graph = analyze(model)
+    check_data(data, graph.view)
     weights = Weights(graph.view)
     weights.check_finite()
     found = fingerprint(graph, weights)
@@ -155,6 +165,7 @@ def apply_plan(
                 f"model '{model.name}' has {part} {found[part][:12]}. Make a new plan with plan_pruning()."
             )
     kept = units_of(plan, graph)
+    plan = refreshed(plan, graph, CostModel(graph), kept)
     compensator = _compensator(compensate, as_method("l2", plan.seed), data)
     return _apply(model, graph, plan, kept, compensator, data, verify, return_report, progress)
 
@@ -166,9 +177,9 @@ class _Options:
         self.include = None if include is None else _patterns(include)
         self.exclude = _patterns(exclude or ())
         for name, value in (("min_filters", min_filters), ("channel_multiple", channel_multiple)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise InfeasibleBudgetError(f"{name} is a positive integer. Received: {name}={value!r}.")
-        self.min_filters, self.multiple = min_filters, channel_multiple
+        self.min_filters, self.multiple = int(min_filters), int(channel_multiple)
 
     def refusals(self, graph: ChannelGraph, criterion: Criterion) -> dict[str, str]:
         """{group: why it stays whole}."""
@@ -192,11 +203,26 @@ class _Options:
 
 
 def _patterns(names: str | Iterable[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+    patterns = (names,) if isinstance(names, str) else tuple(names)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UnknownNameError(f"include and exclude take layer names or globs. Received: {pattern!r}.")
+    return patterns
 
 
 def _name(method: Any, recipe: Method) -> str:
     return method if isinstance(method, str) else recipe.name
+
+
+def _observed(recipe: Method, graph: ChannelGraph, weights: Weights, data: Any, progress: bool) -> Method:
+    """The recipe, its criterion having seen the calibration data."""
+    check_data(data, graph.view)
+    weights.check_finite()
+    if recipe.criterion.requires and data is None:
+        raise CalibrationDataError(
+            f"{recipe.criterion!r} needs calibration inputs: pass data=. A few hundred unlabelled ones are enough."
+        )
+    return replace(recipe, criterion=recipe.criterion.observe(graph, weights, data, progress))
 
 
 def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Compensator | None:
@@ -214,7 +240,6 @@ def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Co
 def _plan(
     graph: ChannelGraph, weights: Weights, recipe: Method, name: str, budget: Budget, options: _Options, seed: int
 ) -> tuple[PruningPlan, dict[str, np.ndarray]]:
-    weights.check_finite()
     refused = options.refusals(graph, recipe.criterion)
     cost = CostModel(graph)
     keep = _counts(graph, weights, recipe, cost, budget, options, refused)
@@ -228,22 +253,14 @@ def _plan(
         model=fingerprint(graph, weights),
         method=name,
         budget=repr(budget),
-        seed=seed,
+        seed=int(seed),
         versions=versions(),
-        groups=[
-            {
-                "name": group.name,
-                "size": group.size,
-                "kept": kept[group.name].tolist(),
-                "members": [{"layer": m.layer, "weight": m.weight, "axis": m.axis} for m in group.members],
-            }
-            for group in graph.groups
-        ],
-        layers=kept_channels(graph, kept),
+        groups=[],
+        layers={},
         pinned=pins,
-        cost={kind: [c(cost.sizes), c(keep)] for kind, c in (("macs", cost.macs), ("params", cost.params))},
+        cost={},
     )
-    return plan, kept
+    return refreshed(plan, graph, cost, kept), kept
 
 
 def _counts(
@@ -265,6 +282,9 @@ def _counts(
     for number, group in enumerate(graph.groups):
         if group.name in refused:
             floors[number] = group.size
+        elif group.approximate:
+            # Normalising a single channel leaves a constant.
+            floors[number] = min(group.size, max(2, floors[number]))
     fixed = isinstance(budget, FiltersBudget)
     problem = Allocation(
         sizes=cost.sizes,
@@ -327,7 +347,7 @@ def _apply(
             f"{cost.params(keep):,} were predicted."
         )
     difference = verify_surgery(graph, rebuilt, plan.seed, progress) if verify else None
-    compensation = compensator.apply(rebuilt.model, data, progress) if compensator else "none"
+    compensation = compensator.apply(rebuilt, data, progress) if compensator else "none"
     if not return_report:
         return rebuilt.model
     channels = kept_channels(graph, kept)

@@ -7,6 +7,7 @@ called as a whole on a random batch, and only their outputs are compared.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ from zoo import ZOO, random_inputs
 import keras_filterprune as kfp
 from keras_filterprune.graph import ChannelGraph
 from keras_filterprune.graph.keras_view import named_weights
-from keras_filterprune.rebuild import Rebuilt, rebuild, verify
+from keras_filterprune.rebuild import rebuild, verify
 
 RANDOM_GRAPHS = 25
 MODELS = [*ZOO, *(f"random_{seed}" for seed in range(RANDOM_GRAPHS))]
@@ -111,7 +112,7 @@ class Surgery:
     name: str
     model: keras.Model
     graph: ChannelGraph
-    draws: list[tuple[dict[str, np.ndarray], Rebuilt]]
+    draws: list[tuple[dict[str, np.ndarray], Any]]
     weights: list[np.ndarray]
     config: dict
     x: object

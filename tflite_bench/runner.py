@@ -41,7 +41,7 @@ class Runner:
             ai-edge-litert is not installed.
 
     Example:
-        >>> Runner("model.tflite").time(10).run_ms.min()
+        >>> float(Runner("model.tflite").time(10).run_ms.min())
         0.54
     """
 

@@ -122,13 +122,26 @@ def build(name: str) -> keras.Model:
 
 
 def randomise(model: keras.Model) -> keras.Model:
-    """Random biases, normalization parameters and statistics; kernels are random already."""
+    """Random biases and normalization parameters; statistics around those of a random batch.
+
+    Statistics drawn at random alone let signals fade or explode over a hundred layers, and hide what surgery does.
+    """
     generator = np.random.default_rng(0)
     for weight in model.weights:
-        if weight.name in ("gamma", "moving_variance"):
+        if weight.name == "gamma" or weight.name.startswith("variable"):  # LayerScale does not name its factors
             weight.assign(generator.uniform(0.5, 1.5, weight.shape))
-        elif weight.name in ("beta", "moving_mean", "bias"):
+        elif weight.name in ("beta", "bias"):
             weight.assign(generator.normal(0.0, 0.1, weight.shape))
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    model(generator.normal(size=(8, *model.inputs[0].shape[1:])).astype("float32"), training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+        deviation = np.sqrt(keras.ops.convert_to_numpy(layer.moving_variance))
+        layer.moving_mean.assign_add(deviation * generator.normal(0.0, 0.1, deviation.shape))
+        layer.moving_variance.assign(deviation**2 * generator.uniform(0.5, 1.5, deviation.shape) + 1e-3)
     return model
 
 

@@ -56,10 +56,16 @@ def last_feasible(feasible: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def top_up(problem: Allocation, keep: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Spend what is left of the budget: in this order, one more step for every group it still pays for."""
-    for group in order:
-        more = keep.copy()
-        more[group] = min(keep[group] + problem.multiple, problem.sizes[group])
-        if problem.feasible(more):
-            keep = more
-    return keep
+    """Spend what is left of the budget: in this order, one more step for every group it still pays for.
+
+    Goes round until 1 % of the budget is left at most, or no group's next step fits.
+    """
+    while True:
+        before = keep
+        for group in order:
+            more = keep.copy()
+            more[group] = min(keep[group] + problem.multiple, problem.sizes[group])
+            if problem.feasible(more):
+                keep = more
+        if problem.cost(keep) >= 0.99 * problem.limit or (keep == before).all():
+            return keep

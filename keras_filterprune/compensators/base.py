@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-import keras
+from keras_filterprune.layers.base import Rebuilt
 
 
 class Compensator(abc.ABC):
@@ -18,5 +18,5 @@ class Compensator(abc.ABC):
     requires: frozenset[str] = frozenset()
 
     @abc.abstractmethod
-    def apply(self, model: keras.Model, data: Any, progress: bool = True) -> str:
-        """Change the weights of the pruned `model` in place; returns what was done, in one sentence."""
+    def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
+        """Change the weights of the pruned model in place; returns what was done, in one sentence."""

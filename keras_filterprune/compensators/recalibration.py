@@ -10,6 +10,7 @@ import numpy as np
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.graph.keras_view import named_weights, view_model
 from keras_filterprune.graph.types import Call
+from keras_filterprune.layers.base import Rebuilt
 from keras_filterprune.probe.data import input_batches
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.progress import track
@@ -30,8 +31,8 @@ class BNRecalibration(Compensator):
     def __repr__(self) -> str:
         return "BNRecalibration()"
 
-    def apply(self, model: keras.Model, data: Any, progress: bool = True) -> str:
-        view = view_model(model)
+    def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
+        view = view_model(rebuilt.model)
         sums: dict[str, list[np.ndarray]] = {}
 
         def measure(call: Call, args: tuple, kwargs: dict) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from keras_filterprune.cost.model import Cost, CostModel
@@ -13,7 +14,7 @@ from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
 
 def check_fraction(name: str, value: Any) -> float:
     """`value` as a float in (0, 1]; anything else is an `InfeasibleBudgetError`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
         raise InfeasibleBudgetError(f"{name} is the fraction that is kept, in (0, 1]. Received: {name}={value!r}.")
     return float(value)
 
@@ -58,7 +59,7 @@ class ParamsBudget:
             raise InfeasibleBudgetError(f"ParamsBudget expects either keep= or count=. Received: {self}.")
         if self.keep is not None:
             check_fraction("keep", self.keep)
-        elif isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
+        elif isinstance(self.count, bool) or not isinstance(self.count, Integral) or self.count < 1:
             raise InfeasibleBudgetError(f"count is a positive number of parameters. Received: count={self.count!r}.")
 
     unit = "parameters"
@@ -107,7 +108,7 @@ def as_budget(budget: Budget | float) -> Budget:
     """A budget object; a float is `MacsBudget(keep=float)`."""
     if isinstance(budget, Budget):
         return budget
-    if isinstance(budget, int | float):
+    if isinstance(budget, Real):
         return MacsBudget(check_fraction("budget", budget))
     raise UnknownNameError(
         f"budget is a fraction in (0, 1], MacsBudget, ParamsBudget or FiltersBudget. Received: budget={budget!r}."

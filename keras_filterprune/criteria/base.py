@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from keras_filterprune.errors import UnknownNameError
-from keras_filterprune.graph.types import Group, Member
+from keras_filterprune.graph.types import ChannelGraph, Group, Member
 
 _AGGREGATE = {
     "mean": lambda s: s.mean(axis=0),
@@ -28,6 +29,12 @@ class Criterion(abc.ABC):
 
     requires: frozenset[str] = frozenset()
 
+    def observe(
+        self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
+    ) -> Criterion:
+        """This criterion with whatever it measures on calibration `data`; one that needs weights alone is itself."""
+        return self
+
     @abc.abstractmethod
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Score of every unit, float64 of shape (n_units,), higher = keep, comparable between groups."""
@@ -46,7 +53,12 @@ class MemberCriterion(Criterion):
 
     Args:
         aggregate: "mean" (default), "sum", "max", "prod" over the members, or "first" for the first layer alone.
+
+    Attributes:
+        normalised: whether a member's scores are divided by their mean, so that layers compare.
     """
+
+    normalised = True
 
     def __init__(self, aggregate: str = "mean"):
         if aggregate not in _AGGREGATE:
@@ -66,6 +78,8 @@ class MemberCriterion(Criterion):
 
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         raw = np.stack([self.score(filter_rows(m, weights)) for m in self.members(group)])
+        if not self.normalised:
+            return _AGGREGATE[self.aggregate](raw)
         means = raw.mean(axis=1, keepdims=True)
         return _AGGREGATE[self.aggregate](np.divide(raw, means, out=np.zeros_like(raw), where=means > 0))
 

@@ -34,9 +34,11 @@ class L2(MemberCriterion):
 class BNScale(MemberCriterion):
     """|gamma| of the batch normalization after a layer (Liu et al. 2017, "Network Slimming").
 
-    Meant for networks trained with a sparsity penalty on gamma. Groups without such a scale stay whole.
-    Arguments as in `L1`.
+    Meant for networks trained with a sparsity penalty on gamma, whose scales compare between layers as they are. Groups
+    without such a scale stay whole. Arguments as in `L1`.
     """
+
+    normalised = False
 
     def members(self, group: Group) -> list[Member]:
         moving = {m.layer for m in group.members if m.weight == "moving_mean"}

@@ -46,7 +46,8 @@ def view_model(model: keras.Model) -> ModelView:
         nested_inputs=builder.nested_inputs,
     )
     open_inputs = any(None in call.output_shapes[0][1:] for call in view.calls[: len(inputs)])
-    return _with_shapes(view, open_inputs) if open_inputs or builder.reshaped else view
+    unknown = any(None in shape[1:] for call in view.calls for shape in call.output_shapes if shape)
+    return _with_shapes(view, open_inputs) if unknown or builder.reshaped else view
 
 
 def named_weights(layer: Any) -> dict[str, Any]:
@@ -72,6 +73,11 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
     """The model (or a plain functional twin that shares its layers) with a config that lists nodes."""
     if not isinstance(model, keras.Model):
         raise UnsupportedModelError(f"expected a keras.Model. Received: {type(model).__name__}.")
+    if not plain_call(model):
+        raise UnsupportedModelError(
+            f"model '{model.name}' ({type(model).__name__}) overrides call(), so its graph of layers is not all "
+            "that it computes. Move what call() adds into the graph, as layers between its inputs and outputs."
+        )
     if type(model) is not _functional_class():
         try:
             inputs, outputs = model.inputs, model.outputs
@@ -87,6 +93,11 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
             f"model '{model.name}' has no configuration to rebuild it from: one of its layers raised "
             f"{type(error).__name__}: {first_line(error)} Keras cannot save it either; give that layer a get_config()."
         ) from error
+
+
+def plain_call(model: keras.Model) -> bool:
+    """Whether a model computes its graph and nothing else."""
+    return type(model).call in (_functional_class().call, keras.Sequential.call) or not getattr(model, "inputs", None)
 
 
 def first_line(error: Exception) -> str:
@@ -114,6 +125,7 @@ class _Builder:
         self.calls: list[Call] = []
         # A nested model called on shapes other than its own inputs': its recorded inner shapes do not hold.
         self.reshaped = False
+        self.paths: dict[int, str] = {}
         self.nested_inputs: dict[int, tuple[TensorRef, ...]] = {}
 
     def add(self, call: Call) -> TensorRef:
@@ -154,13 +166,15 @@ class _Builder:
         refs = tuple(x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, _Leaf))
         args, kwargs = keras.tree.map_structure(lambda x: x.value if isinstance(x, _Leaf) else x, (args, kwargs))
         inputs = tuple(x.value for x in refs)
+        # A layer that lives in several models has one path, the first.
+        path = self.paths.setdefault(id(op), path)
         return Call(path, op, args, kwargs, inputs, tuple(x.shape for x in refs), ())
 
     def _inner(self, call: Call, config: dict, prefix: str) -> list[TensorRef] | None:
         """Outputs of a nested model dissolved into the view; None where it cannot be, and stays one opaque call."""
         model = call.op
         if type(model) is not _functional_class() or "input_layers" not in config:
-            if not getattr(model, "inputs", None):
+            if not getattr(model, "inputs", None) or not plain_call(model):
                 return None
             model, config = _functional(model)
         given = call.args[0] if call.args else call.kwargs.get("inputs")

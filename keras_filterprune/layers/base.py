@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import inspect
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ import numpy as np
 from keras_filterprune.errors import UnsupportedLayerError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
-from keras_filterprune.graph.types import Call, Tensor
+from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor
 
 UNTRACKED = "comes from a tensor whose channels are not tracked"
 
@@ -51,6 +52,34 @@ class Resize:
         if tensor.tracked:
             shape[tensor.axis] = self.width(tensor)
         return tuple(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Rebuilt:
+    """A smaller model next to the graph it came from.
+
+    Attributes:
+        graph: the channel graph of the original.
+        model: the new model, with the surviving weights.
+        twins: id of every original operation -> its clone.
+        resizes: call number -> what happened to the call's channels.
+        notes: what could not be carried over, in sentences.
+    """
+
+    graph: ChannelGraph
+    model: keras.Model
+    twins: dict[int, Any]
+    resizes: dict[int, Resize]
+    notes: list[str] = field(default_factory=list)
+
+    def smaller_view(self) -> ModelView:
+        """The original's view with the call arguments of the smaller model; its operations are the `twins`."""
+        calls = list(self.graph.view.calls)
+        for number, r in self.resizes.items():
+            if r.changed:
+                args, kwargs = handler_for(r.call.op).rewrite(r.call.args, r.call.kwargs, r)
+                calls[number] = replace(r.call, args=args, kwargs=kwargs)
+        return replace(self.graph.view, calls=tuple(calls))
 
 
 class Handler(abc.ABC):
@@ -95,6 +124,11 @@ def last_axis_ids(call: Call, x: Tensor, t: Tracer) -> np.ndarray:
     if x.tracked:
         t.pin(x.ids, f"lies on axis {x.axis} where {describe(call)} reads its channels on the last")
     return t.pinned(x.shape[-1], UNTRACKED)
+
+
+def volume(shape: tuple[int | None, ...]) -> int:
+    """Number of positions of a shape; dimensions that stay unknown count once."""
+    return math.prod(n for n in shape if n is not None)
 
 
 def untracked(call: Call) -> list[Tensor]:
@@ -152,8 +186,10 @@ def register_handler(*layer_types: type, like: type | None = None):
         if not inspect.isclass(layer_type):
             raise UnsupportedLayerError(f"register_handler expects classes. Received: {layer_type!r}.")
     if like is not None:
-        if like not in _BY_TYPE:
-            raise UnsupportedLayerError(f"register_handler(like={like.__name__}): that type has no handler itself.")
+        if not inspect.isclass(like) or like not in _BY_TYPE:
+            raise UnsupportedLayerError(
+                f"register_handler(like=) expects a layer class with a handler. Received: {like!r}."
+            )
         _BY_TYPE.update(dict.fromkeys(layer_types, _BY_TYPE[like]))
         return None
 

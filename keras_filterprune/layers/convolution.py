@@ -11,7 +11,7 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.layers.activation import pin_mixing_activation
-from keras_filterprune.layers.base import Handler, Resize, last_axis_ids, register_handler, weight_axis
+from keras_filterprune.layers.base import Handler, Resize, last_axis_ids, register_handler, volume, weight_axis
 
 L = keras.layers
 
@@ -31,7 +31,7 @@ class Conv(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x, op = last_axis_ids(call, inputs[0], t), call.op
-        positions = math.prod(call.output_shapes[0][1:-1]) * math.prod(op.kernel_size)
+        positions = volume(call.output_shapes[0][1:-1]) * math.prod(op.kernel_size)
         in_axis, out_axis = (weight_axis(call, "kernel", axis) for axis in (-2, -1))
         if op.groups > 1 and op.groups == len(x):
             # One input channel per group is a depthwise convolution: channels move through, groups follow.
@@ -66,7 +66,7 @@ class ConvTranspose(Handler):
         out = t.fresh(call.op.filters, (call.path, "filters"))
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -1), x, "input")
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -2), out, "filter")
-        t.spend(call.path, math.prod(call.input_shapes[0][1:-1]) * math.prod(call.op.kernel_size), x, out)
+        t.spend(call.path, volume(call.input_shapes[0][1:-1]) * math.prod(call.op.kernel_size), x, out)
         return _finish(call, out, t)
 
     def resize(self, config: dict, r: Resize) -> dict:
@@ -81,7 +81,7 @@ class DepthwiseConv(Handler):
         x, op = last_axis_ids(call, inputs[0], t), call.op
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -2), x, "filter")
         out = np.repeat(x, op.depth_multiplier) if op.depth_multiplier > 1 else x
-        t.spend(call.path, math.prod(call.output_shapes[0][1:-1]) * math.prod(op.kernel_size), out)
+        t.spend(call.path, volume(call.output_shapes[0][1:-1]) * math.prod(op.kernel_size), out)
         return _finish(call, out, t)
 
 
@@ -96,7 +96,7 @@ class SeparableConv(Handler):
         t.bind(call.path, "depthwise_kernel", weight_axis(call, "depthwise_kernel", -2), x)
         t.bind(call.path, "pointwise_kernel", weight_axis(call, "pointwise_kernel", -2), middle, "input")
         t.bind(call.path, "pointwise_kernel", weight_axis(call, "pointwise_kernel", -1), out, "filter")
-        positions = math.prod(call.output_shapes[0][1:-1])
+        positions = volume(call.output_shapes[0][1:-1])
         t.spend(call.path, positions * math.prod(op.kernel_size), middle)
         t.spend(call.path, positions, middle, out)
         return _finish(call, out, t)
@@ -114,7 +114,7 @@ class Dense(Handler):
         out = t.fresh(call.op.units, (call.path, "filters"))
         t.bind(call.path, "kernel", 0, x, "input")
         t.bind(call.path, "kernel", 1, out, "filter")
-        t.spend(call.path, math.prod(call.input_shapes[0][1:-1]), x, out)
+        t.spend(call.path, volume(call.input_shapes[0][1:-1]), x, out)
         return _finish(call, out, t)
 
     def resize(self, config: dict, r: Resize) -> dict:

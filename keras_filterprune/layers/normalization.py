@@ -68,12 +68,13 @@ class OverChannels(Handler):
 
     def masked_call(self, op: Any, args: tuple, kwargs: dict, r: Resize) -> Any:
         x = r.inputs[0]
-        if x.axis not in self.axes(op, len(x.shape)):
+        if x.axis not in self.axes(op, len(x.shape)) or r.kept(x).all():
             return op(*args, **kwargs)
         shape = [1] * len(x.shape)
         shape[x.axis] = -1
-        mask = ops.reshape(ops.convert_to_tensor(r.kept(x), args[0].dtype), shape)
-        return self.masked(op, args[0], mask, self.axes(op, len(x.shape)))
+        mask = ops.reshape(ops.convert_to_tensor(r.kept(x), "float32"), shape)
+        y = self.masked(op, ops.cast(args[0], "float32"), mask, self.axes(op, len(x.shape)))
+        return ops.cast(y, op.compute_dtype)
 
     @abc.abstractmethod
     def masked(self, op: Any, x: Any, mask: Any, axes: list[int]) -> Any:
@@ -144,10 +145,10 @@ class GroupNormalization(Handler):
 
     def masked_call(self, op: Any, args: tuple, kwargs: dict, r: Resize) -> Any:
         x = r.inputs[0]
-        if not x.tracked or self._per_channel(op, x):
+        if not x.tracked or self._per_channel(op, x) or r.kept(x).all():
             return op(*args, **kwargs)
         # Groups side by side on an axis of their own: layer normalization over positions and kept channels.
-        value = ops.moveaxis(args[0], x.axis, -1)
+        value = ops.cast(ops.moveaxis(args[0], x.axis, -1), "float32")
         grouped = (*ops.shape(value)[:-1], op.groups, x.shape[x.axis] // op.groups)
         mask = ops.reshape(ops.convert_to_tensor(r.kept(x), value.dtype), grouped[-2:])
         parts, axes = ops.reshape(value, grouped), [*range(1, len(grouped) - 2), len(grouped) - 1]
@@ -157,7 +158,7 @@ class GroupNormalization(Handler):
         weights = named_weights(op)
         y = y * weights["gamma"] if "gamma" in weights else y
         y = y + weights["beta"] if "beta" in weights else y
-        return ops.moveaxis(y, -1, x.axis)
+        return ops.cast(ops.moveaxis(y, -1, x.axis), op.compute_dtype)
 
     @staticmethod
     def _per_channel(op: Any, x: Tensor) -> bool:

@@ -19,6 +19,7 @@ from keras_filterprune.layers.base import (
     last_axis_ids,
     register_handler,
     untracked,
+    volume,
 )
 from keras_filterprune.layers.convolution import Conv, Dense
 
@@ -36,7 +37,7 @@ class Recurrent(Handler):
         if any(type(layer) not in _GATES for layer in directions) or len(inputs) > 1:
             return give_up(call, inputs, t, "feeds")
         x = last_axis_ids(call, inputs[0], t)
-        steps = call.input_shapes[0][1]
+        steps = volume(call.input_shapes[0][1:2])
         for name in named_weights(op):
             if name.startswith("kernel"):
                 t.bind(call.path, name, 0, x, "input")
@@ -86,7 +87,7 @@ class TimeDistributed(Wrapper):
         if inputs[0].axis == 1 or len(inputs) > 1:
             return give_up(call, inputs, t, "lies on the time axis of")
         handler, inner, tensors = self.inner(call, inputs)
-        with t.times(call.input_shapes[0][1]):
+        with t.times(volume(call.input_shapes[0][1:2])):
             outputs = handler.trace(inner, tensors, t)
         return [
             Tensor(shape, x.axis + 1 if x.tracked else None, x.ids)

@@ -30,7 +30,7 @@ def input_batches(data: Any, view: ModelView) -> Iterator[list[np.ndarray]]:
     """
     found = False
     for batch in [data] if _is_batch(data) else _iterate(data):
-        inputs = [np.asarray(x) for x in _flat(batch, view)]
+        inputs = [_array(x) for x in _flat(batch, view)]
         _check(inputs, view)
         for start in range(0, len(inputs[0]), BATCH):
             found = True
@@ -55,26 +55,43 @@ def _iterate(data: Any) -> Iterable[Any]:
     return data
 
 
+def check_data(data: Any, view: ModelView) -> None:
+    """Look at arrays before any work starts; streams of batches are looked at as they come."""
+    if data is not None and _is_batch(data):
+        next(input_batches(data, view))
+
+
 def _flat(batch: Any, view: ModelView) -> list[Any]:
     names = [view.calls[ref.call].path for ref in view.inputs]
-    if isinstance(batch, tuple):
+    if isinstance(batch, tuple) and batch:
         batch = batch[0]
     if isinstance(batch, Mapping):
         if not set(names) <= set(batch):
-            raise CalibrationDataError(f"expected one array per model input {names}. Received keys: {sorted(batch)}.")
+            keys = sorted(map(str, batch))
+            raise CalibrationDataError(f"expected one array per model input {names}. Received keys: {keys}.")
         return [batch[name] for name in names]
-    arrays = batch if isinstance(batch, list) else [batch]
+    arrays = list(batch) if isinstance(batch, list | tuple) else [batch]
     if len(arrays) != len(names):
         raise CalibrationDataError(f"expected one array per model input {names}. Received: {len(arrays)} arrays.")
     return arrays
 
 
+def _array(value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise CalibrationDataError(f"calibration data is ragged: {error}. Expected arrays of one shape.") from error
+    if array.dtype.kind not in "fiub":
+        raise CalibrationDataError(f"calibration data is numeric. Received: {type(value).__name__} of {array.dtype}.")
+    return array
+
+
 def _check(inputs: list[np.ndarray], view: ModelView) -> None:
     for array, ref in zip(inputs, view.inputs, strict=True):
         call = view.calls[ref.call]
-        expected = call.output_shapes[0]
+        expected = tuple(call.op.shape)
         fits = array.ndim == len(expected) and all(
-            e in (None, n) or view.open_inputs for n, e in zip(array.shape[1:], expected[1:], strict=False)
+            e in (None, n) for n, e in zip(array.shape[1:], expected[1:], strict=True)
         )
         if not fits:
             raise CalibrationDataError(
@@ -82,8 +99,7 @@ def _check(inputs: list[np.ndarray], view: ModelView) -> None:
                 f"{', '.join(map(str, expected[1:]))})."
             )
         if len(array) != len(inputs[0]):
-            raise CalibrationDataError(
-                f"every input needs the same number of samples. Received: {[len(x) for x in inputs]}."
-            )
+            counts = [len(x) for x in inputs]
+            raise CalibrationDataError(f"every input needs the same number of samples. Received: {counts}.")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CalibrationDataError(f"calibration data for input '{call.path}' holds NaN or infinite values.")

@@ -46,6 +46,10 @@ class Executor:
                 self._values[TensorRef(number, index)] = value
         return outputs
 
+    def value(self, ref: TensorRef) -> Any | None:
+        """A tensor that has been computed and still has readers, else None."""
+        return self._values.get(ref)
+
     def override(self, number: int, outputs: list[Any]) -> None:
         """Let later calls see these values in place of the outputs of call `number`."""
         for index, value in enumerate(outputs):

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_filterprune.errors import UnsupportedModelError
+from keras_filterprune.errors import SurgeryError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import first_line, named_weights
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.layers.base import Handler, Resize, handler_for
-
-
-@dataclass(frozen=True, eq=False)
-class Rebuilt:
-    """A smaller model next to the graph it came from.
-
-    Attributes:
-        model: the new model, with the surviving weights.
-        twins: id of every original operation -> its clone.
-        resizes: call number -> what happened to the call's channels.
-        notes: what could not be carried over, in sentences.
-    """
-
-    model: keras.Model
-    twins: dict[int, Any]
-    resizes: dict[int, Resize]
-    notes: list[str] = field(default_factory=list)
+from keras_filterprune.layers.base import Handler, Rebuilt, Resize, handler_for
 
 
 def rebuild(model: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]) -> Rebuilt:
@@ -50,12 +34,28 @@ def rebuild(model: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]
         if call.inputs
     }
     cloner = _Cloner(graph, alive, {id(r.call.op): r for r in resizes.values() if r.changed})
-    rebuilt = Rebuilt(cloner.model(model), cloner.twins, resizes)
+    with _dtype_policy(model.dtype_policy):
+        rebuilt = Rebuilt(graph, cloner.model(model), cloner.twins, resizes)
     _copy_weights(graph, alive, cloner.twins)
     _copy_trainable(model, rebuilt.model, cloner.twins)
     if model.compiled:
         _compile_like(model, rebuilt)
+    if type(model).train_step is not type(rebuilt.model).train_step:
+        rebuilt.notes.append(
+            f"The result is a plain model: {type(model).__name__}'s own train_step() is not part of it."
+        )
     return rebuilt
+
+
+@contextlib.contextmanager
+def _dtype_policy(policy: Any) -> Iterator[None]:
+    """Models and inputs take the global policy when they are made: lend them the original's."""
+    outside = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(outside)
 
 
 class _Cloner:
@@ -73,7 +73,9 @@ class _Cloner:
             twin = keras.Sequential([*self.inputs(model), *layers], name=model.name)
         else:
             # clone_model would compile the clone, and fail on custom losses: an uncompiled twin shares the layers.
-            plain = keras.Model(model.input, model.output, name=model.name) if model.compiled else model
+            # A subclass of a functional model comes back as a plain one: saved files need no custom class.
+            special = model.compiled or type(model) is not type(keras.Model(model.inputs[:1], model.inputs[:1]))
+            plain = keras.Model(model.input, model.output, name=model.name) if special else model
             inputs = keras.tree.pack_sequence_as(model.input, self.inputs(model))
             twin = keras.models.clone_model(
                 plain, input_tensors=inputs, clone_function=self.operation, call_function=self.call
@@ -84,7 +86,8 @@ class _Cloner:
     def inputs(self, model: keras.Model) -> list[Any]:
         """New flat inputs of a (nested) model; clone_model's own would lose `optional` and `sparse`."""
         fed = self.graph.view.nested_inputs.get(id(model))
-        layers = {op.name: op for op in model.operations} if hasattr(model, "operations") else {}
+        plain = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
+        layers = {op.name: op for op in plain.operations}
         inputs = []
         for index, tensor in enumerate(model.inputs):
             shape = list(tensor.shape)
@@ -127,7 +130,13 @@ class _Cloner:
         if id(twin) in self._rewrites:
             handler, r = self._rewrites[id(twin)]
             args, kwargs = handler.rewrite(args, kwargs, r)
-        return twin(*args, **kwargs)
+        try:
+            return twin(*args, **kwargs)
+        except ValueError as error:
+            raise SurgeryError(
+                f"surgery failed at '{twin.name}' ({type(twin).__name__}), which does not take its smaller inputs: "
+                f"{first_line(error)} The handler of a layer before it is wrong; exclude that layer and report it."
+            ) from error
 
 
 def _without_old_shapes(config: Any) -> Any:
@@ -158,6 +167,11 @@ def _copy_weights(graph: ChannelGraph, alive: np.ndarray, twins: dict[int, Any])
                 value = keras.ops.convert_to_numpy(value)
                 for axis, mask in masks[path, name]:
                     value = np.compress(mask, value, axis)
+            if tuple(new[name].shape) != tuple(value.shape):
+                raise SurgeryError(
+                    f"surgery failed: weight '{name}' of layer '{path}' is left with shape {tuple(value.shape)}, the "
+                    f"rebuilt layer expects {tuple(new[name].shape)}. The handler of {type(op).__name__} is wrong."
+                )
             new[name].assign(value)
             if new[name].trainable != variable.trainable:
                 new[name].trainable = variable.trainable

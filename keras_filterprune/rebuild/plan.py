@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import PlanMismatchError
 from keras_filterprune.files import write_json
-from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.graph.types import ChannelGraph, TensorRef
 
 FORMAT = 1
 _FIELDS = ("model", "method", "budget", "seed", "versions", "groups", "layers", "pinned", "cost")
@@ -79,53 +80,91 @@ class PruningPlan:
         missing = [name for name in _FIELDS if name not in content]
         if missing:
             raise PlanMismatchError(f"'{path}' is no complete plan: {', '.join(missing)} missing.")
+        shapes = {"model": dict, "groups": list, "layers": dict, "pinned": list, "cost": dict}
+        wrong = [name for name, kind in shapes.items() if not isinstance(content[name], kind)]
+        if wrong:
+            raise PlanMismatchError(f"'{path}' is no plan: {', '.join(wrong)} of another type than plans have.")
         return cls(**{name: content[name] for name in _FIELDS})
 
 
 def units_of(plan: PruningPlan, graph: ChannelGraph) -> dict[str, np.ndarray]:
-    """{group name: kept unit indices} of a plan, checked against the graph it is applied to."""
-    kept = {}
+    """{group name: kept unit indices} of a plan, checked against the graph; groups it leaves out stay whole."""
+    kept = {group.name: np.arange(group.size) for group in graph.groups}
     for entry in plan.groups:
-        group = graph.by_name.get(entry["name"])
-        if group is None or group.size != entry["size"]:
-            size = None if group is None else group.size
+        name, size, units = (entry.get(key) if isinstance(entry, dict) else None for key in ("name", "size", "kept"))
+        group = graph.by_name.get(name) if isinstance(name, str) else None
+        if group is None or group.size != size:
+            found = None if group is None else group.size
             raise PlanMismatchError(
-                f"the plan's group '{entry['name']}' has {entry['size']} units, the model's has {size}. The plan was "
-                "made for another model."
+                f"the plan's group {name!r} has {size} units, the model's has {found}. The plan was made for another model."
             )
-        units = np.asarray(entry["kept"], dtype=int).reshape(-1)
-        if len(units) == 0 or (np.diff(units) <= 0).any() or units[0] < 0 or units[-1] >= group.size:
+        whole = isinstance(units, list) and len(units) > 0 and all(type(unit) is int for unit in units)
+        if not whole or units != sorted(set(units)) or units[0] < 0 or units[-1] >= group.size:
             raise PlanMismatchError(
-                f"group '{entry['name']}' of the plan: kept indices must be increasing, within 0..{group.size - 1}, "
-                f"and not empty. Received: {entry['kept']}."
+                f"group '{name}' of the plan: kept is a list of increasing integers within 0..{group.size - 1}, not empty. "
+                f"Received: {units!r}."
             )
-        kept[group.name] = units
+        kept[name] = np.array(units, int)
     return kept
 
 
 def kept_channels(graph: ChannelGraph, kept: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """{layer: {"channels": its own output channels, "kept": indices of those that stay}} where it has any."""
+    """{layer: {"channels": output channels, "kept": indices of those that stay}} where weights are indexed by them."""
     alive = graph.kept_ids(kept)
+    owners = {bind.layer for bind in graph.binds if bind.role != "input"}
     layers: dict[str, dict[str, Any]] = {}
-    for bind in graph.binds:
-        # A bias or gamma numbers the layer's own channels as well as the kernel does; a depthwise kernel fewer.
-        if bind.role != "input" and len(bind.ids) > layers.get(bind.layer, {"channels": 0})["channels"]:
-            layers[bind.layer] = {"channels": len(bind.ids), "kept": np.flatnonzero(alive[bind.ids]).tolist()}
+    for call, (_, outputs) in zip(graph.view.calls, graph.tensors, strict=True):
+        if call.path in owners and call.path not in layers and outputs[0].tracked:
+            stays = alive[outputs[0].ids]
+            layers[call.path] = {"channels": len(stays), "kept": np.flatnonzero(stays).tolist()}
     return layers
 
 
+def refreshed(plan: PruningPlan, graph: ChannelGraph, cost: CostModel, kept: dict[str, np.ndarray]) -> PruningPlan:
+    """The plan with groups, layers and cost written out for the units that are kept."""
+    keep = np.array([len(kept[group.name]) for group in graph.groups], int)
+    layers = kept_channels(graph, kept)
+    return replace(
+        plan,
+        groups=[
+            {
+                "name": group.name,
+                "size": group.size,
+                "kept": kept[group.name].tolist(),
+                "members": [{"layer": m.layer, "weight": m.weight, "axis": m.axis} for m in group.members],
+            }
+            for group in graph.groups
+        ],
+        layers={name: c for name, c in layers.items() if len(c["kept"]) < c["channels"]},
+        cost={kind: [c(cost.sizes), c(keep)] for kind, c in (("macs", cost.macs), ("params", cost.params))},
+    )
+
+
 def fingerprint(graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray]) -> dict[str, str]:
-    """SHA-256 of the wiring and of every weight; automatic names of raw operations do not count."""
+    """SHA-256 of what the model computes and of every weight; automatic names of inputs and operations do not count."""
     topology = hashlib.sha256()
     for call in graph.view.calls:
-        name = call.path if isinstance(call.op, keras.layers.Layer) or not call.inputs else ""
-        shapes = sorted(graph.weights.get(call.path, {}).items())
-        topology.update(repr((type(call.op).__name__, name, call.inputs, call.output_shapes, shapes)).encode())
+        name = call.path if call.inputs and isinstance(call.op, keras.layers.Layer) else ""
+        config = _anonymous(call.op.get_config()) if call.inputs else call.output_shapes
+        topology.update(repr((type(call.op).__name__, name, config, _anonymous((call.args, call.kwargs)))).encode())
     values = hashlib.sha256()
     for key in sorted(weights):
         values.update(repr(key).encode())
         values.update(np.ascontiguousarray(weights[key]).data)
     return {"name": graph.view.name, "topology": topology.hexdigest(), "weights": values.hexdigest()}
+
+
+def _anonymous(value: Any) -> Any:
+    """A configuration without names and trainable flags; arrays by their bytes, objects by their type."""
+    if isinstance(value, dict):
+        return [(k, _anonymous(v)) for k, v in sorted(value.items(), key=str) if k not in ("name", "trainable")]
+    if isinstance(value, list | tuple):
+        return [_anonymous(v) for v in value]
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        array = np.asarray(value)
+        return str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()
+    plain = value is None or isinstance(value, str | int | float | bool | slice | TensorRef)
+    return value if plain else type(value).__name__
 
 
 def versions() -> dict[str, str]:

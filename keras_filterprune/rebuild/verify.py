@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import keras
@@ -10,11 +9,10 @@ import numpy as np
 
 from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.keras_view import named_weights
-from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor
-from keras_filterprune.layers.base import Resize, describe, handler_for
+from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
+from keras_filterprune.layers.base import Rebuilt, describe, handler_for
 from keras_filterprune.probe.execute import Executor, random_inputs
 from keras_filterprune.progress import track
-from keras_filterprune.rebuild.clone import Rebuilt
 
 # Largest difference relative to the largest value of a tensor; half precision rounds at 2^-11 and 2^-8.
 _TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
@@ -47,7 +45,7 @@ def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0, progress: bool 
     alive = next(iter(resizes.values())).alive
     masked = _masked_weights(graph, alive)
     number_of = {id(call): number for number, call in enumerate(graph.view.calls)}
-    smaller = _rewritten(graph.view, resizes)
+    smaller = rebuilt.smaller_view()
 
     def original(call: Call, args: tuple, kwargs: dict) -> Any:
         with keras.StatelessScope(state_mapping=masked.get(call.path, [])):
@@ -79,16 +77,6 @@ def _surviving(value: Any, tensor: Tensor, alive: np.ndarray) -> Any:
     if not tensor.tracked or alive[tensor.ids].all():
         return value
     return keras.ops.take(value, np.flatnonzero(alive[tensor.ids]), axis=tensor.axis)
-
-
-def _rewritten(view: ModelView, resizes: dict[int, Resize]) -> ModelView:
-    """The view with the call arguments of the smaller model."""
-    calls = list(view.calls)
-    for number, r in resizes.items():
-        if r.changed:
-            args, kwargs = handler_for(r.call.op).rewrite(r.call.args, r.call.kwargs, r)
-            calls[number] = replace(r.call, args=args, kwargs=kwargs)
-    return replace(view, calls=tuple(calls))
 
 
 def _masked_weights(graph: ChannelGraph, alive: np.ndarray) -> dict[str, list[tuple[Any, Any]]]:

@@ -1,0 +1,133 @@
+"""Data-driven criteria: which channels the consumers' outputs can spare, measured on calibration inputs."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_filterprune.criteria.base import Criterion
+from keras_filterprune.criteria.greedy import backward_order
+from keras_filterprune.errors import CalibrationDataError
+from keras_filterprune.graph.types import Call, ChannelGraph, Group
+from keras_filterprune.layers.base import volume
+from keras_filterprune.probe.calibration import calibration_inputs
+from keras_filterprune.probe.consumers import generator_for, kernel_matrix, moments, sample_rows
+from keras_filterprune.probe.execute import Executor
+from keras_filterprune.progress import track
+
+# Columns up to which the covariance over all taps is used; above, taps are averaged (inverting is cubic).
+_LARGEST_GRAM = 2304
+
+
+# Covariance (d, d) of a consumer's input columns, its kernel (d, outputs), and the columns of every unit (n_units, m).
+Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class Observed(Criterion):
+    """Base of criteria that watch the consumers of every group during one pass of the original network.
+
+    Scores are relative squared errors of the consumers' outputs and compare between groups.
+    """
+
+    requires = frozenset({"activations"})
+
+    def __init__(self, scores: dict[str, np.ndarray] | None = None):
+        self._scores = scores
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    @abc.abstractmethod
+    def summarise(self, problems: list[Problem]) -> np.ndarray:
+        """Scores of the units, from what each consumer makes of them."""
+
+    def observe(
+        self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
+    ) -> Criterion:
+        consumers: dict[str, list[tuple[Group, Any]]] = {}
+        waiting: dict[str, int] = {}
+        for group in graph.groups:
+            for member in group.members:
+                if member.role == "input":
+                    consumers.setdefault(member.layer, []).append((group, member))
+                    waiting[group.name] = waiting.get(group.name, 0) + 1
+        problems: dict[str, list] = {group.name: [] for group in graph.groups}
+        scores: dict[str, np.ndarray] = {}
+
+        def watch(call: Call, args: tuple, kwargs: dict) -> Any:
+            # A layer that is called several times is observed at its first call.
+            for group, member in consumers.pop(call.path, ()):
+                problem = _problem(call, args[0], member.positions)
+                if problem is not None:
+                    problems[group.name].append(problem)
+                waiting[group.name] -= 1
+                if not waiting[group.name]:
+                    found = problems.pop(group.name)
+                    scores[group.name] = self.summarise(found) if found else np.full(group.size, np.nan)
+            return call.op(*args, **kwargs)
+
+        executor = Executor(graph.view, watch)
+        executor.feed(calibration_inputs(data, graph.view))
+        numbers = [number for number, call in enumerate(graph.view.calls) if call.inputs]
+        for number in track(numbers, "observing", len(numbers), progress):
+            executor.step(number)
+        return type(self)(scores)
+
+    def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        if self._scores is None:
+            raise CalibrationDataError(f"{self!r} needs calibration inputs: pass data=. A few hundred are enough.")
+        return self._scores[group.name]
+
+    def refuses(self, group: Group) -> str | None:
+        if self._scores is None:
+            return None
+        found = self._scores.get(group.name)
+        unseen = found is None or np.isnan(found).any()
+        return "feeds no layer whose input can be observed" if unseen else None
+
+
+class CaP(Observed):
+    """Compensation-aware pruning (Xie et al. 2021): backward elimination on the covariance of the consumers' inputs.
+
+    The score of a channel is how much its removal raises the consumers' relative squared output error after least
+    squares on the remaining channels, at the point of the elimination where it goes.
+    """
+
+    def summarise(self, problems: list[Problem]) -> np.ndarray:
+        order, increase = backward_order([(c, c @ kernel, columns) for c, kernel, columns in problems])
+        scores = np.empty(len(order))
+        # A later elimination never counts less than an earlier one: the ranking is the order.
+        scores[order] = np.maximum.accumulate(increase) + np.arange(len(order)) * 1e-15
+        return scores
+
+
+class Energy(Observed):
+    """std(x) times the norm of the consumers' weights: the share of the output's variance that a channel carries."""
+
+    def summarise(self, problems: list[Problem]) -> np.ndarray:
+        return sum((np.diag(c) * (kernel**2).sum(axis=1))[columns].sum(axis=1) for c, kernel, columns in problems)
+
+
+def _problem(call: Call, x: Any, positions: np.ndarray) -> Problem | None:
+    """What one consumer makes of the units' channels, scaled to unit output variance."""
+    found = kernel_matrix(call.op)
+    if found is None:
+        return None
+    rows = sample_rows(call.op, x, generator_for(call)).x[:, :, positions.ravel()]
+    kernel = found[1][:, positions.ravel()]
+    taps, channels = kernel.shape[:2]
+    if taps * channels > _LARGEST_GRAM:
+        # Every tap reads the same channels: one covariance for all, and the taps' outputs side by side.
+        flat, matrix, taps = rows.reshape(-1, channels), np.concatenate(list(kernel), axis=1), 1
+    else:
+        # Channel-major, so that the columns of a unit are neighbours.
+        flat, matrix = rows.swapaxes(1, 2).reshape(len(rows), -1), kernel.swapaxes(0, 1).reshape(taps * channels, -1)
+    covariance = moments(flat)[1]
+    energy = max(float((matrix * (covariance @ matrix)).sum()), np.finfo(float).tiny)
+    # An error in an early, large map is corrected by every layer after it; measured on ResNets, its weight falls with
+    # the number of positions.
+    energy *= volume(call.output_shapes[0][1:-1])
+    return covariance / energy, matrix, np.arange(taps * channels).reshape(len(positions), -1)

@@ -1,0 +1,253 @@
+"""The layout of DESIGN.md holds: imports point one way, only public Keras is used, and importing is cheap."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keras_filterprune as kfp
+
+ROOT = Path(kfp.__file__).parents[1]
+# A module imports from the rows above its own and from its own package, never from a neighbour in its row.
+ROWS = [
+    ["errors"],
+    ["progress", "files"],
+    ["graph"],
+    ["layers"],
+    ["analysis"],
+    ["cost"],
+    ["probe"],
+    ["criteria", "allocators", "compensators"],
+    ["rebuild"],
+    ["layer_pruning", "report"],
+    ["methods"],
+    ["pruning"],
+    ["training", "export"],
+    ["demo"],
+    ["__main__"],
+]
+ROW_OF = {package: number for number, row in enumerate(ROWS) for package in row}
+# Programs for people, which also time the files they write; nothing else knows the benchmark.
+MAY_BENCHMARK = {"demo", "__main__"}
+PRIVATE = ("keras.src", "tensorflow.python", "_inbound_nodes", "_nodes_by_depth", "_keras_history", "tf.keras")
+HEAVY = ("keras", "tensorflow", "scipy", "matplotlib", "tensorflow_model_optimization", "jax", "torch")
+
+
+def modules(package):
+    """{dotted name: path} of every module of a top-level package."""
+    paths = sorted(Path(ROOT, package).rglob("*.py"))
+    assert paths
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in paths}
+
+
+LIBRARY = modules("keras_filterprune")
+BENCH = modules("tflite_bench")
+ALL = LIBRARY | BENCH
+every_module = pytest.mark.parametrize("path", ALL.values(), ids=ALL)
+
+
+def imports(source, name="keras_filterprune.x.y"):
+    """Dotted names that a module imports anywhere, `from a import b` as `a.b`, relative ones resolved."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(name.split(".")[: -node.level]) + "." if node.level else ""
+            found |= {f"{base}{node.module or ''}.{alias.name}".replace("..", ".") for alias in node.names}
+    return found
+
+
+def package_of(dotted):
+    """The row's entry a dotted name of keras_filterprune belongs to, None for the top level itself."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "keras_filterprune" and len(parts) > 1 and parts[1] != "__init__" else None
+
+
+def wrong_imports(name, source):
+    """Imports of module `name` that do not come from a row above or from its own package."""
+    own = package_of(name)
+    wrong = []
+    for dotted in sorted(imports(source, name)):
+        other = package_of(dotted)
+        if dotted.split(".")[0] == "tflite_bench":
+            if own not in MAY_BENCHMARK:
+                wrong.append(dotted)
+        elif dotted.split(".")[0] == "keras_filterprune" and other != own and ROW_OF.get(other, 99) >= ROW_OF[own]:
+            wrong.append(dotted)
+    return wrong
+
+
+def test_every_package_has_a_row():
+    assert {package_of(name) for name in LIBRARY} - {None} <= set(ROW_OF)
+
+
+@pytest.mark.parametrize("name", [n for n in LIBRARY if package_of(n)])
+def test_imports_point_to_rows_above(name):
+    assert wrong_imports(name, LIBRARY[name].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("keras_filterprune.criteria.base", "from keras_filterprune.allocators.base import Allocation"),
+        ("keras_filterprune.graph.types", "from keras_filterprune.layers import Handler"),
+        ("keras_filterprune.graph.types", "def f():\n    import keras_filterprune.rebuild.plan"),
+        ("keras_filterprune.probe.data", "from ..rebuild import plan"),
+        ("keras_filterprune.report.result", "from keras_filterprune import methods"),
+        ("keras_filterprune.export.tflite", "import tflite_bench"),
+        ("keras_filterprune.cost.model", "import keras_filterprune"),
+    ],
+)
+def test_the_import_check_can_fail(name, line):
+    assert wrong_imports(name, line)
+
+
+def test_the_import_check_can_pass():
+    line = "import keras\nfrom keras_filterprune.graph.types import Group\nfrom keras_filterprune.criteria import base"
+    assert wrong_imports("keras_filterprune.criteria.x", line) == []
+
+
+@pytest.mark.parametrize("name", BENCH)
+def test_the_benchmark_stands_alone(name):
+    tops = {dotted.split(".")[0] for dotted in imports(BENCH[name].read_text(), name)}
+    assert not tops & {"keras_filterprune", "keras", "tensorflow"}
+
+
+# ------------------------------------------------------------------------------------------------------- code
+
+
+def without_docstrings(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def forbidden(source):
+    """What a source text must not hold: private Keras, print, assert, bare except."""
+    tree = without_docstrings(ast.parse(source))
+    text = ast.unparse(tree)
+    found = [word for word in PRIVATE if word in text]
+    found += [d for d in imports(source) if d.startswith(("keras.src", "tensorflow.python", "tensorflow.keras"))]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "breakpoint"):
+            found.append(node.func.id)
+        if isinstance(node, ast.Assert):
+            found.append("assert")
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            found.append("bare except")
+    return found
+
+
+@every_module
+def test_no_private_keras_no_print_no_assert_no_bare_except(path):
+    assert forbidden(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from keras.src import ops",
+        "import keras.src.ops as ops",
+        "from tensorflow.python import x",
+        "from tensorflow import keras",
+        "x._keras_history",
+        "getattr(layer, '_inbound_nodes')",
+        "y = tf.keras.Model",
+        "print(3)",
+        "def f():\n    assert x",
+        "try:\n    x\nexcept:\n    y",
+    ],
+)
+def test_the_code_check_can_fail(line):
+    assert forbidden(line)
+
+
+def test_the_code_check_leaves_words_in_docstrings_alone():
+    assert forbidden('"""Not tf.keras, no _keras_history."""\n# print(x)\nconsole.print(3)') == []
+
+
+@every_module
+def test_modules_and_functions_are_short(path):
+    source = path.read_text()
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 80, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+
+
+@every_module
+def test_every_module_says_what_it_is(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+# ------------------------------------------------------------------------------------------------ import hygiene
+
+
+def loaded_by(statement, names=HEAVY):
+    code = f"{statement}; import sys; sys.stdout.write(' '.join(m for m in {names!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import keras_filterprune", "from keras_filterprune import errors, __all__", "import keras_filterprune.__main__"],
+)
+def test_importing_is_cheap(statement):
+    assert loaded_by(statement) == []
+
+
+def test_importing_the_benchmark_is_cheap():
+    assert loaded_by("import tflite_bench", (*HEAVY, "keras_filterprune", "ai_edge_litert")) == []
+
+
+def test_the_hygiene_check_can_fail():
+    assert loaded_by("import keras_filterprune, scipy") == ["scipy"]
+
+
+# --------------------------------------------------------------------------------------------------- public names
+
+
+def reexports():
+    """{name: home module} that `keras_filterprune/__init__.py` shows to type checkers."""
+    tree = ast.parse(Path(kfp.__file__).read_text())
+    (block,) = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    found = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.name == alias.asname, f"write `{alias.name} as {alias.name}`: an explicit re-export"
+            found[alias.name] = node.module
+    return found
+
+
+def test_public_names_are_what_type_checkers_see():
+    assert kfp.__all__ == sorted(reexports())
+    assert len(set(kfp.__all__)) == len(kfp.__all__)
+
+
+@pytest.mark.parametrize("name", kfp.__all__)
+def test_public_names_resolve_to_documented_objects(name):
+    value = getattr(kfp, name)
+    assert value is getattr(importlib.import_module(reexports()[name]), name)
+    assert value.__doc__
+    assert name in dir(kfp)
+
+
+def test_unknown_attributes_are_attribute_errors():
+    with pytest.raises(AttributeError, match="module 'keras_filterprune' has no attribute 'prune'"):
+        _ = kfp.prune
+    assert not hasattr(kfp, "MODULE")
+
+
+def test_star_import_and_packages():
+    names = {}
+    exec("from keras_filterprune import *", names)
+    assert set(kfp.__all__) <= set(names)
+    for package in {package_of(n) for n in LIBRARY} - {None, "__main__", "demo"}:
+        importlib.import_module(f"keras_filterprune.{package}")

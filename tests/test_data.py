@@ -1,0 +1,286 @@
+"""Calibration data in every form means the same, and recalibration measures what NumPy measures."""
+
+import keras
+import numpy as np
+import pytest
+from zoo import ZOO
+
+import keras_filterprune as kfp
+from keras_filterprune.compensators import BNRecalibration
+from keras_filterprune.graph.keras_view import view_model
+from keras_filterprune.probe import data as probe_data
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+SAMPLES = 24
+
+
+def images(seed=0, shape=(12, 12, 3)):
+    return np.random.default_rng(seed).normal(0.5, 2.0, size=(SAMPLES, *shape)).astype("float32")
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x, y, size, **kwargs):
+        super().__init__(**kwargs)
+        self.x, self.y, self.size = x, y, size
+
+    def __len__(self):
+        return -(-len(self.x) // self.size)
+
+    def __getitem__(self, index):
+        part = slice(index * self.size, (index + 1) * self.size)
+        return self.x[part], self.y[part]
+
+
+def dataset(*structure, size=8):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(structure if len(structure) > 1 else structure[0]).batch(size)
+
+
+X, Y = images(), np.arange(SAMPLES)
+# One batch each: batches are normalised by their own statistics on the way, so their size matters.
+WHOLE = {
+    "array": lambda: X,
+    "tensor": lambda: keras.ops.convert_to_tensor(X),
+    "float64": lambda: X.astype("float64"),
+    "list": lambda: [X],
+    "dict": lambda: {"image": X},
+    "dict with more": lambda: {"image": X, "label": Y},
+    "with labels": lambda: (X, Y),
+    "dict with labels": lambda: ({"image": X}, Y),
+    "list with labels": lambda: ([X], Y),
+    "generator": lambda: (b for b in [X]),
+    "generator of pairs": lambda: (b for b in [(X, Y)]),
+    "dataset": lambda: dataset(X, size=SAMPLES),
+    "dataset of pairs": lambda: dataset(X, Y, size=SAMPLES),
+    "dataset of dicts": lambda: dataset({"image": X}, size=SAMPLES),
+    "pydataset": lambda: Batches(X, Y, SAMPLES),
+}
+PARTS = {
+    "generator": lambda: (X[i : i + 8] for i in (0, 8, 16)),
+    "iterator of lists": lambda: iter([[X[:8]], [X[8:16]], [X[16:]]]),
+    "dataset": lambda: dataset(X, Y),
+    "pydataset": lambda: Batches(X, Y, 8),
+    "mixed forms": lambda: iter([X[:8], (X[8:16], Y[8:16]), {"image": X[16:]}]),
+}
+
+
+def statistics(model):
+    return {
+        layer.name: (layer.moving_mean.numpy(), layer.moving_variance.numpy())
+        for layer in model.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    }
+
+
+def recalibrated(model, data):
+    """The whole model, nothing removed, with its statistics measured anew; and what the report says about that."""
+    small, report = kfp.prune_model(
+        model, "l1", 1.0, data=data, compensate=BNRecalibration(), return_report=True, progress=False
+    )
+    return small, report.compensation
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        for x, y in zip(a[name], b[name], strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    """A function that prunes one model with given calibration data and returns the new statistics."""
+    model = ZOO["conv_bn_relu_chain"]()
+
+    def prune(data):
+        return statistics(kfp.prune_model(model, "l2", kfp.FiltersBudget(0.5), data=data, verify=False, progress=False))
+
+    return prune
+
+
+@pytest.fixture(scope="module")
+def whole(pruned):
+    return pruned(X)
+
+
+@pytest.mark.parametrize("form", WHOLE)
+def test_one_batch_in_every_form(pruned, whole, form):
+    assert_same(pruned(WHOLE[form]()), whole)
+
+
+@pytest.mark.parametrize("form", PARTS)
+def test_several_batches_in_every_form(pruned, whole, form):
+    result = pruned(PARTS[form]())
+    assert_same(result, pruned(iter([X[:8], X[8:16], X[16:]])))
+    # The first normalization sees the data itself: how it is cut does not matter to rounding.
+    for a, b in zip(result["conv1_bn"], whole["conv1_bn"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert any((a != b).any() for a, b in zip(result["conv3_bn"], whole["conv3_bn"], strict=True))
+
+
+def test_large_arrays_are_cut_into_batches(monkeypatch):
+    monkeypatch.setattr(probe_data, "BATCH", 7)
+    view = view_model(ZOO["siamese"]())
+    left, right = images(1, (6, 8, 3)), images(2, (6, 8, 3))
+    batches = list(probe_data.input_batches([left, right], view))
+    assert [len(b[0]) for b in batches] == [7, 7, 7, 3]
+    for index, array in enumerate((left, right)):
+        np.testing.assert_array_equal(np.concatenate([b[index] for b in batches]), array)
+
+
+@pytest.mark.parametrize("name", ["siamese", "dict_input_output"])
+def test_several_inputs_by_order_and_by_name(name):
+    model = ZOO[name]()
+    arrays = [images(i, tuple(t.shape[1:])) for i, t in enumerate(model.inputs)]
+    named = {t.name: a for t, a in zip(model.inputs, arrays, strict=True)}
+    forms = [arrays, named, dict(reversed(named.items())), (arrays, Y), (named, Y), dataset(named, Y, size=SAMPLES)]
+    view = view_model(model)
+    for form in forms:
+        (batch,) = probe_data.input_batches(form, view)
+        for expected, received in zip(arrays, batch, strict=True):
+            np.testing.assert_array_equal(expected, received)
+
+
+@pytest.mark.xfail(strict=True, raises=kfp.CalibrationDataError, reason="inputs in a tuple inside (inputs, labels)")
+def test_several_inputs_in_a_tuple_as_tf_data_gives_them():
+    arrays = (images(1, (6, 8, 3)), images(2, (6, 8, 3)))
+    (batch,) = probe_data.input_batches(dataset(arrays, Y, size=SAMPLES), view_model(ZOO["siamese"]()))
+    for expected, received in zip(arrays, batch, strict=True):
+        np.testing.assert_array_equal(expected, received)
+
+
+# --------------------------------------------------------------------------------------------- recalibration by hand
+
+
+def small_model(trainable=True, dropout=0.0):
+    keras.utils.set_random_seed(1)
+    x = keras.Input((6, 6, 3), name="image")
+    y = keras.layers.Conv2D(5, 3, padding="same", activation="relu", name="conv1")(x)
+    y = keras.layers.BatchNormalization(trainable=trainable, epsilon=0.01, name="bn1")(y)
+    y = keras.layers.Dropout(dropout, name="drop")(y)
+    y = keras.layers.Conv2D(4, 1, use_bias=False, name="conv2")(y)
+    y = keras.layers.BatchNormalization(scale=False, trainable=trainable, name="bn2")(y)
+    y = keras.layers.Dense(2, name="fc")(keras.layers.GlobalAveragePooling2D(name="gap")(y))
+    model = keras.Model(x, y, name="small")
+    rng = np.random.default_rng(3)
+    for layer in ("bn1", "bn2"):
+        for variable in model.get_layer(layer).weights:
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    return model
+
+
+def convolve_same(x, kernel):
+    """Cross-correlation with zero padding, by loops over the kernel."""
+    kh, kw = kernel.shape[:2]
+    padded = np.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
+    y = np.zeros((*x.shape[:3], kernel.shape[3]))
+    for i in range(kh):
+        for j in range(kw):
+            y += padded[:, i : i + x.shape[1], j : j + x.shape[2]] @ kernel[i, j]
+    return y
+
+
+def by_hand(model, batches):
+    """{layer: (mean, variance)} over all batches, each normalised by its own statistics, in float64 NumPy."""
+    w = {v.path: v.numpy().astype(np.float64) for v in model.weights}
+    seen = {"bn1": [], "bn2": []}
+    for x in batches:
+        y = np.maximum(convolve_same(x.astype(np.float64), w["conv1/kernel"]) + w["conv1/bias"], 0)
+        seen["bn1"].append(y)
+        y = (y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 0.01) * w["bn1/gamma"] + w["bn1/beta"]
+        seen["bn2"].append(y @ w["conv2/kernel"][0, 0])
+    values = {name: np.concatenate(parts).reshape(-1, parts[0].shape[-1]) for name, parts in seen.items()}
+    return {name: (v.mean(axis=0), v.var(axis=0)) for name, v in values.items()}
+
+
+@pytest.mark.parametrize("cuts", [(), (8, 16), (1, 20)], ids=["one batch", "three", "unequal"])
+@pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
+def test_recalibration_equals_statistics_by_hand(cuts, trainable):
+    model = small_model(trainable)
+    batches = np.split(images(4, (6, 6, 3)), cuts)
+    expected = by_hand(model, batches)
+    others = {v.path: v.numpy() for v in model.weights if "moving" not in v.name}
+    model, said = recalibrated(model, iter(batches))
+    assert said == f"statistics of 2 batch normalization layers measured on {SAMPLES} samples"
+    for name, values in statistics(model).items():
+        for received, wanted in zip(values, expected[name], strict=True):
+            np.testing.assert_allclose(received, wanted, rtol=1e-4, atol=1e-5)
+    for path, value in others.items():
+        np.testing.assert_array_equal(next(v for v in model.weights if v.path == path).numpy(), value)
+    assert model.get_layer("bn1").trainable is trainable
+
+
+def test_statistics_are_pooled_without_cancellation():
+    model = small_model()
+    model.get_layer("conv1").bias.assign(np.full(5, 100.0))
+    x = images(5, (6, 6, 3))
+    expected = by_hand(model, [x])
+    model, _ = recalibrated(model, x)
+    np.testing.assert_allclose(model.get_layer("bn1").moving_variance.numpy(), expected["bn1"][1], rtol=1e-3)
+
+
+def test_dropout_stays_off():
+    x = images(6, (6, 6, 3))
+    results = []
+    for dropout in (0.0, 0.9):
+        model = small_model(dropout=dropout)
+        model.set_weights(small_model().get_weights())
+        results.append(statistics(recalibrated(model, x)[0]))
+    assert_same(*results)
+
+
+def test_recalibration_follows_the_pruned_network_and_not_the_original():
+    model = small_model()
+    x = images(7, (6, 6, 3))
+    small, report = kfp.prune_model(model, "l1", kfp.FiltersBudget(0.5), data=x, return_report=True, progress=False)
+    expected = by_hand(small, [x])
+    for name, values in statistics(small).items():
+        for received, wanted in zip(values, expected[name], strict=True):
+            np.testing.assert_allclose(received, wanted, rtol=1e-4, atol=1e-5)
+    assert report.compensation == f"statistics of 2 batch normalization layers measured on {SAMPLES} samples"
+    full = by_hand(model, [x])["bn2"][0][report.plan.kept["bn2"]]
+    assert not np.allclose(full, expected["bn2"][0], rtol=0.05)
+
+
+def test_the_original_and_the_data_are_untouched():
+    model = small_model()
+    before, x = model.get_weights(), images(8, (6, 6, 3))
+    copy = x.copy()
+    x.flags.writeable = False
+    kfp.prune_model(model, "l2", 0.5, data=x, progress=False)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    np.testing.assert_array_equal(x, copy)
+
+
+def test_data_is_used_only_when_asked_for():
+    model = small_model()
+    x = images(9, (6, 6, 3))
+    plain = statistics(kfp.prune_model(model, "l2", 0.5, progress=False))
+    assert_same(statistics(kfp.prune_model(model, "l2", 0.5, data=x, compensate="none", progress=False)), plain)
+    asked = kfp.prune_model(model, "l2", 0.5, data=x, compensate=BNRecalibration(), progress=False)
+    assert_same(statistics(asked), statistics(kfp.prune_model(model, "l2", 0.5, data=x, progress=False)))
+    assert (statistics(asked)["bn1"][0] != plain["bn1"][0]).all()
+
+
+def test_a_model_without_batch_normalization_has_nothing_to_recalibrate():
+    model = ZOO["plain_chain"]()
+    x = images(0, (12, 10, 3))
+    _, report = kfp.prune_model(model, "l2", 0.5, data=x, return_report=True, progress=False)
+    assert report.compensation == "the model has no batch normalization to recalibrate"
+
+
+def test_a_normalization_called_twice_pools_both_calls():
+    x = images(3, (8, 8, 3))
+    model, _ = recalibrated(ZOO["shared_head"](), x)
+    # Called once each, these two have exactly their batch's statistics now.
+    taps = keras.Function(model.inputs, [model.get_layer(f"{name}_act").output for name in ("fine", "coarse")])
+    fine, coarse = taps([keras.ops.convert_to_tensor(x)])
+    tower = model.get_layer("tower")
+    values = np.concatenate([np.asarray(tower(t)).reshape(-1, 7) for t in (fine, coarse)]).astype(np.float64)
+    np.testing.assert_allclose(model.get_layer("tower_bn").moving_mean.numpy(), values.mean(0), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(model.get_layer("tower_bn").moving_variance.numpy(), values.var(0), rtol=2e-2)

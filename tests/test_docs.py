@@ -1,0 +1,155 @@
+"""What the documentation shows runs: docstring examples, README's code, README's table of methods."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import keras
+import pytest
+
+import keras_filterprune as kfp
+import tflite_bench
+
+# Keras reads TensorFlow's variables with a keyword-free `np.array`, which NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+ROOT = Path(kfp.__file__).parents[1]
+
+
+def all_modules():
+    for package in (kfp, tflite_bench):
+        yield package
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            yield importlib.import_module(info.name)
+
+
+def doctests():
+    finder = doctest.DocTestFinder()
+    return {test.name: test for module in all_modules() for test in finder.find(module) if test.examples}
+
+
+class Tolerant(doctest.OutputChecker):
+    """A time or a ratio of times may be any positive number; everything else must be as shown."""
+
+    def check_output(self, want, got, optionflags):
+        if super().check_output(want, got, optionflags):
+            return True
+        try:
+            return "." in want and float(want) > 0 and float(got) > 0
+        except ValueError:
+            return False
+
+
+def failures(test):
+    runner = doctest.DocTestRunner(checker=Tolerant(), optionflags=doctest.ELLIPSIS, verbose=False)
+    text = []
+    runner.run(test, out=text.append)
+    return "".join(text)
+
+
+DOCTESTS = doctests()
+
+
+@pytest.fixture(scope="module")
+def tflite_files(tmp_path_factory):
+    """A folder with the files that examples of tflite_bench time."""
+    folder = tmp_path_factory.mktemp("tflite")
+    for name, filters in (("dense", 16), ("pruned", 8), ("model", 4)):
+        model = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(filters, 3)])
+        kfp.export_tflite(model, folder / f"{name}.tflite", verify=False)
+    return folder
+
+
+@pytest.mark.parametrize("name", DOCTESTS)
+def test_docstring_examples(name, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(tmp_path)
+    if name.startswith("tflite_bench"):
+        for file in request.getfixturevalue("tflite_files").iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert failures(DOCTESTS[name]) == ""
+
+
+def test_examples_are_found_where_users_look():
+    names = {"prune_model", "plan_pruning", "analyze", "export_tflite", "register_handler", "benchmark", "Runner"}
+    assert names <= {name.rpartition(".")[2] for name in DOCTESTS}
+
+
+@pytest.mark.parametrize("text", ["2", "'kept'", "0.0", "-1.5", "0.5 s"])
+def test_a_wrong_example_is_found(text):
+    test = doctest.DocTestParser().get_doctest(f">>> {3 if text != '0.5 s' else 0.5}\n{text}\n", {}, "wrong", None, 0)
+    assert "Expected" in failures(test)
+
+
+# ------------------------------------------------------------------------------------------------------- README
+
+
+def python_blocks(text):
+    """(line number, code) of every fenced block marked `python`; those marked `python no-test` are left out."""
+    found = []
+    for match in re.finditer(r"^```([^\n`]*)\n(.*?)^```\s*$", text, re.MULTILINE | re.DOTALL):
+        if match[1].strip() == "python":
+            found.append((text[: match.start(2)].count("\n"), match[2]))
+    return found
+
+
+def run_blocks(text, filename="README.md"):
+    """Run the blocks in order in one namespace; tracebacks show README's own line numbers."""
+    namespace = {"__name__": "readme"}
+    for line, code in python_blocks(text):
+        exec(compile("\n" * line + code, filename, "exec"), namespace)
+    return namespace
+
+
+def test_readme_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_blocks((ROOT / "README.md").read_text())
+
+
+EXAMPLE = """
+Text
+```python
+a = 1
+```
+```python no-test
+raise SystemExit
+```
+```bash
+rm
+```
+```python
+b = a + 1
+```
+"""
+
+
+def test_readme_blocks_share_a_namespace_and_may_opt_out():
+    assert [line for line, _ in python_blocks(EXAMPLE)] == [3, 12]
+    assert run_blocks(EXAMPLE)["b"] == 2
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_blocks(EXAMPLE + "```python\n\n1 / 0\n```\n")
+    assert caught.traceback[-1].lineno + 1 == 17
+
+
+def method_table(text):
+    """Names in the first column of the table under the heading "## Methods"; None without such a table."""
+    section = re.search(r"^## Methods[ \t]*\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    rows = section and re.findall(r"^\|\s*`([^`]+)`\s*\|", section[1], re.MULTILINE)
+    return rows or None
+
+
+def test_readme_lists_exactly_the_registered_methods():
+    names = method_table((ROOT / "README.md").read_text())
+    if names is None:
+        pytest.skip("README has no table of methods yet")
+    assert names == [name for name, *_ in kfp.list_methods()]
+
+
+def test_the_method_table_is_read():
+    text = "# A\n\n## Methods\n\nText.\n\n| name | needs |\n|---|---|\n| `l1` | nothing |\n| `fp_omp` | `data` |\n\n"
+    assert method_table(text) == ["l1", "fp_omp"]
+    assert method_table(text + "## Other\n\n| `x` | y |\n") == ["l1", "fp_omp"]
+    assert method_table("## Other\n| `x` | y |\n") is None

@@ -1,0 +1,577 @@
+"""Bad input gets one clear sentence, a built-in exception class, and changes nothing: no weight, no file."""
+
+import copy
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from zoo import ZOO
+
+import keras_filterprune as kfp
+from keras_filterprune.compensators import BNRecalibration
+from keras_filterprune.cost import as_budget
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+class Bad:
+    """Collects the model under test, so that one fixture can look at it afterwards."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.model = None
+        self._before = None
+
+    def use(self, model):
+        self.model, self._before = model, [w.copy() for w in model.get_weights()]
+        return model
+
+    def unchanged(self):
+        if self.model is not None:
+            for old, new in zip(self._before, self.model.get_weights(), strict=True):
+                np.testing.assert_array_equal(old, new)
+
+
+@pytest.fixture
+def bad(tmp_path, monkeypatch):
+    """Whatever a test does with `bad.use(model)`: the weights stay bit-identical and no file appears."""
+    monkeypatch.chdir(tmp_path)
+    guard = Bad(tmp_path)
+    yield guard
+    guard.unchanged()
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith("given")] == []
+
+
+@pytest.fixture
+def chain(bad):
+    return bad.use(ZOO["conv_bn_relu_chain"]())
+
+
+def fails(error, builtin, sentence, call, *args, **kwargs):
+    """`call` raises exactly `error`, which also is a `builtin` and a FilterPruneError, with `sentence` in its text."""
+    with pytest.raises(error, match=sentence) as caught:
+        call(*args, **kwargs)
+    assert type(caught.value) is error
+    assert isinstance(caught.value, builtin)
+    assert isinstance(caught.value, kfp.FilterPruneError)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        (kfp.UnsupportedModelError, ValueError),
+        (kfp.UnsupportedLayerError, TypeError),
+        (kfp.InfeasibleBudgetError, ValueError),
+        (kfp.PlanMismatchError, ValueError),
+        (kfp.CalibrationDataError, ValueError),
+        (kfp.SurgeryError, RuntimeError),
+        (kfp.ExportError, RuntimeError),
+        (kfp.UnknownNameError, ValueError),
+    ],
+)
+def test_every_error_is_a_filter_prune_error_and_a_built_in(error, builtin):
+    assert issubclass(error, kfp.FilterPruneError)
+    assert issubclass(error, builtin)
+
+
+# ----------------------------------------------------------------------------------------------------- names
+
+
+def test_unknown_method_lists_the_known_ones_and_guesses(chain):
+    known = ", ".join(name for name, *_ in kfp.list_methods())
+    text = fails(kfp.UnknownNameError, ValueError, r"unknown method 'fpmg'\.", kfp.prune_model, chain, "fpmg")
+    assert f"Known methods: {known}." in text
+    assert text.endswith("Did you mean 'fpgm'?")
+    text = fails(kfp.UnknownNameError, ValueError, r"unknown method 'qqqq'\.", kfp.plan_pruning, chain, "qqqq")
+    assert "Did you mean" not in text
+
+
+def test_method_of_a_wrong_type(chain):
+    fails(kfp.UnknownNameError, ValueError, r"unknown method None\. Known methods: l1,", kfp.prune_model, chain, None)
+    fails(kfp.UnknownNameError, ValueError, r"unknown method 3\.", kfp.prune_model, chain, 3)
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="as_method looks an unhashable name up in a dict")
+def test_method_that_cannot_be_hashed(chain):
+    fails(kfp.UnknownNameError, ValueError, r"unknown method \['l1'\]", kfp.prune_model, chain, ["l1"])
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_unknown_layer_pattern(chain, option):
+    text = fails(
+        kfp.UnknownNameError, ValueError, r"no layer matches 'convv1'\.", kfp.prune_model, chain, **{option: "convv1"}
+    )
+    assert text.endswith("Did you mean 'conv1'?")
+    text = fails(
+        kfp.UnknownNameError, ValueError, r"no layer matches 'zz\*'\.", kfp.prune_model, chain, **{option: ["zz*"]}
+    )
+    assert text.endswith("analyze(model).groups lists the layers.")
+
+
+def test_unknown_layer_in_a_filters_budget(chain):
+    fails(
+        kfp.UnknownNameError,
+        ValueError,
+        r"FiltersBudget names 'conv9', which matches no prunable layer\. Prunable: conv1, conv2, conv3\.",
+        kfp.prune_model,
+        chain,
+        budget=kfp.FiltersBudget({"conv9": 0.5}),
+    )
+
+
+@pytest.mark.parametrize("criterion", [kfp.L1, kfp.L2, kfp.FPGM, kfp.BNScale])
+def test_unknown_aggregate(criterion):
+    fails(
+        kfp.UnknownNameError,
+        ValueError,
+        r"aggregate is one of mean, sum, max, prod, first\. Received: aggregate='median'\.",
+        criterion,
+        aggregate="median",
+    )
+
+
+def test_unknown_compensate(chain):
+    fails(
+        kfp.UnknownNameError,
+        ValueError,
+        r"compensate is 'auto', 'none' or a compensator\. Received: compensate='bn'\.",
+        kfp.prune_model,
+        chain,
+        compensate="bn",
+    )
+
+
+# --------------------------------------------------------------------------------------------------- budgets
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.5, 1.5, 2, float("nan"), float("inf"), True, False])
+def test_budget_out_of_range(chain, value):
+    sentence = rf"budget is the fraction that is kept, in \(0, 1\]\. Received: budget={value!r}\."
+    fails(kfp.InfeasibleBudgetError, ValueError, sentence, kfp.prune_model, chain, "l2", value)
+    for budget in (kfp.MacsBudget, kfp.FiltersBudget):
+        sentence = rf"keep is the fraction that is kept, in \(0, 1\]\. Received: keep={value!r}\."
+        fails(kfp.InfeasibleBudgetError, ValueError, sentence, budget, keep=value)
+    fails(kfp.InfeasibleBudgetError, ValueError, sentence, kfp.ParamsBudget, keep=value)
+    sentence = rf"conv1 is the fraction that is kept, in \(0, 1\]\. Received: conv1={value!r}\."
+    fails(kfp.InfeasibleBudgetError, ValueError, sentence, kfp.FiltersBudget, {"conv1": value})
+
+
+@pytest.mark.parametrize("value", ["x", None, [0.5], "0.5"])
+def test_budget_of_a_wrong_type(chain, value):
+    with pytest.raises(
+        kfp.UnknownNameError, match=r"budget is a fraction in \(0, 1\], MacsBudget, ParamsBudget or FiltersBudget"
+    ) as caught:
+        kfp.prune_model(chain, "l2", value)
+    assert f"Received: budget={value!r}." in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    fails(kfp.InfeasibleBudgetError, ValueError, r"keep is the fraction that is kept", kfp.MacsBudget, keep=value)
+
+
+@pytest.mark.xfail(strict=True, raises=kfp.UnknownNameError, reason="only Python's own numbers count as fractions")
+def test_budget_may_be_a_numpy_number():
+    assert as_budget(np.float32(0.5)).keep == 0.5
+
+
+def test_params_budget_wants_one_of_two():
+    for arguments in ({}, {"keep": 0.5, "count": 100}):
+        fails(
+            kfp.InfeasibleBudgetError,
+            ValueError,
+            r"ParamsBudget expects either keep= or count=\. Received: ParamsBudget\(keep=",
+            kfp.ParamsBudget,
+            **arguments,
+        )
+    for count in (0, -1, 2.5, True, "x"):
+        fails(
+            kfp.InfeasibleBudgetError,
+            ValueError,
+            rf"count is a positive number of parameters\. Received: count={count!r}\.",
+            kfp.ParamsBudget,
+            count=count,
+        )
+
+
+@pytest.mark.parametrize("alpha", [-0.5, float("nan")])
+def test_global_alpha(alpha):
+    fails(
+        kfp.InfeasibleBudgetError,
+        ValueError,
+        rf"alpha is the exponent of the cost, at least 0\. Received: alpha={alpha!r}\.",
+        kfp.Global,
+        alpha,
+    )
+
+
+@pytest.mark.parametrize("option", ["min_filters", "channel_multiple"])
+@pytest.mark.parametrize("value", [0, -8, 2.0, True, "8", None])
+def test_min_filters_and_channel_multiple(chain, option, value):
+    sentence = rf"{option} is a positive integer\. Received: {option}={value!r}\."
+    fails(kfp.InfeasibleBudgetError, ValueError, sentence, kfp.prune_model, chain, **{option: value})
+
+
+def test_a_budget_below_the_minimum_names_the_minimum_and_what_stands_in_the_way(chain):
+    text = fails(
+        kfp.InfeasibleBudgetError,
+        ValueError,
+        r"MacsBudget\(keep=0\.001\) asks for at most 197 MACs; the smallest reachable is ",
+        kfp.prune_model,
+        chain,
+        "l2",
+        0.001,
+    )
+    graph = kfp.analyze(chain)
+    cost = kfp.CostModel(graph)
+    least = cost.macs(np.ones(len(graph.groups), int))
+    assert f"the smallest reachable is {least:,} ({100 * least / cost.macs(cost.sizes):.1f} % of" in text
+    assert "What is left is mostly in layers 'conv1' (" in text
+    # The minimum it names can in fact be reached, and nothing below it.
+    macs = cost.macs(cost.sizes)
+    kfp.plan_pruning(chain, "l2", kfp.MacsBudget((least + 0.5) / macs))
+    fails(
+        kfp.InfeasibleBudgetError,
+        ValueError,
+        "smallest reachable",
+        kfp.plan_pruning,
+        chain,
+        "l2",
+        (least - 0.5) / macs,
+    )
+
+
+def test_a_budget_that_options_make_unreachable_names_the_excluded_layer(chain):
+    text = fails(
+        kfp.InfeasibleBudgetError,
+        ValueError,
+        r"asks for at most \d+ parameters",
+        kfp.prune_model,
+        chain,
+        "l2",
+        kfp.ParamsBudget(keep=0.1),
+        exclude="conv3",
+    )
+    assert ", is excluded by 'conv3')" in text
+
+
+def test_a_model_without_a_removable_filter(bad):
+    model = bad.use(ZOO["conv_lstm"]())
+    text = fails(
+        kfp.InfeasibleBudgetError, ValueError, "has no filter that can be removed", kfp.prune_model, model, "l2", 0.5
+    )
+    assert "model 'conv_lstm'" in text
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("layer", "weight"), [("conv2", "kernel"), ("conv3_bn", "moving_variance")])
+def test_weights_that_are_not_finite(bad, value, layer, weight):
+    model = ZOO["conv_bn_relu_chain"]()
+    variable = next(v for v in model.get_layer(layer).weights if v.name == weight)
+    array = variable.numpy().copy()
+    array.flat[[0, -1]] = value
+    variable.assign(array)
+    bad.use(model)
+    sentence = rf"weight '{weight}' of layer '{layer}' holds 2 NaN or infinite values of {array.size}\."
+    text = fails(kfp.UnsupportedModelError, ValueError, sentence, kfp.prune_model, model)
+    assert text.endswith("restore finite weights first.")
+    fails(kfp.UnsupportedModelError, ValueError, sentence, kfp.plan_pruning, model)
+
+
+def test_finite_weights_whose_sum_is_infinite_are_fine(bad):
+    model = ZOO["plain_chain"]()
+    kernel = model.get_layer("conv1").kernel
+    kernel.assign(np.full(kernel.shape, np.finfo("float32").max))
+    kfp.plan_pruning(bad.use(model))
+
+
+def test_unbuilt_sequential():
+    model = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.Conv2D(4, 3)], name="bare")
+    text = fails(kfp.UnsupportedModelError, ValueError, "Sequential model 'bare' is not built", kfp.prune_model, model)
+    assert text.endswith("Start it with keras.Input(shape), or call model.build((None, ...)) first.")
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__(name="mine")
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_subclassed_model_is_told_how_to_become_functional(bad):
+    model = Subclassed()
+    model(np.zeros((1, 4), "float32"))
+    bad.use(model)
+    text = fails(
+        kfp.UnsupportedModelError, ValueError, "model 'mine' is a subclassed Subclassed", kfp.prune_model, model
+    )
+    assert "Wrap it as a functional model: x = keras.Input(shape); keras.Model(x, my_call(x))" in text
+
+
+@pytest.mark.parametrize("value", [None, "model.keras", 3, keras.layers.Dense(2)])
+def test_something_that_is_no_model(value):
+    sentence = rf"expected a keras\.Model\. Received: {type(value).__name__}\."
+    for call in (kfp.prune_model, kfp.plan_pruning, kfp.analyze):
+        fails(kfp.UnsupportedModelError, ValueError, sentence, call, value)
+
+
+def test_channels_first(bad):
+    x = keras.Input((3, 8, 8))
+    y = keras.layers.Conv2D(4, 3, data_format="channels_first", name="first")(x)
+    y = keras.layers.Dense(2)(keras.layers.Flatten()(y))
+    model = bad.use(keras.Model(x, y))
+    text = fails(
+        kfp.UnsupportedModelError,
+        ValueError,
+        r"layer 'first' uses data_format='channels_first'; expected 'channels_last'",
+        kfp.prune_model,
+        model,
+    )
+    assert "Rebuild the model with data_format='channels_last' and copy its weights" in text
+
+
+# ----------------------------------------------------------------------------------------------------- plans
+
+
+@pytest.fixture
+def plan(chain):
+    return kfp.plan_pruning(chain, "l2", kfp.FiltersBudget(0.5))
+
+
+def edited(plan, **changes):
+    """The plan with its first group's entry changed."""
+    groups = copy.deepcopy(plan.groups)
+    groups[0] |= changes
+    return dataclasses.replace(plan, groups=groups)
+
+
+def test_plan_for_other_weights_and_for_another_model(chain, plan, bad):
+    other = ZOO["conv_bn_relu_chain"]()
+    other.get_layer("conv3").bias.assign_add(np.ones(14)) if other.get_layer("conv3").use_bias else None
+    other.get_layer("logits").bias.assign(np.ones(5))
+    bad.use(other)
+    text = fails(
+        kfp.PlanMismatchError,
+        ValueError,
+        r"the plan was made for model 'conv_bn_relu_chain' with weights [0-9a-f]{12}; model ",
+        kfp.apply_plan,
+        other,
+        plan,
+    )
+    assert text.endswith("Make a new plan with plan_pruning().")
+    bad.unchanged()
+    another = bad.use(ZOO["plain_chain"]())
+    fails(
+        kfp.PlanMismatchError,
+        ValueError,
+        r"with topology [0-9a-f]{12}; model 'plain_chain' has topology",
+        kfp.apply_plan,
+        another,
+        plan,
+    )
+
+
+@pytest.mark.parametrize(
+    "kept", [[], [0, 0, 1], [1, 0], [-1, 0], [0, 9], [9], [10**9]], ids=lambda k: "_".join(map(str, k)) or "empty"
+)
+def test_edited_plan_with_impossible_units(chain, plan, kept):
+    text = fails(
+        kfp.PlanMismatchError,
+        ValueError,
+        r"group 'conv1' of the plan: kept indices must be increasing, within 0\.\.8, and not empty\.",
+        kfp.apply_plan,
+        chain,
+        edited(plan, kept=kept),
+    )
+    assert text.endswith(f"Received: {kept}.")
+
+
+@pytest.mark.xfail(strict=True, reason="units_of converts whatever it is given to integers, or lets NumPy raise")
+@pytest.mark.parametrize("kept", [["a"], None, [0.5, 1.5], [[0], [1]], [True]], ids=repr)
+def test_edited_plan_with_units_that_are_no_integers(chain, plan, kept):
+    fails(
+        kfp.PlanMismatchError, ValueError, "group 'conv1' of the plan", kfp.apply_plan, chain, edited(plan, kept=kept)
+    )
+
+
+def test_edited_plan_with_another_size_or_an_unknown_group(chain, plan):
+    fails(
+        kfp.PlanMismatchError,
+        ValueError,
+        r"the plan's group 'conv1' has 12 units, the model's has 9\. The plan was made for another model\.",
+        kfp.apply_plan,
+        chain,
+        edited(plan, size=12),
+    )
+    fails(
+        kfp.PlanMismatchError,
+        ValueError,
+        r"the plan's group 'conv7' has 9 units, the model's has None\.",
+        kfp.apply_plan,
+        chain,
+        edited(plan, name="conv7"),
+    )
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="units_of reads the entries of a group without a check")
+@pytest.mark.parametrize("missing", ["name", "size", "kept"])
+def test_edited_plan_with_an_incomplete_group(chain, plan, missing):
+    groups = copy.deepcopy(plan.groups)
+    del groups[0][missing]
+    fails(kfp.PlanMismatchError, ValueError, missing, kfp.apply_plan, chain, dataclasses.replace(plan, groups=groups))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_truncated_plan_file(bad, plan, share):
+    path = bad.folder / "given.json"
+    plan.save(path)
+    path.write_text(path.read_text()[: int(share * path.stat().st_size)])
+    before = path.read_bytes()
+    fails(
+        kfp.PlanMismatchError,
+        ValueError,
+        rf"cannot read a plan from '{path}': .*line \d+ column",
+        kfp.PruningPlan.load,
+        path,
+    )
+    assert path.read_bytes() == before
+
+
+def test_plan_file_that_is_none(bad):
+    path = bad.folder / "given.json"
+    fails(kfp.PlanMismatchError, ValueError, "cannot read a plan from .*No such file", kfp.PruningPlan.load, path)
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    fails(kfp.PlanMismatchError, ValueError, "cannot read a plan from", kfp.PruningPlan.load, path)
+    for text, found in (("[]", "'list'"), ('{"format": 2}', "2"), ('{"a": 1}', "None"), ("3", "'int'")):
+        path.write_text(text)
+        sentence = rf"is no plan of format 1\. Received: format={found}\."
+        fails(kfp.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
+
+
+@pytest.mark.parametrize("missing", ["model", "groups", "layers", "versions"])
+def test_plan_file_with_a_part_missing(bad, plan, missing):
+    path = bad.folder / "given.json"
+    content = plan.to_dict()
+    del content[missing]
+    path.write_text(json.dumps(content))
+    sentence = rf"is no complete plan: {missing} missing\."
+    fails(kfp.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
+
+
+@pytest.mark.xfail(strict=True, raises=AttributeError, reason="load checks which fields there are, not their types")
+def test_plan_file_with_a_part_of_a_wrong_type(bad, chain, plan):
+    path = bad.folder / "given.json"
+    path.write_text(json.dumps(plan.to_dict() | {"model": 3}))
+    fails(kfp.PlanMismatchError, ValueError, "model", lambda: kfp.apply_plan(chain, kfp.PruningPlan.load(path)))
+
+
+def test_plan_that_cannot_be_written_leaves_nothing_behind(bad, plan):
+    missing = bad.folder / "no" / "plan.json"
+    fails(kfp.ExportError, RuntimeError, rf"cannot write {missing}: .*No such file", plan.save, missing)
+    target = bad.folder / "given"
+    target.mkdir()
+    fails(kfp.ExportError, RuntimeError, rf"cannot write {target}: ", plan.save, target)
+    assert list(target.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------- calibration data
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def with_nan(value):
+    array = images(4, 12, 12, 3)
+    array[2, 1, 1, 1] = value
+    return array
+
+
+BAD_DATA = {
+    "no samples": (images(0, 12, 12, 3), "calibration data holds no samples"),
+    "no batches": (iter(()), "calibration data holds no samples"),
+    "no arrays": ([], r"expected one array per model input \['image'\]\. Received: 0 arrays\."),
+    "rank": (images(12, 12, 3), r"input 'image' has shape \(12, 12, 3\); expected \(samples, 12, 12, 3\)\."),
+    "channels": (images(4, 12, 12, 1), r"has shape \(4, 12, 12, 1\); expected \(samples, 12, 12, 3\)\."),
+    "side": (images(4, 12, 10, 3), r"has shape \(4, 12, 10, 3\); expected"),
+    "a later batch": (iter([images(4, 12, 12, 3), images(4, 9, 9, 3)]), r"has shape \(4, 9, 9, 3\)"),
+    "nan": (with_nan(np.nan), "calibration data for input 'image' holds NaN or infinite values"),
+    "inf": (with_nan(-np.inf), "calibration data for input 'image' holds NaN or infinite values"),
+    "two arrays": ([images(4, 12, 12, 3)] * 2, r"expected one array per model input \['image'\]\. Received: 2 arrays"),
+    "keys": ({"picture": images(4, 12, 12, 3)}, r"model input \['image'\]\. Received keys: \['picture'\]\."),
+    "number": (5, r"calibration data is an array, .*, or batches of them\. Received: int\."),
+    "function": (print, r"Received: builtin_function_or_method\."),
+    "text": ("abc", r"has shape \(\); expected"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_calibration_data_that_does_not_fit(chain, case):
+    data, sentence = BAD_DATA[case]
+    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, data=data, progress=False)
+
+
+def test_calibration_data_that_a_plan_does_not_fit(chain, plan):
+    data, sentence = BAD_DATA["side"]
+    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.apply_plan, chain, plan, data=data, progress=False)
+
+
+@pytest.mark.xfail(strict=True, reason="_flat and np.asarray let IndexError, ValueError and TypeError through")
+@pytest.mark.parametrize(
+    "data",
+    [(), [[[1.0, 2.0], [3.0]]], np.full((4, 12, 12, 3), "a"), {1: images(4, 12, 12, 3), "b": images(1, 1)}],
+    ids=["empty tuple", "ragged", "strings", "mixed keys"],
+)
+def test_calibration_data_of_no_numbers(chain, data):
+    fails(kfp.CalibrationDataError, ValueError, "calibration|expected", kfp.prune_model, chain, data=data)
+
+
+def test_samples_of_two_inputs_must_match(bad):
+    model = bad.use(ZOO["siamese"]())
+    data = [images(4, 6, 8, 3), images(3, 6, 8, 3)]
+    sentence = r"every input needs the same number of samples\. Received: \[4, 3\]\."
+    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, model, data=data, progress=False)
+    sentence = r"expected one array per model input \['left', 'right'\]\. Received: 1 arrays\."
+    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, model, data=data[0], progress=False)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="a model with open sides accepts any size on every axis")
+def test_wrong_channels_on_a_model_with_open_sides():
+    x = keras.Input((None, None, 3), name="image")
+    y = keras.layers.Conv2D(6, 3, name="conv")(x)
+    y = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(keras.layers.BatchNormalization()(y)))
+    fails(
+        kfp.CalibrationDataError,
+        ValueError,
+        r"has shape \(4, 9, 9, 5\)",
+        kfp.prune_model,
+        keras.Model(x, y),
+        data=images(4, 9, 9, 5),
+        progress=False,
+    )
+
+
+def test_a_compensator_without_its_data_stops_before_any_work(chain, monkeypatch):
+    monkeypatch.setattr("keras_filterprune.pruning.rebuild", lambda *_: pytest.fail("work was done"))
+    sentence = r"BNRecalibration\(\) needs calibration inputs: pass data=\. A few hundred are enough\."
+    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, compensate=BNRecalibration())
+
+
+# ------------------------------------------------------------------------------------------------------- layers
+
+
+def test_register_handler_refuses_what_it_cannot_use():
+    class MyLayer(keras.layers.Layer):
+        pass
+
+    sentence = r"register_handler\(like=Layer\): that type has no handler itself\."
+    fails(kfp.UnsupportedLayerError, TypeError, sentence, kfp.register_handler, MyLayer, like=keras.layers.Layer)
+    sentence = r"register_handler expects classes\. Received: 'Conv2D'\."
+    fails(kfp.UnsupportedLayerError, TypeError, sentence, kfp.register_handler, "Conv2D")
