@@ -1,7 +1,7 @@
 """Allocators stay inside the budget, spend it, and agree with brute force; budgets and options mean what they say.
 
-"Met within one unit": what an allocator leaves over is less than the price of one more step (one `channel_multiple`)
-of at least one group that is not whole yet. That no other group's cheaper step fits is a second, stricter test.
+"Spent": at least 99 % of the limit is, or what is left does not pay for one more step (one `channel_multiple`) of any
+group that is not whole yet.
 """
 
 import itertools
@@ -13,13 +13,9 @@ import pytest
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
-from keras_filterprune.allocators import Allocation
+from keras_filterprune.allocators import Allocation, simple
 from keras_filterprune.probe import Weights
 from keras_filterprune.rebuild import rebuild
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
 
 ALLOCATORS = {"uniform": kfp.Uniform(), "global0": kfp.Global(0.0), "global": kfp.Global(), "global1": kfp.Global(1.0)}
 BUDGETS = (0.15, 0.3, 0.5, 0.77, 0.95)
@@ -61,6 +57,11 @@ def steps(problem, keep):
             yield more
 
 
+def spent(problem, keep):
+    """Whether 99 % of the limit is spent, or no single group can take one more step."""
+    return problem.cost(keep) >= 0.99 * problem.limit or not any(map(problem.feasible, steps(problem, keep)))
+
+
 def assert_contract(problem, keep):
     assert keep.dtype.kind == "i"
     assert keep.shape == problem.sizes.shape
@@ -68,39 +69,19 @@ def assert_contract(problem, keep):
     assert (keep >= problem.floors).all()
     assert (keep <= problem.sizes).all()
     assert ((keep % problem.multiple == 0) | (keep == problem.sizes)).all()
-    left = problem.limit - problem.cost(keep)
-    more = [problem.cost(m) for m in steps(problem, keep)]
-    assert not more or left <= 0.01 * problem.limit or max(more) > problem.limit
+    assert spent(problem, keep)
 
 
 @pytest.mark.parametrize("name", ZOO)
-@every_multiple
 @every_allocator
-@pytest.mark.parametrize("kind", [kfp.MacsBudget, kfp.ParamsBudget])
-def test_contract_over_the_zoo(problem_of, name, multiple, allocator, kind):
-    before = None
-    for floor, budget in itertools.product((1, 3), BUDGETS):
+def test_contract_over_the_zoo(problem_of, name, allocator):
+    kinds = (kfp.MacsBudget, kfp.ParamsBudget)
+    for kind, multiple, floor, budget in itertools.product(kinds, (1, 8), (1, 3), BUDGETS):
         problem = problem_of(name, multiple, budget, kind, floor)
-        if not problem.feasible(problem.legal(problem.floors)):
-            continue
-        before = before if floor == 3 else None
-        keep = allocator.allocate(problem)
-        assert_contract(problem, keep)
-        np.testing.assert_array_equal(keep, allocator.allocate(problem))
-
-
-@pytest.mark.xfail(strict=True, reason="top_up goes through the groups once; up to 45 % of a limit stays unspent")
-@pytest.mark.parametrize("allocator", ["uniform", "global"])
-def test_no_group_could_take_one_more_step(problem_of, allocator):
-    unspent = []
-    for name, multiple, budget in itertools.product(ZOO, (1, 8), BUDGETS):
-        problem = problem_of(name, multiple, budget)
         if problem.feasible(problem.legal(problem.floors)):
-            keep = ALLOCATORS[allocator].allocate(problem)
-            left = (problem.limit - problem.cost(keep)) / problem.limit
-            if left > 0.01 and any(problem.feasible(more) for more in steps(problem, keep)):
-                unspent.append((name, multiple, budget, round(left, 3)))
-    assert unspent == []
+            keep = allocator.allocate(problem)
+            assert_contract(problem, keep)
+            np.testing.assert_array_equal(keep, allocator.allocate(problem))
 
 
 @pytest.mark.parametrize(
@@ -108,18 +89,23 @@ def test_no_group_could_take_one_more_step(problem_of, allocator):
 )
 @every_multiple
 @every_allocator
-def test_a_larger_budget_buys_more(problem_of, name, multiple, allocator):
-    kept = []
+def test_a_larger_budget_buys_more(problem_of, name, multiple, allocator, monkeypatch):
+    """Before what is left over is spent, no group shrinks; spending it takes nothing from any group."""
+    found = []
     for budget in np.linspace(0.25, 1.0, 31):
         problem = problem_of(name, multiple, float(budget))
         if problem.feasible(problem.legal(problem.floors)):
-            kept.append(allocator.allocate(problem))
-    assert len(kept) > 5 or multiple > 1
-    for smaller, larger in itertools.pairwise(kept):
-        assert problem.cost(smaller) <= problem.cost(larger)
-        # The last step may go to another group than before; nothing else may shrink.
-        assert (larger >= smaller - multiple).all()
-    np.testing.assert_array_equal(kept[-1], problem.sizes)
+            with monkeypatch.context() as patch:
+                patch.setattr(simple, "top_up", lambda problem, keep, order: keep)
+                plain = allocator.allocate(problem)
+            whole = allocator.allocate(problem)
+            assert (whole >= plain).all()
+            assert spent(problem, whole)
+            found.append((plain, whole))
+    assert len(found) > 5 or multiple > 1
+    for (smaller, _), (larger, _) in itertools.pairwise(found):
+        assert (larger >= smaller).all()
+    np.testing.assert_array_equal(found[-1][1], problem.sizes)
 
 
 class Reordered:
@@ -172,12 +158,18 @@ def fits(problem, keep):
 
 
 def spend_rest(problem, keep, order):
-    """One pass in this order, in which every group takes one more unit if the budget still pays for it."""
-    for number in order:
-        more = keep + np.eye(len(keep), dtype=int)[number]
-        if fits(problem, more):
-            keep = more
-    return keep
+    """Pass after pass in this order, each group taking one unit a pass if the budget still pays for it.
+
+    A pass that leaves at most 1 % of the limit is the last one, and so is one in which nobody takes anything.
+    """
+    while True:
+        taken = 0
+        for number in order:
+            more = keep + np.eye(len(keep), dtype=int)[number]
+            if fits(problem, more):
+                keep, taken = more, taken + 1
+        if not taken or problem.cost(keep) >= 0.99 * problem.limit:
+            return keep
 
 
 @pytest.mark.parametrize("name", ["residual_projection", "dense_concat", "plain_chain"])
@@ -207,22 +199,34 @@ def test_global_equals_one_ranking_by_brute_force(problem_of, name, alpha):
         np.testing.assert_array_equal(kfp.Global(alpha).allocate(problem), expected)
 
 
-def test_global_with_alpha_zero_is_the_plain_magnitude_ranking():
-    """By name of filter: the plan of ranked bn scales keeps the globally largest ones, up to one more per group."""
+@pytest.mark.parametrize("budget", [0.3, 0.5, 0.7])
+def test_global_with_alpha_zero_is_the_plain_magnitude_ranking(budget):
+    """By name of filter: the globally largest ones that the budget pays for, and then the next of single layers."""
     model = ZOO["conv_bn_relu_chain"]()
-    plan = kfp.plan_pruning(model, kfp.Method(kfp.L1("first"), kfp.Global(0.0)), 0.5)
-    scores = []
-    for layer in ("conv1", "conv2", "conv3"):
+    plan = kfp.plan_pruning(model, kfp.Method(kfp.L1("first"), kfp.Global(0.0)), budget)
+    cost = kfp.CostModel(kfp.analyze(model))
+    names = [g["name"] for g in plan.groups]
+    scores, floors = [], set()
+    for layer in names:
         norms = np.abs(model.get_layer(layer).kernel.numpy()).sum(axis=(0, 1, 2))
         scores += [(s, layer, j) for j, s in enumerate(norms / norms.mean())]
-    scores.sort(reverse=True)
-    kept = {(layer, int(j)) for layer in ("conv1", "conv2", "conv3") for j in plan.kept[layer]}
-    plain = 0
-    while {(layer, j) for _, layer, j in scores[: plain + 1]} <= kept:
-        plain += 1
-    extra = [layer for layer, j in kept - {(layer, j) for _, layer, j in scores[:plain]}]
-    assert plain > len(kept) - 3
-    assert len(extra) == len(set(extra)), "more than the last step of a group is out of order"
+        floors.add((layer, int(norms.argmax())))
+    ranking = [(layer, j) for _, layer, j in sorted(scores, reverse=True) if (layer, j) not in floors]
+    limit = budget * cost.macs(cost.sizes)
+
+    def macs(units):
+        return cost.macs(np.array([sum(layer == name for layer, _ in units) for name in names]))
+
+    best = max(n for n in range(len(ranking) + 1) if macs(floors | set(ranking[:n])) <= limit)
+    kept = {(g["name"], j) for g in plan.groups for j in g["kept"]}
+    assert 0 < best < len(ranking)
+    assert floors | set(ranking[:best]) <= kept
+    assert macs(kept) <= limit
+    for name in names:
+        own = [unit for unit in ranking if unit[0] == name]
+        n = sum(layer == name for layer, _ in kept) - 1
+        assert set(own[:n]) <= kept, "a layer keeps its largest filters"
+        assert n == len(own) or macs(kept | {own[n]}) > limit or macs(kept) >= 0.99 * limit
 
 
 @pytest.mark.parametrize("name", ["residual_projection", "plain_chain", "unet"])
@@ -398,13 +402,32 @@ def test_include_and_exclude_choose_groups_and_say_so():
 
 
 def test_excluded_layers_are_whole_under_a_cost_budget_too():
+    whole = sum(ZOO["conv_bn_relu_chain"]().get_layer(layer).filters for layer in ("conv2", "conv3"))
     for method, keep in (("l2", 0.6), ("bn_scale", 0.85)):
         plan = kfp.plan_pruning(ZOO["conv_bn_relu_chain"](), method, keep, exclude="conv1")
         assert counts(plan)["conv1"] == 9
-        assert counts(plan)["conv3"] < 14
+        assert counts(plan)["conv2"] + counts(plan)["conv3"] < whole
         assert plan.cost["macs"][1] <= keep * plan.cost["macs"][0]
 
 
 def test_a_count_of_parameters_is_a_limit():
     plan = kfp.plan_pruning(ZOO["plain_chain"](), "l2", kfp.ParamsBudget(count=600))
     assert 500 < plan.cost["params"][1] <= 600
+
+
+@pytest.mark.parametrize("name", ["convnext", "group_norm", "dense_mlp"])
+def test_groups_with_statistics_over_channels_keep_two_units(name):
+    """Normalising a single channel leaves a constant."""
+    model = ZOO[name]()
+    graph = kfp.analyze(model)
+    least = {g.name: min(g.size, 2 if g.approximate else 1) for g in graph.groups}
+    assert 2 in least.values()
+    assert counts(kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1e-6))) == least
+    cost = kfp.CostModel(graph)
+    reachable = cost.macs(np.array([least[g.name] for g in graph.groups])) / cost.macs(cost.sizes)
+    plan = kfp.plan_pruning(model, "l2", reachable * (1 + 1e-9))
+    assert counts(plan) == least
+    with pytest.raises(kfp.InfeasibleBudgetError, match="smallest reachable"):
+        kfp.plan_pruning(model, "l2", reachable * (1 - 1e-3))
+    more = counts(kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1e-6), min_filters=3))
+    assert more == {g.name: min(g.size, 3) for g in graph.groups}

@@ -10,11 +10,6 @@ from keras_filterprune.criteria import MemberCriterion, distance
 from keras_filterprune.methods import as_method
 from keras_filterprune.probe import Weights
 
-# Keras reads TensorFlow's variables with a keyword-free `np.array`, which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 AGGREGATES = ("mean", "sum", "max", "prod", "first")
 NAMES = [name for name, needs, _ in kfp.list_methods() if needs in ("nothing", "inputs")]
 
@@ -349,8 +344,28 @@ def test_bn_scale_reads_the_size_of_gamma_alone():
     gamma = np.array([0.5, -2.0, 0.1, 1.0, -0.4], "float32")
     model.get_layer("bn").gamma.assign(gamma)
     model.get_layer("bn").beta.assign([9, 0, 9, 0, 9])
-    size = np.abs(gamma).astype(float)
-    np.testing.assert_allclose(scores_of(model, kfp.BNScale()), size / size.mean(), rtol=1e-12)
+    assert scores_of(model, kfp.BNScale()).tolist() == np.abs(gamma).astype(float).tolist()
+
+
+def test_bn_scale_compares_layers_by_the_scale_itself():
+    """Network Slimming ranks |gamma| as it is: a layer whose scales are all small loses its filters first."""
+    x = y = keras.Input((8, 8, 3))
+    rng = np.random.default_rng(0)
+    for number, scale in enumerate((1.0, 0.01, 1.0), 1):
+        y = keras.layers.Conv2D(9, 3, padding="same", name=f"conv{number}")(y)
+        bn = keras.layers.BatchNormalization(name=f"bn{number}")
+        y = bn(y)
+        bn.gamma.assign(scale * rng.uniform(0.8, 1.2, 9))
+    model = keras.Model(x, keras.layers.Dense(2, name="fc")(keras.layers.GlobalAveragePooling2D()(y)))
+    graph = kfp.analyze(model)
+    weights = Weights(graph.view)
+    small, large = (kfp.BNScale().scores(graph.by_name[name], weights) for name in ("conv2", "conv3"))
+    assert small.max() < large.min() / 50
+    assert not kfp.BNScale.normalised
+    assert kfp.L1.normalised and kfp.L2.normalised and kfp.FPGM.normalised
+    kept = {g["name"]: len(g["kept"]) for g in kfp.plan_pruning(model, "bn_scale", 0.8).groups}
+    assert kept["conv2"] < 9
+    assert kept["conv1"] == kept["conv3"] == 9
 
 
 @pytest.mark.parametrize("budget", [0.8, kfp.FiltersBudget(0.5)], ids=["global", "filters"])

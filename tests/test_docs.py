@@ -12,11 +12,6 @@ import pytest
 import keras_filterprune as kfp
 import tflite_bench
 
-# Keras reads TensorFlow's variables with a keyword-free `np.array`, which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 ROOT = Path(kfp.__file__).parents[1]
 
 

@@ -9,11 +9,6 @@ from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp
 
-# Keras calls `np.array(variable)` when it converts one; TensorFlow's do not know NumPy 2's `copy` keyword.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 PACKAGE = "test_rebuild_keeps"
 
 
@@ -65,7 +60,14 @@ def test_layer_names_and_classes_are_kept(name):
 
     assert described(small) == described(model)
     assert small.name == model.name
-    assert [x.name for x in small.inputs] == [x.name for x in model.inputs]
+    named = [x.name for x in model.inputs if not x.name.startswith("keras_tensor")]
+    assert [x.name for x in small.inputs if x.name in named] == named
+
+
+def test_name_of_an_input_without_a_name_is_kept():
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dense(2, name="out")(layers.Dense(8, name="a")(x)))
+    assert [layer.name for layer in prune(model).layers] == [layer.name for layer in model.layers]
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"])
@@ -79,17 +81,9 @@ def test_dtype_policy_is_kept(policy):
     assert small.get_layer("a").filters == 4
 
 
-MIXES_DTYPES = pytest.mark.xfail(strict=True, reason="masked_call computes with float32 weights in half precision")
-
-
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(layers.LayerNormalization, marks=MIXES_DTYPES),
-        pytest.param(layers.GroupNormalization, marks=MIXES_DTYPES),
-        pytest.param(layers.RMSNormalization, marks=MIXES_DTYPES),
-        layers.UnitNormalization,
-    ],
+    [layers.LayerNormalization, layers.GroupNormalization, layers.RMSNormalization, layers.UnitNormalization],
 )
 def test_statistics_over_channels_in_half_precision_are_verified(kind):
     groups = {"groups": 2} if kind is layers.GroupNormalization else {}
@@ -293,7 +287,6 @@ def test_shared_layers_stay_shared():
     assert len([c for c in small.get_config()["layers"] if c["name"] == "conv"]) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=kfp.SurgeryError, reason="CostModel counts the layer once per path")
 def test_layer_shared_across_nesting_levels_stays_shared():
     shared = conv(8, "shared")
     inner = keras.Input((6, 6, 8), name="inner_in")
@@ -302,7 +295,8 @@ def test_layer_shared_across_nesting_levels_stays_shared():
     small = prune(model)
     assert small.get_layer("shared") is small.get_layer("nest").get_layer("shared")
     assert len(small.weights) == len(model.weights)
-    assert "layers 'shared' and 'nest/shared' share" in reason(model, "shared")
+    # The second call reads what the first one makes, so both layers' filters are one group.
+    assert small.get_layer("a").filters == small.get_layer("shared").filters == 4
     assert small.get_layer("b").filters == 3
 
 
@@ -327,7 +321,14 @@ def test_optional_input_stays_optional():
     assert small.get_layer("a").filters == 4
 
 
-@pytest.mark.xfail(strict=True, reason="_Cloner.inputs finds no operations in a Sequential")
+def test_optional_input_without_a_name_stays_optional():
+    x, extra = keras.Input((4,)), keras.Input((8,), optional=True)
+    y = layers.Dense(8, name="a")(x)
+    model = keras.Model([x, extra], layers.Dense(2, name="out")(layers.Dense(6, name="b")(y)))
+    inputs = [op for op in prune(model).operations if isinstance(op, layers.InputLayer)]
+    assert [op.optional for op in inputs] == [False, True]
+
+
 def test_optional_input_of_a_sequential_stays_optional():
     model = keras.Sequential([keras.Input((4,), optional=True), layers.Dense(8, name="a"), layers.Dense(2)])
     small = prune(model)
@@ -376,15 +377,7 @@ def functional_class() -> type:
     return type(keras.Model(x, x))
 
 
-@pytest.mark.parametrize(
-    "compiled",
-    [
-        pytest.param(
-            False, marks=pytest.mark.xfail(strict=True, reason="clone_model keeps the subclass of uncompiled models")
-        ),
-        True,
-    ],
-)
+@pytest.mark.parametrize("compiled", [False, True])
 def test_functional_subclass_comes_back_as_a_plain_functional_model(compiled):
     class Mine(keras.Model):
         pass

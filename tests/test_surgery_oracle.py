@@ -28,11 +28,6 @@ CUSTOM = {"custom_activation"}
 PYTHON_LAMBDA = {"lambda_layer"}
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
 
-# Keras calls `np.array(variable)` when it saves or converts one; TensorFlow's do not know NumPy 2's `copy` keyword.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 def build_model(name: str) -> keras.Model:
     return ZOO[name]() if name in ZOO else random_model(int(name.removeprefix("random_")))
@@ -248,6 +243,16 @@ def test_verify_accepts_one_channel_through_layer_normalization():
     model = ZOO["convnext"]()
     graph = kfp.analyze(model)
     assert verify(graph, rebuild(model, graph, draw(graph, 1, exact=False)), seed=1) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", APPROXIMATE)
+def test_the_smallest_model_is_verified(name):
+    """Which keeps two channels wherever statistics are taken over them."""
+    model = ZOO[name]()
+    _, report = kfp.prune_model(model, "l2", kfp.FiltersBudget(keep=1e-6), return_report=True, progress=False)
+    assert report.verification <= TOLERANCE
+    kept = {g["name"]: len(g["kept"]) for g in report.plan.groups}
+    assert kept == {g.name: min(g.size, 2 if g.approximate else 1) for g in kfp.analyze(model).groups}
 
 
 @pytest.mark.parametrize("name", APPROXIMATE)

@@ -11,8 +11,6 @@ def predict(model: keras.Model, x) -> list[np.ndarray]:
     return [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(model(x, training=False))]
 
 
-# Keras calls `np.array(variable)` when it saves; TensorFlow's variables do not know NumPy 2's `copy` keyword.
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_model_predicts_and_reloads(name, tmp_path):
     model = ZOO[name]()

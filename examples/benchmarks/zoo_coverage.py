@@ -228,7 +228,8 @@ def markdown(rows: list[dict]) -> str:
     for model in sorted({r["model"] for r in rows}):
         mine = [good.get((model, budget)) for budget in budgets]
         lines.append(line(model, mine))
-    lines += ["", *(f"- **{r['model']}, {r['budget']:g}**: {r['error']}" for r in rows if "error" in r)]
+    failures = [f"- **{r['model']}, {r['budget']:g}**: {r['error']}" for r in rows if "error" in r]
+    lines += ["", *failures] if failures else []
     total = len(constructors())
     counts = [f"{sum(b == budget for _, b in good)}/{total} at {budget:g}" for budget in budgets]
     return "\n".join([*lines, "", f"Pruned, verified, saved and loaded: {', '.join(counts)}."]) + "\n"

@@ -35,7 +35,11 @@ def view_model(model: keras.Model) -> ModelView:
     """
     functional, config = _functional(model)
     builder = _Builder()
-    inputs = [builder.add(Call(t.name, t, (), {}, (), (), (tuple(t.shape),))) for t in functional.inputs]
+    names = [key.value[0] for key in keras.tree.flatten(_keys(config["input_layers"]))]
+    inputs = [
+        builder.add(Call(name, t, (), {}, (), (), (tuple(t.shape),)))
+        for name, t in zip(names, functional.inputs, strict=True)
+    ]
     outputs = builder.expand(functional, config, inputs, prefix="")
     view = ModelView(
         name=model.name,

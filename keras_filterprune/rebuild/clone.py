@@ -87,17 +87,22 @@ class _Cloner:
         """New flat inputs of a (nested) model; clone_model's own would lose `optional` and `sparse`."""
         fed = self.graph.view.nested_inputs.get(id(model))
         plain = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
-        layers = {op.name: op for op in plain.operations}
+        layers = {id(op.output): op for op in plain.operations if isinstance(op, keras.layers.InputLayer)}
         inputs = []
         for index, tensor in enumerate(model.inputs):
             shape = list(tensor.shape)
             traced = self.graph.tensors[fed[index].call][1][fed[index].index] if fed else None
             if traced is not None and traced.tracked and shape[traced.axis] is not None:
                 shape[traced.axis] = int(self.alive[traced.ids].sum())
-            optional = bool(getattr(layers.get(tensor.name), "optional", False))
-            sparse = bool(tensor.sparse)
+            layer = layers[id(tensor)]
             inputs.append(
-                keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name, sparse=sparse, optional=optional)
+                keras.Input(
+                    batch_shape=shape,
+                    dtype=tensor.dtype,
+                    name=layer.name,
+                    sparse=bool(tensor.sparse),
+                    optional=bool(layer.optional),
+                )
             )
         return inputs
 
@@ -118,6 +123,11 @@ class _Cloner:
         try:
             twin = type(op).from_config(config)
         except (TypeError, ValueError) as error:
+            if r is not None:
+                raise SurgeryError(
+                    f"surgery failed: layer '{op.name}' ({type(op).__name__}) refuses its smaller configuration: "
+                    f"{first_line(error)} Its handler is wrong; exclude the layer and report it."
+                ) from error
             raise UnsupportedModelError(
                 f"layer '{op.name}' ({type(op).__name__}) cannot be rebuilt from its get_config(): {first_line(error)} "
                 "It must return the arguments of the constructor; Keras cannot load a saved copy of it either."

@@ -96,13 +96,13 @@ def units_of(plan: PruningPlan, graph: ChannelGraph) -> dict[str, np.ndarray]:
         if group is None or group.size != size:
             found = None if group is None else group.size
             raise PlanMismatchError(
-                f"the plan's group {name!r} has {size} units, the model's has {found}. The plan was made for another model."
+                f"the plan's group {name!r} has {size} units, the model's has {found}. It was made for another model."
             )
         whole = isinstance(units, list) and len(units) > 0 and all(type(unit) is int for unit in units)
         if not whole or units != sorted(set(units)) or units[0] < 0 or units[-1] >= group.size:
             raise PlanMismatchError(
-                f"group '{name}' of the plan: kept is a list of increasing integers within 0..{group.size - 1}, not empty. "
-                f"Received: {units!r}."
+                f"group '{name}' of the plan: kept is a list of increasing integers within 0..{group.size - 1}, "
+                f"not empty. Received: {units!r}."
             )
         kept[name] = np.array(units, int)
     return kept

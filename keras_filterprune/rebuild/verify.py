@@ -108,7 +108,7 @@ def _compare(call: Call, expected: Any, received: Any) -> float:
         raise SurgeryError(
             f"surgery failed at {describe(call)}: the rebuilt model differs from the masked original by "
             f"{difference:.1e} of the largest value (tolerance {tolerance:.0e}). The handler of "
-            f"{type(call.op).__name__} or of a layer before it is wrong; exclude this layer and report it."
+            f"{type(call.op).__name__} is wrong; exclude this layer and report it."
         )
     return difference
 

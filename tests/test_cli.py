@@ -1,0 +1,131 @@
+"""The command line: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from zoo import ZOO
+
+from keras_filterprune.__main__ import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    ZOO["residual_projection"]().save(tmp_path / "model.keras")
+    return tmp_path
+
+
+def refused(capsys, *words: str) -> str:
+    """The one line on stderr of a call that exits with 2."""
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_scan_shows_groups_pins_and_costs(folder, capsys):
+    assert main(["scan", str(folder / "model.keras")]) == 0
+    printed = capsys.readouterr().out
+    assert "prunable filters" in printed
+    assert "is model output" in printed.replace("\n", " ")
+    assert main(["scan", str(folder / "model.keras"), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    model = keras.models.load_model(folder / "model.keras")
+    assert content["params"] == model.count_params()
+    assert sum(layer["params"] for layer in content["layers"].values()) == model.count_params()
+    assert {"name", "units", "layers", "approximate"} == set(content["groups"][0])
+
+
+def test_prune_writes_a_smaller_model_and_its_plan(folder, capsys):
+    before = (folder / "model.keras").read_bytes()
+    words = ["prune", folder / "model.keras", "-o", folder / "small.keras", "--method", "l1", "--keep-macs", "0.6"]
+    assert main([*map(str, words), "--plan", str(folder / "plan.json"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    macs, after = report["plan"]["cost"]["macs"]
+    assert 0.5 * macs < after <= 0.6 * macs
+    small = keras.models.load_model(folder / "small.keras")
+    assert small.count_params() == report["plan"]["cost"]["params"][1]
+    assert json.loads((folder / "plan.json").read_text()) == report["plan"]
+    assert (folder / "model.keras").read_bytes() == before
+    assert sorted(p.name for p in folder.iterdir()) == ["model.keras", "plan.json", "small.keras"]
+
+
+def test_existing_output_is_kept_unless_overwrite(folder, capsys):
+    (folder / "small.keras").write_text("mine")
+    words = ["prune", folder / "model.keras", "-o", folder / "small.keras"]
+    assert "already exists and is kept" in refused(capsys, *words)
+    assert (folder / "small.keras").read_text() == "mine"
+    assert main([*map(str, words), "--overwrite"]) == 0
+    assert keras.models.load_model(folder / "small.keras").count_params() > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--method", "l3"], "unknown method 'l3'. Known methods: l1, l2"),
+        (["--keep-macs", "1.5"], "fraction that is kept, in (0, 1]. Received: keep=1.5"),
+        (["--keep-macs", "1e-9"], "the smallest reachable is"),
+        (["--exclude", "stemm"], "no layer matches 'stemm'. Did you mean 'stem"),
+        (["--method", "cap"], "needs calibration inputs: pass data="),
+        (["--data", "nowhere.npy"], "cannot read calibration inputs from nowhere.npy"),
+        (["--min-filters", "0"], "min_filters is a positive integer. Received: min_filters=0"),
+    ],
+)
+def test_bad_options_are_one_clear_line_and_leave_no_file(folder, capsys, words, sentence):
+    assert sentence in refused(capsys, "prune", folder / "model.keras", "-o", folder / "small.keras", *words)
+    assert [p.name for p in folder.iterdir()] == ["model.keras"]
+
+
+def test_unreadable_models_and_unwritable_places(folder, capsys):
+    assert "no model at" in refused(capsys, "scan", folder / "none.keras")
+    content = (folder / "model.keras").read_bytes()
+    (folder / "cut.keras").write_bytes(content[: len(content) // 2])
+    assert "cannot load" in refused(capsys, "scan", folder / "cut.keras")
+    line = refused(capsys, "prune", folder / "model.keras", "-o", folder / "none" / "small.keras")
+    assert "does not exist" in line
+    assert "ends in .keras" in refused(capsys, "prune", folder / "model.keras", "-o", folder / "small.h5")
+    assert sorted(p.name for p in folder.iterdir()) == ["cut.keras", "model.keras"]
+
+
+def test_export_and_bench(folder, capsys):
+    model = keras.models.load_model(folder / "model.keras")
+    np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(20, *model.input_shape[1:])).astype("float32"))
+    assert main(["export", str(folder / "model.keras"), "-o", str(folder / "a.tflite")]) == 0
+    assert "largest difference from Keras" in capsys.readouterr().out
+    words = ["export", folder / "model.keras", "-o", folder / "b.tflite", "--quantize", "int8"]
+    assert "int8' needs calibration" in refused(capsys, *words)
+    assert main([*map(str, words), "--data", str(folder / "x.npy"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quantize"] == "int8"
+    assert main(["bench", str(folder / "a.tflite"), str(folder / "b.tflite"), "--runs", "20", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [m["runs"] for m in models] == [20, 20]
+    (folder / "bad.tflite").write_text("nothing")
+    assert "bad.tflite" in refused(capsys, "bench", folder / "bad.tflite")
+
+
+def test_module_runs_as_a_command(folder):
+    command = [sys.executable, "-m", "keras_filterprune", "scan", str(folder / "none.keras")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("keras-filterprune: no model at")
+
+
+def test_demo_does_the_whole_job(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--json"]) == 0
+    rows = {row["model"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["dense"]["accuracy"] > 0.95
+    assert rows["fine-tuned"]["accuracy"] > rows["dense"]["accuracy"] - 0.03
+    assert rows["pruned"]["macs"] <= 0.5 * rows["dense"]["macs"]
+    assert rows["int8"]["bytes"] < 0.4 * rows["pruned"]["bytes"]
+    for name in ("dense", "pruned", "fine-tuned"):
+        model = keras.models.load_model(tmp_path / "demo" / f"{name}.keras")
+        assert model.count_params() == rows[name]["params"]
+    names = {p.name for p in (tmp_path / "demo").iterdir()}
+    assert {"plan.json", "report.json", "dense.tflite", "pruned.tflite", "fine-tuned.tflite", "int8.tflite"} <= names
