@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Iterable
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Compensator
-from keras_filterprune.cost import Budget, CostModel, FiltersBudget, as_budget
+from keras_filterprune.cost import Budget, CostModel, as_budget
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import (
-    CalibrationDataError,
-    InfeasibleBudgetError,
-    PlanMismatchError,
-    SurgeryError,
-    UnknownNameError,
-)
+from keras_filterprune.errors import CalibrationDataError, PlanMismatchError, SurgeryError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.methods import Method, as_method
+from keras_filterprune.methods import Method, as_method, list_methods
+from keras_filterprune.planning import Options, make_plan
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
 from keras_filterprune.rebuild.clone import rebuild
-from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, kept_channels, refreshed, units_of, versions
+from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, kept_channels, refreshed, units_of
 from keras_filterprune.rebuild.verify import verify as verify_surgery
 from keras_filterprune.report import LayerRow, PruneReport
 
@@ -92,9 +83,9 @@ def prune_model(
     recipe = as_method(method, seed)
     compensator = _compensator(compensate, recipe, data)
     weights = Weights(graph.view)
-    options = _Options(include, exclude, min_filters, channel_multiple)
+    options = Options(include, exclude, min_filters, channel_multiple)
     recipe = _observed(recipe, graph, weights, data, progress)
-    plan, kept = _plan(graph, weights, recipe, _name(method, recipe), as_budget(budget), options, seed)
+    plan, kept = make_plan(graph, weights, recipe, _name(method, recipe), as_budget(budget), options, seed)
     return _apply(model, graph, plan, kept, compensator, data, verify, return_report, progress)
 
 
@@ -127,9 +118,9 @@ def plan_pruning(
     """
     graph = analyze(model)
     recipe = as_method(method, seed)
-    options, weights = _Options(include, exclude, min_filters, channel_multiple), Weights(graph.view)
+    options, weights = Options(include, exclude, min_filters, channel_multiple), Weights(graph.view)
     recipe = _observed(recipe, graph, weights, data, progress)
-    return _plan(graph, weights, recipe, _name(method, recipe), as_budget(budget), options, seed)[0]
+    return make_plan(graph, weights, recipe, _name(method, recipe), as_budget(budget), options, seed)[0]
 
 
 def apply_plan(
@@ -143,6 +134,9 @@ def apply_plan(
     progress: bool = True,
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
     """Replay a plan on the model it was made for. Other arguments and the result as in `prune_model`.
+
+    With `compensate="auto"` the compensator is that of the plan's method, batch normalization recalibration for a
+    method without a registered name.
 
     Args:
         model: the model, with the very weights that the plan was made from.
@@ -166,48 +160,10 @@ def apply_plan(
             )
     kept = units_of(plan, graph)
     plan = refreshed(plan, graph, CostModel(graph), kept)
-    compensator = _compensator(compensate, as_method("l2", plan.seed), data)
+    known = [name for name, _, _ in list_methods()]
+    recipe = as_method(plan.method if plan.method in known else "l2", plan.seed)
+    compensator = _compensator(compensate, recipe, data)
     return _apply(model, graph, plan, kept, compensator, data, verify, return_report, progress)
-
-
-class _Options:
-    """Checked options that decide which groups may shrink, and how far."""
-
-    def __init__(self, include: Any, exclude: Any, min_filters: int, channel_multiple: int):
-        self.include = None if include is None else _patterns(include)
-        self.exclude = _patterns(exclude or ())
-        for name, value in (("min_filters", min_filters), ("channel_multiple", channel_multiple)):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise InfeasibleBudgetError(f"{name} is a positive integer. Received: {name}={value!r}.")
-        self.min_filters, self.multiple = int(min_filters), int(channel_multiple)
-
-    def refusals(self, graph: ChannelGraph, criterion: Criterion) -> dict[str, str]:
-        """{group: why it stays whole}."""
-        layers = [call.path for call in graph.view.calls]
-        for pattern in (*(self.include or ()), *self.exclude):
-            if not fnmatch.filter(layers, pattern):
-                near = difflib.get_close_matches(pattern, layers, n=1)
-                hint = f" Did you mean '{near[0]}'?" if near else " analyze(model).groups lists the layers."
-                raise UnknownNameError(f"no layer matches {pattern!r}.{hint}")
-        refused = {}
-        for group in graph.groups:
-            names = {m.layer for m in group.members if m.role == "filter"}
-            hit = next((p for p in self.exclude if fnmatch.filter(names, p)), None)
-            if hit is not None:
-                refused[group.name] = f"is excluded by '{hit}'"
-            elif self.include is not None and not any(fnmatch.filter(names, p) for p in self.include):
-                refused[group.name] = "is not included"
-            elif (why := criterion.refuses(group)) is not None:
-                refused[group.name] = why
-        return refused
-
-
-def _patterns(names: str | Iterable[str]) -> tuple[str, ...]:
-    patterns = (names,) if isinstance(names, str) else tuple(names)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise UnknownNameError(f"include and exclude take layer names or globs. Received: {pattern!r}.")
-    return patterns
 
 
 def _name(method: Any, recipe: Method) -> str:
@@ -235,96 +191,6 @@ def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Co
     if compensate.requires and data is None:
         raise CalibrationDataError(f"{compensate!r} needs calibration inputs: pass data=. A few hundred are enough.")
     return compensate
-
-
-def _plan(
-    graph: ChannelGraph, weights: Weights, recipe: Method, name: str, budget: Budget, options: _Options, seed: int
-) -> tuple[PruningPlan, dict[str, np.ndarray]]:
-    refused = options.refusals(graph, recipe.criterion)
-    cost = CostModel(graph)
-    keep = _counts(graph, weights, recipe, cost, budget, options, refused)
-    kept = {
-        group.name: np.arange(group.size) if n == group.size else recipe.criterion.select(group, int(n), weights)
-        for group, n in zip(graph.groups, keep, strict=True)
-    }
-    pins = [p._asdict() for p in graph.pinned]
-    pins += [{"layer": name, "channels": graph.by_name[name].size, "reason": why} for name, why in refused.items()]
-    plan = PruningPlan(
-        model=fingerprint(graph, weights),
-        method=name,
-        budget=repr(budget),
-        seed=int(seed),
-        versions=versions(),
-        groups=[],
-        layers={},
-        pinned=pins,
-        cost={},
-    )
-    return refreshed(plan, graph, cost, kept), kept
-
-
-def _counts(
-    graph: ChannelGraph,
-    weights: Weights,
-    recipe: Method,
-    cost: CostModel,
-    budget: Budget,
-    options: _Options,
-    refused: dict[str, str],
-) -> np.ndarray:
-    """Kept units of every group under the budget."""
-    if not graph.groups:
-        reasons = [f"'{p.layer}' {p.reason}" for p in graph.pinned[:3]] or ["no layer with a handler makes filters"]
-        raise InfeasibleBudgetError(
-            f"model '{graph.view.name}' has no filter that can be removed: {'; '.join(reasons)}."
-        )
-    floors = np.minimum(cost.sizes, options.min_filters)
-    for number, group in enumerate(graph.groups):
-        if group.name in refused:
-            floors[number] = group.size
-        elif group.approximate:
-            # Normalising a single channel leaves a constant.
-            floors[number] = min(group.size, max(2, floors[number]))
-    fixed = isinstance(budget, FiltersBudget)
-    problem = Allocation(
-        sizes=cost.sizes,
-        floors=floors,
-        multiple=options.multiple,
-        cost=cost.macs if fixed else budget.cost(cost),
-        limit=0 if fixed else budget.limit(cost),
-        scores=lambda number: recipe.criterion.scores(graph.groups[number], weights).copy(),
-    )
-    if fixed:
-        fractions = np.array(budget.fractions([g.producers for g in graph.groups]))
-        return problem.legal(np.floor(fractions * cost.sizes + 0.5).astype(int))
-    least = problem.legal(floors)
-    if not problem.feasible(least):
-        raise InfeasibleBudgetError(_infeasible(graph, cost, budget, problem, least, refused))
-    return recipe.allocator.allocate(problem)
-
-
-def _infeasible(
-    graph: ChannelGraph,
-    cost: CostModel,
-    budget: Budget,
-    problem: Allocation,
-    least: np.ndarray,
-    refused: dict[str, str],
-) -> str:
-    full, reachable = problem.cost(cost.sizes), problem.cost(least)
-    spent = np.bincount(problem.cost.owners, problem.cost.terms(least), minlength=len(cost.layers))
-    reasons = {p.layer: p.reason for p in graph.pinned} | {
-        layer: why for name, why in refused.items() for layer in graph.by_name[name].producers
-    }
-    named = [
-        f"'{cost.layers[n]}' ({int(spent[n]):,}{', ' + reasons[cost.layers[n]] if cost.layers[n] in reasons else ''})"
-        for n in np.argsort(-spent, kind="stable")[:3]
-    ]
-    return (
-        f"{budget} asks for at most {problem.limit:,} {budget.unit}; the smallest reachable is {reachable:,} "
-        f"({100 * reachable / full:.1f} % of {full:,}) with min_filters and channel_multiple as given. What is left is "
-        f"mostly in layers {', '.join(named)}."
-    )
 
 
 def _apply(

@@ -24,6 +24,7 @@ ROWS = [
     ["rebuild"],
     ["layer_pruning", "report"],
     ["methods"],
+    ["planning"],
     ["pruning"],
     ["training", "export"],
     ["demo"],

@@ -168,3 +168,12 @@ def test_missing_calibration_data_is_a_clear_error_before_any_work(name):
 def test_one_image_is_not_enough():
     with pytest.raises(kfp.CalibrationDataError, match="at least 2 samples"):
         kfp.prune_model(built(), "cap", 0.5, data=IMAGES[:1], progress=False)
+
+
+def test_a_plan_replays_with_the_compensator_of_its_method():
+    model = built()
+    direct = kfp.prune_model(model, "cap", 0.6, data=IMAGES, progress=False)
+    plan = kfp.plan_pruning(model, "cap", 0.6, data=IMAGES, progress=False)
+    replayed = kfp.apply_plan(model, plan, data=IMAGES, progress=False)
+    for a, b in zip(direct.weights, replayed.weights, strict=True):
+        assert (np.asarray(a.value) == np.asarray(b.value)).all()
