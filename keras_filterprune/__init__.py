@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from keras_filterprune.allocators import Global as Global
+    from keras_filterprune.allocators import Search as Search
+    from keras_filterprune.allocators import Tolerance as Tolerance
     from keras_filterprune.allocators import Uniform as Uniform
     from keras_filterprune.analysis import analyze as analyze
+    from keras_filterprune.compensators import Adapters as Adapters
     from keras_filterprune.compensators import BNRecalibration as BNRecalibration
     from keras_filterprune.compensators import LeastSquares as LeastSquares
+    from keras_filterprune.compensators import Linear as Linear
+    from keras_filterprune.compensators import MeanShift as MeanShift
     from keras_filterprune.cost import CostModel as CostModel
     from keras_filterprune.cost import FiltersBudget as FiltersBudget
     from keras_filterprune.cost import MacsBudget as MacsBudget
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from keras_filterprune.criteria import BNScale as BNScale
     from keras_filterprune.criteria import CaP as CaP
     from keras_filterprune.criteria import Energy as Energy
+    from keras_filterprune.criteria import OutputPursuit as OutputPursuit
     from keras_filterprune.criteria import Random as Random
     from keras_filterprune.errors import CalibrationDataError as CalibrationDataError
     from keras_filterprune.errors import ExportError as ExportError
@@ -50,11 +56,11 @@ if TYPE_CHECKING:
     from keras_filterprune.report import PruneReport as PruneReport
 
 _HOME = {
-    "allocators": ["Global", "Uniform"],
+    "allocators": ["Global", "Search", "Tolerance", "Uniform"],
     "analysis": ["analyze"],
     "cost": ["CostModel", "FiltersBudget", "MacsBudget", "ParamsBudget"],
-    "compensators": ["BNRecalibration", "LeastSquares"],
-    "criteria": ["BNScale", "CaP", "Energy", "FPGM", "FPOMP", "L1", "L2", "LRF", "Random"],
+    "compensators": ["Adapters", "BNRecalibration", "LeastSquares", "Linear", "MeanShift"],
+    "criteria": ["BNScale", "CaP", "Energy", "FPGM", "FPOMP", "L1", "L2", "LRF", "OutputPursuit", "Random"],
     "errors": [
         "CalibrationDataError",
         "ExportError",

@@ -7,9 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Integral
 
-from keras_filterprune.allocators import Allocator, Global, Uniform
-from keras_filterprune.compensators import BNRecalibration, Compensator, LeastSquares
-from keras_filterprune.criteria import FPGM, FPOMP, L1, L2, LRF, BNScale, CaP, Criterion, Energy, Random
+from keras_filterprune.allocators import Allocator, Global, Search, Uniform
+from keras_filterprune.compensators import BNRecalibration, Compensator, LeastSquares, Linear
+from keras_filterprune.criteria import (
+    FPGM,
+    FPOMP,
+    L1,
+    L2,
+    LRF,
+    BNScale,
+    CaP,
+    Criterion,
+    Energy,
+    OutputPursuit,
+    Random,
+)
 from keras_filterprune.errors import UnknownNameError
 
 
@@ -20,7 +32,8 @@ class Method:
     Args:
         criterion: which units of a group stay.
         allocator: how many units each group keeps; `Uniform()` by default.
-        compensator: what makes up for the removed ones; `BNRecalibration()` by default, used when there is data.
+        compensator: what makes up for the removed ones; `BNRecalibration()` by default; used when what it
+            needs is there.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -48,12 +61,19 @@ class _Entry:
     make: Callable[[int], Method]
     needs: str
     summary: str
+    with_data: Callable[[int], Method] | None = None
 
 
 _METHODS: dict[str, _Entry] = {}
 
 
-def register_method(name: str, make: Callable[[int], Method], needs: str, summary: str) -> None:
+def register_method(
+    name: str,
+    make: Callable[[int], Method],
+    needs: str,
+    summary: str,
+    with_data: Callable[[int], Method] | None = None,
+) -> None:
     """Give a recipe a name.
 
     Args:
@@ -61,8 +81,9 @@ def register_method(name: str, make: Callable[[int], Method], needs: str, summar
         make: `make(seed)` returns the `Method`.
         needs: "nothing", "inputs" or "labels": what it needs besides the model.
         summary: one line for the table of methods.
+        with_data: the recipe where there is calibration data, if it is another one (None).
     """
-    _METHODS[name] = _Entry(make, needs, summary)
+    _METHODS[name] = _Entry(make, needs, summary, with_data)
 
 
 def _fixed(criterion: Callable[[], Criterion], allocator: Allocator, compensator: Compensator | None = None):
@@ -70,18 +91,33 @@ def _fixed(criterion: Callable[[], Criterion], allocator: Allocator, compensator
     return lambda seed: Method(criterion(), allocator, compensator or BNRecalibration())
 
 
-for _name, _make, _needs, _summary in (
-    ("l1", _fixed(L1, Uniform()), "nothing", "sum of absolute weights of a filter"),
-    ("l2", _fixed(L2, Uniform()), "nothing", "Euclidean norm of a filter"),
-    ("fpgm", _fixed(FPGM, Uniform()), "nothing", "distance to the geometric median of the layer's filters"),
-    ("bn_scale", _fixed(BNScale, Global(0.0)), "nothing", "batch normalization scale, ranked globally"),
-    ("fp_omp", _fixed(FPOMP, Uniform(), LeastSquares()), "nothing", "orthogonal matching pursuit over the filters"),
-    ("lrf", _fixed(LRF, Uniform(), LeastSquares()), "nothing", "linearly replaceable filters go first"),
-    ("energy", _fixed(Energy, Global(0.7), LeastSquares()), "inputs", "share of the consumers' output variance"),
-    ("cap", _fixed(CaP, Global(0.7), LeastSquares()), "inputs", "error of the consumers' outputs after least squares"),
-    ("random", lambda seed: Method(Random(seed)), "nothing", "uniform random choice, the baseline"),
+# FP-OMP without data is the paper's, compensated from the weights. With data its default is the best that was measured
+# without training (examples/benchmarks/no_training.py on CIFAR-10; settings chosen on training images).
+for _name, _needs, _summary, *_make in (
+    ("l1", "nothing", "sum of absolute weights of a filter", _fixed(L1, Uniform())),
+    ("l2", "nothing", "Euclidean norm of a filter", _fixed(L2, Uniform())),
+    ("fpgm", "nothing", "distance to the geometric median of the layer's filters", _fixed(FPGM, Uniform())),
+    ("bn_scale", "nothing", "batch normalization scale, ranked globally", _fixed(BNScale, Global(0.0))),
+    (
+        "fp_omp",
+        "nothing",
+        "orthogonal matching pursuit over the filters; with inputs, over what they do to the outputs",
+        _fixed(FPOMP, Uniform(), Linear()),
+        _fixed(OutputPursuit, Global(0.7), LeastSquares()),
+    ),
+    (
+        "lrf",
+        "nothing",
+        "linearly replaceable filters go first",
+        _fixed(LRF, Uniform(), Linear()),
+        _fixed(LRF, Uniform(), LeastSquares()),
+    ),
+    ("energy", "inputs", "share of the consumers' output variance", _fixed(Energy, Global(0.7), LeastSquares())),
+    ("cap", "inputs", "error of the consumers' outputs after least squares", _fixed(CaP, Global(0.7), LeastSquares())),
+    ("fp_omp_search", "labels", "accuracy after trial cuts, round by round", _fixed(FPOMP, Search(), LeastSquares())),
+    ("random", "nothing", "uniform random choice, the baseline", lambda seed: Method(Random(seed))),
 ):
-    register_method(_name, _make, _needs, _summary)
+    register_method(_name, _make[0], _needs, _summary, *_make[1:])
 
 
 def list_methods() -> list[tuple[str, str, str]]:
@@ -89,18 +125,28 @@ def list_methods() -> list[tuple[str, str, str]]:
     return [(name, entry.needs, entry.summary) for name, entry in _METHODS.items()]
 
 
-def as_method(method: str | Method | Criterion, seed: int) -> Method:
-    """A `Method`: a name is its registered recipe, a criterion object the recipe with that criterion in it."""
+def as_method(method: str | Method | Criterion, seed: int, data: bool = False) -> Method:
+    """A `Method`: a name is its registered recipe, a criterion object the recipe with that criterion in it.
+
+    Args:
+        method: name, criterion or method.
+        seed: of everything random.
+        data: whether there is calibration data.
+    """
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise UnknownNameError(f"seed is a non-negative integer. Received: seed={seed!r}.")
     if isinstance(method, Method):
         return method
     if isinstance(method, Criterion):
-        recipes = (entry.make(seed) for entry in _METHODS.values())
+        recipes = (_recipe(entry, seed, data) for entry in _METHODS.values())
         default = next((r for r in recipes if type(r.criterion) is type(method)), None)
         return Method(method, default.allocator, default.compensator) if default else Method(method)
     if isinstance(method, str) and method in _METHODS:
-        return _METHODS[method].make(seed)
+        return _recipe(_METHODS[method], seed, data)
     near = difflib.get_close_matches(str(method), _METHODS, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise UnknownNameError(f"unknown method {method!r}. Known methods: {', '.join(_METHODS)}.{hint}")
+
+
+def _recipe(entry: _Entry, seed: int, data: bool) -> Method:
+    return (entry.with_data if data and entry.with_data else entry.make)(seed)

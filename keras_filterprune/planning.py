@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -13,10 +15,11 @@ import numpy as np
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.cost import Budget, CostModel, FiltersBudget
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
+from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method
 from keras_filterprune.probe import Weights
+from keras_filterprune.probe.trial import Trial
 from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, versions
 
 
@@ -41,15 +44,22 @@ class Options:
                 raise UnknownNameError(f"no layer matches {pattern!r}.{hint}")
         refused = {}
         for group in graph.groups:
-            names = {m.layer for m in group.members if m.role == "filter"}
-            hit = next((p for p in self.exclude if fnmatch.filter(names, p)), None)
-            if hit is not None:
-                refused[group.name] = f"is excluded by '{hit}'"
-            elif self.include is not None and not any(fnmatch.filter(names, p) for p in self.include):
-                refused[group.name] = "is not included"
-            elif (why := criterion.refuses(group)) is not None:
+            why = self.refusal([m.layer for m in group.members if m.role == "filter"]) or criterion.refuses(group)
+            if why is not None:
                 refused[group.name] = why
         return refused
+
+    def refusal(self, names: Sequence[str]) -> str | None:
+        """Why the filters of these layers stay whole, None if they do not."""
+        hit = next((p for p in self.exclude if fnmatch.filter(names, p)), None)
+        if hit is not None:
+            return f"is excluded by '{hit}'"
+        included = self.include is None or any(fnmatch.filter(names, p) for p in self.include)
+        return None if included else "is not included"
+
+    def only(self, names: Iterable[str]) -> Options:
+        """These options for these layers alone."""
+        return Options(tuple(names), (), self.min_filters, self.multiple)
 
 
 def _patterns(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -60,71 +70,129 @@ def _patterns(names: str | Iterable[str]) -> tuple[str, ...]:
     return patterns
 
 
-def make_plan(
-    graph: ChannelGraph, weights: Weights, recipe: Method, name: str, budget: Budget, options: Options, seed: int
-) -> tuple[PruningPlan, dict[str, np.ndarray]]:
-    """The plan, and {group name: indices of the units that stay}; `recipe`'s criterion has seen its data."""
-    refused = options.refusals(graph, recipe.criterion)
-    cost = CostModel(graph)
-    keep = _counts(graph, weights, recipe, cost, budget, options, refused)
-    kept = {
-        group.name: np.arange(group.size) if n == group.size else recipe.criterion.select(group, int(n), weights)
-        for group, n in zip(graph.groups, keep, strict=True)
-    }
-    pins = [p._asdict() for p in graph.pinned]
-    pins += [{"layer": name, "channels": graph.by_name[name].size, "reason": why} for name, why in refused.items()]
-    plan = PruningPlan(
-        model=fingerprint(graph, weights),
-        method=name,
-        budget=repr(budget),
-        seed=int(seed),
-        versions=versions(),
-        groups=[],
-        layers={},
-        pinned=pins,
-        cost={},
-    )
-    return refreshed(plan, graph, cost, kept), kept
+class Task:
+    """One model to prune by one recipe under one budget: what every step of planning looks at.
 
+    Args:
+        graph, weights: the model.
+        recipe: the method; its criterion sees `data` here, its allocator's trials run on it.
+        budget: what may be spent.
+        options: which groups may shrink, and how far.
+        data: calibration data or None.
+        seed: seed of everything random.
+        progress: show progress bars.
+        limit: what may be spent, in place of the budget's own figure (None).
 
-def _counts(
-    graph: ChannelGraph,
-    weights: Weights,
-    recipe: Method,
-    cost: CostModel,
-    budget: Budget,
-    options: Options,
-    refused: dict[str, str],
-) -> np.ndarray:
-    """Kept units of every group under the budget."""
-    if not graph.groups:
-        reasons = [f"'{p.layer}' {p.reason}" for p in graph.pinned[:3]] or ["no layer with a handler makes filters"]
-        raise InfeasibleBudgetError(
-            f"model '{graph.view.name}' has no filter that can be removed: {'; '.join(reasons)}."
+    Raises:
+        CalibrationDataError: the recipe needs data that is not there.
+        InfeasibleBudgetError: no filter can be removed, or the budget does not go with the allocator.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        weights: Weights,
+        recipe: Method,
+        budget: Budget,
+        options: Options,
+        data: Any,
+        seed: int,
+        progress: bool,
+        limit: int | None = None,
+    ):
+        if recipe.criterion.requires and data is None:
+            raise CalibrationDataError(
+                f"{recipe.criterion!r} needs calibration inputs: pass data=. A few hundred unlabelled ones are enough."
+            )
+        weights.check_finite()
+        measure = recipe.allocator.measure
+        if measure and isinstance(budget, FiltersBudget):
+            raise InfeasibleBudgetError(
+                f"{recipe.allocator!r} decides how many filters every group keeps, and {budget!r} does too. Give a "
+                "MacsBudget or a ParamsBudget."
+            )
+        self.graph, self.weights, self.budget, self.options = graph, weights, budget, options
+        self.data, self.seed, self.progress = data, int(seed), progress
+        self._trial = Trial(graph, data, measure, progress) if measure else None
+        self.recipe = replace(recipe, criterion=recipe.criterion.observe(graph, weights, data, progress))
+        self.cost = CostModel(graph)
+        self.refused = options.refusals(graph, self.recipe.criterion)
+        self.model = fingerprint(graph, weights)
+        fixed = isinstance(budget, FiltersBudget)
+        self.limit = limit if limit is not None else 0 if fixed else budget.limit(self.cost)
+        self._selected: dict[tuple[int, int], np.ndarray] = {}
+
+    def select(self, keep: np.ndarray) -> dict[str, np.ndarray]:
+        """{group name: indices of the units that stay}, given kept counts."""
+        return {group.name: self._select(number, int(keep[number])) for number, group in enumerate(self.graph.groups)}
+
+    def _select(self, number: int, count: int) -> np.ndarray:
+        group = self.graph.groups[number]
+        if count == group.size:
+            return np.arange(count)
+        if (number, count) not in self._selected:
+            self._selected[number, count] = self.recipe.criterion.select(group, count, self.weights)
+        return self._selected[number, count]
+
+    def problem(self) -> Allocation:
+        """What the allocator is given."""
+        floors = np.minimum(self.cost.sizes, self.options.min_filters)
+        for number, group in enumerate(self.graph.groups):
+            if group.name in self.refused:
+                floors[number] = group.size
+            elif group.approximate:
+                # Normalising a single channel leaves a constant.
+                floors[number] = min(group.size, max(2, floors[number]))
+        fixed = isinstance(self.budget, FiltersBudget)
+        return Allocation(
+            sizes=self.cost.sizes,
+            floors=floors,
+            multiple=self.options.multiple,
+            cost=self.cost.macs if fixed else self.budget.cost(self.cost),
+            limit=self.limit,
+            scores=lambda number: self.recipe.criterion.scores(self.graph.groups[number], self.weights).copy(),
+            evaluate=(lambda keep: self._trial(self.select(keep))) if self._trial else None,
+            key=self._key(),
+            progress=self.progress,
         )
-    floors = np.minimum(cost.sizes, options.min_filters)
-    for number, group in enumerate(graph.groups):
-        if group.name in refused:
-            floors[number] = group.size
-        elif group.approximate:
-            # Normalising a single channel leaves a constant.
-            floors[number] = min(group.size, max(2, floors[number]))
-    fixed = isinstance(budget, FiltersBudget)
-    problem = Allocation(
-        sizes=cost.sizes,
-        floors=floors,
-        multiple=options.multiple,
-        cost=cost.macs if fixed else budget.cost(cost),
-        limit=0 if fixed else budget.limit(cost),
-        scores=lambda number: recipe.criterion.scores(graph.groups[number], weights).copy(),
-    )
-    if fixed:
-        fractions = np.array(budget.fractions([g.producers for g in graph.groups]))
-        return problem.legal(np.floor(fractions * cost.sizes + 0.5).astype(int))
-    least = problem.legal(floors)
-    if not problem.feasible(least):
-        raise InfeasibleBudgetError(_infeasible(graph, cost, budget, problem, least, refused))
-    return recipe.allocator.allocate(problem)
+
+    def _key(self) -> str:
+        """What a search depends on, its data included."""
+        parts = self.model, self.recipe.name, vars(self.options), self.seed, self._trial and self._trial.digest()
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def counts(self) -> np.ndarray:
+        """Kept units of every group under the budget."""
+        if not self.graph.groups:
+            reasons = [f"'{p.layer}' {p.reason}" for p in self.graph.pinned[:3]]
+            reasons = "; ".join(reasons or ["no layer with a handler makes filters"])
+            raise InfeasibleBudgetError(f"model '{self.graph.view.name}' has no filter that can be removed: {reasons}.")
+        problem = self.problem()
+        if isinstance(self.budget, FiltersBudget):
+            fractions = np.array(self.budget.fractions([g.producers for g in self.graph.groups]))
+            return problem.legal(np.floor(fractions * problem.sizes + 0.5).astype(int))
+        least = problem.legal(problem.floors)
+        if not problem.feasible(least):
+            raise InfeasibleBudgetError(_infeasible(self.graph, self.cost, self.budget, problem, least, self.refused))
+        return self.recipe.allocator.allocate(problem)
+
+    def plan(self, method: str, kept: dict[str, np.ndarray]) -> PruningPlan:
+        """The plan that keeps these units; `method` is the name the user gave."""
+        pins = [p._asdict() for p in self.graph.pinned]
+        sizes = {group.name: group.size for group in self.graph.groups}
+        pins += [{"layer": name, "channels": sizes[name], "reason": why} for name, why in self.refused.items()]
+        plan = PruningPlan(
+            model=self.model,
+            method=method,
+            budget=repr(self.budget),
+            seed=self.seed,
+            versions=versions(),
+            groups=[],
+            layers={},
+            pinned=pins,
+            cost={},
+        )
+        return refreshed(plan, self.graph, self.cost, kept)
 
 
 def _infeasible(

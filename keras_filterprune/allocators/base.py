@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_filterprune.cost.model import Cost
+from keras_filterprune.errors import UnknownNameError
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,9 @@ class Allocation:
         cost: the budget's cost as a function of kept counts.
         limit: the most it may be.
         scores: group number -> float64 scores of its units, higher = keep, comparable between groups.
+        evaluate: kept counts -> how well the model does then, higher = better; for allocators that ask for a measure.
+        key: what the problem is, apart from its limit: equal keys, equal searches.
+        progress: show progress bars.
     """
 
     sizes: np.ndarray
@@ -30,6 +34,9 @@ class Allocation:
     cost: Cost
     limit: int
     scores: Callable[[int], np.ndarray]
+    evaluate: Callable[[np.ndarray], float] | None = None
+    key: str = ""
+    progress: bool = False
 
     def feasible(self, keep: np.ndarray) -> bool:
         return self.cost(keep) <= self.limit
@@ -40,11 +47,28 @@ class Allocation:
 
 
 class Allocator(abc.ABC):
-    """Turns a budget into kept counts."""
+    """Turns a budget into kept counts.
+
+    Attributes:
+        measure: what `Allocation.evaluate` is to measure: "accuracy" (of labelled samples), "error" (minus the squared
+            error of the model's outputs, relative to their variance, on unlabelled samples), or None.
+    """
+
+    measure: str | None = None
 
     @abc.abstractmethod
     def allocate(self, problem: Allocation) -> np.ndarray:
         """Kept units per group, int64 of shape (n_groups,), within the limit whenever the floors are."""
+
+
+MEASURES = ("accuracy", "error")
+
+
+def check_measure(measure: str) -> str:
+    """`measure`, or `UnknownNameError`."""
+    if measure not in MEASURES:
+        raise UnknownNameError(f"measure is one of {', '.join(MEASURES)}. Received: measure={measure!r}.")
+    return measure
 
 
 def last_feasible(feasible: Callable[[int], bool], low: int, high: int) -> int:

@@ -11,3 +11,4 @@ from keras_filterprune.criteria.omp import LRF as LRF
 from keras_filterprune.criteria.random import Random as Random
 from keras_filterprune.criteria.reconstruction import CaP as CaP
 from keras_filterprune.criteria.reconstruction import Energy as Energy
+from keras_filterprune.criteria.reconstruction import OutputPursuit as OutputPursuit

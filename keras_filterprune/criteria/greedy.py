@@ -1,6 +1,6 @@
-"""Greedy subset selection on Gram matrices: which columns can best stand in for all of them.
+"""Greedy subset selection on Gram matrices: which columns can best stand in for all of them, and how.
 
-Both directions are exact and nested, so that one run serves every count: forward selection as a pivoted Cholesky
+All directions are exact and nested, so that one run serves every count: forward selection as a pivoted Cholesky
 factorisation, backward elimination by updating an inverse.
 """
 
@@ -8,41 +8,65 @@ from __future__ import annotations
 
 import numpy as np
 
+from keras_filterprune.probe.regression import reciprocal_roots
+
+# A column with less than this share of its squared norm outside the span of the others counts as dependent.
 _DEPENDENT = 1e-10
+
+# Scores closer than this differ by rounding alone.
+_TIE = 1e-12
+
+# Added to a Gram matrix before it is inverted, relative to its mean squared norm.
+_RIDGE = 1e-8
 
 
 def forward_order(gram: np.ndarray, rule: str) -> np.ndarray:
     """Order in which columns are selected to explain all columns by least squares.
 
     With P the Gram matrix of the residuals (the Schur complement of the selected columns), one selection is one step
-    of a pivoted Cholesky factorisation: P <- P - p p^T / p_l.
+    of a pivoted Cholesky factorisation: P <- P - p p^T / p_l. A stack of problems takes its steps together.
 
     Args:
-        gram: (n, n) Gram matrix of the columns, float64.
-        rule: "omp" takes argmax_l sum_j |P_jl| (simultaneous orthogonal matching pursuit, Purohit et al. 2022);
-            "gain" takes argmax_l sum_j P_jl^2 / P_ll, the largest drop of the total squared error.
+        gram: (..., n, n) Gram matrices of the columns.
+        rule: "omp" takes argmax_l sum_j |P_jl| over the columns scaled to unit norm (simultaneous orthogonal matching
+            pursuit, Purohit et al. 2022); "gain" takes argmax_l sum_j P_jl^2 / P_ll, the largest drop of the total
+            squared error.
 
     Returns:
-        int64 of shape (n,), first selected first. Once the rank is reached the rest follow by decreasing norm.
+        int64 of shape (..., n), first selected first; of equal columns the first. Once the rank is reached the rest
+        follow by decreasing norm.
     """
-    residual = np.array(gram, np.float64)
-    norms = np.diag(gram).copy()
-    floor = _DEPENDENT * max(norms.max(initial=0.0), np.finfo(float).tiny)
-    free = norms > floor
-    order: list[int] = []
-    while free.any():
-        own = np.maximum(np.diag(residual), floor)
-        score = np.abs(residual).sum(axis=0) if rule == "omp" else (residual**2).sum(axis=0) / own
-        usable = free & (np.diag(residual) > floor)
-        if not usable.any():
+    size = gram.shape[-1]
+    residual = gram.reshape(-1, size, size).astype(np.float64)
+    norms = np.diagonal(residual, axis1=1, axis2=2).copy()
+    if rule == "omp":
+        scale = reciprocal_roots(norms)
+        residual *= scale[:, :, None] * scale[:, None, :]
+    # A live view: it holds the squared residual of every column at every step.
+    own = np.diagonal(residual, axis1=1, axis2=2)
+    floor = _DEPENDENT * own
+    selected_at = np.full(norms.shape, size)
+    items = np.arange(len(residual))
+    work = np.empty_like(residual)
+    for step in range(size):
+        usable = own > floor
+        active = usable.any(axis=1)
+        if not active.any():
             break
-        pick = int(np.argmax(np.where(usable, score, -np.inf)))
-        column = residual[:, pick].copy()
-        residual -= np.outer(column, column / column[pick])
-        free[pick] = False
-        order.append(pick)
-    rest = np.setdiff1d(np.arange(len(gram)), order)
-    return np.array([*order, *rest[np.argsort(-norms[rest], kind="stable")]], int)
+        if rule == "omp":
+            score = np.abs(residual, out=work).sum(axis=1)
+        else:
+            energy = np.square(residual, out=work).sum(axis=1)
+            score = np.divide(energy, own, out=energy, where=usable)
+        score = np.where(usable, score, 0)
+        picks = np.argmax(score >= (1 - _TIE) * score.max(axis=1, keepdims=True), axis=1)
+        selected_at[items[active], picks[active]] = step
+        columns = residual[items, picks]
+        # An infinite pivot leaves the items alone whose rank is exhausted.
+        pivots = np.where(active, own[items, picks], np.inf)
+        residual -= np.multiply(columns[:, :, None], (columns / pivots[:, None])[:, None, :], out=work)
+    # Single precision: rounding does not rank equal norms.
+    return np.lexsort((-norms.astype(np.float32), selected_at)).reshape(gram.shape[:-1])
 
 
 def backward_order(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +85,7 @@ def backward_order(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) ->
     """
     states = []
     for gram, cross, columns in problems:
-        ridge = 1e-8 * np.trace(gram) / len(gram) + np.finfo(float).tiny
-        inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
+        inverse = _inverse(gram)[0]
         states.append([inverse, inverse @ cross, columns])
     remaining = np.arange(len(problems[0][2]))
     order, increase = [], []
@@ -85,3 +108,44 @@ def backward_order(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) ->
             state[1] = fit - step @ fit[gone]
             state[0] = inverse - step @ inverse[gone]
     return np.array(order, int), np.array(increase)
+
+
+def replaceable_order(gram: np.ndarray, downstream: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order in which linearly replaceable filters are removed (Joo et al. 2021), and the error of each removal.
+
+    Filter j, with residual e_j on the remaining ones, and its row g_j of what reads it linearly, the layer's output
+    loses ||e_j|| ||g_j|| at most. The least goes, and the others take over: g_i <- g_i + l_ji g_j. With C the inverse
+    of the Gram matrix of the remaining filters ||e_j||^2 = 1 / C_jj and l_ji = -C_ij / C_jj.
+
+    Args:
+        gram: (n, n) Gram matrix of the filters.
+        downstream: (n, o) weights that read each filter's channel.
+
+    Returns:
+        (order, errors): int64 of shape (n,), first removed first; float64 of the same shape, ||e_j|| ||g_j|| at its
+        removal. Of filters that can be replaced exactly, those with the smallest coefficients go first.
+    """
+    inverse, ridge = _inverse(gram)
+    # Rotating the outputs changes no norm, and leaves at most n of them.
+    read = np.linalg.qr(downstream.T.astype(np.float64), mode="r").T
+    remaining = np.arange(len(gram))
+    order, errors = [], []
+    while len(remaining):
+        weight = np.linalg.norm(read[remaining], axis=1)
+        unit = remaining[np.argmin(weight / np.sqrt(inverse[remaining, remaining]))]
+        own = inverse[unit, unit]
+        step = inverse[:, unit] / own
+        # 1 / C_jj less what the ridge adds to it.
+        residual = max(1 - ridge * (step[remaining] @ inverse[remaining, unit]), 0.0) / own
+        order.append(unit)
+        errors.append(np.sqrt(residual) * np.linalg.norm(read[unit]))
+        remaining = remaining[remaining != unit]
+        read -= np.outer(step, read[unit])
+        inverse -= np.outer(step, inverse[unit])
+    return np.array(order, int), np.array(errors)
+
+
+def _inverse(gram: np.ndarray) -> tuple[np.ndarray, float]:
+    """Inverse of a Gram matrix (n, n) that may be singular, and the ridge that was added for it."""
+    ridge = _RIDGE * np.trace(gram) / len(gram) + np.finfo(float).tiny
+    return np.linalg.inv(gram + ridge * np.eye(len(gram))), ridge

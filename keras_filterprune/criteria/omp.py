@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_filterprune.criteria.base import Criterion, filter_rows
-from keras_filterprune.criteria.greedy import backward_order, forward_order
+from keras_filterprune.criteria.greedy import backward_order, forward_order, replaceable_order
 from keras_filterprune.errors import UnknownNameError
-from keras_filterprune.graph.types import Group
+from keras_filterprune.graph.types import ChannelGraph, Group
 
 _SELECTIONS = ("omp", "gain", "backward")
+
+# Gram entries selected from at once: larger stacks leave the cache and gain nothing.
+_STACK = 2**18
 
 
 class FPOMP(Criterion):
@@ -21,10 +27,16 @@ class FPOMP(Criterion):
     by exact least squares. The orders are nested: one run serves every count. In a coupled group the layers' filters
     stand below each other, every layer with equal weight.
 
+    Where one layer hands its channels to one other without bias or normalization between, as the 1x1 convolutions do
+    that the papers put before and after a convolution, a channel is a filter of the first layer as much as an input
+    slice of the second. The layer with the larger window is then reproduced: a convolution's own filters before
+    the 1x1 convolution after it (the papers' output side), its input slices after the 1x1 convolution before it (their
+    input side).
+
     Args:
         selection: "omp" (default, the paper: unit-norm filters, sum of absolute correlations); "gain" (largest drop of
             the squared error, norms kept); "backward" (eliminate the filter whose loss raises the error least:
-            FP-Backward of the TMLR 2024 successor, and LRF before its adapters are trained).
+            FP-Backward of the TMLR 2024 successor).
 
     Example:
         >>> import keras_filterprune as kfp
@@ -36,27 +48,57 @@ class FPOMP(Criterion):
         if selection not in _SELECTIONS:
             raise UnknownNameError(f"selection is one of {', '.join(_SELECTIONS)}. Received: selection={selection!r}.")
         self.selection = selection
+        self._scores: dict[str, np.ndarray] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(selection={self.selection!r})"
 
+    def observe(
+        self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
+    ) -> Criterion:
+        """This criterion with the scores of the groups that gain from being selected from together, by size."""
+        if self.selection == "backward":
+            return self
+        observed = copy.copy(self)
+        observed._scores = {}
+        for size in sorted({group.size for group in graph.groups}):
+            alike = [group for group in graph.groups if group.size == size]
+            together = _STACK // size**2
+            for start in range(0, len(alike), together) if together > 1 else ():
+                stack = alike[start : start + together]
+                names = [group.name for group in stack]
+                observed._scores |= zip(names, self._ranked(stack, weights), strict=True)
+        return observed
+
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Position in the order as a fraction: the first selected has 1, the last 1 / n."""
-        gram = _gram(group, weights, unit_norm=self.selection == "omp")
-        if self.selection == "backward":
-            order = backward_order([(gram, gram, np.arange(group.size)[:, None])])[0][::-1]
-        else:
-            order = forward_order(gram, self.selection)
-        scores = np.empty(group.size)
-        scores[order] = 1 - np.arange(group.size) / group.size
+        if group.name in self._scores:
+            return self._scores[group.name]
+        return self._ranked([group], weights)[0]
+
+    def _ranked(self, groups: Sequence[Group], weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        """Scores (groups, n_units) of groups of equal size."""
+        orders = self._orders(groups, weights)
+        scores = np.empty(orders.shape)
+        np.put_along_axis(scores, orders, 1 - np.arange(groups[0].size) / groups[0].size, axis=1)
         return scores
+
+    def _orders(self, groups: Sequence[Group], weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        """Units (groups, n_units) of groups of equal size, the first to stay first."""
+        grams = np.stack([_gram(group, weights) for group in groups])
+        if self.selection == "backward":
+            return np.stack([backward_order([(g, g, np.arange(len(g))[:, None])])[0][::-1] for g in grams])
+        return forward_order(grams, self.selection)
 
 
 class LRF(FPOMP):
     """Linearly replaceable filters: remove, one by one, the filter that the remaining ones replace best.
 
-    Starting from untrained adapters the removal cost ||e_j|| * ||g_j|| of LRF is the FP-Backward score, so this is
-    `FPOMP(selection="backward")` under its own name.
+    The filter with the least ||e_j|| ||g_j|| goes first: e_j is what the others cannot replace of it, and g_j are the
+    weights that read its channel, which pass on to the others what they replace. That needs one layer that reads the
+    channels of one other without bias or normalization between; the filters are then those of the layer with the larger
+    window, as in `FPOMP`. Everywhere else g_j is unknown, and the order is that of untrained 1x1
+    convolutions, `FPOMP(selection="backward")`.
     """
 
     def __init__(self):
@@ -65,17 +107,38 @@ class LRF(FPOMP):
     def __repr__(self) -> str:
         return "LRF()"
 
+    def _orders(self, groups: Sequence[Group], weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        orders = []
+        for group in groups:
+            sides = _sides(group, weights)
+            if sides is None:
+                orders.append(super()._orders([group], weights)[0])
+            else:
+                filters, downstream = sides
+                orders.append(replaceable_order(filters @ filters.T, downstream)[0][::-1])
+        return np.stack(orders)
 
-def _gram(group: Group, weights: Mapping[tuple[str, str], np.ndarray], unit_norm: bool) -> np.ndarray:
+
+def _sides(group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What makes the channels of a linear group and what reads them, (n_units, weights per unit) each.
+
+    The one with the larger window comes first. None where there are several of either, or a bias or a
+    normalization between them.
+    """
+    if sorted(member.role for member in group.members) != ["filter", "input"]:
+        return None
+    made, read = (next(m for m in group.members if m.role == role) for role in ("filter", "input"))
+    windows = [math.prod(weights[m.layer, m.weight].shape[:-2]) for m in (made, read)]
+    first, second = (made, read) if windows[0] >= windows[1] else (read, made)
+    return filter_rows(first, weights), filter_rows(second, weights)
+
+
+def _gram(group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
     """Gram matrix (n_units, n_units) of the filters of a group, layers of equal total weight."""
+    sides = _sides(group, weights)
+    stacked = [filter_rows(m, weights) for m in group.members if m.role == "filter"] if sides is None else sides[:1]
     gram = np.zeros((group.size, group.size))
-    for member in group.members:
-        if member.role == "filter":
-            rows = filter_rows(member, weights)
-            own = rows @ rows.T
-            gram += own / max(np.trace(own), np.finfo(float).tiny)
-    if unit_norm:
-        norms = np.sqrt(np.maximum(np.diag(gram), 0))
-        scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-        gram *= np.outer(scale, scale)
+    for rows in stacked:
+        own = rows @ rows.T
+        gram += own / max(np.trace(own), np.finfo(float).tiny)
     return gram

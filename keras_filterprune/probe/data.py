@@ -15,6 +15,12 @@ BATCH = 128
 
 
 def input_batches(data: Any, view: ModelView) -> Iterator[list[np.ndarray]]:
+    """Go through calibration data once, labels left out; see `labelled_batches`."""
+    for inputs, _ in labelled_batches(data, view):
+        yield inputs
+
+
+def labelled_batches(data: Any, view: ModelView) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
     """Go through calibration data once.
 
     Args:
@@ -23,7 +29,8 @@ def input_batches(data: Any, view: ModelView) -> Iterator[list[np.ndarray]]:
         view: the model the data is for.
 
     Yields:
-        Flat inputs of one batch, arrays of shape (batch, ...), in the order of `view.inputs`.
+        (inputs, labels): flat inputs of one batch, arrays of shape (batch, ...), in the order of `view.inputs`; the
+        second entry of the tuple, or None.
 
     Raises:
         CalibrationDataError: there is no data, or it is not finite, or does not fit the inputs.
@@ -32,9 +39,11 @@ def input_batches(data: Any, view: ModelView) -> Iterator[list[np.ndarray]]:
     for batch in [data] if _is_batch(data) else _iterate(data):
         inputs = [_array(x) for x in _flat(batch, view)]
         _check(inputs, view)
+        labels = np.asarray(batch[1]) if isinstance(batch, tuple) and len(batch) > 1 else None
         for start in range(0, len(inputs[0]), BATCH):
             found = True
-            yield [x[start : start + BATCH] for x in inputs]
+            part = slice(start, start + BATCH)
+            yield [x[part] for x in inputs], None if labels is None else labels[part]
     if not found:
         raise CalibrationDataError("calibration data holds no samples. A few hundred unlabelled ones are enough.")
 

@@ -33,13 +33,11 @@ def rebuild(model: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]
         for number, (call, (inputs, outputs)) in enumerate(zip(graph.view.calls, graph.tensors, strict=True))
         if call.inputs
     }
-    cloner = _Cloner(graph, alive, {id(r.call.op): r for r in resizes.values() if r.changed})
-    with _dtype_policy(model.dtype_policy):
+    cloner = Cloner(graph, alive, {id(r.call.op): r for r in resizes.values() if r.changed})
+    with dtype_policy(model.dtype_policy):
         rebuilt = Rebuilt(graph, cloner.model(model), cloner.twins, resizes)
     _copy_weights(graph, alive, cloner.twins)
-    _copy_trainable(model, rebuilt.model, cloner.twins)
-    if model.compiled:
-        _compile_like(model, rebuilt)
+    rebuilt.notes.extend(take_after(model, rebuilt.model, cloner.twins))
     if type(model).train_step is not type(rebuilt.model).train_step:
         rebuilt.notes.append(
             f"The result is a plain model: {type(model).__name__}'s own train_step() is not part of it."
@@ -48,7 +46,7 @@ def rebuild(model: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]
 
 
 @contextlib.contextmanager
-def _dtype_policy(policy: Any) -> Iterator[None]:
+def dtype_policy(policy: Any) -> Iterator[None]:
     """Models and inputs take the global policy when they are made: lend them the original's."""
     outside = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -58,7 +56,18 @@ def _dtype_policy(policy: Any) -> Iterator[None]:
         keras.config.set_dtype_policy(outside)
 
 
-class _Cloner:
+class Cloner:
+    """Clones a model with resized layers.
+
+    Args:
+        graph: the channel graph of the model.
+        alive: boolean array over channel ids.
+        changed: {id of an operation: what happens to its channels}.
+
+    Attributes:
+        twins: id of every original operation -> its clone.
+    """
+
     def __init__(self, graph: ChannelGraph, alive: np.ndarray, changed: dict[int, Resize]):
         self.graph = graph
         self.alive = alive
@@ -117,7 +126,7 @@ class _Cloner:
         r = self.changed.get(id(op))
         config = op.get_config()
         if r is not None:
-            config = handler_for(op).resize(_without_old_shapes(copy.deepcopy(config)), r)
+            config = handler_for(op).resize(without_old_shapes(copy.deepcopy(config)), r)
         if isinstance(op, keras.layers.Lambda):
             return type(op).from_config(config, safe_mode=False)
         try:
@@ -149,12 +158,12 @@ class _Cloner:
             ) from error
 
 
-def _without_old_shapes(config: Any) -> Any:
+def without_old_shapes(config: Any) -> Any:
     """A layer configuration without what fits the old shape alone: recorded builds, constant-array initializers."""
     if isinstance(config, dict):
         if config.get("class_name") == "Constant" and np.ndim(_plain(config["config"].get("value"))):
             return keras.initializers.serialize(keras.initializers.Zeros())
-        return {key: _without_old_shapes(value) for key, value in config.items() if key != "build_config"}
+        return {key: without_old_shapes(value) for key, value in config.items() if key != "build_config"}
     return config
 
 
@@ -190,6 +199,12 @@ def _copy_weights(graph: ChannelGraph, alive: np.ndarray, twins: dict[int, Any])
             twin.finalize_state()
 
 
+def take_after(model: keras.Model, twin: keras.Model, twins: dict[int, Any]) -> list[str]:
+    """Give a clone the original's trainable flags and compile configuration; returns what could not be carried."""
+    _copy_trainable(model, twin, twins)
+    return _compile_like(model, twin) if model.compiled else []
+
+
 def _copy_trainable(old: Any, new: Any, twins: dict[int, Any]) -> None:
     """Flags from the outside in: setting a model's flag sets those of its layers."""
     if new.trainable != old.trainable:
@@ -203,14 +218,15 @@ def _copy_trainable(old: Any, new: Any, twins: dict[int, Any]) -> None:
                 twin.trainable = layer.trainable
 
 
-def _compile_like(model: keras.Model, rebuilt: Rebuilt) -> None:
+def _compile_like(model: keras.Model, twin: keras.Model) -> list[str]:
     """Compile with the same configuration and a fresh optimizer of it."""
     custom = {f.__name__: f for f in keras.tree.flatten(model.loss) if callable(f) and hasattr(f, "__name__")}
     try:
         with keras.saving.custom_object_scope(custom):
-            rebuilt.model.compile_from_config(model.get_compile_config())
+            twin.compile_from_config(model.get_compile_config())
     except (TypeError, ValueError) as error:
-        rebuilt.notes.append(
+        return [
             f"The result is not compiled, because a custom object of the original's compile() is not registered "
             f"({first_line(error)}) Call compile() again."
-        )
+        ]
+    return []

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import SurgeryError
-from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
-from keras_filterprune.layers.base import Rebuilt, describe, handler_for
+from keras_filterprune.layers.base import Rebuilt, describe
 from keras_filterprune.probe.execute import Executor, random_inputs
+from keras_filterprune.probe.masked import masked_apply, masked_weights
 from keras_filterprune.progress import track
 
 # Largest difference relative to the largest value of a tensor; half precision rounds at 2^-11 and 2^-8.
@@ -43,13 +43,8 @@ def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0, progress: bool 
     """
     resizes = rebuilt.resizes
     alive = next(iter(resizes.values())).alive
-    masked = _masked_weights(graph, alive)
-    number_of = {id(call): number for number, call in enumerate(graph.view.calls)}
+    original = masked_apply(graph, alive, masked_weights(graph, alive))
     smaller = rebuilt.smaller_view()
-
-    def original(call: Call, args: tuple, kwargs: dict) -> Any:
-        with keras.StatelessScope(state_mapping=masked.get(call.path, [])):
-            return handler_for(call.op).masked_call(call.op, args, kwargs, resizes[number_of[id(call)]])
 
     def clone(call: Call, args: tuple, kwargs: dict) -> Any:
         return rebuilt.twins[id(call.op)](*args, **kwargs)
@@ -77,20 +72,6 @@ def _surviving(value: Any, tensor: Tensor, alive: np.ndarray) -> Any:
     if not tensor.tracked or alive[tensor.ids].all():
         return value
     return keras.ops.take(value, np.flatnonzero(alive[tensor.ids]), axis=tensor.axis)
-
-
-def _masked_weights(graph: ChannelGraph, alive: np.ndarray) -> dict[str, list[tuple[Any, Any]]]:
-    """{layer: [(variable, value with zeros where it reads a removed channel)]}."""
-    layers = {call.path: call.op for call in graph.view.calls if call.inputs}
-    masked: dict[str, list[tuple[Any, Any]]] = {}
-    for bind in graph.binds:
-        if bind.role == "input" and not alive[bind.ids].all():
-            variable = named_weights(layers[bind.layer])[bind.weight]
-            shape = [1] * len(variable.shape)
-            shape[bind.axis] = -1
-            mask = keras.ops.convert_to_tensor(alive[bind.ids].reshape(shape), variable.dtype)
-            masked.setdefault(bind.layer, []).append((variable, variable.value * mask))
-    return masked
 
 
 def _compare(call: Call, expected: Any, received: Any) -> float:

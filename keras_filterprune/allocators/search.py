@@ -1,0 +1,167 @@
+"""FP-OMP Search (Purohit et al. 2022): cut a few units where it hurts least, measure, repeat."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from numbers import Integral
+from pathlib import Path
+
+import numpy as np
+
+from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, top_up
+from keras_filterprune.errors import InfeasibleBudgetError, PlanMismatchError
+from keras_filterprune.files import write_json
+from keras_filterprune.progress import track
+
+_NOTHING = 1e-6
+
+
+@dataclass
+class SearchState:
+    """Where a search stands.
+
+    Attributes:
+        score: of the model as it is now.
+        rounds: [(group number, units it keeps, score)] of every step taken.
+        queue: [(loss per cost, group number, round it was measured in, score)], a heap.
+    """
+
+    score: float
+    rounds: list[tuple[int, int, float]] = field(default_factory=list)
+    queue: list[tuple[float, int, int, float]] = field(default_factory=list)
+
+
+class Search(Allocator):
+    """Remove `beta` units of the group whose loss is least, measure again, until the budget is met.
+
+    Every round tries groups on the masked network, their consumers refitted, without rebuilding anything. Groups are
+    tried lazily, in the order of the loss last seen: as losses grow with what has been removed, most of them need no
+    new trial. With `prune_model(finetune=)` the model is rebuilt and handed to the hook after every round.
+
+    Args:
+        beta: units removed per round (5, as in the paper), rounded up to the channel multiple.
+        measure: "accuracy" (default, the paper; `data` is labelled, and not the test split) or "error" (unlabelled:
+            squared error of the model's outputs, the layer criterion of the TMLR 2024 successor HBGTS).
+        alpha: groups are compared by loss / cost saved^alpha (1.0); 0 is the paper's plain loss.
+        checkpoint: JSON file that is written after every round (None). A search that finds one goes on from there,
+            also towards a smaller budget.
+
+    Raises:
+        PlanMismatchError: the checkpoint belongs to another model, method or data.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Search(beta=8, measure="error").beta
+        8
+    """
+
+    def __init__(
+        self,
+        beta: int = 5,
+        measure: str = "accuracy",
+        alpha: float = 1.0,
+        checkpoint: str | os.PathLike | None = None,
+    ):
+        if isinstance(beta, bool) or not isinstance(beta, Integral) or beta < 1:
+            raise InfeasibleBudgetError(f"beta is a positive number of units. Received: beta={beta!r}.")
+        if not alpha >= 0:
+            raise InfeasibleBudgetError(f"alpha is the exponent of the cost, at least 0. Received: alpha={alpha!r}.")
+        self.beta, self.measure, self.alpha = int(beta), check_measure(measure), alpha
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+
+    def __repr__(self) -> str:
+        return f"Search(beta={self.beta}, measure={self.measure!r}, alpha={self.alpha})"
+
+    def allocate(self, problem: Allocation) -> np.ndarray:
+        found = self.resume(problem.key)
+        state = found[0] if found else SearchState(problem.evaluate(problem.sizes))
+        keep = problem.sizes.copy()
+        for group, units, _ in state.rounds:
+            if not problem.feasible(keep):
+                keep[group] = units
+        for _ in track(self._percents(problem, keep, state), "searching", 100, problem.progress):
+            pass
+        return top_up(problem, keep, list(dict.fromkeys(group for group, _, _ in reversed(state.rounds))))
+
+    def _percents(self, problem: Allocation, keep: np.ndarray, state: SearchState) -> Iterator[int]:
+        """Rounds until the budget is met; yields once per percent of the way there."""
+        start = problem.cost(keep)
+        done = 0
+        while not problem.feasible(keep):
+            group, units, _ = self.step(problem, keep, state)
+            keep[group] = units
+            self.save(problem.key, state)
+            now = int(100 * (start - problem.cost(keep)) / (start - problem.limit))
+            yield from range(done, min(now, 100))
+            done = max(done, now)
+
+    def step(self, problem: Allocation, keep: np.ndarray, state: SearchState) -> tuple[int, int, float]:
+        """One round: (group number, units it keeps, score then), also appended to `state.rounds`."""
+        number = len(state.rounds)
+        if not state.queue:
+            groups = np.flatnonzero(problem.floors < keep)
+            state.queue = [self._tried(problem, keep, state, int(group), number) for group in groups]
+            heapq.heapify(state.queue)
+        while True:
+            _, group, measured, score = heapq.heappop(state.queue)
+            if keep[group] <= problem.floors[group]:
+                continue
+            if measured == number:
+                break
+            heapq.heappush(state.queue, self._tried(problem, keep, state, group, number))
+        taken = group, int(self._fewer(problem, keep, group)[group]), score
+        state.rounds.append(taken)
+        state.score = score
+        # The group's own next loss is at least this one.
+        heapq.heappush(state.queue, (0.0, group, number, score))
+        return taken
+
+    def _tried(
+        self, problem: Allocation, keep: np.ndarray, state: SearchState, group: int, number: int
+    ) -> tuple[float, int, int, float]:
+        """The queue's entry of a group, measured now."""
+        fewer = self._fewer(problem, keep, group)
+        score = problem.evaluate(fewer)
+        saved = problem.cost(keep) - problem.cost(fewer)
+        # Where nothing is lost, the group that saves most goes first.
+        loss = max(state.score - score, _NOTHING)
+        return loss / max(saved, 1) ** self.alpha, group, number, score
+
+    def _fewer(self, problem: Allocation, keep: np.ndarray, group: int) -> np.ndarray:
+        fewer = keep.copy()
+        step = -(-self.beta // problem.multiple) * problem.multiple
+        fewer[group] = max(keep[group] - step, problem.floors[group])
+        return problem.legal(fewer)
+
+    def resume(self, key: str) -> tuple[SearchState, dict] | None:
+        """The state in the checkpoint and what else was saved with it, None if there is no checkpoint.
+
+        Raises:
+            PlanMismatchError: the checkpoint is damaged or has another key.
+        """
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        try:
+            content = json.loads(self.checkpoint.read_text())
+            found = content["key"]
+            rounds, queue = ([tuple(entry) for entry in content[name]] for name in ("rounds", "queue"))
+            state, more = SearchState(float(content["score"]), rounds, queue), dict(content["more"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PlanMismatchError(
+                f"'{self.checkpoint}' is no checkpoint of a search: {error!r}. Delete it, or give another name."
+            ) from error
+        if found != key:
+            raise PlanMismatchError(
+                f"'{self.checkpoint}' belongs to another search: model, method, data, seed or fine-tuning differ. "
+                "Delete it, or give another name."
+            )
+        return state, more
+
+    def save(self, key: str, state: SearchState, **more) -> None:
+        """Write the checkpoint, if one is wanted, in one step."""
+        if self.checkpoint is not None:
+            write_json(self.checkpoint, {"key": key} | vars(state) | {"more": more})

@@ -1,0 +1,77 @@
+"""Adapters: 1x1 convolutions before and after a convolution, which take over what its filters did (LRF, FP-OMP)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_filterprune.compensators.base import Compensator
+from keras_filterprune.compensators.least_squares import LeastSquares
+from keras_filterprune.graph.types import Call, ModelView
+from keras_filterprune.layers.base import Rebuilt
+from keras_filterprune.probe.consumers import assign_kernel, kernel_matrix
+from keras_filterprune.probe.regression import coefficients
+
+BEFORE, AFTER = "_before", "_after"
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """A convolution between its adapters: three calls, whose kernels multiply."""
+
+    before: Call
+    core: Call
+    after: Call
+
+
+def adapted_convolutions(view: ModelView) -> dict[str, Adapted]:
+    """{path of the convolution: it and its adapters}, recognised by their names."""
+    calls = {call.path: call for call in view.calls}
+    return {
+        path: Adapted(calls[path + BEFORE], call, calls[path + AFTER])
+        for path, call in calls.items()
+        if path + BEFORE in calls and path + AFTER in calls
+    }
+
+
+class Adapters(Compensator):
+    """Wrap every convolution in 1x1 convolutions and prune between them, as FP-OMP and LRF do.
+
+    Outside the adapters no tensor changes, so that channels are not coupled. A removed filter f_j ~ sum_l L_jl f_l is
+    made up for by the 1x1 convolution behind, T'_l = T_l + sum_j L_jl T_j, a removed input slice by the one before,
+    from the weights alone; both are exact up to what the filters do not have in common (Purohit et al. 2022, Joo et al.
+    2021). Where there is data, `LeastSquares` then refits all three. Adapters stay where they save multiplications,
+    elsewhere they are merged into the kernel.
+
+    Convolutions with a window, in one group and called once, are wrapped, all but the first of the model; every other
+    layer stays whole.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Method(kfp.FPOMP(), compensator=kfp.Adapters()).compensator
+        Adapters()
+    """
+
+    def __repr__(self) -> str:
+        return "Adapters()"
+
+    def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
+        alive = next(iter(rebuilt.resizes.values())).alive
+        tensors = {id(call): t for call, t in zip(rebuilt.graph.view.calls, rebuilt.graph.tensors, strict=True)}
+        adapted = adapted_convolutions(rebuilt.graph.view)
+        for found in adapted.values():
+            before, kernel, after = (kernel_matrix(call.op)[1] for call in (found.before, found.core, found.after))
+            (inputs, *_), (outputs, *_) = tensors[id(found.core)]
+            kept_in, kept_out = (np.flatnonzero(alive[t.ids]) for t in (inputs, outputs))
+            filters = kernel.reshape(-1, kernel.shape[-1])
+            onto = coefficients(filters.T @ filters, kept_out)
+            # The input slices are those of the filters that stay.
+            slices = np.moveaxis(kernel[..., kept_out], 1, -1).reshape(-1, kernel.shape[1])
+            into = coefficients(slices.T @ slices, kept_in)
+            twins = rebuilt.twins
+            assign_kernel(twins[id(found.before.op)], before[0] @ into)
+            assign_kernel(twins[id(found.after.op)], onto.T @ after[0])
+        done = f"1x1 convolutions around {len(adapted)} layers make up for removed filters and inputs"
+        return done if data is None else f"{done}; {LeastSquares().apply(rebuilt, data, progress)}"

@@ -1,0 +1,84 @@
+"""Weight compensation without data: what filters have in common is read off their weights."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.compensators.base import Compensator
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.layers.base import Rebuilt, Resize
+from keras_filterprune.probe.consumers import assign_kernel, is_transposed, kernel_matrix, mixes, read_ids
+from keras_filterprune.probe.gaussian import Channels, gaussian_inputs, positions_per_id
+from keras_filterprune.probe.outlets import add_constant, outlets
+from keras_filterprune.probe.regression import refit
+from keras_filterprune.progress import track
+
+# Added to the covariance's diagonal, relative to its mean.
+_RIDGE = 1e-6
+
+
+class Linear(Compensator):
+    """Express removed channels by kept ones and push their weights into all consumers, without any data.
+
+    A removed channel is replaced by its least-squares combination x_j ~ sum_l M_jl x_l + c_j of the kept channels of
+    the same tensor, W'_l = W_l + sum_j M_jl W_j (FP-OMP's and LRF's compensation, carried through batch
+    normalization). The covariances it needs come from the weights: filters' inner products, the statistics of batch
+    normalization, and activations taken of Gaussians. Exact where removed filters are combinations of kept ones
+    and nothing but batch normalization lies between; an approximation behind an activation. The constant goes into the
+    consumer's bias or the batch normalization behind it. Outputs keep their variance.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Method(kfp.L2(), compensator=kfp.Linear()).compensator
+        Linear()
+    """
+
+    def __repr__(self) -> str:
+        return "Linear()"
+
+    def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
+        graph = rebuilt.graph
+        calls = Counter(call.path for call in graph.view.calls)
+        found = outlets(graph.view)
+        losing = {
+            r.call.path: r
+            for r in rebuilt.resizes.values()
+            if calls[r.call.path] == 1 and r.inputs[0].tracked and not r.kept(r.inputs[0]).all() and mixes(r.call.op)
+        }
+        channels = gaussian_inputs(graph, set(losing))
+        for path, r in track(losing.items(), "compensating", len(losing), progress):
+            constant = _compensate(r, rebuilt.twins[id(r.call.op)], channels[path])
+            add_constant(rebuilt, found[path], r.call, constant)
+        return f"the weights of {len(losing)} layers make up for the channels they lost, without data"
+
+
+def _compensate(r: Resize, twin: Any, channels: Channels) -> np.ndarray:
+    """Write the weights that make up for the lost channels; returns the constant that is then missing, (outputs,)."""
+    op, ids = r.call.op, r.inputs[0].ids
+    kept_out = r.kept(r.outputs[0]) if r.outputs[0].tracked else np.ones(r.outputs[0].shape[-1], bool)
+    if getattr(op, "groups", 1) > 1:
+        return _lost_by_groups(op, channels.at(ids)[0] * ~r.alive[ids])[kept_out]
+    kernel, ids = kernel_matrix(op)[1], read_ids(op, ids)
+    kernel = kernel[..., np.tile(kept_out, kernel.shape[-1] // len(kept_out))]
+    where = positions_per_id(ids)
+    mean, covariance = channels.at(ids[where[:, 0]])
+    kept = r.alive[ids[where[:, 0]]]
+    folded = kernel[:, where.T].reshape(-1, len(where), kernel.shape[-1])
+    new, constant = refit(mean, covariance, folded, kept, _RIDGE)
+    whole = np.zeros_like(kernel)
+    whole[:, where[kept].T] = new.reshape(len(kernel), -1, *new.shape[1:])
+    assign_kernel(twin, whole[:, r.alive[ids]])
+    # A transposed convolution adds up the taps of overlapping windows.
+    return constant.reshape(-1, kept_out.sum()).sum(axis=0) / (math.prod(op.strides) if is_transposed(op) else 1)
+
+
+def _lost_by_groups(op: Any, lost: np.ndarray) -> np.ndarray:
+    """What input channels of mean `lost` added to the outputs of a grouped convolution."""
+    kernel = np.asarray(keras.ops.convert_to_numpy(named_weights(op)["kernel"].value), float)
+    kernel = kernel.reshape(-1, kernel.shape[-2], op.groups, kernel.shape[-1] // op.groups)
+    return np.einsum("gi,tigo->go", lost.reshape(op.groups, -1), kernel).ravel()

@@ -1,0 +1,86 @@
+"""Original and pruned network side by side, so that each layer can be adjusted to what the original computes."""
+
+from __future__ import annotations
+
+import abc
+from collections import Counter
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.types import Call
+from keras_filterprune.layers.base import Rebuilt
+from keras_filterprune.probe.calibration import calibration_inputs
+from keras_filterprune.probe.consumers import linear_part
+from keras_filterprune.probe.execute import Executor
+from keras_filterprune.probe.outlets import add_constant, outlets
+from keras_filterprune.progress import track
+
+
+class SideBySide(abc.ABC):
+    """Runs both networks call by call; a layer of the pruned one is adjusted just before it runs.
+
+    Args:
+        rebuilt: the pruned model next to the original.
+    """
+
+    def __init__(self, rebuilt: Rebuilt):
+        self.rebuilt = rebuilt
+        view = rebuilt.graph.view
+        calls = Counter(call.path for call in view.calls)
+        self.outlets = outlets(view)
+        self._resize_of = {r.call.path: r for r in rebuilt.resizes.values() if calls[r.call.path] == 1}
+        self._before: Any = None
+        self.left = Executor(view, self._original)
+        self.right = Executor(rebuilt.smaller_view(), self._pruned)
+
+    @abc.abstractmethod
+    def adjust(self, call: Call, twin: Any, before: Any, after: Any) -> None:
+        """Change the weights of `twin`, called once, from the inputs of the layer in both networks, which differ."""
+
+    def run(self, data: Any, progress: bool) -> int:
+        """Go through the network on calibration data; returns the number of samples."""
+        inputs = calibration_inputs(data, self.rebuilt.graph.view)
+        self.left.feed(inputs)
+        self.right.feed(inputs)
+        resizes = self.rebuilt.resizes
+        for number in track(resizes, "compensating", len(resizes), progress):
+            self.left.step(number)
+            self.right.step(number)
+        return len(inputs[0])
+
+    def _original(self, call: Call, args: tuple, kwargs: dict) -> Any:
+        self._before = args[0] if args else None
+        return call.op(*args, **kwargs)
+
+    def _pruned(self, call: Call, args: tuple, kwargs: dict) -> Any:
+        twin = self.rebuilt.twins[id(call.op)]
+        if call.path in self._resize_of and named_weights(twin) and not _same(self._before, args[0]):
+            self.adjust(call, twin, self._before, args[0])
+        return twin(*args, **kwargs)
+
+    def kept(self, call: Call) -> np.ndarray:
+        """Boolean array of shape (channels,): which output channels of a layer stay."""
+        r = self._resize_of[call.path]
+        out = r.outputs[0]
+        return r.kept(out) if out.tracked else np.ones(out.shape[-1], bool)
+
+    def match_mean(self, call: Call, twin: Any, before: Any, after: Any) -> bool:
+        """Shift every output channel to the original's mean; False where the layer's linear part is not known."""
+        ours, theirs = linear_part(twin, after), linear_part(call.op, before)
+        if ours is None:
+            return False
+        axes = list(range(len(ours.shape) - 1))
+        missing = keras.ops.convert_to_numpy(keras.ops.mean(theirs, axes))[self.kept(call)]
+        missing = missing - keras.ops.convert_to_numpy(keras.ops.mean(ours, axes))
+        add_constant(self.rebuilt, self.outlets[call.path], call, missing)
+        return True
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Whether a layer's input is still what it was."""
+    if before.shape != after.shape:
+        return False
+    return bool(keras.ops.all(keras.ops.isclose(before, after, rtol=1e-3, atol=1e-5)))

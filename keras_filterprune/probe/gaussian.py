@@ -1,0 +1,187 @@
+"""Means and covariances of a network's channels from its weights alone.
+
+Every channel is taken for a Gaussian. Batch normalization knows its own mean and variance; convolutions and dense
+layers carry covariances over, as if their taps were independent; an element-wise function is integrated over its input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
+from keras_filterprune.layers.activation import Elementwise
+from keras_filterprune.layers.base import handler_for
+from keras_filterprune.probe.consumers import DEPTHWISE, is_transposed, kernel_matrix, read_ids
+from keras_filterprune.probe.execute import Executor, inference
+
+L = keras.layers
+# Nodes and weights of Gauss-Hermite quadrature for a standard normal variable.
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """Distribution of the distinct channels of a tensor.
+
+    Attributes:
+        ids: int64 of shape (n,), sorted channel ids.
+        mean: float64 of shape (n,).
+        covariance: float64 of shape (n, n).
+    """
+
+    ids: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    def at(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and covariance of the given channels, which must be among `ids`."""
+        index = np.searchsorted(self.ids, ids)
+        return self.mean[index], self.covariance[np.ix_(index, index)]
+
+
+def gaussian_inputs(graph: ChannelGraph, wanted: set[str]) -> dict[str, Channels]:
+    """{layer: distribution of its first input's channels}, for the layers asked for, at their first call."""
+    tensors = {id(call): t for call, t in zip(graph.view.calls, graph.tensors, strict=True)}
+    found: dict[str, Channels] = {}
+
+    def apply(call: Call, args: tuple, kwargs: dict) -> list[Channels]:
+        inputs, outputs = tensors[id(call)]
+        channels = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Channels)]
+        if call.path in wanted:
+            found.setdefault(call.path, channels[0])
+        if isinstance(call.op, L.BatchNormalization):
+            return [_normalised(call, inputs[0], channels[0])]
+        if not outputs[0].tracked or not inputs[0].tracked:
+            return [_carried(channels, out) for out in outputs]
+        mixed = _mixed(call, inputs[0], channels[0])
+        if mixed is not None:
+            return [_through(call.op.activation, _distinct(outputs[0].ids, *mixed))]
+        if isinstance(handler_for(call.op), Elementwise):
+            return [_elementwise(call, args, kwargs, inputs, outputs[0], channels)]
+        return [_carried(channels, out) for out in outputs]
+
+    executor = Executor(graph.view, apply)
+    executor.feed([_carried([], graph.tensors[ref.call][1][ref.index]) for ref in graph.view.inputs])
+    for number, call in enumerate(graph.view.calls):
+        if call.inputs:
+            executor.step(number)
+    return found
+
+
+def _distinct(ids: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> Channels:
+    """Moments per channel (len(ids) of them) reduced to the first occurrence of every id."""
+    unique, first = np.unique(ids, return_index=True)
+    return Channels(unique, mean[first], covariance[np.ix_(first, first)])
+
+
+def _carried(channels: list[Channels], out: Tensor) -> Channels:
+    """Channels that are only moved; those that come from nowhere are white."""
+    ids = np.unique(out.ids) if out.tracked else np.zeros(0, int)
+    mean, covariance = np.zeros(len(ids)), np.eye(len(ids))
+    for source in channels:
+        here = np.flatnonzero(np.isin(ids, source.ids))
+        mean[here], covariance[np.ix_(here, here)] = source.at(ids[here])
+    return Channels(ids, mean, covariance)
+
+
+def _mixed(call: Call, x: Tensor, channels: Channels) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and covariance of the outputs of a convolution or dense layer, None for other operations."""
+    op, weights = call.op, named_weights(call.op)
+    bias = np.asarray(keras.ops.convert_to_numpy(weights["bias"].value), float) if "bias" in weights else 0.0
+    if type(op) in DEPTHWISE:
+        kernel = np.asarray(keras.ops.convert_to_numpy(weights["kernel"].value), float)
+        kernel = kernel.reshape(-1, kernel.shape[-2] * kernel.shape[-1])
+        mean, covariance = channels.at(np.repeat(x.ids, op.depth_multiplier))
+        return mean * kernel.sum(axis=0) + bias, covariance * (kernel.T @ kernel)
+    found = kernel_matrix(op)
+    if found is None or is_transposed(op) or x.axis != len(x.shape) - 1:
+        return None
+    kernel, ids = found[1], read_ids(op, x.ids)
+    where = positions_per_id(ids)
+    mean, covariance = channels.at(ids[where[:, 0]])
+    taps = kernel[:, where.T].reshape(-1, len(where), kernel.shape[-1])
+    return mean @ taps.sum(axis=0) + bias, sum(tap.T @ covariance @ tap for tap in taps)
+
+
+def positions_per_id(ids: np.ndarray) -> np.ndarray:
+    """Where each distinct id stands in `ids`, int64 of shape (n_ids, m): a layer behind Flatten reads it m times.
+
+    Where ids occur unequally often, every position counts as one of its own, (len(ids), 1).
+    """
+    _, counts = np.unique(ids, return_counts=True)
+    if (counts != counts[0]).any():
+        return np.arange(len(ids))[:, None]
+    return np.argsort(ids, kind="stable").reshape(len(counts), -1)
+
+
+def _normalised(call: Call, x: Tensor, channels: Channels) -> Channels:
+    """Batch normalization: its own statistics give the true scale and the true mean."""
+    if not x.tracked or call.op.axis % len(x.shape) != x.axis:
+        return channels
+    weights = {k: np.asarray(keras.ops.convert_to_numpy(v.value), float) for k, v in named_weights(call.op).items()}
+    ones = np.ones(len(x.ids))
+    gamma, beta = weights.get("gamma", ones), weights.get("beta", 0 * ones)
+    scale = gamma / np.sqrt(weights["moving_variance"] + call.op.epsilon)
+    unique, first = np.unique(x.ids, return_index=True)
+    covariance = channels.at(unique)[1] * np.outer(scale[first], scale[first])
+    # One factor for the layer, so that channels that depend on each other linearly still do.
+    size = np.mean(gamma[first] ** 2) / max(np.diag(covariance).mean(), np.finfo(float).tiny)
+    return Channels(unique, beta[first], covariance * size)
+
+
+def _through(function: Any, channels: Channels) -> Channels:
+    """An element-wise function of Gaussians: exact mean and variance, covariances to first order."""
+    if function in (None, keras.activations.linear) or not len(channels.ids):
+        return channels
+    deviation = np.sqrt(np.maximum(np.diag(channels.covariance), 1e-12))
+    nodes = (channels.mean + np.outer(_NODES, deviation)).astype(np.float32)
+    values = np.asarray(keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(nodes))), float)
+    if not np.isfinite(values).all():
+        # The logarithm of a negative number, say: these channels are no Gaussians.
+        return channels
+    mean = _WEIGHTS @ values
+    slope = (_WEIGHTS * _NODES) @ values / deviation
+    covariance = channels.covariance * np.outer(slope, slope)
+    np.fill_diagonal(covariance, _WEIGHTS @ (values - mean) ** 2)
+    return Channels(channels.ids, mean, covariance)
+
+
+def _elementwise(
+    call: Call, args: tuple, kwargs: dict, inputs: tuple[Tensor, ...], out: Tensor, channels: list[Channels]
+) -> Channels:
+    """Functions of one tensor and a number; sums and products of independent tensors."""
+    kind = type(call.op).__name__
+    if len(channels) == 1:
+        others = keras.tree.flatten((args, kwargs))
+        if any(getattr(v, "ndim", 0) for v in others):
+            return _carried(channels, out)
+        first = channels[0]
+
+        def function(values: Any) -> Any:
+            # Layers may insist on the rank that they were built for.
+            shape = [1] * len(out.shape)
+            shape[0], shape[out.axis] = values.shape
+            values = keras.ops.reshape(values, shape)
+            swapped = keras.tree.map_structure(lambda v: values if v is first else v, (args, kwargs))
+            return keras.ops.reshape(call.op(*swapped[0], **inference(call, swapped[1])), (len(_NODES), -1))
+
+        return _through(function, first)
+    whole = [(c, t) for c, t in zip(channels, inputs, strict=True) if t.tracked and len(t.ids) == len(out.ids)]
+    moments = [c.at(t.ids) for c, t in whole]
+    if not moments:
+        return _carried(channels, out)
+    mean, covariance = moments[0]
+    for other, theirs in moments[1:]:
+        if kind == "Multiply":
+            covariance = covariance * np.outer(other, other) + theirs * np.outer(mean, mean)
+            mean = mean * other
+        else:
+            sign = -1 if kind == "Subtract" else 1
+            mean, covariance = mean + sign * other, covariance + theirs
+    return _distinct(out.ids, mean, covariance)

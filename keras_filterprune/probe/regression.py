@@ -1,0 +1,78 @@
+"""Least squares on moments: what kept columns can say about the others."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, solve
+
+_TINY = 1e-12
+
+
+def regression(gram: np.ndarray, cross: np.ndarray, ridge: float) -> np.ndarray:
+    """Weights (d, o) that solve (gram + ridge * mean(diag(gram)) I) W = cross, in float64.
+
+    Args:
+        gram: (d, d) Gram matrix or covariance of the columns.
+        cross: (d, o) its counterpart with the targets.
+        ridge: relative to the mean of the diagonal.
+    """
+    gram = gram.astype(np.float64)
+    gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / len(gram) + _TINY
+    return solve(gram, cross.astype(np.float64), assume_a="pos")
+
+
+def refit(
+    mean: np.ndarray, covariance: np.ndarray, kernel: np.ndarray, kept: np.ndarray, ridge: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel on the kept columns that does what the whole kernel did, as far as these moments tell (Xie et al. 2021).
+
+    W' = Sigma_SS^-1 Sigma_S: W, rescaled so that every output keeps its variance.
+
+    Args:
+        mean: (d,) of the columns.
+        covariance: (d, d) of the columns, alike for every tap.
+        kernel: (taps, d, outputs).
+        kept: boolean (d,).
+        ridge: see `regression`.
+
+    Returns:
+        (kernel of shape (taps, n_kept, outputs), constant of shape (outputs,) that the outputs then lack).
+    """
+    inner = covariance[np.ix_(kept, kept)]
+    new = regression(inner, covariance[kept], ridge) @ kernel
+    wanted, reached = (np.einsum("tio,tio->o", k, m @ k) for k, m in ((kernel, covariance), (new, inner)))
+    new *= scale_to(wanted, reached)
+    return new, mean @ kernel.sum(axis=0) - mean[kept] @ new.sum(axis=0)
+
+
+def scale_to(wanted: np.ndarray, reached: np.ndarray) -> np.ndarray:
+    """Factors (o,) that bring outputs from one variance to another; 1 where next to nothing is reached."""
+    ratio = np.divide(wanted, reached, out=np.ones(len(wanted)), where=reached > 1e-8 * wanted)
+    return np.sqrt(ratio)
+
+
+def coefficients(gram: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The least-squares coefficients of all columns on the kept ones: f_j ~ sum_l L_jl f_kept[l].
+
+    Solved for columns of unit norm and scaled back, L_jl = L~_jl |f_j| / |f_l|, so that the norms do not matter.
+
+    Args:
+        gram: (n, n) Gram matrix of the columns; they may be dependent or zero.
+        kept: (k,) indices of the kept columns, in any order.
+
+    Returns:
+        float64 of shape (n, k), its columns in the order of `kept`. A kept column stands for itself alone.
+    """
+    norms = np.diag(gram).astype(np.float64)
+    scale = reciprocal_roots(norms)
+    unit = gram * np.outer(scale, scale)
+    # Dependent columns share their coefficients out; the ridge exceeds what rounding takes from a pivot.
+    block = unit[np.ix_(kept, kept)] + 1e-12 * len(kept) * np.eye(len(kept))
+    found = cho_solve(cho_factor(block), unit[kept]).T * np.outer(np.sqrt(norms), scale[kept])
+    found[kept] = np.eye(len(kept))
+    return found
+
+
+def reciprocal_roots(norms: np.ndarray) -> np.ndarray:
+    """1 / sqrt(norms), 0 for zeros."""
+    return np.divide(1.0, np.sqrt(norms), out=np.zeros_like(norms), where=norms > 0)

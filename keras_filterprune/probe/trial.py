@@ -1,0 +1,180 @@
+"""Try out a choice of filters without rebuilding the model: mask, compensate in closed form, look at the outputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.errors import CalibrationDataError
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.types import Call, ChannelGraph
+from keras_filterprune.probe.calibration import calibration_inputs, labelled_inputs
+from keras_filterprune.probe.consumers import (
+    generator_for,
+    is_transposed,
+    kernel_matrix,
+    moments,
+    read_ids,
+    sample_rows,
+)
+from keras_filterprune.probe.execute import Executor
+from keras_filterprune.probe.masked import masked_apply, masked_weights
+from keras_filterprune.probe.outlets import outlets
+from keras_filterprune.probe.regression import refit
+from keras_filterprune.progress import track
+
+SAMPLES = 1024
+BATCH = 256
+# Columns up to which a consumer's covariance is taken over all taps, else over channels; still wider ones are only
+# masked. In float32: 5 MiB each.
+_LARGEST = 1152
+# Added to the covariance's diagonal, relative to its mean.
+_RIDGE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class _Consumer:
+    """A layer that reads channels: ids and moments of its input columns, and its kernel (taps, columns, outputs)."""
+
+    call: Call
+    ids: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+    kernel: np.ndarray
+
+
+class Trial:
+    """How well a model does when only some of its units are kept.
+
+    The consumers of removed channels are refitted by least squares to what they computed from all channels, from
+    covariances that are measured once; then the masked network runs on the samples.
+
+    Args:
+        graph: the channel graph.
+        data: calibration data, of which the first 1 024 samples are used.
+        measure: "accuracy" (labelled data) or "error" (closeness to the unpruned outputs).
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationDataError: there is no data, or it has no labels where they are needed.
+    """
+
+    def __init__(self, graph: ChannelGraph, data: Any, measure: str, progress: bool = True):
+        if data is None:
+            raise CalibrationDataError(f"measure={measure!r} needs samples to measure on: pass data=.")
+        if measure == "accuracy":
+            self._inputs, self._labels = labelled_inputs(data, graph.view, SAMPLES)
+        else:
+            self._inputs, self._labels = calibration_inputs(data, graph.view, SAMPLES), None
+        self._graph = graph
+        self._ids = {
+            call.path: inputs[0].ids
+            for call, (inputs, _) in zip(graph.view.calls, graph.tensors, strict=True)
+            if inputs and inputs[0].tracked
+        }
+        self._outlets = outlets(graph.view)
+        self._consumers: dict[str, _Consumer] = {}
+        self._refits: dict[tuple[str, bytes], list[tuple[str, Any, Any]]] = {}
+        self._outputs = self._observe(progress)
+
+    def digest(self) -> str:
+        """SHA-256 of the samples."""
+        arrays = [keras.ops.convert_to_numpy(x) for x in self._inputs]
+        arrays += [] if self._labels is None else [self._labels]
+        return hashlib.sha256(b"".join(np.ascontiguousarray(a).data for a in arrays)).hexdigest()
+
+    def _observe(self, progress: bool) -> np.ndarray:
+        """Statistics of every consumer; returns the outputs of the unpruned network."""
+        view = self._graph.view
+        calls = Counter(call.path for call in view.calls)
+        readers = {bind.layer for bind in self._graph.binds if bind.role == "input"}
+
+        def watch(call: Call, args: tuple, kwargs: dict) -> Any:
+            if calls[call.path] == 1 and call.path in readers and not is_transposed(call.op):
+                self._keep_statistics(call, args[0])
+            return call.op(*args, **kwargs)
+
+        executor = Executor(view, watch)
+        executor.feed(self._inputs)
+        numbers = [number for number, call in enumerate(view.calls) if call.inputs]
+        for number in track(numbers, "measuring", len(numbers), progress):
+            executor.step(number)
+        return _flat(executor.outputs())
+
+    def _keep_statistics(self, call: Call, x: Any) -> None:
+        found = kernel_matrix(call.op)
+        if found is None or found[1].shape[1] > _LARGEST:
+            return
+        rows, kernel = sample_rows(call.op, x, generator_for(call)).x, found[1]
+        ids = read_ids(call.op, self._ids[call.path])
+        if kernel.shape[0] * kernel.shape[1] <= _LARGEST:
+            ids = np.tile(ids, len(kernel))
+            kernel = kernel.reshape(1, -1, kernel.shape[-1])
+        mean, covariance = moments(rows.reshape(-1, kernel.shape[1]))
+        self._consumers[call.path] = _Consumer(call, ids, mean, covariance.astype(np.float32), kernel)
+
+    def __call__(self, kept: dict[str, np.ndarray]) -> float:
+        """The score of a choice, higher = better: accuracy, or minus the relative squared error of the outputs.
+
+        Args:
+            kept: {group name: indices of the units that stay}; groups left out stay whole.
+        """
+        alive = self._graph.kept_ids(kept)
+        values = masked_weights(self._graph, alive)
+        for path in values.keys() & self._consumers.keys():
+            values.pop(path)
+            for owner, variable, value in self._refit(path, alive):
+                values.setdefault(owner, []).append((variable, value))
+        apply = masked_apply(self._graph, alive, values)
+        outputs = []
+        for start in range(0, len(self._inputs[0]), BATCH):
+            batch = [x[start : start + BATCH] for x in self._inputs]
+            outputs.append(_flat(Executor(self._graph.view, apply).run(batch)))
+        found = np.concatenate(outputs)
+        if self._labels is not None:
+            return float(np.mean(_classes(found) == self._labels))
+        spread = np.square(self._outputs - self._outputs.mean(axis=0)).sum()
+        return -float(np.square(found - self._outputs).sum() / max(spread, np.finfo(float).tiny))
+
+    def _refit(self, path: str, alive: np.ndarray) -> list[tuple[str, Any, Any]]:
+        """(layer, variable, value) of what makes up for the columns that are not alive."""
+        c = self._consumers[path]
+        kept = alive[c.ids]
+        key = path, kept.tobytes()
+        if key not in self._refits:
+            new, constant = refit(c.mean, c.covariance, c.kernel, kept, _RIDGE)
+            whole = np.zeros_like(c.kernel)
+            whole[:, kept] = new
+            self._refits[key] = self._values(path, c.call, whole, constant)
+        return self._refits[key]
+
+    def _values(self, path: str, call: Call, kernel: np.ndarray, constant: np.ndarray) -> list[tuple[str, Any, Any]]:
+        weights = named_weights(call.op)
+        variable = weights[kernel_matrix(call.op)[0]]
+        values = [(path, variable, keras.ops.convert_to_tensor(kernel.reshape(variable.shape), variable.dtype))]
+        normalization = self._outlets[path].normalization
+        if "bias" in weights:
+            values.append((path, weights["bias"], weights["bias"].value + constant.astype(np.float32)))
+        elif normalization is not None:
+            mean = normalization.op.moving_mean
+            values.append((normalization.path, mean, mean.value - constant.astype(np.float32)))
+        return values
+
+
+def _flat(outputs: list[Any]) -> np.ndarray:
+    """All outputs of every sample side by side, float64 of shape (samples, values)."""
+    arrays = [keras.ops.convert_to_numpy(keras.ops.cast(output, "float32")) for output in outputs]
+    return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1).astype(np.float64)
+
+
+def _classes(outputs: np.ndarray) -> np.ndarray:
+    """Class numbers; a single output is a probability, or a logit where it leaves [0, 1]."""
+    if outputs.shape[1] > 1:
+        return outputs.argmax(axis=1)
+    probability = outputs.min() >= 0 and outputs.max() <= 1
+    return (outputs[:, 0] > (0.5 if probability else 0)).astype(int)

@@ -1,0 +1,183 @@
+"""Put 1x1 convolutions around a model's convolutions, and merge them where they do not pay."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.analysis import analyze
+from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.layers.base import volume
+from keras_filterprune.probe.consumers import assign_kernel, kernel_matrix
+from keras_filterprune.rebuild.clone import Cloner, dtype_policy, take_after, without_old_shapes
+
+L = keras.layers
+_WRAPPED = (L.Conv1D, L.Conv2D, L.Conv3D)
+# What a convolution does after its kernel: this moves with the end of the chain.
+_AFTER_KERNEL = (
+    "use_bias",
+    "activation",
+    "activity_regularizer",
+    "bias_initializer",
+    "bias_regularizer",
+    "bias_constraint",
+)
+
+
+def wrappable(graph: ChannelGraph) -> list[str]:
+    """Paths of the convolutions that adapters fit around: with a window, in one group, called once, not the first."""
+    calls = Counter(call.path for call in graph.view.calls)
+    found = [call for call in graph.view.calls if type(call.op) in _WRAPPED]
+    return [
+        call.path
+        for call in found[1:]
+        if math.prod(call.op.kernel_size) > 1 and call.op.groups == 1 and calls[call.path] == 1
+    ]
+
+
+def add_adapters(model: keras.Model, paths: Collection[str]) -> keras.Model:
+    """An equal model with identity 1x1 convolutions before and after the given convolutions.
+
+    Bias and activation move to the convolution behind.
+    """
+    graph = analyze(model)
+    return _Adder(graph, {id(call.op) for call in graph.view.calls if call.path in paths}).result(model)
+
+
+def merge_adapters(model: keras.Model) -> keras.Model:
+    """An equal model in which every adapter that costs more than it saves is multiplied into its convolution."""
+    return _Merger(analyze(model)).result(model)
+
+
+class _Rewriter(Cloner):
+    """Clones a model layer by layer, with other layers in the place of some."""
+
+    def __init__(self, graph: ChannelGraph):
+        super().__init__(graph, graph.kept_ids({}), {})
+        self.written: set[int] = set()
+
+    def result(self, model: keras.Model) -> keras.Model:
+        with dtype_policy(model.dtype_policy):
+            twin = self.model(model)
+        for op in {id(call.op): call.op for call in self.graph.view.calls if call.inputs}.values():
+            if id(op) not in self.written:
+                new = named_weights(self.twins[id(op)])
+                for name, variable in named_weights(op).items():
+                    new[name].assign(variable.value)
+                if hasattr(self.twins[id(op)], "finalize_state"):
+                    self.twins[id(op)].finalize_state()
+        self.write()
+        take_after(model, twin, self.twins)
+        return twin
+
+    def model(self, model: keras.Model) -> keras.Model:
+        if not isinstance(model, keras.Sequential):
+            return super().model(model)
+        # Only functional models say where a layer's output goes.
+        self.twins[id(model)] = super().model(keras.Model(model.inputs, model.outputs, name=model.name))
+        return self.twins[id(model)]
+
+    def write(self) -> None:
+        """Assign the weights of the layers in `written`."""
+
+
+class _Adder(_Rewriter):
+    def __init__(self, graph: ChannelGraph, wrapped: set[int]):
+        super().__init__(graph)
+        self.written = wrapped
+        self._around: dict[int, tuple[Any, Any]] = {}
+        self._copied: list[tuple[Any, Any, Any, Any]] = []
+
+    def _clone(self, op: Any) -> Any:
+        if id(op) not in self.written:
+            return super()._clone(op)
+        config = without_old_shapes(op.get_config())
+        plain = config | {"use_bias": False, "activation": None, "activity_regularizer": None}
+        pointwise = {"kernel_size": 1, "strides": 1, "dilation_rate": 1, "padding": "valid"}
+        kind = type(op)
+        core = kind.from_config(plain)
+        channels = op.kernel.shape[-2]
+        before = kind.from_config(plain | pointwise | {"filters": channels, "name": op.name + BEFORE})
+        after = kind.from_config(config | pointwise | {"name": op.name + AFTER})
+        self._around[id(core)] = before, after
+        self._copied.append((op, before, core, after))
+        return core
+
+    def call(self, twin: Any, *args, **kwargs) -> Any:
+        before, after = self._around.get(id(twin), (None, None))
+        if before is None:
+            return super().call(twin, *args, **kwargs)
+        return after(twin(before(args[0])))
+
+    def write(self) -> None:
+        for op, before, core, after in self._copied:
+            core.kernel.assign(op.kernel.value)
+            for adapter in (before, after):
+                assign_kernel(adapter, np.eye(adapter.filters))
+            if op.use_bias:
+                after.bias.assign(op.bias.value)
+
+
+class _Merger(_Rewriter):
+    def __init__(self, graph: ChannelGraph):
+        super().__init__(graph)
+        self._cores: dict[int, tuple[Adapted, bool, bool]] = {}
+        self._gone: set[int] = set()
+        self._skipped: set[int] = set()
+        for found in adapted_convolutions(graph.view).values():
+            into, onto = _merged(found)
+            self._cores[id(found.core.op)] = found, into, onto
+            self._gone |= {id(c.op) for c, merge in ((found.before, into), (found.after, onto)) if merge}
+        self.written = set(self._cores) | self._gone
+
+    def _clone(self, op: Any) -> Any:
+        if id(op) in self._gone:
+            placeholder = L.Identity(name=op.name)
+            self._skipped.add(id(placeholder))
+            # Kept alive by `twins`, so that its id stays its own.
+            return placeholder
+        if id(op) not in self._cores:
+            return super()._clone(op)
+        found, _, onto = self._cores[id(op)]
+        config = without_old_shapes(op.get_config())
+        if onto:
+            behind = without_old_shapes(found.after.op.get_config())
+            config |= {"filters": behind["filters"]} | {name: behind[name] for name in _AFTER_KERNEL}
+        return type(op).from_config(config)
+
+    def call(self, twin: Any, *args, **kwargs) -> Any:
+        return args[0] if id(twin) in self._skipped else super().call(twin, *args, **kwargs)
+
+    def write(self) -> None:
+        for found, into, onto in self._cores.values():
+            before, kernel, after = (kernel_matrix(call.op)[1] for call in (found.before, found.core, found.after))
+            if into:
+                kernel = before[0] @ kernel
+            if onto:
+                kernel = kernel @ after[0]
+            twin = self.twins[id(found.core.op)]
+            assign_kernel(twin, kernel)
+            if onto and twin.use_bias:
+                twin.bias.assign(found.after.op.bias.value)
+
+
+def _merged(found: Adapted) -> tuple[bool, bool]:
+    """Whether (before, after) are cheaper as part of the kernel, in multiply-accumulates."""
+    taps = math.prod(found.core.op.kernel_size)
+    inputs, outputs = (volume(s[0][1:-1]) for s in (found.core.input_shapes, found.core.output_shapes))
+    wide_in, narrow_in = found.before.op.kernel.shape[-2:]
+    narrow_out, wide_out = found.after.op.kernel.shape[-2:]
+
+    def macs(into: bool, onto: bool) -> int:
+        a, b = wide_in if into else narrow_in, wide_out if onto else narrow_out
+        beside = (0 if into else inputs * wide_in * narrow_in) + (0 if onto else outputs * narrow_out * wide_out)
+        return beside + outputs * taps * a * b
+
+    return min(((i, o) for i in (True, False) for o in (True, False)), key=lambda choice: macs(*choice))
