@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 from keras_filterprune.allocators import Allocator, Global, Search, Uniform
@@ -34,6 +34,8 @@ class Method:
         allocator: how many units each group keeps; `Uniform()` by default.
         compensator: what makes up for the removed ones; `BNRecalibration()` by default; used when what it
             needs is there.
+        rounds: the budget is reached in so many cuts by equal factors (1); scores are measured anew on the compensated
+            network between them, and `prune_model(finetune=)` trains it there.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -44,8 +46,11 @@ class Method:
     criterion: Criterion
     allocator: Allocator = field(default_factory=Uniform)
     compensator: Compensator = field(default_factory=BNRecalibration)
+    rounds: int = 1
 
     def __post_init__(self):
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, Integral) or self.rounds < 1:
+            raise UnknownNameError(f"rounds is a positive number of cuts. Received: rounds={self.rounds!r}.")
         for part, kind in ((self.criterion, Criterion), (self.allocator, Allocator), (self.compensator, Compensator)):
             if not isinstance(part, kind):
                 raise UnknownNameError(f"Method expects a {kind.__name__} object. Received: {part!r}.")
@@ -53,7 +58,7 @@ class Method:
     @property
     def name(self) -> str:
         """The recipe as text."""
-        return f"{self.criterion!r} + {self.allocator!r}"
+        return f"{self.criterion!r} + {self.allocator!r}" + (f" in {self.rounds} rounds" if self.rounds > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ for _name, _needs, _summary, *_make in (
         "nothing",
         "orthogonal matching pursuit over the filters; with inputs, over what they do to the outputs",
         _fixed(FPOMP, Uniform(), Linear()),
-        _fixed(OutputPursuit, Global(0.7), LeastSquares()),
+        lambda seed: Method(OutputPursuit(), Global(0.7), LeastSquares(), rounds=2),
     ),
     (
         "lrf",
@@ -140,7 +145,7 @@ def as_method(method: str | Method | Criterion, seed: int, data: bool = False) -
     if isinstance(method, Criterion):
         recipes = (_recipe(entry, seed, data) for entry in _METHODS.values())
         default = next((r for r in recipes if type(r.criterion) is type(method)), None)
-        return Method(method, default.allocator, default.compensator) if default else Method(method)
+        return replace(default, criterion=method) if default else Method(method)
     if isinstance(method, str) and method in _METHODS:
         return _recipe(_METHODS[method], seed, data)
     near = difflib.get_close_matches(str(method), _METHODS, n=1)

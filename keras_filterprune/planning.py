@@ -10,9 +10,11 @@ from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_filterprune.allocators.base import Allocation
+from keras_filterprune.analysis import analyze
 from keras_filterprune.cost import Budget, CostModel, FiltersBudget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
@@ -74,7 +76,8 @@ class Task:
     """One model to prune by one recipe under one budget: what every step of planning looks at.
 
     Args:
-        graph, weights: the model.
+        model: the model.
+        graph: its channel graph.
         recipe: the method; its criterion sees `data` here, its allocator's trials run on it.
         budget: what may be spent.
         options: which groups may shrink, and how far.
@@ -90,8 +93,8 @@ class Task:
 
     def __init__(
         self,
+        model: keras.Model,
         graph: ChannelGraph,
-        weights: Weights,
         recipe: Method,
         budget: Budget,
         options: Options,
@@ -104,6 +107,7 @@ class Task:
             raise CalibrationDataError(
                 f"{recipe.criterion!r} needs calibration inputs: pass data=. A few hundred unlabelled ones are enough."
             )
+        weights = Weights(graph.view)
         weights.check_finite()
         measure = recipe.allocator.measure
         if measure and isinstance(budget, FiltersBudget):
@@ -111,16 +115,31 @@ class Task:
                 f"{recipe.allocator!r} decides how many filters every group keeps, and {budget!r} does too. Give a "
                 "MacsBudget or a ParamsBudget."
             )
-        self.graph, self.weights, self.budget, self.options = graph, weights, budget, options
-        self.data, self.seed, self.progress = data, int(seed), progress
+        self._recipe = recipe
+        self.model, self.graph, self.weights = model, graph, weights
+        self.budget, self.options, self.data, self.seed, self.progress = budget, options, data, int(seed), progress
         self._trial = Trial(graph, data, measure, progress) if measure else None
         self.recipe = replace(recipe, criterion=recipe.criterion.observe(graph, weights, data, progress))
         self.cost = CostModel(graph)
         self.refused = options.refusals(graph, self.recipe.criterion)
-        self.model = fingerprint(graph, weights)
+        self._fingerprint = fingerprint(graph, weights)
         fixed = isinstance(budget, FiltersBudget)
         self.limit = limit if limit is not None else 0 if fixed else budget.limit(self.cost)
         self._selected: dict[tuple[int, int], np.ndarray] = {}
+
+    def again(self, model: keras.Model) -> Task:
+        """The same task for this one's model after a round of cutting."""
+        return Task(
+            model,
+            analyze(model),
+            self._recipe,
+            self.budget,
+            self.options,
+            self.data,
+            self.seed,
+            self.progress,
+            self.limit,
+        )
 
     def select(self, keep: np.ndarray) -> dict[str, np.ndarray]:
         """{group name: indices of the units that stay}, given kept counts."""
@@ -158,7 +177,7 @@ class Task:
 
     def _key(self) -> str:
         """What a search depends on, its data included."""
-        parts = self.model, self.recipe.name, vars(self.options), self.seed, self._trial and self._trial.digest()
+        parts = self._fingerprint, self.recipe.name, vars(self.options), self.seed, self._trial and self._trial.digest()
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def counts(self) -> np.ndarray:
@@ -182,7 +201,7 @@ class Task:
         sizes = {group.name: group.size for group in self.graph.groups}
         pins += [{"layer": name, "channels": sizes[name], "reason": why} for name, why in self.refused.items()]
         plan = PruningPlan(
-            model=self.model,
+            model=self._fingerprint,
             method=method,
             budget=repr(self.budget),
             seed=self.seed,

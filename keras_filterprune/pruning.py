@@ -24,7 +24,7 @@ from keras_filterprune.probe.data import check_data
 from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
 from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, kept_channels, refreshed, units_of
 from keras_filterprune.report import LayerRow, PruneReport
-from keras_filterprune.surgery import Outcome, operate, operate_stepwise
+from keras_filterprune.surgery import Outcome, choose_in_rounds, operate, search_with_training, train_in_rounds
 
 
 def prune_model(
@@ -94,19 +94,17 @@ def prune_model(
     # Always a fraction of the model as it came, also after rounds of cutting and with adapters in it.
     limit = None if isinstance(budget, FiltersBudget) else budget.limit(CostModel(graph))
     subject, options = _subject(model, graph, options, compensator)
-
-    def task_for(current: keras.Model) -> Task:
-        found = graph if current is model else analyze(current)
-        return Task(found, Weights(found.view), recipe, budget, options, data, seed, progress, limit)
-
-    task = task_for(subject)
-    if finetune is None:
-        kept = task.select(task.counts())
-        outcome = operate(subject, task.graph, kept, compensator, data, seed, verify, progress)
+    wide = graph if subject is model else analyze(subject)
+    task = Task(subject, wide, recipe, budget, options, data, seed, progress, limit)
+    if finetune is not None and isinstance(recipe.allocator, Search):
+        outcome = search_with_training(task, compensator, finetune, verify, progress)
+    elif finetune is not None:
+        outcome = train_in_rounds(task, compensator, finetune, verify)
     else:
-        outcome = operate_stepwise(subject, task_for, compensator, finetune, verify, progress)
+        kept = _chosen(task, compensator)
+        outcome = operate(subject, wide, kept, compensator, data, seed, verify, progress)
     plan = task.plan(_name(method, task.recipe), outcome.kept)
-    return _result(graph, task.graph, plan, outcome, compensator, return_report)
+    return _result(graph, wide, plan, outcome, compensator, return_report)
 
 
 def plan_pruning(
@@ -140,8 +138,9 @@ def plan_pruning(
     check_data(data, graph.view)
     options = Options(include, exclude, min_filters, channel_multiple)
     recipe = as_method(method, seed, data is not None)
-    task = Task(graph, Weights(graph.view), recipe, as_budget(budget), options, data, seed, progress)
-    return task.plan(_name(method, task.recipe), task.select(task.counts()))
+    task = Task(model, graph, recipe, as_budget(budget), options, data, seed, progress)
+    kept = _chosen(task, _compensator("auto", recipe, data))
+    return task.plan(_name(method, task.recipe), kept)
 
 
 def apply_plan(
@@ -208,11 +207,18 @@ def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Co
     return compensator
 
 
+def _chosen(task: Task, compensator: Compensator | None) -> dict[str, np.ndarray]:
+    """{group name: units that stay}."""
+    if task.recipe.rounds == 1 or isinstance(task.budget, FiltersBudget):
+        return task.select(task.counts())
+    return choose_in_rounds(task, compensator)
+
+
 def _check_finetune(finetune: Any, recipe: Method) -> None:
-    if finetune is not None and not isinstance(recipe.allocator, Search):
+    if finetune is not None and not isinstance(recipe.allocator, Search) and recipe.rounds == 1:
         raise UnknownNameError(
-            f"finetune= is for methods that search in rounds, such as 'fp_omp_search'; {recipe.name} prunes in one go. "
-            "Train the result instead."
+            f"finetune= is for methods that cut in rounds, 'fp_omp_search' or Method(..., rounds=3); {recipe.name} "
+            "prunes in one go. Train the result instead."
         )
     if finetune is not None and not callable(finetune):
         raise UnknownNameError(f"finetune is a function of the model, or None. Received: {finetune!r}.")

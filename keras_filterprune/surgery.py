@@ -1,9 +1,9 @@
-"""Cut, prove, compensate: once, or round by round with training between."""
+"""Cut, prove, compensate: once, or round by round with measuring and training between."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,45 @@ def operate(
     return Outcome(rebuilt.model, kept, difference, compensation, rebuilt.notes)
 
 
-def operate_stepwise(
-    model: keras.Model,
-    task_for: Callable[[keras.Model], Task],
+def choose_in_rounds(task: Task, compensator: Compensator | None) -> dict[str, np.ndarray]:
+    """Units that stay when the budget is reached in the recipe's rounds; the networks between serve the choice alone.
+
+    Args:
+        task: what to prune.
+        compensator: applied after every round but the last.
+
+    Returns:
+        {group name: indices of the original's units}.
+    """
+    outcome, task = _before_last(task, compensator, None, verify=False)
+    return _as_original(outcome, task.select(task.counts()))
+
+
+def train_in_rounds(
+    task: Task, compensator: Compensator | None, finetune: Callable[[keras.Model], Any], verify: bool
+) -> Outcome:
+    """Reach the budget in the recipe's rounds, training after each."""
+    outcome, task = _before_last(task, compensator, finetune, verify)
+    return _cut(outcome, task, task.counts(), compensator, finetune, verify)
+
+
+def _before_last(
+    task: Task, compensator: Compensator | None, finetune: Callable[[keras.Model], Any] | None, verify: bool
+) -> tuple[Outcome, Task]:
+    """All rounds but the last, by equal factors of the cost, and the task that is left."""
+    rounds, limit = task.recipe.rounds, task.limit
+    full = task.problem().cost(task.cost.sizes)
+    outcome = _untouched(task)
+    for number in range(1, rounds):
+        task.limit = round(full * (limit / full) ** (number / rounds))
+        outcome = _cut(outcome, task, task.counts(), compensator, finetune, verify)
+        task.limit = limit
+        task = task.again(outcome.model)
+    return outcome, task
+
+
+def search_with_training(
+    task: Task,
     compensator: Compensator | None,
     finetune: Callable[[keras.Model], Any],
     verify: bool,
@@ -75,29 +111,29 @@ def operate_stepwise(
 ) -> Outcome:
     """Search round by round: cut `beta` units, rebuild, train, measure anew, until the budget is met.
 
-    Args:
-        task_for: the pruning task for the model as it is now; its allocator is a `Search`.
+    The task's allocator is a `Search`.
     """
-    task = task_for(model)
     search: Search = task.recipe.allocator
     start = task.problem()
     key = start.key + " with fine-tuning"
-    kept = {group.name: np.arange(group.size) for group in task.graph.groups}
     found = search.resume(key)
     state = found[0] if found else SearchState(start.evaluate(start.sizes))
-    outcome = Outcome(model, kept, None, "none", [])
+    outcome = _untouched(task)
     if found:
         kept = {name: np.array(units, int) for name, units in found[1]["kept"].items()}
         outcome = Outcome(_load(search.checkpoint, found[1]["model"]), kept, None, "none", [])
-        task = task_for(outcome.model)
+        task = task.again(outcome.model)
 
     def rounds():
         nonlocal outcome, task
         problem, done = task.problem(), 0
         first = problem.cost(problem.sizes)
         while not problem.feasible(problem.sizes):
-            outcome = _round(outcome, task, search, state, compensator, finetune, verify)
-            task = task_for(outcome.model)
+            keep = problem.sizes.copy()
+            group, units, _ = search.step(problem, keep, state)
+            keep[group] = units
+            outcome = _cut(outcome, task, keep, compensator, finetune, verify)
+            task = task.again(outcome.model)
             problem = task.problem()
             state.score = problem.evaluate(problem.sizes)
             _save(search, key, state, outcome)
@@ -110,25 +146,31 @@ def operate_stepwise(
     return outcome
 
 
-def _round(
-    outcome: Outcome,
+def _untouched(task: Task) -> Outcome:
+    """A model that has lost nothing yet."""
+    return Outcome(task.model, {group.name: np.arange(group.size) for group in task.graph.groups}, None, "none", [])
+
+
+def _cut(
+    before: Outcome,
     task: Task,
-    search: Search,
-    state: SearchState,
+    keep: np.ndarray,
     compensator: Compensator | None,
-    finetune: Callable[[keras.Model], Any],
+    finetune: Callable[[keras.Model], Any] | None,
     verify: bool,
 ) -> Outcome:
-    problem = task.problem()
-    keep = problem.sizes.copy()
-    group, units, _ = search.step(problem, keep, state)
-    keep[group] = units
+    """One round: the units that go are looked up in the model as it is, and remembered as the original's."""
     chosen = task.select(keep)
-    cut = operate(outcome.model, task.graph, chosen, compensator, task.data, task.seed, verify, progress=False)
-    finetune(cut.model)
-    difference = cut.difference if outcome.difference is None else max(cut.difference or 0.0, outcome.difference)
-    kept = {name: outcome.kept[name][units] for name, units in chosen.items()}
-    return Outcome(cut.model, kept, difference, cut.compensation, cut.notes)
+    after = operate(before.model, task.graph, chosen, compensator, task.data, task.seed, verify, task.progress)
+    if finetune is not None:
+        finetune(after.model)
+    seen = [d for d in (before.difference, after.difference) if d is not None]
+    return replace(after, kept=_as_original(before, chosen), difference=max(seen, default=None))
+
+
+def _as_original(before: Outcome, chosen: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Units of the model as it was before a round, as units of the original."""
+    return {name: before.kept[name][units] for name, units in chosen.items()}
 
 
 def _save(search: Search, key: str, state: SearchState, outcome: Outcome) -> None:

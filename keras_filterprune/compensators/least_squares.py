@@ -23,10 +23,11 @@ from keras_filterprune.probe.consumers import (
     sample_rows,
 )
 from keras_filterprune.probe.outlets import Outlet, add_constant
-from keras_filterprune.probe.regression import regression, scale_to
+from keras_filterprune.probe.regression import rectified_regression, regression, scale_to
 
 # Columns above which the normal equations (cubic time, square memory) are not formed.
 LARGEST = 6000
+_SMALLEST = 1e-6
 
 
 class LeastSquares(Compensator):
@@ -34,25 +35,27 @@ class LeastSquares(Compensator):
 
     Layer by layer, W' = argmin ||Y - X W'||^2 in closed form, X from the pruned network and Y from the original, so
     that later layers correct what earlier ones lost (He et al. 2017); the mean shift goes into the following batch
-    normalization or the bias, and every output is rescaled to the original's variance (Xie et al. 2021). Where the
-    output is added to a shortcut, Y is corrected by what the shortcut itself lost, as far as it is known by then.
+    normalization or the bias. Where the output is added to a shortcut, Y is corrected by what the shortcut itself lost,
+    as far as it is known by then. Where a ReLU follows, max(Y, 0) is fitted: what it cuts off need only be cut off
+    again. Where none does, every output is rescaled to the original's variance (Xie et al. 2021).
 
     Layers with more than 6 000 input columns (taps x channels) read the regression of the removed channels on the
     kept ones instead, the same for every tap; above 6 000 channels, and for grouped and depthwise layers, only the mean
     is shifted. Layers whose input did not change, recurrent layers and layers called several times are left alone.
 
     Args:
-        variance: rescale every output to the original's variance (True).
+        variance: rescale outputs that no ReLU follows to the original's variance (True).
         ridge: added to the covariance's diagonal, relative to its mean (1e-4).
+        rectified: fit what a ReLU passes (True), or what reaches it (False).
     """
 
     requires = frozenset({"activations"})
 
-    def __init__(self, variance: bool = True, ridge: float = 1e-4):
-        self.variance, self.ridge = variance, ridge
+    def __init__(self, variance: bool = True, ridge: float = 1e-4, rectified: bool = True):
+        self.variance, self.ridge, self.rectified = variance, ridge, rectified
 
     def __repr__(self) -> str:
-        return f"LeastSquares(variance={self.variance}, ridge={self.ridge})"
+        return f"LeastSquares(variance={self.variance}, ridge={self.ridge}, rectified={self.rectified})"
 
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         run = _Run(rebuilt, self)
@@ -87,15 +90,24 @@ class _Run(SideBySide):
         outlet = self.outlets[call.path]
         x = after.x.reshape(len(after.x), -1)
         y = before.x.reshape(len(before.x), -1) @ kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
-        if not is_transposed(call.op):
-            y = y + self._lost_by_shortcut(outlet, before, kept)
         intercept = "bias" in named_weights(twin) or outlet.normalization is not None
-        if x.shape[1] <= LARGEST:
-            weights = self._solve(x, y, intercept)
-        else:
+        threshold = None
+        if not is_transposed(call.op):
+            scale, offset = _affine(call, outlet, kept)
+            lost, other = self._shortcut(outlet, before, kept)
+            # A channel that normalization all but switches off cannot carry a correction.
+            weak = np.abs(scale) < 0.1 * np.median(np.abs(scale))
+            y = y + np.where(weak, 0.0, lost / scale).astype(np.float32)
+            if self.settings.rectified and outlet.rectified and intercept and other is not None:
+                threshold = (-(offset + other) / scale).astype(np.float32)
+        if x.shape[1] > LARGEST:
             channels = (rows.x.reshape(-1, rows.x.shape[-1]) for rows in (after, before))
             weights = (self._solve(*channels, intercept) @ kernel).reshape(x.shape[1], -1)
-        weights, constant = self._rescaled(weights, x, y, intercept)
+            weights, constant = self._rescaled(weights, x, y, intercept)
+        elif threshold is not None:
+            weights, constant = rectified_regression(x, y, threshold, scale > 0, self.settings.ridge)
+        else:
+            weights, constant = self._rescaled(self._solve(x, y, intercept), x, y, intercept)
         assign_kernel(twin, weights)
         if intercept and not is_transposed(call.op):
             add_constant(self.rebuilt, outlet, call, constant)
@@ -121,19 +133,25 @@ class _Run(SideBySide):
         missing = y.mean(axis=0, dtype=np.float64) - scale * fitted.mean(axis=0, dtype=np.float64)
         return weights * scale, missing
 
-    def _lost_by_shortcut(self, outlet: Outlet, rows: Rows, kept: np.ndarray) -> np.ndarray | float:
-        """What the other summand lacks, in units of this layer's output, (rows, kept) or 0."""
+    def _shortcut(self, outlet: Outlet, rows: Rows, kept: np.ndarray) -> tuple[Any, Any]:
+        """What the other summand has lost, and what it is, (rows, kept) each or 0; (0, None) where it is not known."""
         if outlet.shortcut is None:
-            return 0.0
+            return 0.0, 0.0
         before, after = self.left.value(outlet.shortcut), self.right.value(outlet.shortcut)
         if before is None or after is None:
-            return 0.0
-        lost = rows.pick(keras.ops.convert_to_numpy(before))[:, kept] - rows.pick(keras.ops.convert_to_numpy(after))
-        if outlet.normalization is None:
-            return lost
-        op = outlet.normalization.op
-        w = {name: keras.ops.convert_to_numpy(v.value)[kept] for name, v in named_weights(op).items()}
-        scale = w.get("gamma", 1.0) / np.sqrt(w["moving_variance"] + op.epsilon)
-        # A channel that normalization all but switches off cannot carry the correction.
-        weak = np.abs(scale) < 0.1 * np.median(np.abs(scale))
-        return np.where(weak, 0.0, lost / np.where(weak, 1.0, scale)).astype(np.float32)
+            return 0.0, None
+        other = rows.pick(keras.ops.convert_to_numpy(after))
+        return rows.pick(keras.ops.convert_to_numpy(before))[:, kept] - other, other
+
+
+def _affine(call: Call, outlet: Outlet, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset (kept,) of what becomes of a layer's linear output before it meets a sum or an activation."""
+    if outlet.normalization is None:
+        bias = named_weights(call.op).get("bias")
+        offset = np.zeros(len(kept)) if bias is None else keras.ops.convert_to_numpy(bias.value)
+        return np.ones(kept.sum()), offset[kept]
+    op = outlet.normalization.op
+    w = {name: keras.ops.convert_to_numpy(v.value)[kept] for name, v in named_weights(op).items()}
+    scale = w.get("gamma", 1.0) / np.sqrt(w["moving_variance"] + op.epsilon)
+    offset = w.get("beta", 0.0) - scale * w["moving_mean"]
+    return np.where(np.abs(scale) < _SMALLEST, _SMALLEST, scale), offset

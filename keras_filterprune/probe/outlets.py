@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,10 +18,17 @@ L = keras.layers
 
 @dataclass(frozen=True, eq=False)
 class Outlet:
-    """Where the output of a layer goes: the normalization that may take its mean, the sum it ends in."""
+    """Where the output of a layer goes, as long as nobody else reads it.
+
+    Attributes:
+        normalization: the batch normalization behind it, which may take its mean.
+        shortcut: the other summand, where it ends in a sum of two.
+        rectified: a ReLU comes next.
+    """
 
     normalization: Call | None = None
     shortcut: TensorRef | None = None
+    rectified: bool = False
 
 
 def outlets(view: ModelView) -> dict[str, Outlet]:
@@ -42,20 +50,31 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
         if not call.inputs:
             continue
         if getattr(call.op, "activation", None) not in (None, keras.activations.linear):
-            found[call.path] = Outlet()
+            found[call.path] = Outlet(rectified=call.op.activation is keras.activations.relu)
             continue
         after, at, normalization = only_reader(number), number, None
         if after is not None and isinstance(view.calls[after].op, L.BatchNormalization):
-            # The moving mean of a normalization that other layers share as well is not this layer's to set.
-            normalization = view.calls[after] if calls[view.calls[after].path] == 1 else None
+            normalization = view.calls[after]
+            if calls[normalization.path] > 1:
+                # What several layers share is not for one of them to set.
+                found[call.path] = Outlet()
+                continue
             at, after = after, only_reader(after)
         shortcut = None
         if after is not None and type(view.calls[after].op).__name__ == "Add" and len(view.calls[after].inputs) == 2:
             others = [ref for ref in view.calls[after].inputs if ref != TensorRef(at, 0)]
             same = len(others) == 1 and view.calls[after].input_shapes[0] == view.calls[after].input_shapes[1]
             shortcut = others[0] if same else None
-        found[call.path] = Outlet(normalization, shortcut)
+            after = only_reader(after) if same else None
+        rectified = after is not None and _is_relu(view.calls[after].op)
+        found[call.path] = Outlet(normalization, shortcut, rectified)
     return found
+
+
+def _is_relu(op: Any) -> bool:
+    if isinstance(op, L.ReLU):
+        return op.max_value is None and not op.negative_slope and not op.threshold
+    return getattr(op, "activation", None) is keras.activations.relu and isinstance(op, L.Activation)
 
 
 def add_constant(rebuilt: Rebuilt, outlet: Outlet, call: Call, constant: np.ndarray) -> None:

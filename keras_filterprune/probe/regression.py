@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve
 
+from keras_filterprune.probe.consumers import moments
+
 _TINY = 1e-12
+# Turns of fit and targets behind a ReLU; more gained nothing on ResNets.
+_TURNS = 10
 
 
 def regression(gram: np.ndarray, cross: np.ndarray, ridge: float) -> np.ndarray:
@@ -19,6 +23,39 @@ def regression(gram: np.ndarray, cross: np.ndarray, ridge: float) -> np.ndarray:
     gram = gram.astype(np.float64)
     gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / len(gram) + _TINY
     return solve(gram, cross.astype(np.float64), assume_a="pos")
+
+
+def rectified_regression(
+    x: np.ndarray, y: np.ndarray, threshold: np.ndarray, rising: np.ndarray, ridge: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Regression of what a ReLU makes of y on what it makes of x W + c.
+
+    Where the ReLU cuts y off, the fit need only be cut off as well: there the target is the fit itself, or the
+    threshold where the fit is beyond it. Fit and targets are found in turn; the error behind the ReLU falls each time.
+
+    Args:
+        x: float32 (n, d).
+        y: float32 (n, o), before the ReLU.
+        threshold: float32 (n, o) or (o,), where the ReLU begins, in units of y.
+        rising: boolean (o,), whether it passes what is above the threshold (or below, for a negative scale).
+        ridge: see `regression`.
+
+    Returns:
+        (weights (d, o), constant (o,)).
+    """
+    mean, covariance = moments(x)
+    covariance[np.diag_indices_from(covariance)] += ridge * np.trace(covariance) / len(covariance) + _TINY
+    factor = cho_factor(covariance)
+    off = np.where(rising, y <= threshold, y >= threshold)
+    target = y
+    for _ in range(_TURNS + 1):
+        level = target.mean(axis=0, dtype=np.float64)
+        weights = cho_solve(factor, moments(x, target)[1])
+        constant = level - mean @ weights
+        fit = x @ weights.astype(np.float32) + constant.astype(np.float32)
+        beyond = np.where(rising, np.minimum(fit, threshold), np.maximum(fit, threshold))
+        target = np.where(off, beyond, y)
+    return weights, constant
 
 
 def refit(

@@ -1,0 +1,546 @@
+"""1x1 convolutions around convolutions: adding, pruning between and merging them, against closed forms and papers."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from zoo import ZOO, random_inputs, randomise
+
+import keras_filterprune as kfp
+from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
+
+MODELS = [
+    "plain_chain",
+    "bare_chain",
+    "conv_bn_relu_chain",
+    "activations",
+    "mixed_precision",
+    "frozen_layers",
+    "residual_projection",
+    "preactivation_residual",
+    "inception",
+    "unet",
+    "grouped_conv",
+    "multi_input_output",
+    "hidden_output",
+    "shared_conv",
+    "sequential",
+    "nested_functional",
+    "nested_sequential",
+    "functional_in_sequential",
+    "nested_called_twice",
+    "conv1d_residual",
+    "wavenet",
+    "conv3d",
+    "option_a_shortcut",
+]
+# A first convolution, 1x1 convolutions, and such as are called twice or in groups, but no other.
+UNWRAPPED = ["nested_called_twice", "sequential"]
+SIDES = ("_before", "_after")
+
+
+def outputs(model: keras.Model, x) -> list[np.ndarray]:
+    flat = keras.tree.flatten(model(x, training=False))
+    return [keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")).astype(float) for y in flat]
+
+
+def assert_same_outputs(model: keras.Model, other: keras.Model, x, tolerance: float = 1e-4) -> None:
+    for wanted, received in zip(outputs(model, x), outputs(other, x), strict=True):
+        assert received == pytest.approx(wanted, abs=tolerance * max(1.0, np.abs(wanted).max()))
+
+
+def squared_error(model: keras.Model, other: keras.Model, x) -> float:
+    return sum(np.square(a - b).mean() for a, b in zip(outputs(model, x), outputs(other, x), strict=True))
+
+
+def values(model: keras.Model) -> list[np.ndarray]:
+    return [ops.convert_to_numpy(w.value).copy() for w in model.weights]
+
+
+def kernel(model: keras.Model, name: str) -> np.ndarray:
+    return ops.convert_to_numpy(model.get_layer(name).kernel.value).astype(float)
+
+
+def paths(model: keras.Model, inside: str = "") -> list[str]:
+    """Names of all layers but inputs, those of nested models behind the models' names."""
+    found = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found += [inside + layer.name, *paths(layer, f"{inside}{layer.name}/")]
+        elif not isinstance(layer, layers.InputLayer):
+            found.append(inside + layer.name)
+    return found
+
+
+def adapters(model: keras.Model) -> list[str]:
+    return [path for path in paths(model) if path.endswith(SIDES)]
+
+
+def macs(model: keras.Model) -> int:
+    cost = kfp.CostModel(kfp.analyze(model))
+    return cost.macs(cost.sizes)
+
+
+def block(width: int = 8, strides: int = 1, bias: bool = True, seed: int = 0) -> keras.Model:
+    """conv1, then a residual block of conv2 and conv3, then conv4 with bias and activation inside."""
+    inputs = keras.Input((12, 12, 3))
+    y = layers.ReLU(name="relu1")(layers.Conv2D(width, 3, padding="same", name="conv1")(inputs))
+    z = layers.Conv2D(width, 3, padding="same", use_bias=bias, name="conv2")(y)
+    z = layers.ReLU(name="relu2")(layers.BatchNormalization(name="bn2")(z))
+    z = layers.Conv2D(width, 3, padding="same", use_bias=bias, name="conv3")(z)
+    y = layers.ReLU(name="relu3")(layers.Add(name="join")([y, layers.BatchNormalization(name="bn3")(z)]))
+    y = layers.Conv2D(width, 3, strides=strides, padding="same", activation="relu", name="conv4")(y)
+    return randomise(keras.Model(inputs, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D()(y))), seed)
+
+
+def images(count: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 12, 12, 3)).astype("float32")
+
+
+def pruned(model: keras.Model, budget, method="l2", **options) -> keras.Model:
+    return kfp.prune_model(model, method, budget, compensate="adapter", progress=False, **options)
+
+
+# -------------------------------------------------------------------------------------------------- adding, merging
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_adding_changes_no_output_and_merging_gives_the_model_back(name, tmp_path):
+    model = ZOO[name]()
+    x, before = random_inputs(model, 3), values(model)
+    found = wrappable(kfp.analyze(model))
+    wide = add_adapters(model, found)
+    assert bool(found) != (name in UNWRAPPED)
+    assert sorted(paths(wide)) == sorted([*paths(model), *(path + side for path in found for side in SIDES)])
+    tolerance = 1e-2 if name == "mixed_precision" else 1e-5
+    assert_same_outputs(model, wide, x, tolerance)
+    wide.save(tmp_path / "wide.keras")
+    assert_same_outputs(wide, keras.saving.load_model(tmp_path / "wide.keras", safe_mode=False), x, 1e-6)
+    back = merge_adapters(wide)
+    assert back.count_params() == model.count_params()
+    assert sorted(paths(back)) == sorted(paths(model))
+    for old, new in zip(before, values(back), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert_same_outputs(model, back, x, 1e-6)
+    for old, new in zip(before, values(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_what_is_wrapped_has_a_window_and_one_caller_and_is_not_the_first():
+    inputs = keras.Input((8, 8, 3))
+    shared = layers.Conv2D(6, 3, padding="same", name="shared")
+    y = layers.Conv2D(6, 3, padding="same", name="first")(inputs)
+    y = shared(shared(layers.Conv2D(6, 1, name="pointwise")(y)))
+    y = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(y)
+    y = layers.SeparableConv2D(6, 3, padding="same", name="separable")(y)
+    y = layers.Conv2D(6, (1, 3), padding="same", name="row")(layers.Conv2D(6, 3, groups=2, name="grouped")(y))
+    y = layers.Conv2DTranspose(6, 3, name="transposed")(layers.Conv2D(4, 3, dilation_rate=2, name="dilated")(y))
+    model = keras.Model(inputs, layers.Conv2D(2, 3, name="last")(y))
+    assert wrappable(kfp.analyze(model)) == ["row", "dilated", "last"]
+
+
+def test_bias_activation_and_regularizers_move_behind_and_everything_else_stays():
+    inputs = keras.Input((9, 9, 3))
+    y = layers.Conv2D(5, 3, name="conv1")(inputs)
+    y = layers.Conv2D(
+        7,
+        3,
+        strides=2,
+        padding="same",
+        activation="tanh",
+        bias_regularizer="l2",
+        kernel_regularizer="l1",
+        activity_regularizer="l2",
+        name="conv2",
+    )(y)
+    model = randomise(keras.Model(inputs, layers.Conv2D(2, 1, name="last")(y)))
+    wide = add_adapters(model, ["conv2"])
+    before, core, after = (wide.get_layer("conv2" + part) for part in ("_before", "", "_after"))
+    assert (before.filters, core.filters, after.filters) == (5, 7, 7)
+    assert [layer.kernel_size for layer in (before, core, after)] == [(1, 1), (3, 3), (1, 1)]
+    assert [layer.strides for layer in (before, core, after)] == [(1, 1), (2, 2), (1, 1)]
+    assert [layer.use_bias for layer in (before, core, after)] == [False, False, True]
+    assert [layer.activation.__name__ for layer in (before, core, after)] == ["linear", "linear", "tanh"]
+    assert [layer.activity_regularizer is None for layer in (before, core, after)] == [True, True, False]
+    np.testing.assert_array_equal(after.bias.numpy(), model.get_layer("conv2").bias.numpy())
+    back = merge_adapters(wide).get_layer("conv2").get_config()
+    wanted = model.get_layer("conv2").get_config()
+    assert {k: v for k, v in back.items() if "regularizer" not in k} == {
+        k: v for k, v in wanted.items() if "regularizer" not in k
+    }
+    for key in ("kernel_regularizer", "bias_regularizer", "activity_regularizer"):
+        assert type(back[key]) is type(wanted[key])
+
+
+def test_adapters_are_frozen_where_their_convolution_is():
+    model = ZOO["plain_chain"]()
+    model.get_layer("conv2").trainable = False
+    wide = add_adapters(model, ["conv2"])
+    assert [wide.get_layer("conv2" + part).trainable for part in ("_before", "", "_after")] == [False] * 3
+    assert wide.get_layer("conv3").trainable
+    assert not merge_adapters(wide).get_layer("conv2").trainable
+
+
+def test_a_compiled_model_stays_compiled():
+    model = block()
+    model.compile("sgd", "mse")
+    small = pruned(model, kfp.FiltersBudget(0.5))
+    assert small.compiled
+    small.fit(images(8), np.zeros((8, 4)), verbose=0)
+
+
+# --------------------------------------------------------------------------------------------- pruning between them
+
+
+def low_rank(model: keras.Model, names: tuple[str, ...], side: str, rank: int = 4) -> keras.Model:
+    """The same model, these kernels' filters or input slices being combinations of the first `rank` of them."""
+    rng = np.random.default_rng(7)
+    for name in names:
+        k = kernel(model, name)
+        mix = rng.normal(size=(rank, rank)) / np.sqrt(rank)
+        if side in ("filters", "both"):
+            k[..., rank:] = k[..., :rank] @ mix
+        if side in ("slices", "both"):
+            k[:, :, rank:] = np.einsum("abio,ij->abjo", k[:, :, :rank], mix)
+        model.get_layer(name).kernel.assign(k)
+    return model
+
+
+CRITERIA = [kfp.FPOMP(), kfp.FPOMP("gain"), kfp.FPOMP("backward"), kfp.LRF()]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=repr)
+def test_half_of_the_filters_and_slices_say_everything_where_they_span_the_rest(criterion):
+    model, fresh = low_rank(block(), ("conv2", "conv3", "conv4"), "both"), images(seed=1)
+    small = pruned(model, kfp.FiltersBudget(0.5), criterion)
+    assert [small.get_layer(name).filters for name in ("conv2_before", "conv2", "conv2_after")] == [4, 4, 8]
+    assert_same_outputs(model, small, fresh)
+    assert_same_outputs(model, small, fresh)
+    assert squared_error(block(), pruned(block(), kfp.FiltersBudget(0.5), criterion), fresh) > 1e-3
+
+
+def test_a_criterion_with_data_is_still_that_criterion():
+    """Its own recipe, without labels, rounds or another allocator."""
+    small = pruned(block(), kfp.FiltersBudget(0.5), kfp.FPOMP("gain"), data=images())
+    assert [small.get_layer(name).filters for name in ("conv2_before", "conv2", "conv2_after")] == [4, 4, 8]
+
+
+@pytest.mark.parametrize("side", ["filters", "slices"])
+def test_one_side_alone(side):
+    model = low_rank(block(bias=False), ("conv2", "conv4"), side)
+    ending = {"filters": "", "slices": "_before"}[side]
+    budget = kfp.FiltersBudget({"conv2" + ending: 0.5, "conv4" + ending: 0.5})
+    small = pruned(model, budget, kfp.FPOMP("gain"))
+    kept = {"filters": "_after", "slices": "_before"}[side]
+    assert adapters(small) == ["conv2" + kept, "conv4" + kept]
+    assert_same_outputs(model, small, images())
+
+
+def combined(model: keras.Model, name: str) -> np.ndarray:
+    """The kernel that a convolution and its adapters are together."""
+    names = {layer.name for layer in model.layers}
+    k = kernel(model, name)
+    if name + "_before" in names:
+        k = np.einsum("mi,abio->abmo", kernel(model, name + "_before")[0, 0], k)
+    return k @ kernel(model, name + "_after")[0, 0] if name + "_after" in names else k
+
+
+@pytest.mark.parametrize("side", ["filters", "slices", "both"])
+def test_together_they_are_the_least_squares_fit_on_what_is_kept(side):
+    model = block()
+    budget = {"filters": {"conv2": 0.5}, "slices": {"conv2_before": 0.4}, "both": {"conv2": 0.5, "conv2_before": 0.4}}
+    small, report = kfp.prune_model(
+        model, "l1", kfp.FiltersBudget(budget[side]), compensate="adapter", return_report=True, progress=False
+    )
+    kept = {group["name"]: group["kept"] for group in report.plan.groups}
+    k = wanted = kernel(model, "conv2")
+    if side != "slices":
+        columns = k.reshape(-1, 8)
+        fit = np.linalg.lstsq(columns[:, kept["conv2"]], columns, rcond=None)[0]
+        wanted, k = (columns[:, kept["conv2"]] @ fit).reshape(k.shape), k[..., kept["conv2"]]
+    if side != "filters":
+        slices = np.moveaxis(k, 2, -1).reshape(-1, 8)
+        onto = np.linalg.lstsq(slices[:, kept["conv2_before"]], slices, rcond=None)[0]
+        wanted = np.moveaxis((slices[:, kept["conv2_before"]] @ onto).reshape(3, 3, -1, 8), -1, 2)
+        wanted = wanted @ fit if side == "both" else wanted
+    assert combined(small, "conv2") == pytest.approx(wanted, abs=1e-5)
+    np.testing.assert_allclose(combined(small, "conv3"), kernel(model, "conv3"), atol=1e-6)
+
+
+def test_compensation_is_better_than_leaving_out():
+    model, x = block(), images()
+    small, report = kfp.prune_model(
+        model, "fp_omp", kfp.FiltersBudget(0.6), compensate="adapter", return_report=True, progress=False
+    )
+    wide = add_adapters(model, ["conv2", "conv3", "conv4"])
+    plain = kfp.apply_plan(wide, report.plan, compensate="none", progress=False)
+    # 0.6 is seen.
+    assert squared_error(model, small, x) < 0.8 * squared_error(model, plain, x)
+    method = kfp.Method(kfp.FPOMP(), kfp.Uniform())
+    refit = pruned(model, kfp.FiltersBudget(0.6), method, data=images(256, seed=2))
+    # 0.2 is seen.
+    assert squared_error(model, refit, x) < 0.5 * squared_error(model, small, x)
+
+
+def test_scaling_a_filter_changes_neither_selection_nor_result():
+    """FP-OMP's atoms have unit norm, and coefficients are scaled back."""
+    model, x = block(bias=False), images()
+    scaled = keras.models.clone_model(model)
+    scaled.set_weights(model.get_weights())
+    for m in (model, scaled):
+        m.get_layer("bn2").epsilon = 0.0
+    for name, layer, factor in (
+        ("kernel", "conv2", 100.0),
+        ("moving_mean", "bn2", 100.0),
+        ("moving_variance", "bn2", 1e4),
+    ):
+        variable = getattr(scaled.get_layer(layer), name)
+        array = ops.convert_to_numpy(variable.value).copy()
+        array[..., 3] *= factor
+        variable.assign(array)
+    assert_same_outputs(model, scaled, x)
+    found = [
+        kfp.prune_model(
+            m, "fp_omp", kfp.FiltersBudget({"conv2": 0.5}), compensate="adapter", return_report=True, progress=False
+        )
+        for m in (model, scaled)
+    ]
+    (one, first), (two, second) = found
+    assert first.plan.kept["conv2"].tolist() == second.plan.kept["conv2"].tolist()
+    assert_same_outputs(one, two, x)
+
+
+def test_the_order_of_filters_does_not_matter():
+    model, x = block(), images()
+    order = np.random.default_rng(3).permutation(8)
+    shuffled = keras.models.clone_model(model)
+    shuffled.set_weights(model.get_weights())
+    for layer in ("conv2", "bn2"):
+        for variable in shuffled.get_layer(layer).weights:
+            variable.assign(ops.convert_to_numpy(variable.value)[..., order])
+    shuffled.get_layer("conv3").kernel.assign(kernel(model, "conv3")[:, :, order])
+    assert_same_outputs(model, shuffled, x)
+    for method in (kfp.FPOMP(), kfp.FPOMP("backward"), kfp.LRF()):
+        one, two = (pruned(m, kfp.FiltersBudget(0.5), method) for m in (model, shuffled))
+        assert_same_outputs(one, two, x)
+
+
+@pytest.mark.parametrize("budget", [kfp.FiltersBudget(1.0), kfp.ParamsBudget(1.0), 1.0], ids=str)
+def test_a_budget_of_everything_changes_nothing(budget):
+    model, x = block(), images()
+    small = pruned(model, budget)
+    assert not adapters(small)
+    assert_same_outputs(model, small, x, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["residual_projection", "preactivation_residual", "nested_functional", "unet"])
+def test_no_tensor_outside_changes(name):
+    model = ZOO[name]()
+    small = pruned(model, kfp.FiltersBudget(0.5))
+
+    def shapes(of: keras.Model) -> dict[str, tuple]:
+        graph = kfp.analyze(of)
+        wrapped = wrappable(kfp.analyze(model))
+        return {
+            call.path: call.output_shapes
+            for call in graph.view.calls
+            if isinstance(call.op, layers.Layer) and call.path not in wrapped and not call.path.endswith(SIDES)
+        }
+
+    assert shapes(small) == shapes(model)
+    for path in wrappable(kfp.analyze(model)):
+        calls = {call.path: call for call in kfp.analyze(small).view.calls}
+        last = calls.get(path + "_after", calls[path])
+        assert last.output_shapes == {c.path: c for c in kfp.analyze(model).view.calls}[path].output_shapes
+
+
+@pytest.mark.parametrize("share", [0.95, 0.9])
+def test_adapters_that_cost_more_than_they_save_are_merged(share):
+    """Above 0.895 of the filters on both sides, three convolutions multiply more than one (window 3 x 3)."""
+    model = block(20)
+    small, report = kfp.prune_model(
+        model, "fp_omp", kfp.FiltersBudget(share), compensate="adapter", return_report=True, progress=False
+    )
+    assert not adapters(small)
+    assert small.count_params() == model.count_params()
+    assert report.plan.cost == {"macs": [macs(model)] * 2, "params": [model.count_params()] * 2}
+    # Something was removed all the same, and the least squares fit of it is there.
+    assert np.linalg.matrix_rank(kernel(small, "conv2").reshape(-1, 20), tol=1e-4) == round(share * 20)
+
+
+def test_adapters_that_save_stay():
+    small = pruned(block(20), kfp.FiltersBudget(0.85))
+    assert len(adapters(small)) == 6
+
+
+@pytest.mark.parametrize("kind", [kfp.MacsBudget, kfp.ParamsBudget])
+@pytest.mark.parametrize("strides", [1, 2, 4])
+@pytest.mark.parametrize("keep", [0.5, 0.6, 0.8, 0.97])
+def test_a_budget_is_a_share_of_the_original_and_never_exceeded(kind, strides, keep):
+    inputs = keras.Input((16, 16, 3))
+    y = layers.Conv2D(12, 3, padding="same", activation="relu", strides=2, name="conv1")(inputs)
+    y = layers.Conv2D(12, 3, padding="same", activation="relu", strides=strides, name="conv2")(y)
+    y = layers.Conv2D(16, 5, padding="same", activation="relu", name="conv3")(y)
+    model = randomise(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(y))))
+    small, report = kfp.prune_model(
+        model, "l1", kind(keep=keep), compensate="adapter", return_report=True, verify=False, progress=False
+    )
+    size = {kfp.MacsBudget: macs, kfp.ParamsBudget: keras.Model.count_params}[kind]
+    assert size(small) <= keep * size(model)
+    assert report.plan.cost == {
+        "macs": [macs(model), macs(small)],
+        "params": [model.count_params(), small.count_params()],
+    }
+
+
+def test_the_smallest_reachable_budget_is_named_as_a_share_of_the_original():
+    model = block()
+    with pytest.raises(kfp.InfeasibleBudgetError, match=r"smallest reachable is ([\d,]+) \(([\d.]+) % of") as caught:
+        pruned(model, 0.01)
+    assert f"% of {macs(model):,})" in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------- what the papers counted
+
+
+def resnet(depth: int) -> keras.Model:
+    """The papers' CIFAR network: widths 16, 32, 64, option A shortcuts (subsampling and zero channels)."""
+
+    def conv_bn(x, width, strides, name):
+        x = layers.Conv2D(width, 3, strides=strides, padding="same", use_bias=False, name=name)(x)
+        return layers.BatchNormalization(name=f"{name}_bn")(x)
+
+    inputs = keras.Input((32, 32, 3))
+    x = layers.ReLU()(conv_bn(inputs, 16, 1, "stem"))
+    for stage, width in enumerate((16, 32, 64)):
+        for number in range((depth - 2) // 6):
+            strides = 2 if stage and not number else 1
+            y = conv_bn(
+                layers.ReLU()(conv_bn(x, width, strides, f"s{stage}b{number}a")), width, 1, f"s{stage}b{number}b"
+            )
+            if strides == 2:
+                x = ops.pad(x[:, ::2, ::2, :], [(0, 0), (0, 0), (0, 0), (width // 4, width // 4)])
+            x = layers.ReLU()(layers.Add()([x, y]))
+    return keras.Model(inputs, layers.Dense(10, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def papers_count(model: keras.Model) -> np.ndarray:
+    """(parameters, multiply-accumulates) as thop counts them: 2 per output of a normalization, no moving statistics."""
+    total = np.zeros(2, int)
+    for layer in model.layers:
+        sizes = [int(np.prod(w.shape)) for w in layer.trainable_weights]
+        if isinstance(layer, layers.BatchNormalization):
+            total += sum(sizes), 2 * int(np.prod(layer.output.shape[1:]))
+        elif sizes:
+            total += sum(sizes), sizes[0] * int(np.prod(layer.output.shape[1:-1]))
+    return total
+
+
+@pytest.mark.parametrize(
+    ("depth", "original", "ten", "hundred"),
+    [
+        (32, (464_154, 470_004), (-63.29, -62.55), (-62.50, -62.54)),
+        (56, (853_018, 858_868), (-63.43, -62.92), (-63.00, -62.92)),
+    ],
+)
+def test_half_of_the_filters_is_the_papers_reduction(depth, original, ten, hundred):
+    """FP-OMP's tables: all convolutions but the first, both sides, 1x1 convolutions counted, of the original's cost.
+
+    In per cent of parameters and multiply-accumulates, for CIFAR-10 and CIFAR-100.
+    """
+    model = resnet(depth)
+    small = pruned(model, kfp.FiltersBudget(0.5), "l1", verify=False)
+    assert len(adapters(small)) == 2 * (depth - 2)
+    # 90 more classes cost both as much.
+    for params, reduction, more in zip(original, (ten, hundred), (0, 90 * np.array([65, 64])), strict=True):
+        before, after = (papers_count(m) + more for m in (model, small))
+        assert before[0] == params
+        assert 100 * (after / before - 1) == pytest.approx(reduction, abs=0.005)
+
+
+# ------------------------------------------------------------------------------------------------- plans, options
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_a_plan_replays_bit_for_bit(data, tmp_path):
+    model, more = block(), {"data": images(64)} if data else {}
+    small, report = kfp.prune_model(
+        model, "fp_omp", 0.6, compensate="adapter", return_report=True, progress=False, **more
+    )
+    report.plan.save(tmp_path / "plan.json")
+    plan = kfp.PruningPlan.load(tmp_path / "plan.json")
+    again, second = kfp.apply_plan(model, plan, compensate="adapter", return_report=True, progress=False, **more)
+    assert paths(again) == paths(small)
+    for one, two in zip(values(small), values(again), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert second.to_dict() == report.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "wrapped"),
+    [
+        ({"include": "conv3"}, {"conv3"}),
+        ({"include": ["conv2", "conv4"]}, {"conv2", "conv4"}),
+        ({"exclude": "conv3"}, {"conv2", "conv4"}),
+        ({"include": "conv*", "exclude": ["conv4", "conv2"]}, {"conv3"}),
+    ],
+)
+def test_options_choose_what_is_wrapped(options, wrapped):
+    model = block()
+    small, report = kfp.prune_model(
+        model,
+        "l2",
+        kfp.FiltersBudget(0.5),
+        compensate="adapter",
+        return_report=True,
+        progress=False,
+        **options,
+    )
+    assert set(adapters(small)) == {name + side for name in wrapped for side in SIDES}
+    for name in {"conv1", "conv2", "conv3", "conv4"} - wrapped:
+        np.testing.assert_array_equal(kernel(small, name), kernel(model, name))
+    again = kfp.apply_plan(model, report.plan, compensate="adapter", progress=False)
+    assert paths(again) == paths(small)
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_an_unknown_name_is_an_error_as_it_is_without_adapters(option):
+    with pytest.raises(kfp.UnknownNameError, match=r"no layer matches 'convv2'\. Did you mean 'conv2'\?"):
+        pruned(block(), kfp.FiltersBudget(0.5), **{option: "convv2"})
+
+
+def test_a_floor_and_a_multiple_hold_between_adapters():
+    small = pruned(block(16), kfp.FiltersBudget(0.3), channel_multiple=4, min_filters=6)
+    assert [small.get_layer(name).filters for name in ("conv2_before", "conv2", "conv2_after")] == [8, 8, 16]
+
+
+@pytest.mark.parametrize("name", [*UNWRAPPED, "dense_mlp", "bottleneck"])
+def test_a_model_with_nothing_to_wrap_is_a_clear_error(name):
+    model = ZOO[name]()
+    more = {"exclude": "block*_2"} if name == "bottleneck" else {}
+    with pytest.raises(kfp.InfeasibleBudgetError, match=rf"model '{model.name}' has no convolution that adapters fit"):
+        pruned(model, 0.5, **more)
+
+
+def test_a_pruned_model_can_be_pruned_again():
+    model, x = block(16), images()
+    once = pruned(model, kfp.FiltersBudget(0.75))
+    twice = pruned(once, kfp.FiltersBudget(0.5))
+    assert twice.count_params() < once.count_params()
+    assert outputs(twice, x)[0].shape == (32, 4)
+
+
+@pytest.mark.parametrize("around", ["conv2", "pool"])
+def test_layers_that_are_named_like_adapters_are_no_adapters(around):
+    inputs = keras.Input((12, 12, 3))
+    y = layers.Conv2D(8, 3, padding="same", name="conv1")(inputs)
+    y = layers.ReLU(name=f"{around}_before")(y)
+    y = layers.MaxPooling2D(2, name="pool")(y)
+    y = layers.ReLU(name=f"{around}_after")(y)
+    y = layers.Conv2D(8, 3, padding="same", name="conv2")(y)
+    model = randomise(keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(y))))
+    small = pruned(model, kfp.FiltersBudget(0.5))
+    assert small.get_layer("conv2").filters == 4
+    assert_same_outputs(model, pruned(model, kfp.FiltersBudget(1.0)), images(), 1e-5)
