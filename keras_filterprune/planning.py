@@ -177,7 +177,8 @@ class Task:
 
     def _key(self) -> str:
         """What a search depends on, its data included."""
-        parts = self._fingerprint, self.recipe.name, vars(self.options), self.seed, self._trial and self._trial.digest()
+        data = self._trial and self._trial.digest()
+        parts = self._fingerprint, self.recipe.name, vars(self.options), type(self.budget).__name__, self.seed, data
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def counts(self) -> np.ndarray:

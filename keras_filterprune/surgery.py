@@ -107,7 +107,6 @@ def search_with_training(
     compensator: Compensator | None,
     finetune: Callable[[keras.Model], Any],
     verify: bool,
-    progress: bool,
 ) -> Outcome:
     """Search round by round: cut `beta` units, rebuild, train, measure anew, until the budget is met.
 
@@ -141,7 +140,7 @@ def search_with_training(
             yield from range(done, now)
             done = max(done, now)
 
-    for _ in track(rounds(), "searching and training", 100, progress):
+    for _ in track(rounds(), "searching and training", 100, task.progress):
         pass
     return outcome
 

@@ -1,7 +1,7 @@
 """Accuracy on CIFAR-10 after pruning and a little training: L2 against the default recipe, over wall time.
 
-python examples/benchmarks/fine_tune.py --model resnet20.keras [--data-dir DIR] [--keep 0.5] [--epochs 0 1 3] [--seeds 3]
-    [--methods l2 fp_omp] [--out DIR]
+python examples/benchmarks/fine_tune.py --model resnet20.keras [--data-dir DIR] [--keep 0.5] [--epochs 0 1 3]
+    [--seeds 3] [--methods l2 fp_omp] [--out DIR]
 
 Training: SGD 0.02 with momentum 0.9 and a cosine schedule, batches of 128, flips and crops, all training images.
 Accuracy is over all 10 000 test images; seeds change the calibration images and the order of training. Results are
