@@ -166,19 +166,20 @@ def _windows(op: Any, array: np.ndarray, where: np.random.Generator | Rows) -> R
 
 
 def moments(x: np.ndarray, y: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of rows x (n, d), and their covariance (d, d), or the covariance (d, o) with rows y.
-
-    Centred rows are multiplied in float32, 4 096 at a time, and the products summed in float64.
-    """
+    """Mean of rows x (n, d), and their covariance (d, d), or the covariance (d, o) with rows y; see `product`."""
     mean_x = x.mean(axis=0, dtype=np.float64)
-    mean_y = mean_x if y is None else y.mean(axis=0, dtype=np.float64)
-    total = 0.0
+    left = x - mean_x.astype(np.float32)
+    right = left if y is None else y - y.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean_x, product(left, right) / len(x)
+
+
+def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """x^T y in float64, from rows that are multiplied in float32, 4 096 at a time."""
+    total = np.zeros((x.shape[1], y.shape[1]))
     for start in range(0, len(x), 4096):
         part = slice(start, start + 4096)
-        left = x[part] - mean_x.astype(np.float32)
-        right = left if y is None else y[part] - mean_y.astype(np.float32)
-        total = total + (left.T @ right).astype(np.float64)
-    return mean_x, total / len(x)
+        total += x[part].T @ y[part]
+    return total
 
 
 def generator_for(call: Call) -> np.random.Generator:
