@@ -11,6 +11,7 @@ from zoo import ZOO, randomise
 import keras_filterprune as kfp
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe.consumers import generator_for, kernel_matrix, sample_rows
+from keras_filterprune.probe.regression import rectified_regression
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(64, 12, 12, 3)).astype("float32")
@@ -70,7 +71,7 @@ def test_a_duplicated_channel_is_given_up_without_a_trace(bias, normalised):
     kept = {"conv1": [0, 1, 2, 3, 4, 5, 7, 8, 9]}
     plan = kfp.plan_pruning(model, "l2", kfp.FiltersBudget(keep=1.0))
     plan.groups[0]["kept"] = kept["conv1"]
-    exact = kfp.LeastSquares(variance=False, ridge=1e-9)
+    exact = kfp.LeastSquares(variance=False, ridge=1e-9, rectified=False)
     small = kfp.apply_plan(model, plan, data=IMAGES, compensate=exact, progress=False)
     assert outputs(small) == pytest.approx(outputs(model), abs=2e-3)
     plain = kfp.apply_plan(model, plan, compensate="none", progress=False)
@@ -99,7 +100,11 @@ def test_the_refit_is_the_least_squares_solution_with_intercept():
     model = built(bias=True, normalised=False)
     plan = kfp.plan_pruning(model, "l2", kfp.FiltersBudget({"conv1": 0.5}))
     small = kfp.apply_plan(
-        model, plan, data=IMAGES, compensate=kfp.LeastSquares(variance=False, ridge=1e-12), progress=False
+        model,
+        plan,
+        data=IMAGES,
+        compensate=kfp.LeastSquares(variance=False, ridge=1e-12, rectified=False),
+        progress=False,
     )
     before = keras.Model(model.input, model.get_layer("conv2").input)
     after = keras.Model(small.input, small.get_layer("conv2").input)
@@ -114,6 +119,41 @@ def test_the_refit_is_the_least_squares_solution_with_intercept():
     assert fitted == pytest.approx(wanted[:-1], abs=2e-3)
     shift = np.asarray(small.get_layer("conv2").bias.value) - np.asarray(model.get_layer("conv2").bias.value)
     assert shift == pytest.approx(wanted[-1], abs=2e-3)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_behind_a_relu_only_what_it_passes_is_fitted(normalised):
+    model = built(bias=not normalised, normalised=normalised)
+    plan = kfp.plan_pruning(model, "l2", kfp.FiltersBudget({"conv1": 0.5}))
+    activation = next(layer.name for layer in model.layers[4:] if isinstance(layer, layers.ReLU))
+
+    def error(rectified: bool) -> float:
+        exact = kfp.LeastSquares(variance=False, rectified=rectified)
+        small = kfp.apply_plan(model, plan, data=IMAGES, compensate=exact, progress=False)
+        found = [keras.Model(m.input, m.get_layer(activation).output)(IMAGES) for m in (model, small)]
+        return float(np.square(np.asarray(found[0]) - np.asarray(found[1])).mean())
+
+    assert error(rectified=True) < 0.98 * error(rectified=False)
+
+
+def test_the_fit_behind_a_relu_never_gets_worse_and_finds_what_is_there():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(4000, 6)).astype("float32")
+    weights, threshold = rng.normal(size=(6, 3)), np.array([0.3, -0.2, 0.1], "float32")
+    y = (x @ weights).astype("float32")
+    # Below the threshold (above it, for the last output) anything may stand.
+    rising = np.array([True, True, False])
+    off = np.where(rising, y <= threshold, y >= threshold)
+    spoiled = np.where(off, threshold + np.where(rising, -1, 1) * np.abs(rng.normal(size=y.shape)), y)
+    fitted, constant = rectified_regression(x, spoiled.astype("float32"), threshold, rising, 1e-9)
+
+    def passed(v: np.ndarray) -> np.ndarray:
+        return np.where(rising, np.maximum(v, threshold), np.minimum(v, threshold))
+
+    plain = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), spoiled, rcond=None)[0]
+    before = np.square(passed(x @ plain[:-1] + plain[-1]) - passed(y)).mean()
+    after = np.square(passed(x @ fitted + constant) - passed(y)).mean()
+    assert after < 0.2 * before
 
 
 def test_nothing_is_refitted_where_nothing_was_removed():
