@@ -38,18 +38,22 @@ class Options:
 
     def refusals(self, graph: ChannelGraph, criterion: Criterion) -> dict[str, str]:
         """{group: why it stays whole}."""
-        layers = [call.path for call in graph.view.calls]
-        for pattern in (*(self.include or ()), *self.exclude):
-            if not fnmatch.filter(layers, pattern):
-                near = difflib.get_close_matches(pattern, layers, n=1)
-                hint = f" Did you mean '{near[0]}'?" if near else " analyze(model).groups lists the layers."
-                raise UnknownNameError(f"no layer matches {pattern!r}.{hint}")
+        self.check_names(graph)
         refused = {}
         for group in graph.groups:
             why = self.refusal([m.layer for m in group.members if m.role == "filter"]) or criterion.refuses(group)
             if why is not None:
                 refused[group.name] = why
         return refused
+
+    def check_names(self, graph: ChannelGraph) -> None:
+        """Raise `UnknownNameError` for a pattern that matches no layer."""
+        layers = [call.path for call in graph.view.calls]
+        for pattern in (*(self.include or ()), *self.exclude):
+            if not fnmatch.filter(layers, pattern):
+                near = difflib.get_close_matches(pattern, layers, n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else " analyze(model).groups lists the layers."
+                raise UnknownNameError(f"no layer matches {pattern!r}.{hint}")
 
     def refusal(self, names: Sequence[str]) -> str | None:
         """Why the filters of these layers stay whole, None if they do not."""
@@ -84,7 +88,7 @@ class Task:
         data: calibration data or None.
         seed: seed of everything random.
         progress: show progress bars.
-        limit: what may be spent, in place of the budget's own figure (None).
+        original: costs of the model that the budget is a fraction of (None: this model's).
 
     Raises:
         CalibrationDataError: the recipe needs data that is not there.
@@ -101,7 +105,7 @@ class Task:
         data: Any,
         seed: int,
         progress: bool,
-        limit: int | None = None,
+        original: CostModel | None = None,
     ):
         if recipe.criterion.requires and data is None:
             raise CalibrationDataError(
@@ -123,8 +127,8 @@ class Task:
         self.cost = CostModel(graph)
         self.refused = options.refusals(graph, self.recipe.criterion)
         self._fingerprint = fingerprint(graph, weights)
-        fixed = isinstance(budget, FiltersBudget)
-        self.limit = limit if limit is not None else 0 if fixed else budget.limit(self.cost)
+        self._original = original or self.cost
+        self.limit = 0 if isinstance(budget, FiltersBudget) else budget.limit(self._original)
         self._selected: dict[tuple[int, int], np.ndarray] = {}
 
     def again(self, model: keras.Model) -> Task:
@@ -138,7 +142,7 @@ class Task:
             self.data,
             self.seed,
             self.progress,
-            self.limit,
+            self._original,
         )
 
     def select(self, keep: np.ndarray) -> dict[str, np.ndarray]:
@@ -193,8 +197,26 @@ class Task:
             return problem.legal(np.floor(fractions * problem.sizes + 0.5).astype(int))
         least = problem.legal(problem.floors)
         if not problem.feasible(least):
-            raise InfeasibleBudgetError(_infeasible(self.graph, self.cost, self.budget, problem, least, self.refused))
+            raise InfeasibleBudgetError(self._infeasible(problem, least))
         return self.recipe.allocator.allocate(problem)
+
+    def _infeasible(self, problem: Allocation, least: np.ndarray) -> str:
+        """Why the budget cannot be met: what is the least that can be reached, and what stands in the way."""
+        full, reachable = self.budget.cost(self._original)(self._original.sizes), problem.cost(least)
+        layers = self.cost.layers
+        spent = np.bincount(problem.cost.owners, problem.cost.terms(least), minlength=len(layers))
+        reasons = {p.layer: p.reason for p in self.graph.pinned} | {
+            layer: why for name, why in self.refused.items() for layer in self.graph.by_name[name].producers
+        }
+        named = [
+            f"'{layers[n]}' ({int(spent[n]):,}{', ' + reasons[layers[n]] if layers[n] in reasons else ''})"
+            for n in np.argsort(-spent, kind="stable")[:3]
+        ]
+        return (
+            f"{self.budget} asks for at most {problem.limit:,} {self.budget.unit}; the smallest reachable is "
+            f"{reachable:,} ({100 * reachable / full:.1f} % of {full:,}) with min_filters and channel_multiple as "
+            f"given. What is left is mostly in layers {', '.join(named)}."
+        )
 
     def plan(self, method: str, kept: dict[str, np.ndarray]) -> PruningPlan:
         """The plan that keeps these units; `method` is the name the user gave."""
@@ -213,27 +235,3 @@ class Task:
             cost={},
         )
         return refreshed(plan, self.graph, self.cost, kept)
-
-
-def _infeasible(
-    graph: ChannelGraph,
-    cost: CostModel,
-    budget: Budget,
-    problem: Allocation,
-    least: np.ndarray,
-    refused: dict[str, str],
-) -> str:
-    full, reachable = problem.cost(cost.sizes), problem.cost(least)
-    spent = np.bincount(problem.cost.owners, problem.cost.terms(least), minlength=len(cost.layers))
-    reasons = {p.layer: p.reason for p in graph.pinned} | {
-        layer: why for name, why in refused.items() for layer in graph.by_name[name].producers
-    }
-    named = [
-        f"'{cost.layers[n]}' ({int(spent[n]):,}{', ' + reasons[cost.layers[n]] if cost.layers[n] in reasons else ''})"
-        for n in np.argsort(-spent, kind="stable")[:3]
-    ]
-    return (
-        f"{budget} asks for at most {problem.limit:,} {budget.unit}; the smallest reachable is {reachable:,} "
-        f"({100 * reachable / full:.1f} % of {full:,}) with min_filters and channel_multiple as given. What is left is "
-        f"mostly in layers {', '.join(named)}."
-    )

@@ -95,11 +95,10 @@ def prune_model(
     graph = analyze(model)
     check_data(data, graph.view)
     options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
-    # Always a fraction of the model as it came, also after rounds of cutting and with adapters in it.
-    limit = None if isinstance(budget, FiltersBudget) else budget.limit(CostModel(graph))
-    subject, options = _subject(model, graph, options, compensator)
+    original = CostModel(graph)
+    subject, options = _subject(model, graph, budget, options, compensator)
     wide = graph if subject is model else analyze(subject)
-    task = Task(subject, wide, recipe, budget, options, data, seed, progress, limit)
+    task = Task(subject, wide, recipe, budget, options, data, seed, progress, original)
     outcome = _carried_out(task, compensator, finetune, verify)
     plan = task.plan(_name(method, task.recipe), outcome.kept)
     return _result(graph, wide, plan, outcome, compensator, return_report)
@@ -233,10 +232,12 @@ def _check_finetune(finetune: Any, recipe: Method) -> None:
 
 
 def _subject(
-    model: keras.Model, graph: ChannelGraph, options: Options, compensator: Compensator | None
+    model: keras.Model, graph: ChannelGraph, budget: Budget, options: Options, compensator: Compensator | None
 ) -> tuple[keras.Model, Options]:
     """What is pruned in the model's place, and where: a model with adapters, between them alone."""
-    if not isinstance(compensator, Adapters):
+    options.check_names(graph)
+    everything = not isinstance(budget, FiltersBudget) and getattr(budget, "keep", None) == 1.0
+    if not isinstance(compensator, Adapters) or everything:
         return model, options
     paths = [path for path in wrappable(graph) if options.refusal([path]) is None]
     if not paths:
@@ -256,7 +257,9 @@ def _result(
     return_report: bool,
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
     """The smaller model, with a report if one is wanted; `graph` is that of the model that was cut."""
-    model = merge_adapters(outcome.model) if isinstance(compensator, Adapters) else outcome.model
+    model = outcome.model
+    if isinstance(compensator, Adapters):
+        model = merge_adapters(model, params=plan.budget.startswith("ParamsBudget"))
     if not return_report:
         return model
     before, cost = CostModel(original), CostModel(graph)

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.least_squares import LeastSquares
-from keras_filterprune.graph.types import Call, ModelView
+from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.layers.base import Rebuilt
 from keras_filterprune.probe.consumers import assign_kernel, kernel_matrix
 from keras_filterprune.probe.regression import coefficients
@@ -27,13 +27,22 @@ class Adapted:
 
 
 def adapted_convolutions(view: ModelView) -> dict[str, Adapted]:
-    """{path of the convolution: it and its adapters}, recognised by their names."""
-    calls = {call.path: call for call in view.calls}
-    return {
-        path: Adapted(calls[path + BEFORE], call, calls[path + AFTER])
-        for path, call in calls.items()
-        if path + BEFORE in calls and path + AFTER in calls
-    }
+    """{path of the convolution: it and its adapters}, recognised by their names and by what they are."""
+    number_of = {call.path: number for number, call in enumerate(view.calls)}
+    found = {}
+    for path, number in number_of.items():
+        before, after = (number_of.get(path + suffix) for suffix in (BEFORE, AFTER))
+        if before is None or after is None:
+            continue
+        adapted = Adapted(*(view.calls[n] for n in (before, number, after)))
+        pointwise = all(
+            type(call.op) is type(adapted.core.op) and set(getattr(call.op, "kernel_size", ())) == {1}
+            for call in (adapted.before, adapted.after)
+        )
+        chained = adapted.core.inputs == (TensorRef(before, 0),) and adapted.after.inputs == (TensorRef(number, 0),)
+        if pointwise and chained:
+            found[path] = adapted
+    return found
 
 
 class Adapters(Compensator):

@@ -146,12 +146,12 @@ class _Run(SideBySide):
 
 def _affine(call: Call, outlet: Outlet, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scale and offset (kept,) of what becomes of a layer's linear output before it meets a sum or an activation."""
+    bias = named_weights(call.op).get("bias")
+    bias = np.zeros(kept.sum()) if bias is None else keras.ops.convert_to_numpy(bias.value)[kept]
     if outlet.normalization is None:
-        bias = named_weights(call.op).get("bias")
-        offset = np.zeros(len(kept)) if bias is None else keras.ops.convert_to_numpy(bias.value)
-        return np.ones(kept.sum()), offset[kept]
+        return np.ones(kept.sum()), bias
     op = outlet.normalization.op
     w = {name: keras.ops.convert_to_numpy(v.value)[kept] for name, v in named_weights(op).items()}
     scale = w.get("gamma", 1.0) / np.sqrt(w["moving_variance"] + op.epsilon)
-    offset = w.get("beta", 0.0) - scale * w["moving_mean"]
+    offset = w.get("beta", 0.0) + scale * (bias - w["moving_mean"])
     return np.where(np.abs(scale) < _SMALLEST, _SMALLEST, scale), offset

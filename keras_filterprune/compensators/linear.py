@@ -13,7 +13,7 @@ from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.layers.base import Rebuilt, Resize
 from keras_filterprune.probe.consumers import assign_kernel, is_transposed, kernel_matrix, mixes, read_ids
-from keras_filterprune.probe.gaussian import Channels, gaussian_inputs, positions_per_id
+from keras_filterprune.probe.gaussian import Channels, gaussian_inputs, read_moments
 from keras_filterprune.probe.outlets import add_constant, outlets
 from keras_filterprune.probe.regression import refit
 from keras_filterprune.progress import track
@@ -65,8 +65,7 @@ def _compensate(r: Resize, twin: Any, channels: Channels) -> np.ndarray:
         return _lost_by_groups(op, channels.at(ids)[0] * ~r.alive[ids])[kept_out]
     kernel, ids = kernel_matrix(op)[1], read_ids(op, ids)
     kernel = kernel[..., np.tile(kept_out, kernel.shape[-1] // len(kept_out))]
-    where = positions_per_id(ids)
-    mean, covariance = channels.at(ids[where[:, 0]])
+    where, mean, covariance = read_moments(op, r.inputs[0].ids, channels)
     kept = r.alive[ids[where[:, 0]]]
     folded = kernel[:, where.T].reshape(-1, len(where), kernel.shape[-1])
     new, constant = refit(mean, covariance, folded, kept, _RIDGE)

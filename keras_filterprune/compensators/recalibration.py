@@ -59,7 +59,7 @@ class BNRecalibration(Compensator):
             inputs = [
                 ops.convert_to_tensor(x, view.calls[r.call].op.dtype) for x, r in zip(batch, view.inputs, strict=True)
             ]
-            Executor(view, measure).run(inputs)
+            Executor(view, measure, check=True).run(inputs)
         layers = {call.path: call.op for call in view.calls if call.inputs}
         for path, (count, first, second) in sums.items():
             mean = first / count

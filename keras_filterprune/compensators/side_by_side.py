@@ -33,7 +33,7 @@ class SideBySide(abc.ABC):
         self.outlets = outlets(view)
         self._resize_of = {r.call.path: r for r in rebuilt.resizes.values() if calls[r.call.path] == 1}
         self._before: Any = None
-        self.left = Executor(view, self._original)
+        self.left = Executor(view, self._original, check=True)
         self.right = Executor(rebuilt.smaller_view(), self._pruned)
 
     @abc.abstractmethod

@@ -84,7 +84,7 @@ class Observed(Criterion):
                     scores[group.name] = self.summarise(found) if found else np.full(group.size, np.nan)
             return call.op(*args, **kwargs)
 
-        executor = Executor(graph.view, watch)
+        executor = Executor(graph.view, watch, check=True)
         executor.feed(inputs)
         numbers = [number for number, call in enumerate(graph.view.calls) if call.inputs]
         for number in track(numbers, "observing", len(numbers), progress):

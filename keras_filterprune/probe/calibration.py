@@ -25,7 +25,7 @@ def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> list[
     Raises:
         CalibrationDataError: see `labelled_batches`; or there is a single sample, which has no variance.
     """
-    return _collected(data, view, most)[0]
+    return _collected(data, view, most, labelled=False)[0]
 
 
 def labelled_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> tuple[list[Any], np.ndarray]:
@@ -34,7 +34,7 @@ def labelled_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> tuple[li
     Raises:
         CalibrationDataError: also if there are no labels, or not one class number per sample.
     """
-    inputs, labels = _collected(data, view, most)
+    inputs, labels = _collected(data, view, most, labelled=True)
     if labels is None:
         raise CalibrationDataError(
             "measure='accuracy' needs labelled samples: pass data=(x, y) or batches of them, from a validation split; "
@@ -51,11 +51,11 @@ def labelled_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> tuple[li
     return inputs, labels[:, 0].astype(int)
 
 
-def _collected(data: Any, view: ModelView, most: int) -> tuple[list[Any], np.ndarray | None]:
+def _collected(data: Any, view: ModelView, most: int, labelled: bool) -> tuple[list[Any], np.ndarray | None]:
     largest = max(math.prod(s[1:]) for call in view.calls for s in call.output_shapes if s and None not in s[1:])
     limit = max(2, min(most, _LARGEST // largest))
     batches, labels, found = [], [], 0
-    for batch, own in labelled_batches(data, view):
+    for batch, own in labelled_batches(data, view, labelled):
         batches.append(batch)
         labels.append(own)
         found += len(batch[0])

@@ -16,17 +16,20 @@ BATCH = 128
 
 def input_batches(data: Any, view: ModelView) -> Iterator[list[np.ndarray]]:
     """Go through calibration data once, labels left out; see `labelled_batches`."""
-    for inputs, _ in labelled_batches(data, view):
+    for inputs, _ in labelled_batches(data, view, labelled=False):
         yield inputs
 
 
-def labelled_batches(data: Any, view: ModelView) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+def labelled_batches(
+    data: Any, view: ModelView, labelled: bool = True
+) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
     """Go through calibration data once.
 
     Args:
         data: an array of shape (samples, ...); a list with one array per input or a dict by input name; a tuple
             `(inputs, labels)`; or a `tf.data.Dataset`, `keras.utils.PyDataset` or other iterable of batches of these.
         view: the model the data is for.
+        labelled: look at the labels (True).
 
     Yields:
         (inputs, labels): flat inputs of one batch, arrays of shape (batch, ...), in the order of `view.inputs`; the
@@ -39,7 +42,7 @@ def labelled_batches(data: Any, view: ModelView) -> Iterator[tuple[list[np.ndarr
     for batch in [data] if _is_batch(data) else _iterate(data):
         inputs = [_array(x) for x in _flat(batch, view)]
         _check(inputs, view)
-        labels = np.asarray(batch[1]) if isinstance(batch, tuple) and len(batch) > 1 else None
+        labels = _labels(batch[1]) if labelled and isinstance(batch, tuple) and len(batch) > 1 else None
         for start in range(0, len(inputs[0]), BATCH):
             found = True
             part = slice(start, start + BATCH)
@@ -83,6 +86,18 @@ def _flat(batch: Any, view: ModelView) -> list[Any]:
     if len(arrays) != len(names):
         raise CalibrationDataError(f"expected one array per model input {names}. Received: {len(arrays)} arrays.")
     return arrays
+
+
+def _labels(value: Any) -> np.ndarray | None:
+    try:
+        array = None if value is None else np.asarray(value)
+    except ValueError:
+        array = np.array("ragged")
+    if array is not None and (array.ndim == 0 or array.dtype.kind not in "fiub"):
+        raise CalibrationDataError(
+            f"measure='accuracy' expects one class number per sample. Received: {type(value).__name__}."
+        )
+    return array
 
 
 def _array(value: Any) -> np.ndarray:

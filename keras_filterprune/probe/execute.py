@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.keras_view import substitute
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 
@@ -19,11 +20,13 @@ class Executor:
     Args:
         view: the flat view of a model.
         apply: `apply(call, args, kwargs)` returns the outputs of one call, in the call's own structure.
+        check: raise `CalibrationDataError` at the first operation that gives NaN (False).
     """
 
-    def __init__(self, view: ModelView, apply: Callable[[Call, tuple, dict], Any]):
+    def __init__(self, view: ModelView, apply: Callable[[Call, tuple, dict], Any], check: bool = False):
         self._view = view
         self._apply = apply
+        self._check = check
         self._values: dict[TensorRef, Any] = {}
         self._readers = Counter(ref for call in view.calls for ref in call.inputs)
         self._readers.update(view.outputs)
@@ -37,6 +40,11 @@ class Executor:
         call = self._view.calls[number]
         args, kwargs = substitute((call.args, call.kwargs), self._values)
         outputs = keras.tree.flatten(self._apply(call, args, inference(call, kwargs)))
+        if self._check and any(_has_nan(value) for value in outputs):
+            raise CalibrationDataError(
+                f"'{call.path}' ({type(call.op).__name__}) gives NaN on the calibration data: nothing can be measured "
+                "behind it. Check that the data is scaled as in training."
+            )
         for ref in call.inputs:
             self._readers[ref] -= 1
             if not self._readers[ref]:
@@ -67,6 +75,11 @@ class Executor:
     def outputs(self) -> list[Any]:
         """The flat model outputs, once every call has been evaluated."""
         return [self._values[ref] for ref in self._view.outputs]
+
+
+def _has_nan(value: Any) -> bool:
+    floats = "float" in keras.backend.standardize_dtype(value.dtype)
+    return floats and bool(keras.ops.any(keras.ops.isnan(value)))
 
 
 def inference(call: Call, kwargs: dict) -> dict:

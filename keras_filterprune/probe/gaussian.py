@@ -95,18 +95,37 @@ def _mixed(call: Call, x: Tensor, channels: Channels) -> tuple[np.ndarray, np.nd
     op, weights = call.op, named_weights(call.op)
     bias = np.asarray(keras.ops.convert_to_numpy(weights["bias"].value), float) if "bias" in weights else 0.0
     if type(op) in DEPTHWISE:
-        kernel = np.asarray(keras.ops.convert_to_numpy(weights["kernel"].value), float)
-        kernel = kernel.reshape(-1, kernel.shape[-2] * kernel.shape[-1])
-        mean, covariance = channels.at(np.repeat(x.ids, op.depth_multiplier))
-        return mean * kernel.sum(axis=0) + bias, covariance * (kernel.T @ kernel)
+        mean, covariance = _depthwise(weights["kernel"], *channels.at(np.repeat(x.ids, op.depth_multiplier)))
+        return mean + bias, covariance
     found = kernel_matrix(op)
     if found is None or is_transposed(op) or x.axis != len(x.shape) - 1:
         return None
-    kernel, ids = found[1], read_ids(op, x.ids)
-    where = positions_per_id(ids)
-    mean, covariance = channels.at(ids[where[:, 0]])
+    kernel = found[1]
+    where, mean, covariance = read_moments(op, x.ids, channels)
     taps = kernel[:, where.T].reshape(-1, len(where), kernel.shape[-1])
     return mean @ taps.sum(axis=0) + bias, sum(tap.T @ covariance @ tap for tap in taps)
+
+
+def read_moments(op: Any, ids: np.ndarray, channels: Channels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the rows of a layer's `kernel_matrix` read from channels `ids`.
+
+    Returns:
+        (positions, mean, covariance): where each of n distinct channels stands in the rows, int64 of shape (n, m), and
+        their moments.
+    """
+    rows = read_ids(op, ids)
+    if hasattr(op, "depthwise_kernel"):
+        # Behind its depthwise kernel, every row of a separable layer is a channel of its own.
+        return np.arange(len(rows))[:, None], *_depthwise(op.depthwise_kernel, *channels.at(rows))
+    where = positions_per_id(rows)
+    return where, *channels.at(rows[where[:, 0]])
+
+
+def _depthwise(kernel: Any, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Moments behind a depthwise kernel (*window, channels, multiplier), its taps taken for independent."""
+    taps = np.asarray(keras.ops.convert_to_numpy(kernel.value), float)
+    taps = taps.reshape(-1, taps.shape[-2] * taps.shape[-1])
+    return mean * taps.sum(axis=0), covariance * (taps.T @ taps)
 
 
 def positions_per_id(ids: np.ndarray) -> np.ndarray:
@@ -136,7 +155,7 @@ def _normalised(call: Call, x: Tensor, channels: Channels) -> Channels:
 
 
 def _through(function: Any, channels: Channels) -> Channels:
-    """An element-wise function of Gaussians: exact mean and variance, covariances to first order."""
+    """An element-wise function of Gaussians: exact means and variances, and covariances where they are 0 or full."""
     if function in (None, keras.activations.linear) or not len(channels.ids):
         return channels
     deviation = np.sqrt(np.maximum(np.diag(channels.covariance), 1e-12))
@@ -146,9 +165,12 @@ def _through(function: Any, channels: Channels) -> Channels:
         # The logarithm of a negative number, say: these channels are no Gaussians.
         return channels
     mean = _WEIGHTS @ values
-    slope = (_WEIGHTS * _NODES) @ values / deviation
-    covariance = channels.covariance * np.outer(slope, slope)
-    np.fill_diagonal(covariance, _WEIGHTS @ (values - mean) ** 2)
+    correlation = channels.covariance / np.outer(deviation, deviation)
+    # Hermite series of the covariance: its first term, and all others as if they were the second.
+    first = (_WEIGHTS * _NODES) @ values
+    rest = np.sqrt(np.maximum(_WEIGHTS @ (values - mean) ** 2 - first**2, 0))
+    rest = np.copysign(rest, (_WEIGHTS * (_NODES**2 - 1)) @ values)
+    covariance = np.outer(first, first) * correlation + np.outer(rest, rest) * correlation**2
     return Channels(channels.ids, mean, covariance)
 
 
@@ -179,7 +201,7 @@ def _elementwise(
     mean, covariance = moments[0]
     for other, theirs in moments[1:]:
         if kind == "Multiply":
-            covariance = covariance * np.outer(other, other) + theirs * np.outer(mean, mean)
+            covariance = covariance * (np.outer(other, other) + theirs) + theirs * np.outer(mean, mean)
             mean = mean * other
         else:
             sign = -1 if kind == "Subtract" else 1

@@ -71,7 +71,7 @@ def gradients(
             seen.add(call.path)
             return at_layer(call.path, y)
 
-        return objective(Executor(view, apply).run(inputs))
+        return objective(Executor(view, apply, check=True).run(inputs))
 
     return _BACKENDS[keras.backend.backend()](run)
 

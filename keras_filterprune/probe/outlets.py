@@ -55,8 +55,9 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
         after, at, normalization = only_reader(number), number, None
         if after is not None and isinstance(view.calls[after].op, L.BatchNormalization):
             normalization = view.calls[after]
-            if calls[normalization.path] > 1:
-                # What several layers share is not for one of them to set.
+            over_channels = normalization.op.axis in (-1, len(normalization.input_shapes[0]) - 1)
+            if calls[normalization.path] > 1 or not over_channels:
+                # What several layers or channels share is not for one of them to set.
                 found[call.path] = Outlet()
                 continue
             at, after = after, only_reader(after)

@@ -99,12 +99,19 @@ class Trial:
                 self._keep_statistics(call, args[0])
             return call.op(*args, **kwargs)
 
-        executor = Executor(view, watch)
+        executor = Executor(view, watch, check=True)
         executor.feed(self._inputs)
         numbers = [number for number, call in enumerate(view.calls) if call.inputs]
         for number in track(numbers, "measuring", len(numbers), progress):
             executor.step(number)
-        return _flat(executor.outputs())
+        outputs = executor.outputs()
+        if self._labels is not None and (len(outputs) != 1 or len(outputs[0].shape) != 2):
+            shapes = [tuple(output.shape[1:]) for output in outputs]
+            raise CalibrationDataError(
+                f"measure='accuracy' needs a model with one output of class scores, (samples, classes). Received: "
+                f"outputs of shapes {shapes} per sample; use measure='error'."
+            )
+        return _flat(outputs)
 
     def _keep_statistics(self, call: Call, x: Any) -> None:
         found = kernel_matrix(call.op)

@@ -32,28 +32,40 @@ _AFTER_KERNEL = (
 
 
 def wrappable(graph: ChannelGraph) -> list[str]:
-    """Paths of the convolutions that adapters fit around: with a window, in one group, called once, not the first."""
+    """Paths of the convolutions that adapters fit around, or are around already.
+
+    They have a window and one group and are called once; the first of the model is none of them, nor are those whose
+    adapters would take another layer's name.
+    """
     calls = Counter(call.path for call in graph.view.calls)
+    adapted = adapted_convolutions(graph.view)
     found = [call for call in graph.view.calls if type(call.op) in _WRAPPED]
     return [
         call.path
         for call in found[1:]
-        if math.prod(call.op.kernel_size) > 1 and call.op.groups == 1 and calls[call.path] == 1
+        if math.prod(call.op.kernel_size) > 1
+        and call.op.groups == 1
+        and calls[call.path] == 1
+        and (call.path in adapted or not {call.path + BEFORE, call.path + AFTER} & set(calls))
     ]
 
 
 def add_adapters(model: keras.Model, paths: Collection[str]) -> keras.Model:
-    """An equal model with identity 1x1 convolutions before and after the given convolutions.
+    """An equal model with identity 1x1 convolutions before and after the given convolutions that have none.
 
     Bias and activation move to the convolution behind.
     """
     graph = analyze(model)
-    return _Adder(graph, {id(call.op) for call in graph.view.calls if call.path in paths}).result(model)
+    bare = set(paths) - set(adapted_convolutions(graph.view))
+    return _Adder(graph, {id(call.op) for call in graph.view.calls if call.path in bare}).result(model)
 
 
-def merge_adapters(model: keras.Model) -> keras.Model:
-    """An equal model in which every adapter that costs more than it saves is multiplied into its convolution."""
-    return _Merger(analyze(model)).result(model)
+def merge_adapters(model: keras.Model, params: bool = False) -> keras.Model:
+    """An equal model in which every adapter that costs more than it saves is multiplied into its convolution.
+
+    The cost is counted in multiply-accumulates, or in parameters with `params`.
+    """
+    return _Merger(analyze(model), params).result(model)
 
 
 class _Rewriter(Cloner):
@@ -81,7 +93,7 @@ class _Rewriter(Cloner):
         if not isinstance(model, keras.Sequential):
             return super().model(model)
         # Only functional models say where a layer's output goes.
-        self.twins[id(model)] = super().model(keras.Model(model.inputs, model.outputs, name=model.name))
+        self.twins[id(model)] = super().model(keras.Model(model.inputs[0], model.outputs[0], name=model.name))
         return self.twins[id(model)]
 
     def write(self) -> None:
@@ -126,13 +138,13 @@ class _Adder(_Rewriter):
 
 
 class _Merger(_Rewriter):
-    def __init__(self, graph: ChannelGraph):
+    def __init__(self, graph: ChannelGraph, params: bool):
         super().__init__(graph)
         self._cores: dict[int, tuple[Adapted, bool, bool]] = {}
         self._gone: set[int] = set()
         self._skipped: set[int] = set()
         for found in adapted_convolutions(graph.view).values():
-            into, onto = _merged(found)
+            into, onto = _merged(found, params)
             self._cores[id(found.core.op)] = found, into, onto
             self._gone |= {id(c.op) for c, merge in ((found.before, into), (found.after, onto)) if merge}
         self.written = set(self._cores) | self._gone
@@ -168,16 +180,17 @@ class _Merger(_Rewriter):
                 twin.bias.assign(found.after.op.bias.value)
 
 
-def _merged(found: Adapted) -> tuple[bool, bool]:
-    """Whether (before, after) are cheaper as part of the kernel, in multiply-accumulates."""
+def _merged(found: Adapted, params: bool) -> tuple[bool, bool]:
+    """Whether (before, after) are cheaper as part of the kernel."""
     taps = math.prod(found.core.op.kernel_size)
-    inputs, outputs = (volume(s[0][1:-1]) for s in (found.core.input_shapes, found.core.output_shapes))
+    shapes = found.core.input_shapes, found.core.output_shapes
+    inputs, outputs = (1, 1) if params else (volume(s[0][1:-1]) for s in shapes)
     wide_in, narrow_in = found.before.op.kernel.shape[-2:]
     narrow_out, wide_out = found.after.op.kernel.shape[-2:]
 
-    def macs(into: bool, onto: bool) -> int:
+    def cost(into: bool, onto: bool) -> int:
         a, b = wide_in if into else narrow_in, wide_out if onto else narrow_out
         beside = (0 if into else inputs * wide_in * narrow_in) + (0 if onto else outputs * narrow_out * wide_out)
         return beside + outputs * taps * a * b
 
-    return min(((i, o) for i in (True, False) for o in (True, False)), key=lambda choice: macs(*choice))
+    return min(((i, o) for i in (True, False) for o in (True, False)), key=lambda choice: cost(*choice))
