@@ -102,13 +102,14 @@ class Search(Allocator):
     def step(self, problem: Allocation, keep: np.ndarray, state: SearchState) -> tuple[int, int, float]:
         """One round: (group number, units it keeps, score then), also appended to `state.rounds`."""
         number = len(state.rounds)
+        least = problem.legal(problem.floors)
         if not state.queue:
-            groups = np.flatnonzero(problem.floors < keep)
+            groups = np.flatnonzero(least < keep)
             state.queue = [self._tried(problem, keep, state, int(group), number) for group in groups]
             heapq.heapify(state.queue)
         while True:
             _, group, measured, score = heapq.heappop(state.queue)
-            if keep[group] <= problem.floors[group]:
+            if keep[group] <= least[group]:
                 continue
             if measured == number:
                 break

@@ -14,6 +14,8 @@ from keras_filterprune.progress import track
 _FLOORS = ("linear", "per_layer")
 # Halvings of the tolerance between one that is too small for the budget and one that is large enough.
 _HALVINGS = 5
+# What refitting around channels that do nothing may change in a score.
+_ROUNDING = 1e-6
 
 
 class Tolerance(Allocator):
@@ -93,7 +95,9 @@ class _Bisection:
 
             most = -(-(problem.sizes[group] - problem.floors[group]) // problem.multiple)
             # A tolerance of nothing still allows what rounding does.
-            keep = cut(last_feasible(lambda s, least=least, cut=cut: self.score(cut(s)) >= least - 1e-9, 0, int(most)))
+            keep = cut(
+                last_feasible(lambda s, least=least, cut=cut: self.score(cut(s)) >= least - _ROUNDING, 0, int(most))
+            )
             score = self.score(keep)
         return keep
 

@@ -115,7 +115,7 @@ class Trial:
 
     def _keep_statistics(self, call: Call, x: Any) -> None:
         found = kernel_matrix(call.op)
-        if found is None or found[1].shape[1] > _LARGEST:
+        if found is None or found[1].shape[1] > _LARGEST or call.path not in self._ids:
             return
         rows, kernel = sample_rows(call.op, x, generator_for(call)).x, found[1]
         ids = read_ids(call.op, self._ids[call.path])
@@ -166,7 +166,11 @@ class Trial:
         values = [(path, variable, keras.ops.convert_to_tensor(kernel.reshape(variable.shape), variable.dtype))]
         normalization = self._outlets[path].normalization
         if "bias" in weights:
-            values.append((path, weights["bias"], weights["bias"].value + constant.astype(np.float32)))
+            bias = keras.ops.convert_to_numpy(weights["bias"].value)
+            # A GRU has a second row of biases, for its own state.
+            row = bias if bias.ndim == 1 else bias[0]
+            row += constant.astype(bias.dtype)
+            values.append((path, weights["bias"], keras.ops.convert_to_tensor(bias, weights["bias"].dtype)))
         elif normalization is not None:
             mean = normalization.op.moving_mean
             values.append((normalization.path, mean, mean.value - constant.astype(np.float32)))
