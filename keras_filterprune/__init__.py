@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from keras_filterprune.compensators import LeastSquares as LeastSquares
     from keras_filterprune.compensators import Linear as Linear
     from keras_filterprune.compensators import MeanShift as MeanShift
+    from keras_filterprune.compensators import Merge as Merge
     from keras_filterprune.cost import CostModel as CostModel
     from keras_filterprune.cost import FiltersBudget as FiltersBudget
     from keras_filterprune.cost import MacsBudget as MacsBudget
     from keras_filterprune.cost import ParamsBudget as ParamsBudget
+    from keras_filterprune.cost import RedundancyBudget as RedundancyBudget
     from keras_filterprune.criteria import FPGM as FPGM
     from keras_filterprune.criteria import FPOMP as FPOMP
     from keras_filterprune.criteria import L1 as L1
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
     from keras_filterprune.criteria import BNScale as BNScale
     from keras_filterprune.criteria import CaP as CaP
     from keras_filterprune.criteria import Energy as Energy
+    from keras_filterprune.criteria import GeometricMean as GeometricMean
+    from keras_filterprune.criteria import Nystrom as Nystrom
+    from keras_filterprune.criteria import OperatorNorm as OperatorNorm
     from keras_filterprune.criteria import OutputPursuit as OutputPursuit
     from keras_filterprune.criteria import Random as Random
+    from keras_filterprune.criteria import Similarity as Similarity
     from keras_filterprune.errors import CalibrationDataError as CalibrationDataError
     from keras_filterprune.errors import ExportError as ExportError
     from keras_filterprune.errors import FilterPruneError as FilterPruneError
@@ -58,9 +64,24 @@ if TYPE_CHECKING:
 _HOME = {
     "allocators": ["Global", "Search", "Tolerance", "Uniform"],
     "analysis": ["analyze"],
-    "cost": ["CostModel", "FiltersBudget", "MacsBudget", "ParamsBudget"],
-    "compensators": ["Adapters", "BNRecalibration", "LeastSquares", "Linear", "MeanShift"],
-    "criteria": ["BNScale", "CaP", "Energy", "FPGM", "FPOMP", "L1", "L2", "LRF", "OutputPursuit", "Random"],
+    "cost": ["CostModel", "FiltersBudget", "MacsBudget", "ParamsBudget", "RedundancyBudget"],
+    "compensators": ["Adapters", "BNRecalibration", "LeastSquares", "Linear", "MeanShift", "Merge"],
+    "criteria": [
+        "BNScale",
+        "CaP",
+        "Energy",
+        "FPGM",
+        "FPOMP",
+        "GeometricMean",
+        "L1",
+        "L2",
+        "LRF",
+        "Nystrom",
+        "OperatorNorm",
+        "OutputPursuit",
+        "Random",
+        "Similarity",
+    ],
     "errors": [
         "CalibrationDataError",
         "ExportError",

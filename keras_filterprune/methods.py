@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 from keras_filterprune.allocators import Allocator, Global, Search, Uniform
-from keras_filterprune.compensators import BNRecalibration, Compensator, LeastSquares, Linear
+from keras_filterprune.compensators import BNRecalibration, Compensator, LeastSquares, Linear, Merge
 from keras_filterprune.criteria import (
     FPGM,
     FPOMP,
@@ -19,8 +19,12 @@ from keras_filterprune.criteria import (
     CaP,
     Criterion,
     Energy,
+    GeometricMean,
+    Nystrom,
+    OperatorNorm,
     OutputPursuit,
     Random,
+    Similarity,
 )
 from keras_filterprune.errors import UnknownNameError
 
@@ -117,6 +121,32 @@ for _name, _needs, _summary, *_make in (
         "linearly replaceable filters go first",
         _fixed(LRF, Uniform(), Linear()),
         _fixed(LRF, Uniform(), LeastSquares()),
+    ),
+    (
+        "similarity",
+        "nothing",
+        "a filter whose spatial pattern nearly equals another's goes; all pairs",
+        _fixed(Similarity, Uniform(), Merge()),
+        _fixed(Similarity, Uniform(), LeastSquares()),
+    ),
+    (
+        "nystrom",
+        "nothing",
+        "as similarity, from the similarities to a few filters",
+        _fixed(Nystrom, Uniform(), Merge()),
+        _fixed(Nystrom, Uniform(), LeastSquares()),
+    ),
+    (
+        "operator_norm",
+        "nothing",
+        "share in the direction in which filters differ most",
+        _fixed(OperatorNorm, Uniform()),
+    ),
+    (
+        "geometric_mean",
+        "nothing",
+        "distance to the geometric mean of absolute weights, a baseline",
+        _fixed(GeometricMean, Uniform()),
     ),
     ("energy", "inputs", "share of the consumers' output variance", _fixed(Energy, Global(0.7), LeastSquares())),
     ("cap", "inputs", "error of the consumers' outputs after least squares", _fixed(CaP, Global(0.7), LeastSquares())),

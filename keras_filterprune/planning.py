@@ -15,10 +15,10 @@ import numpy as np
 
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import Budget, CostModel, FiltersBudget
+from keras_filterprune.cost import Budget, CostModel, CountBudget, FiltersBudget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
-from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.trial import Trial
@@ -114,7 +114,7 @@ class Task:
         weights = Weights(graph.view)
         weights.check_finite()
         measure = recipe.allocator.measure
-        if measure and isinstance(budget, FiltersBudget):
+        if measure and isinstance(budget, CountBudget):
             raise InfeasibleBudgetError(
                 f"{recipe.allocator!r} decides how many filters every group keeps, and {budget!r} does too. Give a "
                 "MacsBudget or a ParamsBudget."
@@ -128,7 +128,7 @@ class Task:
         self.refused = options.refusals(graph, self.recipe.criterion)
         self._fingerprint = fingerprint(graph, weights)
         self._original = original or self.cost
-        self.limit = 0 if isinstance(budget, FiltersBudget) else budget.limit(self._original)
+        self.limit = 0 if isinstance(budget, CountBudget) else budget.limit(self._original)
         self._selected: dict[tuple[int, int], np.ndarray] = {}
 
     def again(self, model: keras.Model) -> Task:
@@ -166,7 +166,7 @@ class Task:
             elif group.approximate:
                 # Normalising a single channel leaves a constant.
                 floors[number] = min(group.size, max(2, floors[number]))
-        fixed = isinstance(self.budget, FiltersBudget)
+        fixed = isinstance(self.budget, CountBudget)
         return Allocation(
             sizes=self.cost.sizes,
             floors=floors,
@@ -195,10 +195,24 @@ class Task:
         if isinstance(self.budget, FiltersBudget):
             fractions = np.array(self.budget.fractions([g.producers for g in self.graph.groups]))
             return problem.legal(np.floor(fractions * problem.sizes + 0.5).astype(int))
+        if isinstance(self.budget, CountBudget):
+            return problem.legal(problem.sizes - [self._redundant(group) for group in self.graph.groups])
         least = problem.legal(problem.floors)
         if not problem.feasible(least):
             raise InfeasibleBudgetError(self._infeasible(problem, least))
         return self.recipe.allocator.allocate(problem)
+
+    def _redundant(self, group: Group) -> int:
+        """Units of a group that the criterion calls redundant, none where it may not shrink."""
+        if group.name in self.refused:
+            return 0
+        found = self.recipe.criterion.redundant(group, self.weights)
+        if found is None:
+            raise InfeasibleBudgetError(
+                f"{self.budget!r} leaves the number of filters to the criterion, and {self.recipe.criterion!r} only "
+                "ranks them. Use method='similarity' or 'nystrom', or give a fraction."
+            )
+        return found
 
     def _infeasible(self, problem: Allocation, least: np.ndarray) -> str:
         """Why the budget cannot be met: what is the least that can be reached, and what stands in the way."""

@@ -13,7 +13,7 @@ from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Adapters, Compensator, as_compensator
 from keras_filterprune.compensators.adapters import BEFORE
-from keras_filterprune.cost import Budget, CostModel, FiltersBudget, as_budget
+from keras_filterprune.cost import Budget, CostModel, CountBudget, as_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
@@ -53,8 +53,8 @@ def prune_model(
     Args:
         model: a built functional or Sequential model, channels last. It is not modified.
         method: a name from `list_methods()`, or a configured `Method` or criterion (`kfp.L2(aggregate="max")`).
-        budget: the fraction of multiply-accumulates to keep, in (0, 1]; or a `MacsBudget`, `ParamsBudget` or
-            `FiltersBudget`. Never exceeded; met within 1 % or one unit (one `channel_multiple`).
+        budget: the fraction of multiply-accumulates to keep, in (0, 1]; or a `MacsBudget`, `ParamsBudget`,
+            `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one unit (one `channel_multiple`).
         data: calibration inputs: array(s), `(x, y)`, `tf.data.Dataset`, `PyDataset` or batches. Labels are looked at by
             methods that need them alone. None is fine for methods that need nothing.
         include: layer names or globs; only groups that make filters in a matching layer are pruned. None: all.
@@ -62,7 +62,7 @@ def prune_model(
         min_filters: the fewest units a group keeps (1).
         channel_multiple: kept counts are multiples of this, or the whole group (1); 8 suits Arm CPUs.
         compensate: "auto" (the method's compensator, if it has the data it needs), "none", a name ("least_squares",
-            "bn", "mean_shift", "linear", "adapter"), or a compensator object.
+            "bn", "mean_shift", "linear", "merge", "adapter"), or a compensator object.
         finetune: called with the smaller model after every round of `"fp_omp_search"` or of a `Method` with `rounds`,
             to train it in place, say with `fit` (None). After any other method, train the result.
         seed: seed of everything random (0).
@@ -206,7 +206,7 @@ def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Co
 
 def _chosen(task: Task, compensator: Compensator | None) -> dict[str, np.ndarray]:
     """{group name: units that stay}."""
-    if task.recipe.rounds == 1 or isinstance(task.budget, FiltersBudget):
+    if task.recipe.rounds == 1 or isinstance(task.budget, CountBudget):
         return task.select(task.counts())
     return choose_in_rounds(task, compensator)
 
@@ -236,7 +236,7 @@ def _subject(
 ) -> tuple[keras.Model, Options]:
     """What is pruned in the model's place, and where: a model with adapters, between them alone."""
     options.check_names(graph)
-    everything = not isinstance(budget, FiltersBudget) and getattr(budget, "keep", None) == 1.0
+    everything = not isinstance(budget, CountBudget) and getattr(budget, "keep", None) == 1.0
     if not isinstance(compensator, Adapters) or everything:
         return model, options
     paths = [path for path in wrappable(graph) if options.refusal([path]) is None]

@@ -15,7 +15,7 @@ from keras_filterprune.compensators import least_squares
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe.gaussian import gaussian_inputs
 from keras_filterprune.probe.gradients import output_sensitivity
-from keras_filterprune.probe.regression import coefficients, refit, regression
+from keras_filterprune.probe.regression import coefficients, mixed_by_all, refit, regression
 
 MODELS = [
     "conv_bn_relu_chain",
@@ -579,10 +579,12 @@ def test_refit_is_least_squares_with_an_intercept_at_the_targets_variance():
     y = x @ kernel[0]
     found = np.linalg.lstsq(np.column_stack([x[:, kept], np.ones(500)]), y, rcond=None)[0][:-1]
     found *= y.std(axis=0) / (x[:, kept] @ found).std(axis=0)
-    new, constant = refit(x.mean(axis=0), np.cov(x.T, bias=True), kernel, kept, 0.0)
+    covariance = np.cov(x.T, bias=True)
+    new, constant = refit(x.mean(axis=0), covariance, kernel, kept, mixed_by_all(covariance, kept, 0.0))
     assert new[0] == pytest.approx(found)
     assert constant == pytest.approx((y - x[:, kept] @ found).mean(axis=0))
-    whole, nothing = refit(x.mean(axis=0), np.cov(x.T, bias=True), kernel, np.ones(7, bool), 0.0)
+    everything = np.ones(7, bool)
+    whole, nothing = refit(x.mean(axis=0), covariance, kernel, everything, mixed_by_all(covariance, everything, 0.0))
     assert whole == pytest.approx(kernel)
     assert nothing == pytest.approx(0, abs=1e-9)
 
@@ -591,8 +593,8 @@ def test_refit_of_several_taps_sums_their_constants():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(500, 5)) @ rng.normal(size=(5, 5)) + 1
     kernel, kept = rng.normal(size=(4, 5, 3)), np.array([1, 0, 1, 1, 0], bool)
-    moments = x.mean(axis=0), np.cov(x.T, bias=True)
-    new, constant = refit(*moments, kernel, kept, 0.0)
+    covariance = np.cov(x.T, bias=True)
+    new, constant = refit(x.mean(axis=0), covariance, kernel, kept, mixed_by_all(covariance, kept, 0.0))
     share = np.linalg.lstsq(np.column_stack([x[:, kept], np.ones(500)]), x, rcond=None)[0][:-1]
     for received, tap in zip(new, kernel, strict=True):
         # Up to the factor that restores the variance, the same for all taps.

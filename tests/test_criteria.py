@@ -20,9 +20,11 @@ def registered():
 
 
 def all_criteria():
-    """Every registered criterion as its method configures it, and every aggregate of those that have one."""
+    """Every registered criterion as its method configures it, and every aggregate over layers of those with one."""
     criteria = registered()
     for name, criterion in registered().items():
+        if isinstance(criterion, kfp.OperatorNorm):
+            continue
         if isinstance(criterion, MemberCriterion):
             criteria |= {f"{name}-{a}": type(criterion)(aggregate=a) for a in AGGREGATES}
     return criteria

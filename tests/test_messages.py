@@ -188,9 +188,8 @@ def test_budget_out_of_range(chain, value):
 
 @pytest.mark.parametrize("value", ["x", None, [0.5], "0.5"])
 def test_budget_of_a_wrong_type(chain, value):
-    with pytest.raises(
-        kfp.UnknownNameError, match=r"budget is a fraction in \(0, 1\], MacsBudget, ParamsBudget or FiltersBudget"
-    ) as caught:
+    kinds = "MacsBudget, ParamsBudget, FiltersBudget or RedundancyBudget"
+    with pytest.raises(kfp.UnknownNameError, match=rf"budget is a fraction in \(0, 1\], {kinds}") as caught:
         kfp.prune_model(chain, "l2", value)
     assert f"Received: budget={value!r}." in str(caught.value)
     assert isinstance(caught.value, ValueError)

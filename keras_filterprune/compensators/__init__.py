@@ -8,6 +8,7 @@ from keras_filterprune.compensators.adapters import Adapters as Adapters
 from keras_filterprune.compensators.base import Compensator as Compensator
 from keras_filterprune.compensators.least_squares import LeastSquares as LeastSquares
 from keras_filterprune.compensators.linear import Linear as Linear
+from keras_filterprune.compensators.linear import Merge as Merge
 from keras_filterprune.compensators.mean_shift import MeanShift as MeanShift
 from keras_filterprune.compensators.recalibration import BNRecalibration as BNRecalibration
 from keras_filterprune.errors import UnknownNameError
@@ -17,6 +18,7 @@ _NAMES = {
     "bn": BNRecalibration,
     "mean_shift": MeanShift,
     "linear": Linear,
+    "merge": Merge,
     "adapter": Adapters,
 }
 

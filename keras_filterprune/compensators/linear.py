@@ -15,7 +15,7 @@ from keras_filterprune.layers.base import Rebuilt, Resize
 from keras_filterprune.probe.consumers import assign_kernel, is_transposed, kernel_matrix, mixes, read_ids
 from keras_filterprune.probe.gaussian import Channels, gaussian_inputs, read_moments
 from keras_filterprune.probe.outlets import add_constant, outlets
-from keras_filterprune.probe.regression import refit
+from keras_filterprune.probe.regression import mixed_by_all, mixed_by_nearest, refit
 from keras_filterprune.progress import track
 
 # Added to the covariance's diagonal, relative to its mean.
@@ -41,6 +41,10 @@ class Linear(Compensator):
     def __repr__(self) -> str:
         return "Linear()"
 
+    def mixing(self, covariance: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """From which kept columns every column is taken: (n_kept, d), given their covariance and which are kept."""
+        return mixed_by_all(covariance, kept, _RIDGE)
+
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         graph = rebuilt.graph
         calls = Counter(call.path for call in graph.view.calls)
@@ -52,28 +56,48 @@ class Linear(Compensator):
         }
         channels = gaussian_inputs(graph, set(losing))
         for path, r in track(losing.items(), "compensating", len(losing), progress):
-            constant = _compensate(r, rebuilt.twins[id(r.call.op)], channels[path])
+            constant = self._compensate(r, rebuilt.twins[id(r.call.op)], channels[path])
             add_constant(rebuilt, found[path], r.call, constant)
         return f"the weights of {len(losing)} layers make up for the channels they lost, without data"
 
+    def _compensate(self, r: Resize, twin: Any, channels: Channels) -> np.ndarray:
+        """Write the weights that make up for the lost channels; returns the constant (outputs,) that is missing."""
+        op, ids = r.call.op, r.inputs[0].ids
+        kept_out = r.kept(r.outputs[0]) if r.outputs[0].tracked else np.ones(r.outputs[0].shape[-1], bool)
+        if getattr(op, "groups", 1) > 1:
+            return _lost_by_groups(op, channels.at(ids)[0] * ~r.alive[ids])[kept_out]
+        kernel, ids = kernel_matrix(op)[1], read_ids(op, ids)
+        kernel = kernel[..., np.tile(kept_out, kernel.shape[-1] // len(kept_out))]
+        where, mean, covariance = read_moments(op, r.inputs[0].ids, channels)
+        kept = r.alive[ids[where[:, 0]]]
+        folded = kernel[:, where.T].reshape(-1, len(where), kernel.shape[-1])
+        new, constant = refit(mean, covariance, folded, kept, self.mixing(covariance, kept))
+        whole = np.zeros_like(kernel)
+        whole[:, where[kept].T] = new.reshape(len(kernel), -1, *new.shape[1:])
+        assign_kernel(twin, whole[:, r.alive[ids]])
+        # A transposed convolution adds up the taps of overlapping windows.
+        return constant.reshape(-1, kept_out.sum()).sum(axis=0) / (math.prod(op.strides) if is_transposed(op) else 1)
 
-def _compensate(r: Resize, twin: Any, channels: Channels) -> np.ndarray:
-    """Write the weights that make up for the lost channels; returns the constant that is then missing, (outputs,)."""
-    op, ids = r.call.op, r.inputs[0].ids
-    kept_out = r.kept(r.outputs[0]) if r.outputs[0].tracked else np.ones(r.outputs[0].shape[-1], bool)
-    if getattr(op, "groups", 1) > 1:
-        return _lost_by_groups(op, channels.at(ids)[0] * ~r.alive[ids])[kept_out]
-    kernel, ids = kernel_matrix(op)[1], read_ids(op, ids)
-    kernel = kernel[..., np.tile(kept_out, kernel.shape[-1] // len(kept_out))]
-    where, mean, covariance = read_moments(op, r.inputs[0].ids, channels)
-    kept = r.alive[ids[where[:, 0]]]
-    folded = kernel[:, where.T].reshape(-1, len(where), kernel.shape[-1])
-    new, constant = refit(mean, covariance, folded, kept, _RIDGE)
-    whole = np.zeros_like(kernel)
-    whole[:, where[kept].T] = new.reshape(len(kernel), -1, *new.shape[1:])
-    assign_kernel(twin, whole[:, r.alive[ids]])
-    # A transposed convolution adds up the taps of overlapping windows.
-    return constant.reshape(-1, kept_out.sum()).sum(axis=0) / (math.prod(op.strides) if is_transposed(op) else 1)
+
+class Merge(Linear):
+    """Add what read a removed channel to what reads the kept channel most like it, without any data.
+
+    W'_r = W_r + c W_j for the kept channel r that correlates most with the removed channel j (the final step of cluster
+    pruning, Niu 2022). Biases, batch normalization and activations count: the correlations are those of the channels
+    where they are read, estimated from the weights as in `Linear`. Exact for duplicates, and for multiples c > 0 of a
+    filter in front of a ReLU; meant for criteria that remove near-duplicates (`Similarity`, `Nystrom`, `FPGM`).
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Method(kfp.FPGM(), compensator=kfp.Merge()).compensator
+        Merge()
+    """
+
+    def __repr__(self) -> str:
+        return "Merge()"
+
+    def mixing(self, covariance: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        return mixed_by_nearest(covariance, kept)
 
 
 def _lost_by_groups(op: Any, lost: np.ndarray) -> np.ndarray:

@@ -101,7 +101,18 @@ class FiltersBudget:
         return [min((k for p, k in self.keep.items() if fnmatch.filter(group, p)), default=1.0) for group in producers]
 
 
-Budget = MacsBudget | ParamsBudget | FiltersBudget
+@dataclass(frozen=True)
+class RedundancyBudget:
+    """Remove what the criterion itself calls redundant, whatever that saves.
+
+    For criteria whose number of removed filters follows from the filters (`Similarity`, `Nystrom`); which layers are
+    pruned is chosen with `include` and `exclude`.
+    """
+
+
+# Budgets that settle how many filters every group keeps, whatever the model costs then.
+CountBudget = FiltersBudget | RedundancyBudget
+Budget = MacsBudget | ParamsBudget | CountBudget
 
 
 def as_budget(budget: Budget | float) -> Budget:
@@ -111,5 +122,6 @@ def as_budget(budget: Budget | float) -> Budget:
     if isinstance(budget, Real):
         return MacsBudget(check_fraction("budget", budget))
     raise UnknownNameError(
-        f"budget is a fraction in (0, 1], MacsBudget, ParamsBudget or FiltersBudget. Received: budget={budget!r}."
+        f"budget is a fraction in (0, 1], MacsBudget, ParamsBudget, FiltersBudget or RedundancyBudget. "
+        f"Received: budget={budget!r}."
     )

@@ -43,6 +43,10 @@ class Criterion(abc.ABC):
         """Sorted indices of the `n_keep` units with the highest scores; of equal ones the first stay."""
         return np.sort(np.argsort(-self.scores(group, weights), kind="stable")[:n_keep])
 
+    def redundant(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> int | None:
+        """How many units the criterion itself calls redundant; None where it ranks, and leaves that to the budget."""
+        return None
+
     def refuses(self, group: Group) -> str | None:
         """Why this criterion cannot rank a group, which then stays whole; None where it can."""
         return None
@@ -72,19 +76,28 @@ class MemberCriterion(Criterion):
         """The members that are scored: the kernels whose filters these units are."""
         return [m for m in group.members if m.role == "filter"]
 
+    def filters(self, member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        """What `score` is given of a member: its filters in float64, of shape (n, weights per unit)."""
+        return filter_rows(member, weights)
+
     @abc.abstractmethod
     def score(self, filters: np.ndarray) -> np.ndarray:
-        """Scores of shape (n,) of one member, from its filters of shape (n, weights per unit) in float64."""
+        """Scores of shape (n,) of one member, from its `filters`."""
 
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        raw = np.stack([self.score(filter_rows(m, weights)) for m in self.members(group)])
+        raw = np.stack([self.score(self.filters(m, weights)) for m in self.members(group)])
         if not self.normalised:
             return _AGGREGATE[self.aggregate](raw)
         means = raw.mean(axis=1, keepdims=True)
         return _AGGREGATE[self.aggregate](np.divide(raw, means, out=np.zeros_like(raw), where=means > 0))
 
 
+def filter_tensors(member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+    """Weights of every unit of a member, of shape (n_units, filters per unit, taps, channels)."""
+    array = np.moveaxis(weights[member.layer, member.weight], member.axis, 0)[member.positions]
+    return array.reshape(*member.positions.shape, -1, array.shape[-1] if array.ndim > 2 else 1)
+
+
 def filter_rows(member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
     """Weights of every unit of a member as rows: float64 of shape (n_units, weights per unit)."""
-    array = np.moveaxis(weights[member.layer, member.weight], member.axis, 0)
-    return array[member.positions].reshape(len(member.positions), -1).astype(np.float64)
+    return filter_tensors(member, weights).reshape(len(member.positions), -1).astype(np.float64)

@@ -31,6 +31,18 @@ class L2(MemberCriterion):
         return np.sqrt(np.einsum("ij,ij->i", filters, filters))
 
 
+class GeometricMean(MemberCriterion):
+    """Squared distance of the geometric mean of a filter's |w| from that of the whole layer's; 0 for a zero among them.
+
+    The baseline that Singh and Plumbley (2023) call geometric median; `FPGM` is the geometric median. Arguments as in
+    `L1`.
+    """
+
+    def score(self, filters: np.ndarray) -> np.ndarray:
+        logarithms = np.log(np.abs(filters), out=np.full_like(filters, -np.inf), where=filters != 0)
+        return (np.exp(logarithms.mean()) - np.exp(logarithms.mean(axis=1))) ** 2
+
+
 class BNScale(MemberCriterion):
     """|gamma| of the batch normalization after a layer (Liu et al. 2017, "Network Slimming").
 

@@ -64,27 +64,48 @@ def rectified_regression(
 
 
 def refit(
-    mean: np.ndarray, covariance: np.ndarray, kernel: np.ndarray, kept: np.ndarray, ridge: float
+    mean: np.ndarray, covariance: np.ndarray, kernel: np.ndarray, kept: np.ndarray, mixing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A kernel on the kept columns that does what the whole kernel did, as far as these moments tell (Xie et al. 2021).
+    """A kernel on the kept columns that does what the whole kernel did, as far as these moments tell.
 
-    W' = Sigma_SS^-1 Sigma_S: W, rescaled so that every output keeps its variance.
+    W' = M W, rescaled so that every output keeps its variance.
 
     Args:
         mean: (d,) of the columns.
         covariance: (d, d) of the columns, alike for every tap.
         kernel: (taps, d, outputs).
         kept: boolean (d,).
-        ridge: see `regression`.
+        mixing: M (n_kept, d), from which kept columns every column is taken.
 
     Returns:
         (kernel of shape (taps, n_kept, outputs), constant of shape (outputs,) that the outputs then lack).
     """
+    new = mixing @ kernel
     inner = covariance[np.ix_(kept, kept)]
-    new = regression(inner, covariance[kept], ridge) @ kernel
     wanted, reached = (np.einsum("tio,tio->o", k, m @ k) for k, m in ((kernel, covariance), (new, inner)))
     new *= scale_to(wanted, reached)
     return new, mean @ kernel.sum(axis=0) - mean[kept] @ new.sum(axis=0)
+
+
+def mixed_by_all(covariance: np.ndarray, kept: np.ndarray, ridge: float) -> np.ndarray:
+    """The least-squares mixing Sigma_SS^-1 Sigma_S: (n_kept, d) of Xie et al. (2021); `ridge` as in `regression`."""
+    return regression(covariance[np.ix_(kept, kept)], covariance[kept], ridge)
+
+
+def mixed_by_nearest(covariance: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The mixing (n_kept, d) in which a lost column is a multiple of the kept one it correlates with most.
+
+    The multiple is that of least squares, and 0 where no correlation is positive.
+    """
+    places, lost = np.flatnonzero(kept), np.flatnonzero(~kept)
+    variance = np.diag(covariance)[places]
+    between = np.maximum(covariance[np.ix_(places, lost)], 0)
+    nearest = (between * reciprocal_roots(variance)[:, None]).argmax(axis=0)
+    mixing = np.zeros((len(places), len(covariance)))
+    mixing[np.arange(len(places)), places] = 1
+    shared = between[nearest, np.arange(len(lost))]
+    mixing[nearest, lost] = np.divide(shared, variance[nearest], out=np.zeros(len(lost)), where=shared > 0)
+    return mixing
 
 
 def scale_to(wanted: np.ndarray, reached: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from keras_filterprune.probe.consumers import (
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.masked import masked_apply, masked_weights
 from keras_filterprune.probe.outlets import outlets
-from keras_filterprune.probe.regression import refit
+from keras_filterprune.probe.regression import mixed_by_all, refit
 from keras_filterprune.progress import track
 
 SAMPLES = 1024
@@ -154,7 +154,7 @@ class Trial:
         kept = alive[c.ids]
         key = path, kept.tobytes()
         if key not in self._refits:
-            new, constant = refit(c.mean, c.covariance, c.kernel, kept, _RIDGE)
+            new, constant = refit(c.mean, c.covariance, c.kernel, kept, mixed_by_all(c.covariance, kept, _RIDGE))
             whole = np.zeros_like(c.kernel)
             whole[:, kept] = new
             self._refits[key] = self._values(path, c.call, whole, constant)
