@@ -74,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", _export, "write a .tflite file and check it against the model")
     export.add_argument("model", help=".keras file")
     export.add_argument("-o", "--output", required=True, help=".tflite file to write")
-    export.add_argument("--quantize", choices=("float32", "int8"), default="float32", help="weights (%(default)s)")
+    export.add_argument(
+        "--quantize", choices=("float32", "float16", "int8"), default="float32", help="weights (%(default)s)"
+    )
     export.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array; needed for int8")
     export.add_argument("--overwrite", action="store_true", help="replace an existing file")
 

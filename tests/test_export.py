@@ -152,6 +152,18 @@ def test_int8_is_small_and_close(tmp_path, float_file):
     assert output.dtype == np.float32
 
 
+def test_float16_halves_the_weights_and_is_closer_than_int8(tmp_path, float_file):
+    model = classifier(width=64)
+    big, half, small = (
+        export_tflite(model, tmp_path / f"{mode}.tflite", quantize=mode, calibration=images())
+        for mode in ("float32", "float16", "int8")
+    )
+    assert small.bytes < half.bytes < 0.6 * big.bytes
+    assert big.max_abs_difference < half.max_abs_difference < 0.1 * small.max_abs_difference
+    (output,) = run_file(half.path, image=images(1)).values()
+    assert output.dtype == np.float32
+
+
 def test_int8_takes_calibration_by_name_or_by_position(tmp_path):
     model = two_inputs()
     generator = np.random.default_rng(0)
@@ -294,7 +306,9 @@ def test_models_that_cannot_be_exported_say_what_to_do(tmp_path):
         export_tflite(keras.Sequential([keras.layers.Dense(2)], name="empty"), path)
     with pytest.raises(UnsupportedModelError, match=r"got str 'model.keras'"):
         export_tflite("model.keras", path)
-    with pytest.raises(UnknownNameError, match=r"quantize must be None or one of 'float32', 'int8', got 'int4'"):
+    with pytest.raises(
+        UnknownNameError, match=r"quantize must be None or one of 'float32', 'float16', 'int8', got 'int4'"
+    ):
         export_tflite(half, path, quantize="int4")
 
 

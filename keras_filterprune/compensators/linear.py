@@ -85,7 +85,8 @@ class Merge(Linear):
     W'_r = W_r + c W_j for the kept channel r that correlates most with the removed channel j (the final step of cluster
     pruning, Niu 2022). Biases, batch normalization and activations count: the correlations are those of the channels
     where they are read, estimated from the weights as in `Linear`. Exact for duplicates, and for multiples c > 0 of a
-    filter in front of a ReLU; meant for criteria that remove near-duplicates (`Similarity`, `Nystrom`, `FPGM`).
+    filter in front of a ReLU; grouped and recurrent layers are left as `Linear` leaves them. Meant for criteria that
+    remove near-duplicates (`Similarity`, `Nystrom`, `FPGM`).
 
     Example:
         >>> import keras_filterprune as kfp

@@ -105,8 +105,8 @@ class FiltersBudget:
 class RedundancyBudget:
     """Remove what the criterion itself calls redundant, whatever that saves.
 
-    For criteria whose number of removed filters follows from the filters (`Similarity`, `Nystrom`); which layers are
-    pruned is chosen with `include` and `exclude`.
+    For criteria whose number of removed filters follows from the filters (`Similarity`, `Nystrom`: one of every two
+    that are nearest to each other); which layers are pruned is chosen with `include` and `exclude`.
     """
 
 

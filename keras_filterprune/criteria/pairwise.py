@@ -13,8 +13,8 @@ from keras_filterprune.graph.types import Group
 _FILTERS, _SIMILARITIES = 2**23, 2**17
 # Share of its largest entry below which the sign of a singular vector's first entry is rounding.
 _ROUNDING = 1e-9
-# Squared distance from the landmarks' span that counts as none.
-_SPANNED = 1e-12
+# Squared distance from the landmarks' span, and singular value of the landmarks, that count as none.
+_SPANNED, _DEPENDENT = 1e-12, 1e-6
 
 
 def group_prototypes(
@@ -45,7 +45,7 @@ def prototypes(filters: np.ndarray, sign: str) -> np.ndarray:
 
     Args:
         filters: (n, taps, channels). Filters of a single tap have no spatial pattern and are their own prototypes.
-        sign: "first_channel" or "dominant", the channel in which u_1 v_1^T is made positive; "none" leaves it.
+        sign: "first_channel" or "dominant", the channel in which u_1 v_1^T is made positive.
 
     Returns:
         float64 of shape (n, taps), or (n, channels) for a single tap; rows of norm 1, or 0 for filters of zeros.
@@ -73,14 +73,14 @@ def _rank_one(filters: np.ndarray, sign: str) -> np.ndarray:
     decides = dominant
     if sign == "first_channel":
         decides = np.where(np.abs(right[:, :1]) > _ROUNDING * np.abs(dominant), right[:, :1], dominant)
-    signs = np.ones_like(decides) if sign == "none" else np.sign(decides)
-    return left * np.where(filters.any(axis=(1, 2))[:, None], signs, 0.0)
+    return left * np.where(filters.any(axis=(1, 2))[:, None], np.sign(decides), 0.0)
 
 
 def landmarks(rows: np.ndarray, m: int | None, tolerance: float) -> np.ndarray:
     """Rows whose inner products are the Nystrom approximation C W^+ C^T of those of the given rows.
 
-    A partial Cholesky factorization, so that n * m similarities are computed and nothing of size n * n is formed.
+    They are the inner products of what the rows have in the span of the landmarks. n * m similarities are computed, and
+    nothing of size n * n is formed.
 
     Args:
         rows: (n, d) of norm 1.
@@ -90,30 +90,25 @@ def landmarks(rows: np.ndarray, m: int | None, tolerance: float) -> np.ndarray:
     Returns:
         float64 of shape (n, number of independent landmarks).
     """
+    if m is not None:
+        _, singular, basis = np.linalg.svd(rows[:m], full_matrices=False)
+        return rows @ basis[singular > _DEPENDENT].T
     columns: list[np.ndarray] = []
     error = np.einsum("ij,ij->i", rows, rows)
-    stop = _SPANNED if m is not None else max(tolerance, _SPANNED)
-    for number in range(len(rows) if m is None else min(m, len(rows))):
-        chosen = number if m is not None else int(error.argmax())
-        if error.max() <= stop:
-            break
-        if error[chosen] <= _SPANNED:
-            continue
-        column = rows @ rows[chosen]
-        for other in columns:
-            column -= other[chosen] * other
-        column /= np.sqrt(error[chosen])
-        columns.append(column)
-        error -= column**2
+    while error.max(initial=0) > max(tolerance, _SPANNED):
+        # One more column of a Cholesky factor, by the largest pivot that is left.
+        chosen = int(error.argmax())
+        column = rows @ rows[chosen] - sum(other[chosen] * other for other in columns)
+        columns.append(column / np.sqrt(error[chosen]))
+        error -= columns[-1] ** 2
     return np.stack(columns, axis=1) if columns else rows[:, :0]
 
 
-def neighbours(rows: np.ndarray, absolute: bool) -> tuple[np.ndarray, np.ndarray]:
+def neighbours(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Nearest other row of every row by inner product, of equals the first, and the cosine distance to it.
 
     Args:
         rows: (n, d), n > 1; similarities are formed in blocks of 1 MiB.
-        absolute: compare by the inner product's absolute value.
     """
     count = len(rows)
     nearest, distance = np.empty(count, int), np.empty(count)
@@ -123,8 +118,6 @@ def neighbours(rows: np.ndarray, absolute: bool) -> tuple[np.ndarray, np.ndarray
     for start in range(0, count, step):
         here = np.arange(start, min(start + step, count))
         found = np.matmul(rows[here], other, out=block[: len(here)])
-        if absolute:
-            np.abs(found, out=found)
         found[here - start, here] = -np.inf
         nearest[here] = found.argmax(axis=1)
         distance[here] = 1 - found[here - start, nearest[here]]
@@ -132,7 +125,7 @@ def neighbours(rows: np.ndarray, absolute: bool) -> tuple[np.ndarray, np.ndarray
     return nearest, np.maximum(np.round(distance, 12), 0)
 
 
-def sweeps(rows: np.ndarray, sizes: np.ndarray, absolute: bool) -> tuple[np.ndarray, np.ndarray, int]:
+def sweeps(rows: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Eliminate redundant rows sweep by sweep, until one is left.
 
     Rows are visited from the closest pair on. One that is not redundant by then stays and makes its nearest neighbour
@@ -141,7 +134,6 @@ def sweeps(rows: np.ndarray, sizes: np.ndarray, absolute: bool) -> tuple[np.ndar
     Args:
         rows: (n, d).
         sizes: (n,).
-        absolute: see `neighbours`.
 
     Returns:
         (rows in the order in which they went, the survivor last; the distances at which they went, 2 for the survivor;
@@ -149,8 +141,8 @@ def sweeps(rows: np.ndarray, sizes: np.ndarray, absolute: bool) -> tuple[np.ndar
     """
     alive, order, distances, first = np.arange(len(rows)), [], [], 0
     while len(alive) > 1:
-        nearest, distance = neighbours(rows[alive], absolute)
-        gone, at = _sweep(nearest, distance, sizes[alive])
+        nearest, distance = neighbours(rows[alive])
+        gone, at = sweep(nearest, distance, sizes[alive])
         first = first or len(gone)
         order.append(alive[gone])
         distances.append(at)
@@ -158,7 +150,7 @@ def sweeps(rows: np.ndarray, sizes: np.ndarray, absolute: bool) -> tuple[np.ndar
     return np.concatenate([*order, alive]), np.concatenate([*distances, np.full(len(alive), 2.0)]), first
 
 
-def _sweep(nearest: np.ndarray, distance: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sweep(nearest: np.ndarray, distance: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What becomes redundant in one sweep, and at which distance; every visit depends on those before it."""
     kept, redundant = set(), {}
     for row in np.lexsort((-sizes, distance)).tolist():

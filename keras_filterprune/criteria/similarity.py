@@ -13,7 +13,7 @@ from keras_filterprune.criteria.pairwise import group_prototypes, landmarks, swe
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
 from keras_filterprune.graph.types import Group
 
-_SIGNS = ("first_channel", "dominant", "none")
+_SIGNS = ("dominant", "first_channel")
 
 
 class _Pairwise(Criterion):
@@ -26,7 +26,7 @@ class _Pairwise(Criterion):
 
     Args:
         sign: in which channel of the filter the rank-1 part is made positive, which settles the sign of the prototype:
-            "dominant" (default, its largest), "first_channel" (the paper); "none": prototypes compare by |cos|.
+            "dominant" (default, its largest) or "first_channel" (the paper).
     """
 
     def __init__(self, sign: str = "dominant"):
@@ -42,13 +42,13 @@ class _Pairwise(Criterion):
         return self._swept(group, weights)[0]
 
     def redundant(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> int:
-        """Units that one sweep removes: the papers' rule, without a ratio."""
+        """Units that one sweep removes, at most half: the papers' rule, without a ratio."""
         return self._swept(group, weights)[1]
 
     def _swept(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> tuple[np.ndarray, int]:
         prototypes, sizes = group_prototypes(group, weights, self.sign)
         full = np.flatnonzero(prototypes.any(axis=1))
-        order, distances, first = sweeps(self.embed(group, prototypes[full]), sizes[full], self.sign == "none")
+        order, distances, first = sweeps(self.embed(group, prototypes[full]), sizes[full])
         scores = np.zeros(group.size)
         scores[full[order]] = np.maximum.accumulate(distances) + np.arange(1, len(order) + 1) * 1e-12
         return scores, first + min(group.size - len(full), group.size - 1)
@@ -63,8 +63,7 @@ class Similarity(_Pairwise):
 
     Args:
         sign: the channel in which a filter's rank-1 part is made positive, so that its prototype has a sign: "dominant"
-            (default, the largest entry) or "first_channel" (the paper; rounding where that entry is next to 0); "none"
-            compares by |cos|.
+            (default, the largest entry) or "first_channel" (the paper; rounding where that entry is next to 0).
 
     Example:
         >>> import keras_filterprune as kfp
@@ -117,4 +116,4 @@ class Nystrom(_Pairwise):
                 f"Nystrom(m={self.m}) takes m columns of a similarity matrix, and layer '{group.name}' has "
                 f"{group.size} filters. Lower m, or give tolerance= instead, which chooses m for every layer."
             )
-        return landmarks(prototypes, self.m, self.tolerance)
+        return landmarks(prototypes, self.m, self.tolerance or 0.0)

@@ -17,7 +17,7 @@ from keras_filterprune.export.signature import InputPort, input_structure, outpu
 
 
 def convert(
-    model: keras.Model, ports: Sequence[InputPort], folder: Path, representative: dict[str, np.ndarray] | None = None
+    model: keras.Model, ports: Sequence[InputPort], folder: Path, mode: str, samples: dict[str, np.ndarray]
 ) -> bytes:
     """Convert a model at batch size 1, with TFLite's own operators only.
 
@@ -25,7 +25,8 @@ def convert(
         model: The model; it is not modified.
         ports: Its inputs.
         folder: Where to write the intermediate SavedModel.
-        representative: Samples by input key: quantise to int8 with their ranges. Default: stay in float32.
+        mode: "float32", "float16" (weights alone), or "int8" (weights and activations).
+        samples: By input key; int8 takes the ranges of activations from them.
 
     Returns:
         The content of the file; inputs and outputs keep the model's dtypes, also in int8.
@@ -38,7 +39,7 @@ def convert(
 
     try:
         serve = _serving_function(model, ports)
-        if representative is not None:
+        if mode == "int8":
             _refuse_loops(model, serve)
         archive = keras.export.ExportArchive()
         archive.track(model)
@@ -46,11 +47,14 @@ def convert(
         archive.write_out(os.fspath(folder), verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(os.fspath(folder))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if representative is not None:
+        if mode != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if mode == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if mode == "int8":
             # Operators without an int8 kernel stay float32 instead of failing the export.
             converter.target_spec.supported_ops.insert(0, tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: _one_by_one(representative)
+            converter.representative_dataset = lambda: _one_by_one(samples)
         return converter.convert()
     except (ExportError, OSError):
         raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError, ExportError, UnknownNameError
 from keras_filterprune.export.calibration import calibration_samples, random_samples
@@ -15,10 +16,11 @@ from keras_filterprune.export.parity import Parity, count_operators, measure_par
 from keras_filterprune.export.signature import input_ports
 from keras_filterprune.files import check_destination, replacing
 
-_MODES = ("float32", "int8")
+_MODES = ("float32", "float16", "int8")
 _PARITY_SAMPLES = 16
-# float32 files measure 1e-7 to 1e-5; a wrong weight or layout shows up at 1e-2 and above.
-_FLOAT32_TOLERANCE = 1e-3
+# Largest difference relative to the outputs. float32 files measure 1e-7 to 1e-5, float16 weights are rounded to 5e-4
+# each; a wrong weight or layout shows up at 1e-1 and above. What int8 may differ by depends on the network.
+_TOLERANCES = {"float32": 1e-3, "float16": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class ExportResult:
     Args:
         path: The file.
         bytes: Its size in bytes.
-        quantize: `"float32"` or `"int8"`.
+        quantize: `"float32"`, `"float16"` or `"int8"`.
         ops: `{TFLite operator name: count}`.
         max_abs_difference: Largest absolute difference between the file's outputs and the Keras model's;
             None with `verify=False`.
@@ -69,8 +71,8 @@ def export_tflite(
     Args:
         model: A built functional or Sequential model with fixed input sizes; compiled or not; not modified.
         path: The file to write.
-        quantize: None or `"float32"` (default), or `"int8"` for weights and activations by post-training
-            quantisation.
+        quantize: None or `"float32"` (default); `"float16"` for weights in half the bytes, computed with in float32; or
+            `"int8"` for weights and activations by post-training quantisation.
         calibration: Inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one
             array per input, or a dict by input name. Needed for `"int8"`; its first 16 samples also serve the
             check. Default: the check draws seeded random inputs.
@@ -81,8 +83,9 @@ def export_tflite(
         Size, operators and the measured differences.
 
     Raises:
-        ExportError: The model cannot be converted, the file cannot be written, or a float32 file differs by more
-            than 1e-3 of an output's largest magnitude. Nothing is left behind, an existing file is untouched.
+        ExportError: The model cannot be converted, the file cannot be written, or a float32 (float16) file
+            differs by more than 1e-3 (2e-2) of an output's largest magnitude. Nothing is left behind, an existing file
+            is untouched.
         CalibrationDataError: `calibration` is missing for `"int8"`, empty, not finite or of the wrong shape.
         UnsupportedModelError: The model is subclassed or not built.
         UnknownNameError: `quantize` is not a known mode.
@@ -106,7 +109,7 @@ def export_tflite(
         )
     samples = random_samples(ports, _PARITY_SAMPLES) if calibration is None else calibration_samples(ports, calibration)
     with replacing(path) as draft, quiet():
-        content = convert(model, ports, draft.parent / "saved_model", samples if mode == "int8" else None)
+        content = convert(model, ports, draft.parent / "saved_model", mode, samples)
         few = {key: array[:_PARITY_SAMPLES] for key, array in samples.items()}
         parity = measure_parity(model, content, ports, few) if verify else None
         _refuse_differences(model, mode, parity)
@@ -138,9 +141,10 @@ def _check_environment() -> None:
 
 
 def _refuse_differences(model: keras.Model, mode: str, parity: Parity | None) -> None:
-    if mode == "float32" and parity and parity.max_relative_difference > _FLOAT32_TOLERANCE:
+    tolerance = _TOLERANCES.get(mode, np.inf)
+    if parity and parity.max_relative_difference > tolerance:
         raise ExportError(
             f"the converted file differs from model {model.name!r} by {parity.max_relative_difference:.2g} of the "
-            f"output's largest magnitude, at most {_FLOAT32_TOLERANCE:g} is expected; nothing was written. Look for "
+            f"output's largest magnitude, at most {tolerance:g} is expected; nothing was written. Look for "
             "layers that act differently while they are traced, or that draw random numbers at inference."
         )

@@ -99,7 +99,7 @@ def mixed_by_nearest(covariance: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """
     places, lost = np.flatnonzero(kept), np.flatnonzero(~kept)
     variance = np.diag(covariance)[places]
-    between = np.maximum(covariance[np.ix_(places, lost)], 0)
+    between = covariance[np.ix_(places, lost)]
     nearest = (between * reciprocal_roots(variance)[:, None]).argmax(axis=0)
     mixing = np.zeros((len(places), len(covariance)))
     mixing[np.arange(len(places)), places] = 1
