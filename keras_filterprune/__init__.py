@@ -60,6 +60,11 @@ if TYPE_CHECKING:
     from keras_filterprune.pruning import prune_model as prune_model
     from keras_filterprune.rebuild import PruningPlan as PruningPlan
     from keras_filterprune.report import PruneReport as PruneReport
+    from keras_filterprune.training import BatchBridgeout as BatchBridgeout
+    from keras_filterprune.training import BridgeoutSchedule as BridgeoutSchedule
+    from keras_filterprune.training import BridgePenalty as BridgePenalty
+    from keras_filterprune.training import apply_bridgeout as apply_bridgeout
+    from keras_filterprune.training import strip_wrappers as strip_wrappers
 
 _HOME = {
     "allocators": ["Global", "Search", "Tolerance", "Uniform"],
@@ -99,6 +104,7 @@ _HOME = {
     "pruning": ["apply_plan", "plan_pruning", "prune_model"],
     "rebuild": ["PruningPlan"],
     "report": ["PruneReport"],
+    "training": ["BatchBridgeout", "BridgePenalty", "BridgeoutSchedule", "apply_bridgeout", "strip_wrappers"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -12,11 +12,10 @@ import numpy as np
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions
-from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.layers.base import volume
 from keras_filterprune.probe.consumers import assign_kernel, kernel_matrix
-from keras_filterprune.rebuild.clone import Cloner, dtype_policy, take_after, without_old_shapes
+from keras_filterprune.rebuild.clone import Rewriter, without_old_shapes
 
 L = keras.layers
 _WRAPPED = (L.Conv1D, L.Conv2D, L.Conv3D)
@@ -68,26 +67,8 @@ def merge_adapters(model: keras.Model, params: bool = False) -> keras.Model:
     return _Merger(analyze(model), params).result(model)
 
 
-class _Rewriter(Cloner):
-    """Clones a model layer by layer, with other layers in the place of some."""
-
-    def __init__(self, graph: ChannelGraph):
-        super().__init__(graph, graph.kept_ids({}), {})
-        self.written: set[int] = set()
-
-    def result(self, model: keras.Model) -> keras.Model:
-        with dtype_policy(model.dtype_policy):
-            twin = self.model(model)
-        for op in {id(call.op): call.op for call in self.graph.view.calls if call.inputs}.values():
-            if id(op) not in self.written:
-                new = named_weights(self.twins[id(op)])
-                for name, variable in named_weights(op).items():
-                    new[name].assign(variable.value)
-                if hasattr(self.twins[id(op)], "finalize_state"):
-                    self.twins[id(op)].finalize_state()
-        self.write()
-        take_after(model, twin, self.twins)
-        return twin
+class _InPlace(Rewriter):
+    """A rewriter that sees where every layer's output goes."""
 
     def model(self, model: keras.Model) -> keras.Model:
         if not isinstance(model, keras.Sequential):
@@ -96,11 +77,8 @@ class _Rewriter(Cloner):
         self.twins[id(model)] = super().model(keras.Model(model.inputs[0], model.outputs[0], name=model.name))
         return self.twins[id(model)]
 
-    def write(self) -> None:
-        """Assign the weights of the layers in `written`."""
 
-
-class _Adder(_Rewriter):
+class _Adder(_InPlace):
     def __init__(self, graph: ChannelGraph, wrapped: set[int]):
         super().__init__(graph)
         self.written = wrapped
@@ -137,7 +115,7 @@ class _Adder(_Rewriter):
                 after.bias.assign(op.bias.value)
 
 
-class _Merger(_Rewriter):
+class _Merger(_InPlace):
     def __init__(self, graph: ChannelGraph, params: bool):
         super().__init__(graph)
         self._cores: dict[int, tuple[Adapted, bool, bool]] = {}

@@ -158,6 +158,39 @@ class Cloner:
             ) from error
 
 
+class Rewriter(Cloner):
+    """Clones a model layer by layer, with other layers in the place of some.
+
+    Args:
+        graph: the channel graph of the model.
+
+    Attributes:
+        written: ids of the operations whose weights `write` copies.
+    """
+
+    def __init__(self, graph: ChannelGraph):
+        super().__init__(graph, graph.kept_ids({}), {})
+        self.written: set[int] = set()
+
+    def result(self, model: keras.Model) -> keras.Model:
+        """The other model, with weights, trainable flags and compile configuration."""
+        with dtype_policy(model.dtype_policy):
+            twin = self.model(model)
+        for op in {id(call.op): call.op for call in self.graph.view.calls if call.inputs}.values():
+            if id(op) not in self.written:
+                new = named_weights(self.twins[id(op)])
+                for name, variable in named_weights(op).items():
+                    new[name].assign(variable.value)
+                if hasattr(self.twins[id(op)], "finalize_state"):
+                    self.twins[id(op)].finalize_state()
+        self.write()
+        take_after(model, twin, self.twins)
+        return twin
+
+    def write(self) -> None:
+        """Assign the weights of the layers in `written`."""
+
+
 def without_old_shapes(config: Any) -> Any:
     """A layer configuration without what fits the old shape alone: recorded builds, constant-array initializers."""
     if isinstance(config, dict):

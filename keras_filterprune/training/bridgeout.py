@@ -1,0 +1,190 @@
+"""Batch Bridgeout (Khan and Stavness 2020, "Pruning Convolutional Filters using Batch Bridgeout")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import keras
+
+from keras_filterprune.errors import CalibrationDataError, UnknownNameError, UnsupportedLayerError
+
+L = keras.layers
+_TRANSPOSED = (L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
+WINDOWED = (
+    *_TRANSPOSED,
+    L.Conv1D,
+    L.Conv2D,
+    L.Conv3D,
+    L.DepthwiseConv1D,
+    L.DepthwiseConv2D,
+    L.SeparableConv1D,
+    L.SeparableConv2D,
+)
+# |W| is raised to norm / 2; without it the gradient of a weight of 0 would be infinite.
+_EPSILON = 1e-12
+
+
+def check_rate(rate: Any) -> float:
+    """`rate` as a float in [0, 1), else `UnknownNameError`."""
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= rate < 1:
+        raise UnknownNameError(f"rate is the probability that a weight is dropped, in [0, 1). Received: rate={rate!r}.")
+    return float(rate)
+
+
+def check_norm(norm: Any) -> float:
+    """`norm` as a positive float, else `UnknownNameError`."""
+    if isinstance(norm, bool) or not isinstance(norm, Real) or not 0 < norm < math.inf:
+        raise UnknownNameError(f"norm is the q of the L_q penalty, above 0. Received: norm={norm!r}.")
+    return float(norm)
+
+
+@keras.saving.register_keras_serializable(package="keras_filterprune")
+class BatchBridgeout(keras.layers.Wrapper):
+    """Perturbs the kernel of a layer while it trains, which acts as an L_q penalty and makes filters sparse.
+
+    Every training call draws one mask B ~ Bernoulli(1 - rate) over the elements of the kernel, shared by the batch:
+    W + (|W| + 1e-12)^(norm / 2) (B / (1 - rate) - 1) M. Its mean is W and its variance |W|^norm rate / (1 - rate).
+    At inference the layer is itself. Rate and norm are weights of the wrapper, which `BridgeoutSchedule` changes; they
+    and the state of the generator are saved with the model. Kernels are perturbed in their own dtype, float32 under
+    mixed precision.
+
+    Args:
+        layer: a convolution (depthwise, separable and transposed ones included) or a `Dense` layer.
+        rate: p, the probability that a weight is dropped, in [0, 1) (0.3).
+        norm: q, above 0; below 2 it promotes sparsity (1.5).
+        target_fraction: perturb, of every filter, the floor(target_fraction * channels) input slices of smallest
+            norm (1.0, all of them).
+        seed: seed of the masks (None: a new one).
+        **kwargs: of `keras.layers.Layer`; the name is the layer's with "_bridgeout" behind it by default.
+
+    Raises:
+        UnknownNameError: an argument is out of range.
+        UnsupportedLayerError: the layer has no kernel to perturb, or is wrapped already.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layer = kfp.BatchBridgeout(keras.layers.Conv2D(8, 3, name="conv"), rate=0.3, norm=1.5)
+        >>> layer.name
+        'conv_bridgeout'
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        rate: float = 0.3,
+        norm: float = 1.5,
+        target_fraction: float = 1.0,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        if type(layer) not in (*WINDOWED, L.Dense):
+            kind = "is wrapped already" if isinstance(layer, L.Wrapper) else "has no kernel to perturb"
+            raise UnsupportedLayerError(
+                f"BatchBridgeout expects a convolution or a Dense layer. Received: '{getattr(layer, 'name', layer)}' "
+                f"({type(layer).__name__}), which {kind}."
+            )
+        if isinstance(target_fraction, bool) or not isinstance(target_fraction, Real) or not 0 <= target_fraction <= 1:
+            raise UnknownNameError(f"target_fraction is in [0, 1]. Received: target_fraction={target_fraction!r}.")
+        self._start = {"rate": check_rate(rate), "norm": check_norm(norm)}
+        self.target_fraction = float(target_fraction)
+        self.seed = seed
+        kwargs = {"name": f"{layer.name}_bridgeout", "dtype": layer.variable_dtype} | kwargs
+        # The layer casts its inputs and its kernel itself.
+        super().__init__(layer, autocast=False, **kwargs)
+        self.rate, self.norm = (
+            self.add_weight((), keras.initializers.Constant(value), trainable=False, name=name)
+            for name, value in self._start.items()
+        )
+        self.generator = keras.random.SeedGenerator(seed)
+
+    def call(self, inputs: Any, training: bool = False, **kwargs) -> Any:
+        if not training:
+            return self.layer(inputs, **kwargs)
+        values = [(v, self._perturbed(v) if v.name.endswith("kernel") else v.value) for v in self.layer.variables]
+        with keras.StatelessScope(state_mapping=values):
+            return self.layer(inputs, **kwargs)
+
+    def _perturbed(self, variable: keras.Variable) -> Any:
+        ops, kernel = keras.ops, variable.value
+        keep = 1 - self.rate.value
+        drawn = keras.random.uniform(kernel.shape, dtype=kernel.dtype, seed=self.generator)
+        noise = ops.cast(drawn < keep, kernel.dtype) / keep - 1
+        spread = (ops.abs(kernel) + _EPSILON) ** (self.norm.value / 2)
+        return kernel + spread * noise * self._targets(kernel)
+
+    def _targets(self, kernel: Any) -> Any:
+        """1 where the kernel is perturbed, of a shape that broadcasts with it."""
+        ops = keras.ops
+        inputs = -1 if type(self.layer) in _TRANSPOSED else -2
+        rank = math.floor(self.target_fraction * kernel.shape[inputs])
+        if rank == kernel.shape[inputs]:
+            return 1.0
+        norms = ops.sum(ops.square(kernel), axis=tuple(range(len(kernel.shape) - 2)))
+        threshold = ops.take(ops.sort(norms, axis=inputs), [rank], axis=inputs)
+        return ops.cast(norms < threshold, kernel.dtype)
+
+    def compute_output_spec(self, inputs: Any, **kwargs) -> Any:
+        kwargs.pop("training", None)
+        return self.layer.compute_output_spec(inputs, **kwargs)
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        # Keras does not save the state of generators; without it training would go on with other masks.
+        store["generator"] = keras.ops.convert_to_numpy(self.generator.state.value)
+
+    def load_own_variables(self, store: Any) -> None:
+        own = {*store.keys()} - {"generator"}
+        super().load_own_variables({key: store[key] for key in own})
+        self.generator.state.assign(store["generator"])
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | self._start | {"target_fraction": self.target_fraction, "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> BatchBridgeout:
+        # Keras' own takes the layer out of the dict that it is given.
+        return super().from_config(dict(config), custom_objects)
+
+
+class BridgeoutSchedule(keras.callbacks.Callback):
+    """Sets rate and norm of every `BatchBridgeout` of the model at the beginning of every epoch.
+
+    Args:
+        rate: function of the epoch's number (from 0) that returns the rate (None: leave it).
+        norm: likewise for the norm (None: leave it).
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> schedule = kfp.BridgeoutSchedule(rate=lambda epoch: min(0.3, 0.05 * epoch))
+    """
+
+    def __init__(self, rate: Callable[[int], float] | None = None, norm: Callable[[int], float] | None = None):
+        super().__init__()
+        if rate is None and norm is None:
+            raise UnknownNameError("BridgeoutSchedule expects rate=, norm= or both, functions of the epoch.")
+        self._parts = {"rate": (rate, check_rate), "norm": (norm, check_norm)}
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if not self._wrappers():
+            raise CalibrationDataError(
+                f"BridgeoutSchedule found no BatchBridgeout layer in model '{self.model.name}': apply_bridgeout(model)."
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        for name, (function, check) in self._parts.items():
+            if function is not None:
+                value = check(function(epoch))
+                for wrapper in self._wrappers():
+                    getattr(wrapper, name).assign(value)
+
+    def _wrappers(self) -> list[BatchBridgeout]:
+        found, waiting = [], [self.model]
+        while waiting:
+            layer = waiting.pop()
+            waiting += getattr(layer, "layers", ())
+            if isinstance(layer, BatchBridgeout):
+                found.append(layer)
+        return found
