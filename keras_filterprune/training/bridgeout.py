@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_filterprune.errors import CalibrationDataError, UnknownNameError, UnsupportedLayerError
+from keras_filterprune.errors import UnknownNameError, UnsupportedLayerError, UnsupportedModelError
 
 L = keras.layers
 _TRANSPOSED = (L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
@@ -91,9 +91,9 @@ class BatchBridgeout(keras.layers.Wrapper):
         self._start = {"rate": check_rate(rate), "norm": check_norm(norm)}
         self.target_fraction = float(target_fraction)
         self.seed = seed
-        kwargs = {"name": f"{layer.name}_bridgeout", "dtype": layer.variable_dtype} | kwargs
         # The layer casts its inputs and its kernel itself.
-        super().__init__(layer, autocast=False, **kwargs)
+        kwargs = {"name": f"{layer.name}_bridgeout"} | kwargs | {"dtype": layer.variable_dtype, "autocast": False}
+        super().__init__(layer, **kwargs)
         self.rate, self.norm = (
             self.add_weight((), keras.initializers.Constant(value), trainable=False, name=name)
             for name, value in self._start.items()
@@ -169,7 +169,7 @@ class BridgeoutSchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if not self._wrappers():
-            raise CalibrationDataError(
+            raise UnsupportedModelError(
                 f"BridgeoutSchedule found no BatchBridgeout layer in model '{self.model.name}': apply_bridgeout(model)."
             )
 
