@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from keras_filterprune.criteria import LRF as LRF
     from keras_filterprune.criteria import BNScale as BNScale
     from keras_filterprune.criteria import CaP as CaP
+    from keras_filterprune.criteria import Dead as Dead
     from keras_filterprune.criteria import Energy as Energy
     from keras_filterprune.criteria import GeometricMean as GeometricMean
     from keras_filterprune.criteria import Nystrom as Nystrom
@@ -63,7 +64,13 @@ if TYPE_CHECKING:
     from keras_filterprune.training import BatchBridgeout as BatchBridgeout
     from keras_filterprune.training import BridgeoutSchedule as BridgeoutSchedule
     from keras_filterprune.training import BridgePenalty as BridgePenalty
+    from keras_filterprune.training import FilterPruning as FilterPruning
+    from keras_filterprune.training import PruningSchedule as PruningSchedule
+    from keras_filterprune.training import SoftPruning as SoftPruning
     from keras_filterprune.training import apply_bridgeout as apply_bridgeout
+    from keras_filterprune.training import apply_filter_pruning as apply_filter_pruning
+    from keras_filterprune.training import exponential as exponential
+    from keras_filterprune.training import polynomial as polynomial
     from keras_filterprune.training import strip_wrappers as strip_wrappers
 
 _HOME = {
@@ -74,6 +81,7 @@ _HOME = {
     "criteria": [
         "BNScale",
         "CaP",
+        "Dead",
         "Energy",
         "FPGM",
         "FPOMP",
@@ -104,7 +112,19 @@ _HOME = {
     "pruning": ["apply_plan", "plan_pruning", "prune_model"],
     "rebuild": ["PruningPlan"],
     "report": ["PruneReport"],
-    "training": ["BatchBridgeout", "BridgePenalty", "BridgeoutSchedule", "apply_bridgeout", "strip_wrappers"],
+    "training": [
+        "BatchBridgeout",
+        "BridgePenalty",
+        "BridgeoutSchedule",
+        "FilterPruning",
+        "PruningSchedule",
+        "SoftPruning",
+        "apply_bridgeout",
+        "apply_filter_pruning",
+        "exponential",
+        "polynomial",
+        "strip_wrappers",
+    ],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

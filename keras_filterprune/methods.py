@@ -18,6 +18,7 @@ from keras_filterprune.criteria import (
     BNScale,
     CaP,
     Criterion,
+    Dead,
     Energy,
     GeometricMean,
     Nystrom,
@@ -151,6 +152,7 @@ for _name, _needs, _summary, *_make in (
     ("energy", "inputs", "share of the consumers' output variance", _fixed(Energy, Global(0.7), LeastSquares())),
     ("cap", "inputs", "error of the consumers' outputs after least squares", _fixed(CaP, Global(0.7), LeastSquares())),
     ("fp_omp_search", "labels", "accuracy after trial cuts, round by round", _fixed(CaP, Search(), LeastSquares())),
+    ("dead", "nothing", "units that nothing reads, after masks and penalties in training", _fixed(Dead, Uniform())),
     ("random", "nothing", "uniform random choice, the baseline", lambda seed: Method(Random(seed))),
 ):
     register_method(_name, _make[0], _needs, _summary, *_make[1:])

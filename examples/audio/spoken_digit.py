@@ -4,8 +4,9 @@ python examples/audio/spoken_digit.py [--data-dir DIR] [--epochs 40] [--seeds 3]
 
 Log-mel features of one second; training holds 10 % of the training clips back and keeps the weights that do best on
 them; accuracy is over the 300 test clips. The convolutions alone are pruned, without data, and the network is trained
-again. `similarity` removes what it calls redundant (`nystrom` finds the same filters), the others as many
-multiply-accumulates. Results are written after every step, and a run that was interrupted goes on from there.
+again: by one sweep of `similarity`, which decides itself how many filters go (`nystrom` finds the same ones), and by
+every method to half of the multiply-accumulates. Results are written after every step, and a run that was interrupted
+goes on from there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from keras_filterprune.export.predict import predict_tflite
 from tflite_bench import benchmark
 
 RATE, SAMPLES, BANDS, FRAMES = 8000, 8000, 40, 50
-METHODS = ("similarity", "operator_norm", "l2")
+HALF = kfp.MacsBudget(keep=0.5)
+WAYS = {
+    "dense": None,
+    "similarity, one sweep": ("similarity", kfp.RedundancyBudget()),
+    "similarity": ("similarity", HALF),
+    "operator_norm": ("operator_norm", HALF),
+    "l2": ("l2", HALF),
+}
 MODES = ("float32", "float16", "int8")
 
 
@@ -38,31 +46,26 @@ def main() -> None:
     path = out / "spoken_digit.json"
     report = json.loads(path.read_text()) if path.exists() else {"runs": {}}
     for seed in range(options.seeds):
-        dense, budget = None, None
-        for method in ("dense", *METHODS):
-            saved = out / f"{method}-{seed}.keras"
-            key = f"{method} {seed}"
-            if key not in report["runs"]:
-                if method == "dense":
-                    model = dcase21_net((BANDS, FRAMES, 1), pools=((5, 5), (4, 10)))
-                    cost, straight = kfp.CostModel(kfp.analyze(model)), None
-                    macs = cost.macs(cost.sizes)
-                else:
-                    share = kfp.RedundancyBudget() if method == "similarity" else budget
-                    model, pruned = kfp.prune_model(dense, method, share, include="conv*", return_report=True)
-                    macs, straight = pruned.plan.cost["macs"][1], accuracy(model, *test)
-                    print(pruned.summary())
-                fit(model, *train, options.epochs, seed)
-                model.save(saved)
-                report["runs"][key] = _figures(model, macs, straight, train, test, out / key.replace(" ", "-"))
-                path.write_text(json.dumps(report, indent=1) + "\n")
-                print(key, report["runs"][key], flush=True)
-            if method == "dense":
-                dense = keras.models.load_model(saved)
-            if method == "similarity":
-                budget = kfp.MacsBudget(report["runs"][key]["macs"] / report["runs"][f"dense {seed}"]["macs"])
+        for name, way in WAYS.items():
+            if f"{name}/{seed}" in report["runs"]:
+                continue
+            if way is None:
+                model = dcase21_net((BANDS, FRAMES, 1), pools=((5, 5), (4, 10)))
+                cost, straight = kfp.CostModel(kfp.analyze(model)), None
+                macs = cost.macs(cost.sizes)
+            else:
+                dense = keras.models.load_model(out / f"dense-{seed}.keras")
+                model, pruned = kfp.prune_model(dense, *way, include="conv*", return_report=True)
+                macs, straight = pruned.plan.cost["macs"][1], accuracy(model, *test)
+                print(pruned.summary())
+            fit(model, *train, options.epochs, seed)
+            model.save(out / f"{_stem(name)}-{seed}.keras")
+            figures = _figures(model, train, test, out / f"{_stem(name)}-{seed}")
+            report["runs"][f"{name}/{seed}"] = {"macs": macs, "straight": straight} | figures
+            path.write_text(json.dumps(report, indent=1) + "\n")
+            print(name, seed, figures, flush=True)
     if "latency" not in report:
-        files = [out / f"{method}-0.{mode}.tflite" for mode in ("float32", "int8") for method in ("dense", *METHODS)]
+        files = [out / f"{_stem(name)}-0.{mode}.tflite" for mode in ("float32", "int8") for name in WAYS]
         timed = benchmark(files, runs=200, progress=True).models
         report["latency"] = {file.stem: model.p50_ms for file, model in zip(files, timed, strict=True)}
         path.write_text(json.dumps(report, indent=1) + "\n")
@@ -116,8 +119,12 @@ def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
     return float(100 * np.mean(model.predict(x, batch_size=100, verbose=0).argmax(-1) == y))
 
 
-def _figures(model, macs: int, straight: float | None, train: tuple, test: tuple, stem: Path) -> dict:
-    found = {"macs": macs, "params": model.count_params(), "straight": straight, "accuracy": accuracy(model, *test)}
+def _stem(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def _figures(model: keras.Model, train: tuple, test: tuple, stem: Path) -> dict:
+    found = {"params": model.count_params(), "accuracy": accuracy(model, *test)}
     for mode in MODES:
         file = stem.with_name(f"{stem.name}.{mode}.tflite")
         result = kfp.export_tflite(model, file, quantize=mode, calibration=train[0][:200], overwrite=True)
@@ -131,14 +138,14 @@ def _table(report: dict, seeds: int) -> str:
         "| network | MACs | params | accuracy straight | fine-tuned | int8 | KB fp32 / fp16 / int8 | ms fp32 / int8 |"
     ]
     lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
-    for method in ("dense", *METHODS):
-        runs = [report["runs"][f"{method} {seed}"] for seed in range(seeds)]
-        scores = " | ".join(_spread([run[name] for run in runs]) for name in ("straight", "accuracy", "int8_accuracy"))
-        macs, params = (np.mean([run[name] for run in runs]) for name in ("macs", "params"))
+    for name, way in WAYS.items():
+        runs = [report["runs"][f"{name}/{seed}"] for seed in range(seeds)]
+        scores = " | ".join(_spread([run[key] for run in runs]) for key in ("straight", "accuracy", "int8_accuracy"))
+        macs, params = (np.mean([run[key] for run in runs]) for key in ("macs", "params"))
         sizes = " / ".join(f"{np.mean([run[f'{mode}_bytes'] for run in runs]) / 1e3:.0f}" for mode in MODES)
-        times = " / ".join(f"{report['latency'][f'{method}-0.{mode}']:.3f}" for mode in ("float32", "int8"))
-        name = method if method == "dense" else f"`{method}`"
-        lines.append(f"| {name} | {macs / 1e6:.1f} M | {params / 1e3:.1f} k | {scores} | {sizes} | {times} |")
+        times = " / ".join(f"{report['latency'][f'{_stem(name)}-0.{mode}']:.3f}" for mode in ("float32", "int8"))
+        label = name if way is None else name.replace(way[0], f"`{way[0]}`")
+        lines.append(f"| {label} | {macs / 1e6:.1f} M | {params / 1e3:.1f} k | {scores} | {sizes} | {times} |")
     return "\n".join(lines) + f"\n\nMean over {seeds} seeds, range in brackets; times of seed 0, one thread, median.\n"
 
 

@@ -67,6 +67,11 @@ def named_weights(layer: Any) -> dict[str, Any]:
     return named
 
 
+def copy_value(source: Any, target: Any) -> None:
+    """Give `target` the value of `source` in memory of its own: on JAX, training deletes the arrays it started from."""
+    target.assign(keras.ops.convert_to_numpy(source.value).copy())
+
+
 @functools.cache
 def _functional_class() -> type:
     x = keras.Input((1,))

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions
+from keras_filterprune.graph.keras_view import copy_value
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.layers.base import volume
 from keras_filterprune.probe.consumers import assign_kernel, kernel_matrix
@@ -108,11 +109,11 @@ class _Adder(_InPlace):
 
     def write(self) -> None:
         for op, before, core, after in self._copied:
-            core.kernel.assign(op.kernel.value)
+            copy_value(op.kernel, core.kernel)
             for adapter in (before, after):
                 assign_kernel(adapter, np.eye(adapter.filters))
             if op.use_bias:
-                after.bias.assign(op.bias.value)
+                copy_value(op.bias, after.bias)
 
 
 class _Merger(_InPlace):
@@ -155,7 +156,7 @@ class _Merger(_InPlace):
             twin = self.twins[id(found.core.op)]
             assign_kernel(twin, kernel)
             if onto and twin.use_bias:
-                twin.bias.assign(found.after.op.bias.value)
+                copy_value(found.after.op.bias, twin.bias)
 
 
 def _merged(found: Adapted, params: bool) -> tuple[bool, bool]:

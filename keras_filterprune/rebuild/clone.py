@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import SurgeryError, UnsupportedModelError
-from keras_filterprune.graph.keras_view import first_line, named_weights
+from keras_filterprune.graph.keras_view import copy_value, first_line, named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.layers.base import Handler, Rebuilt, Resize, handler_for
 
@@ -180,7 +180,7 @@ class Rewriter(Cloner):
             if id(op) not in self.written:
                 new = named_weights(self.twins[id(op)])
                 for name, variable in named_weights(op).items():
-                    new[name].assign(variable.value)
+                    copy_value(variable, new[name])
                 if hasattr(self.twins[id(op)], "finalize_state"):
                     self.twins[id(op)].finalize_state()
         self.write()
@@ -214,11 +214,10 @@ def _copy_weights(graph: ChannelGraph, alive: np.ndarray, twins: dict[int, Any])
         twin = twins[id(op)]
         new = named_weights(twin)
         for name, variable in named_weights(op).items():
-            value = variable.value
-            if (path, name) in masks:
-                value = keras.ops.convert_to_numpy(value)
-                for axis, mask in masks[path, name]:
-                    value = np.compress(mask, value, axis)
+            # A copy: on JAX, training deletes the arrays it started from.
+            value = keras.ops.convert_to_numpy(variable.value).copy()
+            for axis, mask in masks.get((path, name), ()):
+                value = np.compress(mask, value, axis)
             if tuple(new[name].shape) != tuple(value.shape):
                 raise SurgeryError(
                     f"surgery failed: weight '{name}' of layer '{path}' is left with shape {tuple(value.shape)}, the "

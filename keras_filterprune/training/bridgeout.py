@@ -10,6 +10,8 @@ from typing import Any
 import keras
 
 from keras_filterprune.errors import UnknownNameError, UnsupportedLayerError, UnsupportedModelError
+from keras_filterprune.layers.base import register_handler
+from keras_filterprune.training.base import TrainingWrapper, Transparent, wrappers_of
 
 L = keras.layers
 _TRANSPOSED = (L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
@@ -42,7 +44,7 @@ def check_norm(norm: Any) -> float:
 
 
 @keras.saving.register_keras_serializable(package="keras_filterprune")
-class BatchBridgeout(keras.layers.Wrapper):
+class BatchBridgeout(TrainingWrapper):
     """Perturbs the kernel of a layer while it trains, which acts as an L_q penalty and makes filters sparse.
 
     Every training call draws one mask B ~ Bernoulli(1 - rate) over the elements of the kernel, shared by the batch:
@@ -91,9 +93,7 @@ class BatchBridgeout(keras.layers.Wrapper):
         self._start = {"rate": check_rate(rate), "norm": check_norm(norm)}
         self.target_fraction = float(target_fraction)
         self.seed = seed
-        # The layer casts its inputs and its kernel itself.
-        kwargs = {"name": f"{layer.name}_bridgeout"} | kwargs | {"dtype": layer.variable_dtype, "autocast": False}
-        super().__init__(layer, **kwargs)
+        super().__init__(layer, "_bridgeout", **kwargs)
         self.rate, self.norm = (
             self.add_weight((), keras.initializers.Constant(value), trainable=False, name=name)
             for name, value in self._start.items()
@@ -126,10 +126,6 @@ class BatchBridgeout(keras.layers.Wrapper):
         threshold = ops.take(ops.sort(norms, axis=inputs), [rank], axis=inputs)
         return ops.cast(norms < threshold, kernel.dtype)
 
-    def compute_output_spec(self, inputs: Any, **kwargs) -> Any:
-        kwargs.pop("training", None)
-        return self.layer.compute_output_spec(inputs, **kwargs)
-
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         # Keras does not save the state of generators; without it training would go on with other masks.
@@ -143,10 +139,8 @@ class BatchBridgeout(keras.layers.Wrapper):
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | self._start | {"target_fraction": self.target_fraction, "seed": self.seed}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> BatchBridgeout:
-        # Keras' own takes the layer out of the dict that it is given.
-        return super().from_config(dict(config), custom_objects)
+
+register_handler(BatchBridgeout)(Transparent)
 
 
 class BridgeoutSchedule(keras.callbacks.Callback):
@@ -168,7 +162,7 @@ class BridgeoutSchedule(keras.callbacks.Callback):
         self._parts = {"rate": (rate, check_rate), "norm": (norm, check_norm)}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if not self._wrappers():
+        if not wrappers_of(self.model, BatchBridgeout):
             raise UnsupportedModelError(
                 f"BridgeoutSchedule found no BatchBridgeout layer in model '{self.model.name}': apply_bridgeout(model)."
             )
@@ -177,14 +171,5 @@ class BridgeoutSchedule(keras.callbacks.Callback):
         for name, (function, check) in self._parts.items():
             if function is not None:
                 value = check(function(epoch))
-                for wrapper in self._wrappers():
+                for wrapper in wrappers_of(self.model, BatchBridgeout):
                     getattr(wrapper, name).assign(value)
-
-    def _wrappers(self) -> list[BatchBridgeout]:
-        found, waiting = [], [self.model]
-        while waiting:
-            layer = waiting.pop()
-            waiting += getattr(layer, "layers", ())
-            if isinstance(layer, BatchBridgeout):
-                found.append(layer)
-        return found

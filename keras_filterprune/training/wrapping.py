@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.errors import UnknownNameError
-from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.graph.keras_view import copy_value, named_weights
+from keras_filterprune.graph.types import Call, ChannelGraph
 from keras_filterprune.rebuild.clone import Rewriter
+from keras_filterprune.training.base import TrainingWrapper, unwrapped
 from keras_filterprune.training.bridgeout import WINDOWED, BatchBridgeout
+from keras_filterprune.training.filter_pruning import FilterPruning
 
 
 def apply_bridgeout(
@@ -49,23 +53,64 @@ def apply_bridgeout(
     """
     graph = analyze(model)
     patterns = None if include is None else (include,) if isinstance(include, str) else tuple(include)
-    chosen = {}
+
+    def chosen(call: Call) -> bool:
+        if patterns is None:
+            return type(call.op) in WINDOWED and math.prod(call.op.kernel_size) > 1
+        return any(fnmatch.fnmatch(call.path, pattern) for pattern in patterns)
+
+    wanted = "a convolution with a window" if patterns is None else f"{include!r}"
+    return _wrapped(
+        model,
+        graph,
+        chosen,
+        wanted,
+        lambda layer, number: BatchBridgeout(layer, rate, norm, target_fraction, seed=seed + number),
+    )
+
+
+def apply_filter_pruning(model: keras.Model) -> keras.Model:
+    """An equal model in which every layer that reads prunable filters is in a `FilterPruning`, whose masks are ones.
+
+    Args:
+        model: a built functional or Sequential model, with `BatchBridgeout` wrappers perhaps. It is not modified.
+
+    Returns:
+        A model of the same kind, with the weights, and compiled like the original if that was.
+
+    Raises:
+        UnknownNameError: the model has no filters that can be removed.
+        UnsupportedLayerError: the model is masked already.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(2, 1, name="reader")]
+        >>> [layer.name for layer in kfp.apply_filter_pruning(keras.Sequential(layers)).layers][1]
+        'reader_masked'
+    """
+    graph = analyze(model)
+    readers = {member.layer for group in graph.groups for member in group.members if member.role == "input"}
+    wanted = "a layer that reads prunable filters"
+    return _wrapped(model, graph, lambda call: call.path in readers, wanted, lambda layer, _: FilterPruning(layer))
+
+
+def _wrapped(
+    model: keras.Model,
+    graph: ChannelGraph,
+    chosen: Callable[[Call], bool],
+    wanted: str,
+    wrapper: Callable[[keras.layers.Layer, int], TrainingWrapper],
+) -> keras.Model:
+    """The model with wrappers around the layers of the chosen calls; `wanted` says what these are."""
+    numbers: dict[int, int] = {}
     for call in graph.view.calls:
-        named = patterns is not None and any(fnmatch.fnmatch(call.path, pattern) for pattern in patterns)
-        windowed = patterns is None and type(call.op) in WINDOWED and math.prod(call.op.kernel_size) > 1
-        if call.inputs and (named or windowed):
-            chosen.setdefault(id(call.op), len(chosen))
-    if not chosen:
-        wanted = "a convolution with a window" if patterns is None else f"{include!r}"
+        if call.inputs and chosen(call):
+            numbers.setdefault(id(call.op), len(numbers))
+    if not numbers:
         raise UnknownNameError(f"model '{model.name}' has no layer that matches {wanted}. analyze(model) lists them.")
-
-    def wrapped(op: Any, clone: Callable[[Any], Any]) -> Any | None:
-        if id(op) not in chosen:
-            return None
-        plain = op if isinstance(op, keras.layers.Wrapper) else clone(op)
-        return BatchBridgeout(plain, rate, norm, target_fraction, seed=seed + chosen[id(op)])
-
-    return _Swapper(graph, wrapped).result(model)
+    return _Swapper(graph, lambda op, clone: wrapper(clone(op), numbers[id(op)]) if id(op) in numbers else None).result(
+        model
+    )
 
 
 def strip_wrappers(model: keras.Model) -> keras.Model:
@@ -83,11 +128,11 @@ def strip_wrappers(model: keras.Model) -> keras.Model:
         >>> [layer.name for layer in kfp.strip_wrappers(kfp.apply_bridgeout(model)).layers]
         ['conv']
     """
-    return _Swapper(analyze(model), lambda op, clone: clone(_plain(op)) if _plain(op) is not op else None).result(model)
 
+    def plain(op: Any, clone: Callable[[Any], Any]) -> Any | None:
+        return None if unwrapped(op) is op else clone(unwrapped(op))
 
-def _plain(op: Any) -> Any:
-    return op.layer if isinstance(op, BatchBridgeout) else op
+    return _Stripper(analyze(model), plain).result(model)
 
 
 class _Swapper(Rewriter):
@@ -113,4 +158,27 @@ class _Swapper(Rewriter):
 
     def write(self) -> None:
         for old, new in self._swapped:
-            _plain(new).set_weights(_plain(old).get_weights())
+            inner = new.layer if isinstance(new, TrainingWrapper) else new
+            source = old if type(inner) is type(old) else unwrapped(old)
+            for from_, to in zip(source.weights, inner.weights, strict=True):
+                copy_value(from_, to)
+
+
+class _Stripper(_Swapper):
+    """Takes wrappers off; the weights that read what their masks hide become zero."""
+
+    def write(self) -> None:
+        super().write()
+        hidden: dict[str, np.ndarray] = {}
+        for call, (inputs, _) in zip(self.graph.view.calls, self.graph.tensors, strict=True):
+            if isinstance(call.op, FilterPruning):
+                mask = keras.ops.convert_to_numpy(call.op.mask.value)
+                # The ids of the first call are those of the weights.
+                hidden.setdefault(call.path, inputs[0].ids[mask == 0])
+        twins = {call.path: self.twins[id(call.op)] for call in self.graph.view.calls if call.path in hidden}
+        for bind in self.graph.binds:
+            if bind.layer in hidden and bind.role == "input":
+                variable = named_weights(twins[bind.layer])[bind.weight]
+                value = np.moveaxis(keras.ops.convert_to_numpy(variable.value).copy(), bind.axis, 0)
+                value[np.isin(bind.ids, hidden[bind.layer])] = 0
+                variable.assign(np.moveaxis(value, 0, bind.axis))

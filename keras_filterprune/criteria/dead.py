@@ -1,0 +1,35 @@
+"""Units that nothing reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_filterprune.criteria.base import Criterion, filter_rows
+from keras_filterprune.graph.types import Group
+
+
+class Dead(Criterion):
+    """Sum of absolute weights with which other layers read a unit; units of score 0 are redundant.
+
+    With `RedundancyBudget` it removes what training has masked or driven to zero, and changes no output.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Dead()
+        Dead()
+    """
+
+    def __repr__(self) -> str:
+        return "Dead()"
+
+    def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        readers = [m for m in group.members if m.role == "input"]
+        return sum((np.abs(filter_rows(m, weights)).sum(axis=1) for m in readers), np.zeros(group.size))
+
+    def redundant(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> int:
+        return min(int((self.scores(group, weights) == 0).sum()), group.size - 1)
+
+    def refuses(self, group: Group) -> str | None:
+        return None if any(m.role == "input" for m in group.members) else "feeds no layer whose weights read it"

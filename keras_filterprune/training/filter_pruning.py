@@ -1,0 +1,50 @@
+"""Filters that are masked while a network trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_filterprune.errors import UnsupportedLayerError
+from keras_filterprune.layers.base import register_handler
+from keras_filterprune.training.base import TrainingWrapper, Transparent
+
+
+@keras.saving.register_keras_serializable(package="keras_filterprune")
+class FilterPruning(TrainingWrapper):
+    """Masks channels of a layer's input, so that the filters that make them are as good as gone.
+
+    Where all readers of a filter mask its channel, the network computes what it will compute without the filter,
+    whatever lies between: batch normalization, residual sums, concatenations. `apply_filter_pruning` wraps all readers
+    of a model, `PruningSchedule` sets their masks.
+
+    Args:
+        layer: a layer that reads channels on the last axis of its one input.
+        **kwargs: of `keras.layers.Layer`; the name is the layer's with "_masked" behind it by default.
+
+    Raises:
+        UnsupportedLayerError: this is no layer, or one whose input is masked already.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> kfp.FilterPruning(keras.layers.Dense(10, name="head")).name
+        'head_masked'
+    """
+
+    def __init__(self, layer: keras.layers.Layer, **kwargs):
+        if not isinstance(layer, keras.layers.Layer) or isinstance(layer, FilterPruning):
+            raise UnsupportedLayerError(
+                f"FilterPruning expects a layer whose input is not masked yet. Received: {layer!r}."
+            )
+        super().__init__(layer, "_masked", **kwargs)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        self.mask = self.add_weight((input_shape[-1],), "ones", trainable=False, name="mask")
+
+    def call(self, inputs: Any, **kwargs) -> Any:
+        return self.layer(inputs * keras.ops.cast(self.mask.value, inputs.dtype), **kwargs)
+
+
+register_handler(FilterPruning)(Transparent)

@@ -1,0 +1,269 @@
+"""Callbacks that remove filters little by little while `fit` runs: masked for good, or shrunk and free to come back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
+from typing import Any
+
+import keras
+import numpy as np
+from scipy.optimize import brentq
+
+from keras_filterprune.analysis import analyze
+from keras_filterprune.cost import CostModel, MacsBudget
+from keras_filterprune.cost.budgets import check_fraction
+from keras_filterprune.criteria import Criterion, Dead
+from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError, UnsupportedModelError
+from keras_filterprune.graph.keras_view import named_weights, view_model
+from keras_filterprune.graph.types import ChannelGraph, Group
+from keras_filterprune.methods import Method, as_method
+from keras_filterprune.planning import Options, Task
+from keras_filterprune.training.base import wrappers_of
+from keras_filterprune.training.filter_pruning import FilterPruning
+from keras_filterprune.training.wrapping import strip_wrappers
+
+
+def polynomial(keep: float, epochs: int, power: float = 3.0) -> list[float]:
+    """Fractions kept that fall from 1 to `keep` fast at first (Zhu and Gupta 2017): 1 - (1 - keep) (1 - (1 - e/E)^k).
+
+    Args:
+        keep: the last fraction, in (0, 1].
+        epochs: E, how many fractions.
+        power: k, above 0 (3); 1 is a straight line.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.polynomial(0.5, 2, power=1)
+        [0.75, 0.5]
+    """
+    _check(keep, epochs)
+    if isinstance(power, bool) or not isinstance(power, Real) or not power > 0:
+        raise UnknownNameError(f"power is a number above 0. Received: power={power!r}.")
+    return [1 - (1 - keep) * (1 - (1 - (epoch + 1) / epochs) ** power) for epoch in range(epochs)]
+
+
+def exponential(keep: float, epochs: int) -> list[float]:
+    """Fractions kept that fall from 1 to `keep` exponentially, three quarters of the way in the first quarter.
+
+    The pruning rate is a exp(-k e) + b through (0, 0), (E/4, 3P/4) and (E, P), as in asymptotic soft filter pruning
+    (He et al. 2019).
+
+    Args:
+        keep: the last fraction, in (0, 1].
+        epochs: E, how many fractions.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> [round(fraction, 3) for fraction in kfp.exponential(0.2, 4)]
+        [0.4, 0.248, 0.21, 0.2]
+    """
+    _check(keep, epochs)
+    decay = brentq(lambda k: (1 - math.exp(-k / 4)) / (1 - math.exp(-k)) - 0.75, 1e-3, 50)
+    share = (np.exp(-decay * np.arange(1, epochs + 1) / epochs) - 1) / (math.exp(-decay) - 1)
+    return [float(fraction) for fraction in 1 - (1 - keep) * share]
+
+
+def _check(keep: Any, epochs: Any) -> None:
+    check_fraction("keep", keep)
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise UnknownNameError(f"epochs is a positive number. Received: epochs={epochs!r}.")
+
+
+class _Lasting(Criterion):
+    """A criterion under which units that are dead already go first."""
+
+    def __init__(self, criterion: Criterion):
+        self.inner = criterion
+        self.requires = criterion.requires
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+    def observe(
+        self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
+    ) -> Criterion:
+        return _Lasting(self.inner.observe(graph, weights, data, progress))
+
+    def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        scores = self.inner.scores(group, weights).copy()
+        # Below every score, in a ranking by score per cost too.
+        scores[Dead().scores(group, weights) == 0] = -1e30
+        return scores
+
+    def refuses(self, group: Group) -> str | None:
+        return self.inner.refuses(group)
+
+
+class _Gradual(keras.callbacks.Callback):
+    """Base of the callbacks that follow a list of kept fractions."""
+
+    def __init__(
+        self,
+        keep: float | Sequence[float],
+        method: str | Method | Criterion = "l2",
+        *,
+        data: Any = None,
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] | None = None,
+        min_filters: int = 1,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.keep = [keep] if isinstance(keep, Real) else list(keep)
+        for fraction in self.keep:
+            check_fraction("keep", fraction)
+        if not self.keep or any(b > a for a, b in zip(self.keep, self.keep[1:], strict=False)):
+            raise InfeasibleBudgetError(
+                f"keep is a fraction, or one per epoch that never rises: filters do not come back. Received: {keep!r}."
+            )
+        self.recipe = as_method(method, seed, data is not None)
+        self.data, self.seed = data, seed
+        self.options = Options(include, exclude, min_filters, 1)
+        self._logs: dict[str, float] = {}
+
+    def choose(self, model: keras.Model, epoch: int, lasting: bool) -> tuple[ChannelGraph, dict[str, np.ndarray]]:
+        """The graph of a plain model, and the units of every group that stay at an epoch; also notes the logs."""
+        graph = analyze(model)
+        criterion = _Lasting(self.recipe.criterion) if lasting else self.recipe.criterion
+        budget = MacsBudget(self.keep[min(epoch, len(self.keep) - 1)])
+        recipe = replace(self.recipe, criterion=criterion, rounds=1)
+        task = Task(model, graph, recipe, budget, self.options, self.data, self.seed, False)
+        kept = task.select(task.counts())
+        cost, sizes = CostModel(graph), np.array([len(kept[group.name]) for group in graph.groups])
+        alive = graph.kept_ids(kept)
+        filters = sum(int(alive[b.ids].sum()) for b in graph.binds if b.role == "filter")
+        every = sum(len(b.ids) for b in graph.binds if b.role == "filter")
+        self._logs = {
+            "kept_filters": float(filters),
+            "filter_sparsity": 1 - filters / every,
+            "macs_if_pruned": float(cost.macs(sizes)),
+        }
+        return graph, kept
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if logs is not None:
+            logs.update(self._logs)
+
+
+class PruningSchedule(_Gradual):
+    """Masks more and more filters while a model trains that `apply_filter_pruning` has prepared.
+
+    At the beginning of every epoch whose fraction is a new one, filters are chosen as `prune_model` would, those masked
+    before among them, and masked in all their readers. After training, `strip_wrappers` gives a plain model with the
+    same outputs, and `prune_model(plain, "dead", RedundancyBudget())` the smaller one. Adds `kept_filters`,
+    `filter_sparsity` and `macs_if_pruned` to the logs of every epoch.
+
+    Args:
+        keep: fraction of the multiply-accumulates that is kept; or one per epoch, never rising, the last of which
+            holds on (`polynomial`, `exponential`, or any list).
+        method: how filters are chosen, as in `prune_model`; its compensator is not used ("l2").
+        data: calibration data for methods that need it (None).
+        include, exclude, min_filters, seed: as in `prune_model`.
+
+    Raises:
+        InfeasibleBudgetError: fractions outside (0, 1], or that rise.
+        UnknownNameError: the method is not known.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.PruningSchedule(kfp.polynomial(0.5, epochs=2, power=1)).keep
+        [0.75, 0.5]
+    """
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if not wrappers_of(self.model, FilterPruning):
+            raise UnsupportedModelError(
+                f"PruningSchedule found no FilterPruning layer in model '{self.model.name}': train "
+                "apply_filter_pruning(model)."
+            )
+        self._reached: float | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        wanted = self.keep[min(epoch, len(self.keep) - 1)]
+        if wanted == self._reached:
+            return
+        self._reached = wanted
+        plain = strip_wrappers(self.model)
+        graph, kept = self.choose(plain, epoch, lasting=True)
+        alive = graph.kept_ids(kept)
+        # The same calls in the same order, with and without wrappers.
+        for call, (inputs, _) in zip(view_model(self.model).calls, graph.tensors, strict=True):
+            if isinstance(call.op, FilterPruning):
+                call.op.mask.assign(alive[inputs[0].ids].astype("float32"))
+
+
+class SoftPruning(_Gradual):
+    """Shrinks the filters that would be pruned, again and again, while the model trains; useful ones grow back.
+
+    `rho=0` is soft filter pruning (He et al. 2018), 0.95 at every step iterative soft shrinkage (Wang et al. 2023). The
+    filters chosen last lose their readers' weights when training ends, so that
+    `prune_model(model, "dead", RedundancyBudget())` removes them and changes nothing. Adds `kept_filters`,
+    `filter_sparsity` and `macs_if_pruned` to the logs of every epoch.
+
+    Args:
+        keep: fraction of the multiply-accumulates that is kept, or one per epoch, see `PruningSchedule`.
+        method: how filters are chosen, as in `prune_model` ("l2").
+        rho: what kernels, biases, scales and shifts of the chosen filters are multiplied by, in [0, 1) (0).
+        every: shrink after so many steps; None: after every epoch.
+        data, include, exclude, min_filters, seed: as in `prune_model`.
+
+    Raises:
+        InfeasibleBudgetError: fractions outside (0, 1], or that rise.
+        UnknownNameError: the method is not known, rho is outside [0, 1) or every is not a positive number.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.SoftPruning(0.5, "fpgm", rho=0.9, every=100).rho
+        0.9
+    """
+
+    def __init__(
+        self,
+        keep: float | Sequence[float],
+        method: str | Method | Criterion = "l2",
+        rho: float = 0.0,
+        every: int | None = None,
+        **options,
+    ):
+        super().__init__(keep, method, **options)
+        if isinstance(rho, bool) or not isinstance(rho, Real) or not 0 <= rho < 1:
+            raise UnknownNameError(f"rho is a factor in [0, 1). Received: rho={rho!r}.")
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise UnknownNameError(f"every is a positive number of steps, or None. Received: every={every!r}.")
+        self.rho, self.every = float(rho), every
+        self._epoch, self._steps = 0, 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._steps += 1
+        if self.every is not None and self._steps % self.every == 0:
+            if hasattr(self.model, "jax_state_sync"):
+                # Within an epoch, Keras keeps the weights outside the variables on JAX.
+                self.model.jax_state_sync()
+            self._scale(("filter", "channel"), self.rho)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.every is None:
+            self._scale(("filter", "channel"), self.rho)
+        super().on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._scale(("input",), 0.0)
+
+    def _scale(self, roles: tuple[str, ...], factor: float) -> None:
+        """Multiply the weights of all units that would go now, but for statistics."""
+        graph, kept = self.choose(self.model, self._epoch, lasting=False)
+        layers = {call.path: call.op for call in graph.view.calls if call.inputs}
+        for group in graph.groups:
+            gone = np.delete(np.arange(group.size), kept[group.name])
+            for member in group.members:
+                if member.role in roles and not member.weight.startswith("moving_"):
+                    variable = named_weights(layers[member.layer])[member.weight]
+                    value = np.moveaxis(keras.ops.convert_to_numpy(variable.value).copy(), member.axis, 0)
+                    value[member.positions[gone].ravel()] *= factor
+                    variable.assign(np.moveaxis(value, 0, member.axis))
