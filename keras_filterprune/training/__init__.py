@@ -3,11 +3,11 @@
 from keras_filterprune.training.bridgeout import BatchBridgeout as BatchBridgeout
 from keras_filterprune.training.bridgeout import BridgeoutSchedule as BridgeoutSchedule
 from keras_filterprune.training.filter_pruning import FilterPruning as FilterPruning
+from keras_filterprune.training.fractions import exponential as exponential
+from keras_filterprune.training.fractions import polynomial as polynomial
 from keras_filterprune.training.regularizers import BridgePenalty as BridgePenalty
 from keras_filterprune.training.schedule import PruningSchedule as PruningSchedule
 from keras_filterprune.training.schedule import SoftPruning as SoftPruning
-from keras_filterprune.training.schedule import exponential as exponential
-from keras_filterprune.training.schedule import polynomial as polynomial
 from keras_filterprune.training.wrapping import apply_bridgeout as apply_bridgeout
 from keras_filterprune.training.wrapping import apply_filter_pruning as apply_filter_pruning
 from keras_filterprune.training.wrapping import strip_wrappers as strip_wrappers
