@@ -347,9 +347,16 @@ def test_renumbered_filters_go_in_the_same_order(shape, sign, criterion):
     assert order[again].tolist() == ranked.tolist()
 
 
+def test_a_search_in_single_precision_finds_the_same_neighbours_and_the_same_distances():
+    rows = unit_rows(300, 9, seed=15)
+    (ours, near), (theirs, exact) = (closeness.neighbours(rows, kind) for kind in (np.float32, np.float64))
+    assert ours.tolist() == theirs.tolist()
+    np.testing.assert_array_equal(near, exact)
+
+
 @pytest.mark.parametrize("block", [1, 60, 100, 2**20])
 def test_neighbours_in_blocks_are_those_of_the_whole_matrix(block, monkeypatch):
-    monkeypatch.setattr(closeness, "_SIMILARITIES", block)
+    monkeypatch.setattr(closeness, "_BLOCK", 8 * block)
     rows = unit_rows(37, 6, seed=14)
     cosines = rows @ rows.T
     np.fill_diagonal(cosines, -np.inf)

@@ -3,9 +3,10 @@
 python examples/benchmarks/nystrom.py [--filters 64 ... 8192] [--out DIR]
 
 Three ways to the same kept filters, each from prototypes that are made once: "complete" forms the n x n matrix with
-one BLAS product, as papers write it; `similarity` takes all pairs in blocks; `nystrom` takes m columns and goes through
-the factor in blocks. Filters are drawn at random with `--channels` inputs, so prototypes are in general position, the
-hardest case. Then all six layers of VGGish. Times are medians of interleaved runs on one thread.
+one BLAS product, as papers write it; `similarity` takes all pairs in blocks; `nystrom` takes m columns and searches
+their factor in blocks of float32, as the criteria do. Filters are drawn at random with `--channels` inputs, so that
+prototypes are in general position, the hardest case. Then all six layers of VGGish. Times are medians of interleaved
+runs on one thread.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def complete(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 WAYS: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]] = {
     "complete": lambda rows, m: complete(rows),
     "similarity": lambda rows, m: neighbours(rows),
-    "nystrom": lambda rows, m: neighbours(landmarks(rows, m, 0.0)),
+    "nystrom": lambda rows, m: neighbours(landmarks(rows, m, 0.0), kfp.Nystrom.search),
 }
 
 

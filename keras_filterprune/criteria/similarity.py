@@ -27,7 +27,12 @@ class _Pairwise(Criterion):
     Args:
         sign: in which channel of the filter the rank-1 part is made positive, which settles the sign of the prototype:
             "dominant" (default, its largest) or "first_channel" (the paper).
+
+    Attributes:
+        search: precision in which `neighbours` looks.
     """
+
+    search: type = np.float64
 
     def __init__(self, sign: str = "dominant"):
         if sign not in _SIGNS:
@@ -48,7 +53,7 @@ class _Pairwise(Criterion):
     def _swept(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> tuple[np.ndarray, int]:
         prototypes, sizes = group_prototypes(group, weights, self.sign)
         full = np.flatnonzero(prototypes.any(axis=1))
-        order, distances, first = sweeps(self.embed(group, prototypes[full]), sizes[full])
+        order, distances, first = sweeps(self.embed(group, prototypes[full]), sizes[full], self.search)
         scores = np.zeros(group.size)
         scores[full[order]] = np.maximum.accumulate(distances) + np.arange(1, len(order) + 1) * 1e-12
         return scores, first + min(group.size - len(full), group.size - 1)
@@ -94,6 +99,8 @@ class Nystrom(_Pairwise):
         >>> kfp.Nystrom(m=9)
         Nystrom(m=9, tolerance=None, sign='dominant')
     """
+
+    search = np.float32
 
     def __init__(self, m: int | None = None, tolerance: float | None = None, sign: str = "dominant"):
         super().__init__(sign)
