@@ -210,7 +210,7 @@ class Task:
         if found is None:
             raise InfeasibleBudgetError(
                 f"{self.budget!r} leaves the number of filters to the criterion, and {self.recipe.criterion!r} only "
-                "ranks them. Use method='similarity' or 'nystrom', or give a fraction."
+                "ranks them. Use method='similarity', 'nystrom' or 'dead', or give a fraction."
             )
         return found
 
