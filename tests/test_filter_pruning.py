@@ -159,6 +159,14 @@ def test_dead_units_are_those_without_readers():
     assert_same(model, small, images()[0], 1e-6)
 
 
+def test_of_a_layer_that_nothing_reads_one_filter_stays():
+    model = network()
+    model.get_layer("conv3").kernel.assign(0 * model.get_layer("conv3").kernel)
+    small = shrunk(model)
+    assert small.get_layer("conv2").filters == 1
+    assert_same(model, small, images()[0], 1e-6)
+
+
 # ---------------------------------------------------------------------------------------------- in training
 
 

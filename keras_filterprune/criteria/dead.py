@@ -29,7 +29,7 @@ class Dead(Criterion):
         return sum((np.abs(filter_rows(m, weights)).sum(axis=1) for m in readers), np.zeros(group.size))
 
     def redundant(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> int:
-        return min(int((self.scores(group, weights) == 0).sum()), group.size - 1)
+        return int((self.scores(group, weights) == 0).sum())
 
     def refuses(self, group: Group) -> str | None:
         return None if any(m.role == "input" for m in group.members) else "feeds no layer whose weights read it"
