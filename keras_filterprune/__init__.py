@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from keras_filterprune.training import BridgeoutSchedule as BridgeoutSchedule
     from keras_filterprune.training import BridgePenalty as BridgePenalty
     from keras_filterprune.training import FilterPruning as FilterPruning
+    from keras_filterprune.training import GroupLasso as GroupLasso
     from keras_filterprune.training import PruningSchedule as PruningSchedule
     from keras_filterprune.training import SoftPruning as SoftPruning
     from keras_filterprune.training import apply_bridgeout as apply_bridgeout
@@ -117,6 +118,7 @@ _HOME = {
         "BridgePenalty",
         "BridgeoutSchedule",
         "FilterPruning",
+        "GroupLasso",
         "PruningSchedule",
         "SoftPruning",
         "apply_bridgeout",

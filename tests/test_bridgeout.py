@@ -313,6 +313,25 @@ def test_the_penalty_is_the_norm_and_its_gradient_is_finite(q):
     assert kfp.BridgePenalty.from_config(penalty.get_config()).get_config() == {"q": q, "strength": 0.01}
 
 
+@pytest.mark.parametrize("axis", [-1, -2, 0])
+def test_the_group_lasso_sums_the_norms_of_filters_and_keeps_zeros(axis):
+    import tensorflow as tf
+
+    penalty, kernel = kfp.GroupLasso(0.1, axis), np.random.default_rng(9).normal(size=(3, 2, 4, 5))
+    np.moveaxis(kernel, axis, 0)[1] = 0
+    x = tf.Variable(kernel)
+    with tf.GradientTape() as tape:
+        value = penalty(x)
+    rows = np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
+    assert float(value) == pytest.approx(0.1 * math.sqrt(rows.shape[1]) * np.linalg.norm(rows, axis=1).sum(), rel=1e-4)
+    gradient = np.moveaxis(tape.gradient(value, x).numpy(), axis, 0)
+    assert np.abs(gradient[1]).max() == 0
+    assert np.abs(gradient[0]).max() > 0
+    assert kfp.GroupLasso.from_config(penalty.get_config()).get_config() == {"strength": 0.1, "axis": axis}
+    with pytest.raises(kfp.UnknownNameError, match=r"axis is an integer\. Received: axis='last'"):
+        kfp.GroupLasso(axis="last")
+
+
 def test_the_penalty_is_saved_with_the_model(tmp_path):
     x = keras.Input((4,))
     model = keras.Model(x, layers.Dense(2, kernel_regularizer=kfp.BridgePenalty(1.2, 0.5))(x))
@@ -348,6 +367,8 @@ def test_fractions_that_are_none(fraction):
 def test_strengths_that_are_none(strength):
     with pytest.raises(kfp.UnknownNameError, match="strength is a number, not negative"):
         kfp.BridgePenalty(1.5, strength)
+    with pytest.raises(kfp.UnknownNameError, match="strength is a number, not negative"):
+        kfp.GroupLasso(strength)
 
 
 @pytest.mark.parametrize("make", [layers.ReLU, layers.BatchNormalization, lambda: layers.LSTM(3), lambda: 3])

@@ -6,6 +6,7 @@ from keras_filterprune.training.filter_pruning import FilterPruning as FilterPru
 from keras_filterprune.training.fractions import exponential as exponential
 from keras_filterprune.training.fractions import polynomial as polynomial
 from keras_filterprune.training.regularizers import BridgePenalty as BridgePenalty
+from keras_filterprune.training.regularizers import GroupLasso as GroupLasso
 from keras_filterprune.training.schedule import PruningSchedule as PruningSchedule
 from keras_filterprune.training.schedule import SoftPruning as SoftPruning
 from keras_filterprune.training.wrapping import apply_bridgeout as apply_bridgeout

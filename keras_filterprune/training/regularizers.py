@@ -1,7 +1,8 @@
-"""Penalties for `kernel_regularizer=` that leave weights near zero."""
+"""Penalties for `kernel_regularizer=` that leave weights, or whole filters, near zero."""
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -29,9 +30,7 @@ class BridgePenalty(keras.regularizers.Regularizer):
 
     def __init__(self, q: float = 1.5, strength: float = 1e-4):
         self.q = check_norm(q)
-        if isinstance(strength, bool) or not isinstance(strength, Real) or not strength >= 0:
-            raise UnknownNameError(f"strength is a number, not negative. Received: strength={strength!r}.")
-        self.strength = float(strength)
+        self.strength = _check_strength(strength)
 
     def __call__(self, x: Any) -> Any:
         # Without the small number the gradient at 0 is infinite for q < 1.
@@ -39,3 +38,45 @@ class BridgePenalty(keras.regularizers.Regularizer):
 
     def get_config(self) -> dict[str, Any]:
         return {"q": self.q, "strength": self.strength}
+
+
+@keras.saving.register_keras_serializable(package="keras_filterprune")
+class GroupLasso(keras.regularizers.Regularizer):
+    """strength * sum_j sqrt(d) ||w_j||_2 over the filters w_j of d weights: whole filters go to zero (Wen et al. 2016).
+
+    The counterpart for batch normalization scales (Liu et al. 2017, network slimming) is Keras' own:
+    `BatchNormalization(gamma_regularizer=keras.regularizers.L1(1e-4))`.
+
+    Args:
+        strength: of the penalty, not negative (1e-4).
+        axis: along which the kernel's filters are numbered: -1 (default), -2 for transposed convolutions.
+
+    Raises:
+        UnknownNameError: an argument is out of range.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layer = keras.layers.Conv2D(8, 3, kernel_regularizer=kfp.GroupLasso(1e-4))
+    """
+
+    def __init__(self, strength: float = 1e-4, axis: int = -1):
+        self.strength = _check_strength(strength)
+        if isinstance(axis, bool) or not isinstance(axis, int):
+            raise UnknownNameError(f"axis is an integer. Received: axis={axis!r}.")
+        self.axis = axis
+
+    def __call__(self, x: Any) -> Any:
+        others = [axis for axis in range(len(x.shape)) if axis != self.axis % len(x.shape)]
+        weights = math.prod(x.shape[axis] for axis in others)
+        # Without the small number the gradient of a filter of zeros is not a number.
+        norms = keras.ops.sqrt(keras.ops.sum(keras.ops.square(x), axis=others) + 1e-12)
+        return self.strength * math.sqrt(weights) * keras.ops.sum(norms)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"strength": self.strength, "axis": self.axis}
+
+
+def _check_strength(strength: Any) -> float:
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not strength >= 0:
+        raise UnknownNameError(f"strength is a number, not negative. Received: strength={strength!r}.")
+    return float(strength)
