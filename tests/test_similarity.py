@@ -819,7 +819,7 @@ def test_a_criterion_that_only_ranks_does_not_go_with_the_redundancy_budget(netw
         sentence = rf"RedundancyBudget\(\) leaves the number of filters to the criterion, and {named}\(.*\) only ranks"
         with pytest.raises(kfp.InfeasibleBudgetError, match=sentence) as caught:
             kfp.prune_model(network, method, kfp.RedundancyBudget(), progress=False)
-        assert str(caught.value).endswith("Use method='similarity' or 'nystrom', or give a fraction.")
+        assert str(caught.value).endswith("Use method='similarity', 'nystrom' or 'dead', or give a fraction.")
 
 
 def test_an_allocator_that_measures_does_not_go_with_the_redundancy_budget(network):
