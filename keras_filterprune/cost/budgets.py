@@ -106,7 +106,8 @@ class RedundancyBudget:
     """Remove what the criterion itself calls redundant, whatever that saves.
 
     For criteria whose number of removed filters follows from the filters (`Similarity`, `Nystrom`: one of every two
-    that are nearest to each other); which layers are pruned is chosen with `include` and `exclude`.
+    that are nearest to each other; `Dead`: those that nothing reads). Which layers are pruned is chosen with `include`
+    and `exclude`.
     """
 
 

@@ -33,10 +33,10 @@ class OperatorNorm(MemberCriterion):
         super().__init__("mean")
         if aggregate not in _AGGREGATES:
             raise UnknownNameError(f"aggregate is one of {', '.join(_AGGREGATES)}. Received: aggregate={aggregate!r}.")
-        self.channels = aggregate
+        self.over_channels = aggregate
 
     def __repr__(self) -> str:
-        return f"OperatorNorm(aggregate={self.channels!r})"
+        return f"OperatorNorm(aggregate={self.over_channels!r})"
 
     def filters(self, member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         return filter_tensors(member, weights).astype(np.float64)
@@ -48,7 +48,7 @@ class OperatorNorm(MemberCriterion):
         kernels = kernels - kernels.mean(axis=1, keepdims=True)
         direction = np.linalg.eigh(kernels.swapaxes(1, 2) @ kernels)[1][:, :, -1]
         along = np.einsum("cft,ct->cf", kernels, direction)
-        if self.channels == "sumsq":
+        if self.over_channels == "sumsq":
             own = np.einsum("cf,cf->f", along, along)
         else:
             own = (along * np.where(along[:, :1] < 0, -1, 1)).sum(axis=0) ** 2

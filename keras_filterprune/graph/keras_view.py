@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
@@ -70,6 +71,13 @@ def named_weights(layer: Any) -> dict[str, Any]:
 def copy_value(source: Any, target: Any) -> None:
     """Give `target` the value of `source` in memory of its own: on JAX, training deletes the arrays it started from."""
     target.assign(keras.ops.convert_to_numpy(source.value).copy())
+
+
+def scale_slices(variable: Any, axis: int, where: np.ndarray, factor: float) -> None:
+    """Multiply the slices of a variable at `where` (indices or a boolean array) along an axis by a factor."""
+    value = np.moveaxis(keras.ops.convert_to_numpy(variable.value).copy(), axis, 0)
+    value[where] *= factor
+    variable.assign(np.moveaxis(value, 0, axis))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from keras_filterprune.cost import CostModel, MacsBudget
 from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.criteria import Criterion, Dead
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError, UnsupportedModelError
-from keras_filterprune.graph.keras_view import named_weights, view_model
+from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.planning import Options, Task
@@ -216,6 +216,4 @@ class SoftPruning(_Gradual):
             for member in group.members:
                 if member.role in roles and not member.weight.startswith("moving_"):
                     variable = named_weights(layers[member.layer])[member.weight]
-                    value = np.moveaxis(keras.ops.convert_to_numpy(variable.value).copy(), member.axis, 0)
-                    value[member.positions[gone].ravel()] *= factor
-                    variable.assign(np.moveaxis(value, 0, member.axis))
+                    scale_slices(variable, member.axis, member.positions[gone].ravel(), factor)

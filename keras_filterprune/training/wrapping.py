@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.errors import UnknownNameError
-from keras_filterprune.graph.keras_view import copy_value, named_weights
+from keras_filterprune.graph.keras_view import copy_value, named_weights, scale_slices
 from keras_filterprune.graph.types import Call, ChannelGraph
 from keras_filterprune.rebuild.clone import Rewriter
 from keras_filterprune.training.base import TrainingWrapper, unwrapped
@@ -179,6 +179,4 @@ class _Stripper(_Swapper):
         for bind in self.graph.binds:
             if bind.layer in hidden and bind.role == "input":
                 variable = named_weights(twins[bind.layer])[bind.weight]
-                value = np.moveaxis(keras.ops.convert_to_numpy(variable.value).copy(), bind.axis, 0)
-                value[np.isin(bind.ids, hidden[bind.layer])] = 0
-                variable.assign(np.moveaxis(value, 0, bind.axis))
+                scale_slices(variable, bind.axis, np.isin(bind.ids, hidden[bind.layer]), 0.0)
