@@ -64,12 +64,16 @@ if TYPE_CHECKING:
     from keras_filterprune.training import BatchBridgeout as BatchBridgeout
     from keras_filterprune.training import BridgeoutSchedule as BridgeoutSchedule
     from keras_filterprune.training import BridgePenalty as BridgePenalty
+    from keras_filterprune.training import BudgetGates as BudgetGates
     from keras_filterprune.training import FilterPruning as FilterPruning
     from keras_filterprune.training import GroupLasso as GroupLasso
+    from keras_filterprune.training import PenaltySchedule as PenaltySchedule
     from keras_filterprune.training import PruningSchedule as PruningSchedule
     from keras_filterprune.training import SoftPruning as SoftPruning
     from keras_filterprune.training import apply_bridgeout as apply_bridgeout
+    from keras_filterprune.training import apply_filter_gates as apply_filter_gates
     from keras_filterprune.training import apply_filter_pruning as apply_filter_pruning
+    from keras_filterprune.training import apply_penalty as apply_penalty
     from keras_filterprune.training import exponential as exponential
     from keras_filterprune.training import polynomial as polynomial
     from keras_filterprune.training import strip_wrappers as strip_wrappers
@@ -117,12 +121,16 @@ _HOME = {
         "BatchBridgeout",
         "BridgePenalty",
         "BridgeoutSchedule",
+        "BudgetGates",
         "FilterPruning",
         "GroupLasso",
+        "PenaltySchedule",
         "PruningSchedule",
         "SoftPruning",
         "apply_bridgeout",
+        "apply_filter_gates",
         "apply_filter_pruning",
+        "apply_penalty",
         "exponential",
         "polynomial",
         "strip_wrappers",

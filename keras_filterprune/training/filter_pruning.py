@@ -17,10 +17,12 @@ class FilterPruning(TrainingWrapper):
 
     Where all readers of a filter mask its channel, the network computes what it will compute without the filter,
     whatever lies between: batch normalization, residual sums, concatenations. `apply_filter_pruning` wraps all readers
-    of a model, `PruningSchedule` sets their masks.
+    of a model, `PruningSchedule` sets their masks. Gates are masks that are trained: a channel is open where its gate
+    is above 0, and a gate's gradient is that of a factor (straight-through).
 
     Args:
         layer: a layer that reads channels on the last axis of its one input.
+        gates: train the mask (False); `BudgetGates` steers it.
         **kwargs: of `keras.layers.Layer`; the name is the layer's with "_masked" behind it by default.
 
     Raises:
@@ -32,19 +34,31 @@ class FilterPruning(TrainingWrapper):
         'head_masked'
     """
 
-    def __init__(self, layer: keras.layers.Layer, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, gates: bool = False, **kwargs):
         if not isinstance(layer, keras.layers.Layer) or isinstance(layer, FilterPruning):
             raise UnsupportedLayerError(
                 f"FilterPruning expects a layer whose input is not masked yet. Received: {layer!r}."
             )
+        self.gates = bool(gates)
         super().__init__(layer, "_masked", **kwargs)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
-        self.mask = self.add_weight((input_shape[-1],), "ones", trainable=False, name="mask")
+        self.mask = self.add_weight((input_shape[-1],), "ones", trainable=self.gates, name="mask")
+
+    @property
+    def open(self) -> Any:
+        """Boolean tensor of shape (channels,): which channels the layer sees."""
+        return self.mask.value > 0
 
     def call(self, inputs: Any, **kwargs) -> Any:
-        return self.layer(inputs * keras.ops.cast(self.mask.value, inputs.dtype), **kwargs)
+        mask = keras.ops.cast(self.open, self.mask.dtype)
+        if self.gates:
+            mask = self.mask.value + keras.ops.stop_gradient(mask - self.mask.value)
+        return self.layer(inputs * keras.ops.cast(mask, inputs.dtype), **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"gates": self.gates}
 
 
 register_handler(FilterPruning)(Transparent)

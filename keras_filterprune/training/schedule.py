@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import CostModel, MacsBudget
+from keras_filterprune.cost import MacsBudget
 from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.criteria import Criterion, Dead
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError, UnsupportedModelError
@@ -19,8 +19,9 @@ from keras_filterprune.graph.keras_view import named_weights, scale_slices, view
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.planning import Options, Task
-from keras_filterprune.training.base import wrappers_of
+from keras_filterprune.training.base import sync_variables, wrappers_of
 from keras_filterprune.training.filter_pruning import FilterPruning
+from keras_filterprune.training.logs import if_pruned
 from keras_filterprune.training.wrapping import strip_wrappers
 
 
@@ -84,15 +85,7 @@ class _Gradual(keras.callbacks.Callback):
         recipe = replace(self.recipe, criterion=criterion, rounds=1)
         task = Task(model, graph, recipe, budget, self.options, self.data, self.seed, False)
         kept = task.select(task.counts())
-        cost, sizes = CostModel(graph), np.array([len(kept[group.name]) for group in graph.groups])
-        alive = graph.kept_ids(kept)
-        filters = sum(int(alive[b.ids].sum()) for b in graph.binds if b.role == "filter")
-        every = sum(len(b.ids) for b in graph.binds if b.role == "filter")
-        self._logs = {
-            "kept_filters": float(filters),
-            "filter_sparsity": 1 - filters / every,
-            "macs_if_pruned": float(cost.macs(sizes)),
-        }
+        self._logs = if_pruned(graph, task.cost, np.array([len(kept[group.name]) for group in graph.groups]))
         return graph, kept
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -126,7 +119,7 @@ class PruningSchedule(_Gradual):
     """
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if not wrappers_of(self.model, FilterPruning):
+        if all(wrapper.gates for wrapper in wrappers_of(self.model, FilterPruning)):
             raise UnsupportedModelError(
                 f"PruningSchedule found no FilterPruning layer in model '{self.model.name}': train "
                 "apply_filter_pruning(model)."
@@ -194,9 +187,7 @@ class SoftPruning(_Gradual):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._steps += 1
         if self.every is not None and self._steps % self.every == 0:
-            if hasattr(self.model, "jax_state_sync"):
-                # Within an epoch, Keras keeps the weights outside the variables on JAX.
-                self.model.jax_state_sync()
+            sync_variables(self.model)
             self._scale(("filter", "channel"), self.rho)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -11,13 +11,17 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.errors import UnknownNameError
-from keras_filterprune.graph.keras_view import copy_value, named_weights, scale_slices
+from keras_filterprune.criteria import Criterion
+from keras_filterprune.errors import CalibrationDataError, UnknownNameError
+from keras_filterprune.graph.keras_view import copy_value, named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import Call, ChannelGraph
+from keras_filterprune.methods import Method, as_method
+from keras_filterprune.probe import Weights
 from keras_filterprune.rebuild.clone import Rewriter
 from keras_filterprune.training.base import TrainingWrapper, unwrapped
 from keras_filterprune.training.bridgeout import WINDOWED, BatchBridgeout
 from keras_filterprune.training.filter_pruning import FilterPruning
+from keras_filterprune.training.regularizers import Penalty
 
 
 def apply_bridgeout(
@@ -88,10 +92,125 @@ def apply_filter_pruning(model: keras.Model) -> keras.Model:
         >>> [layer.name for layer in kfp.apply_filter_pruning(keras.Sequential(layers)).layers][1]
         'reader_masked'
     """
+    return _masked(model, analyze(model), lambda layer, _: FilterPruning(layer))
+
+
+def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l2", data: Any = None) -> keras.Model:
+    """As `apply_filter_pruning`, with gates that are trained in the place of masks, for `BudgetGates`.
+
+    Args:
+        model: a built functional or Sequential model. It is not modified.
+        method: gates start at the scores of its criterion, divided by their mean in the group, at 1 where it gives
+            none ("l2"; the paper's gates are the scales of batch normalization, "bn_scale"). Scores above 0 are open.
+        data: calibration data for methods that need it (None).
+
+    Returns:
+        A model of the same kind, with the weights, and compiled like the original if that was.
+
+    Raises:
+        CalibrationDataError: the method needs data that is not there.
+        UnknownNameError: the model has no filters that can be removed, or the method is not known.
+        UnsupportedLayerError: the model is masked already.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(2, 1, name="reader")]
+        >>> kfp.apply_filter_gates(keras.Sequential(layers)).layers[1].gates
+        True
+    """
     graph = analyze(model)
+    criterion = as_method(method, 0, data is not None).criterion
+    if criterion.requires and data is None:
+        raise CalibrationDataError(f"{criterion!r} needs calibration inputs: pass data=.")
+    weights = Weights(graph.view)
+    criterion = criterion.observe(graph, weights, data, False)
+    gates = np.ones(graph.unit_of_id.max(initial=-1) + 1)
+    for group in graph.groups:
+        scores = np.zeros(1) if criterion.refuses(group) else criterion.scores(group, weights)
+        if scores.mean() > 0:
+            gates[group.units] = scores / scores.mean()
+    gated = _masked(model, graph, lambda layer, _: FilterPruning(layer, gates=True))
+    # The same calls in the same order, with and without wrappers.
+    for call, (inputs, _) in zip(view_model(gated).calls, graph.tensors, strict=True):
+        if isinstance(call.op, FilterPruning):
+            call.op.mask.assign(gates[graph.unit_of_id[inputs[0].ids]].astype("float32"))
+    return gated
+
+
+def _masked(
+    model: keras.Model, graph: ChannelGraph, wrapper: Callable[[keras.layers.Layer, int], FilterPruning]
+) -> keras.Model:
     readers = {member.layer for group in graph.groups for member in group.members if member.role == "input"}
-    wanted = "a layer that reads prunable filters"
-    return _wrapped(model, graph, lambda call: call.path in readers, wanted, lambda layer, _: FilterPruning(layer))
+    return _wrapped(model, graph, lambda call: call.path in readers, "a layer that reads prunable filters", wrapper)
+
+
+def apply_penalty(
+    model: keras.Model, penalty: Penalty, weights: str = "kernel", *, include: str | Iterable[str] | None = None
+) -> keras.Model:
+    """An equal model in which the filters that can be removed are penalised; the original is not touched.
+
+    Args:
+        model: a built functional or Sequential model, with training-time wrappers perhaps.
+        penalty: `BridgePenalty` or `GroupLasso`, which takes its axis from the layer. It takes the place of a
+            regularizer that is there.
+        weights: "kernel", or "scale" for the scales of normalization (with `BridgePenalty(q=1)`: network slimming,
+            Liu et al. 2017).
+        include: names or globs of layers (None: all that own a filter that can be removed).
+
+    Returns:
+        A model of the same kind, with the weights, and compiled like the original if that was.
+
+    Raises:
+        UnknownNameError: penalty is none of ours, weights is neither of the two, or no layer matches.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> kfp.apply_penalty(keras.Sequential(layers), kfp.GroupLasso(1e-4)).layers[0].kernel_regularizer.strength
+        0.0001
+    """
+    if not isinstance(penalty, Penalty):
+        raise UnknownNameError(f"penalty is a BridgePenalty or a GroupLasso. Received: penalty={penalty!r}.")
+    if weights not in ("kernel", "scale"):
+        raise UnknownNameError(f"weights is 'kernel' or 'scale'. Received: weights={weights!r}.")
+    graph = analyze(model)
+    patterns = ("*",) if include is None else (include,) if isinstance(include, str) else tuple(include)
+    axes = {
+        member.layer: (member.weight, member.axis)
+        for group in graph.groups
+        for member in group.members
+        if (member.role == "filter" if weights == "kernel" else member.weight == "gamma")
+        and any(fnmatch.fnmatch(member.layer, pattern) for pattern in patterns)
+    }
+    if not axes:
+        raise UnknownNameError(
+            f"model '{model.name}' has no {weights} of a filter that can be removed in layers {', '.join(patterns)}. "
+            "analyze(model) lists them."
+        )
+    return _Penalised(graph, penalty, axes).result(model)
+
+
+class _Penalised(Rewriter):
+    """Clones a model with a penalty on some weights, {layer path: (weight, axis of the filters)}."""
+
+    def __init__(self, graph: ChannelGraph, penalty: Penalty, axes: dict[str, tuple[str, int]]):
+        super().__init__(graph)
+        self._penalty = penalty.get_config()
+        self._kind = type(penalty)
+        self._axes = {id(call.op): axes[call.path] for call in graph.view.calls if call.path in axes}
+
+    def _clone(self, op: Any) -> Any:
+        twin = super()._clone(op)
+        if id(op) in self._axes:
+            weight, axis = self._axes[id(op)]
+            along = {"axis": axis} if "axis" in self._penalty else {}
+            penalty = self._kind.from_config(self._penalty | along)
+            inner = unwrapped(twin)
+            setattr(inner, weight.removesuffix("_kernel") + "_regularizer", penalty)
+            if inner.built:
+                # The layer in a wrapper is built before the wrapper is called.
+                named_weights(inner)[weight].regularizer = penalty
+        return twin
 
 
 def _wrapped(
@@ -172,9 +291,8 @@ class _Stripper(_Swapper):
         hidden: dict[str, np.ndarray] = {}
         for call, (inputs, _) in zip(self.graph.view.calls, self.graph.tensors, strict=True):
             if isinstance(call.op, FilterPruning):
-                mask = keras.ops.convert_to_numpy(call.op.mask.value)
                 # The ids of the first call are those of the weights.
-                hidden.setdefault(call.path, inputs[0].ids[mask == 0])
+                hidden.setdefault(call.path, inputs[0].ids[~keras.ops.convert_to_numpy(call.op.open)])
         twins = {call.path: self.twins[id(call.op)] for call in self.graph.view.calls if call.path in hidden}
         for bind in self.graph.binds:
             if bind.layer in hidden and bind.role == "input":

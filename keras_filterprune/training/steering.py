@@ -1,0 +1,282 @@
+"""Callbacks that make a penalty as strong as it takes to reach a budget: sparse weights, or trained gates."""
+
+from __future__ import annotations
+
+import abc
+import bisect
+import warnings
+from numbers import Integral, Real
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.analysis import analyze
+from keras_filterprune.cost import Budget, CostModel, CountBudget
+from keras_filterprune.cost.budgets import as_budget
+from keras_filterprune.criteria import Criterion
+from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError, UnsupportedModelError
+from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.methods import Method, as_method
+from keras_filterprune.probe import Weights
+from keras_filterprune.training.base import sync_variables, wrappers_of
+from keras_filterprune.training.filter_pruning import FilterPruning
+from keras_filterprune.training.logs import if_pruned
+from keras_filterprune.training.regularizers import Penalty
+
+
+class _Steered(keras.callbacks.Callback, abc.ABC):
+    """Knows what the network would cost, and what it may.
+
+    Args:
+        budget: what the network may cost when training ends; a fraction of the multiply-accumulates, `MacsBudget` or
+            `ParamsBudget`.
+    """
+
+    def __init__(self, budget: Budget | float):
+        super().__init__()
+        self.budget = as_budget(budget)
+        if isinstance(self.budget, CountBudget):
+            raise InfeasibleBudgetError(
+                f"{type(self).__name__} steers what the network costs: give a fraction, MacsBudget or ParamsBudget. "
+                f"Received: {budget!r}."
+            )
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._graph = analyze(self.model)
+        self._costs = CostModel(self._graph)
+        self._limit = self.budget.limit(self._costs)
+        self._price = self.budget.cost(self._costs)
+        self.prepare(self._graph)
+        self._spent = self._price(self.counts())
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        keep = self.counts()
+        self._spent = self._price(keep)
+        if logs is not None:
+            logs.update(if_pruned(self._graph, self._costs, keep))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._spent > self._limit:
+            warnings.warn(
+                f"{type(self).__name__}: {self.budget} allows {self._limit:,} {self.budget.unit}, and after training "
+                f"{self._spent:,} are needed. {self.advice}",
+                stacklevel=2,
+            )
+
+    advice: str
+
+    @abc.abstractmethod
+    def prepare(self, graph: ChannelGraph) -> None:
+        """Look at the model before training; an `UnsupportedModelError` where there is nothing to steer."""
+
+    @abc.abstractmethod
+    def counts(self) -> np.ndarray:
+        """Units of every group that the network needs now, int64 of shape (n_groups,)."""
+
+
+class PenaltySchedule(_Steered):
+    """Steers the strength of `BridgePenalty` and `GroupLasso` until the filters that matter fit a budget.
+
+    Of every group the filters are counted out that hold, together, no more than a share of its energy, the sum of its
+    squared scores. After an epoch in which the cost of the others fell by less than a straight line to the budget asks
+    for, all strengths grow by a step; below the budget they fall by one (dependency-aware filter pruning, Zhao et al.
+    2020). Adds `strength` (the highest), `kept_filters`, `filter_sparsity` and `macs_if_pruned` to the logs of every
+    epoch. After training, `prune_model` with the same method and budget removes filters that hardly matter.
+
+    Args:
+        budget: what the filters that matter may cost at the end of training: a fraction of the multiply-accumulates,
+            `MacsBudget` or `ParamsBudget`.
+        method: whose scores say what matters, one that needs no data: "l2" for penalties on kernels (default),
+            "bn_scale" for those on scales.
+        step: of the strengths, above 0 (1e-5).
+        energy: share of a group's energy that does not matter, in (0, 1) (0.01).
+
+    Raises:
+        InfeasibleBudgetError: a budget that says how many filters to keep.
+        UnknownNameError: the method is not known or needs data, step is not above 0, or energy is outside (0, 1).
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.PenaltySchedule(0.5, "bn_scale", step=1e-4).budget
+        MacsBudget(keep=0.5)
+    """
+
+    advice = "Train for more epochs, or take larger steps."
+
+    def __init__(
+        self,
+        budget: Budget | float,
+        method: str | Method | Criterion = "l2",
+        step: float = 1e-5,
+        energy: float = 0.01,
+    ):
+        super().__init__(budget)
+        self._criterion = as_method(method, 0).criterion
+        if self._criterion.requires:
+            raise UnknownNameError(f"PenaltySchedule expects a method that needs no data. Received: method={method!r}.")
+        if isinstance(energy, bool) or not isinstance(energy, Real) or not 0 < energy < 1:
+            raise UnknownNameError(f"energy is a share, in (0, 1). Received: energy={energy!r}.")
+        self.step, self.energy = _above_zero("step", step), float(energy)
+
+    def prepare(self, graph: ChannelGraph) -> None:
+        found = {id(v.regularizer): v.regularizer for v in self.model.trainable_variables}
+        self._penalties = [penalty for penalty in found.values() if isinstance(penalty, Penalty)]
+        if not self._penalties:
+            raise UnsupportedModelError(
+                f"PenaltySchedule found no BridgePenalty or GroupLasso in model '{self.model.name}': "
+                "apply_penalty(model, GroupLasso(1e-5))."
+            )
+        self._criterion = self._criterion.observe(graph, Weights(graph.view), None, False)
+
+    def counts(self) -> np.ndarray:
+        weights = Weights(self._graph.view)
+        keep = []
+        for group in self._graph.groups:
+            keep.append(group.size)
+            if self._criterion.refuses(group) is None:
+                held = np.cumsum(np.sort(self._criterion.scores(group, weights) ** 2))
+                keep[-1] -= min(int((held <= self.energy * held[-1]).sum()), group.size - 1)
+        return np.array(keep, int)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        before = self._spent
+        super().on_epoch_end(epoch, logs)
+        left = max(1, self.params["epochs"] - epoch - 1)
+        if before - self._spent < (self._spent - self._limit) / left:
+            self._strengthen(self.step)
+        elif self._spent < self._limit:
+            self._strengthen(-self.step)
+        if logs is not None:
+            logs["strength"] = max(penalty.strength for penalty in self._penalties)
+
+    def _strengthen(self, step: float) -> None:
+        for penalty in self._penalties:
+            penalty.strength = max(0.0, penalty.strength + step)
+        if keras.backend.backend() == "jax":
+            # Compiled with the value that the variable had, since it is none of the model's own.
+            self.model.make_train_function(force=True)
+
+
+class BudgetGates(_Steered):
+    """Trains gates until the open ones fit a budget: holistic filter pruning (Enderich et al. 2021).
+
+    Trains a model that `apply_filter_gates` has prepared. Every filter has one gate, open above 0. The loss moves it as
+    it would move a factor of 1 (straight-through); as long as the open filters cost too much, a hinge pulls it down by
+    the derivative of the cost, which is the filter's own cost and that of its part in all its readers. What is
+    allowed falls to the budget on a straight line. There, on the budget to one filter, gates stay as they are; the rest
+    of the training is fine-tuning. Adds `kept_filters`, `filter_sparsity` and `macs_if_pruned` to the logs of every
+    epoch. After training, `strip_wrappers` gives a plain model with the same outputs, and
+    `prune_model(plain, "dead", RedundancyBudget())` the smaller one.
+
+    Args:
+        budget: what the open filters may cost: a fraction of the multiply-accumulates, `MacsBudget` or `ParamsBudget`.
+        epochs: after so many the budget holds, at least 1 (None: half of the training's).
+        strength: how far the hinge moves gates at each step, on average (0.01; gates start at 1, on average).
+        min_filters: filters that stay open in every group (1).
+
+    Raises:
+        InfeasibleBudgetError: a budget that says how many filters to keep, or one below what `min_filters` cost.
+        UnknownNameError: strength is not above 0, epochs or min_filters not a positive integer.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.BudgetGates(kfp.ParamsBudget(0.5), epochs=10).epochs
+        10
+    """
+
+    advice = "Train for more epochs, or with a higher strength."
+
+    def __init__(self, budget: Budget | float, epochs: int | None = None, strength: float = 0.01, min_filters: int = 1):
+        super().__init__(budget)
+        for name, value in (("epochs", epochs), ("min_filters", min_filters)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+                raise UnknownNameError(f"{name} is a positive integer. Received: {name}={value!r}.")
+        self.epochs, self.min_filters = epochs, min_filters
+        self.strength = _above_zero("strength", strength)
+
+    def prepare(self, graph: ChannelGraph) -> None:
+        if not any(wrapper.gates for wrapper in wrappers_of(self.model, FilterPruning)):
+            raise UnsupportedModelError(
+                f"BudgetGates found no gates in model '{self.model.name}': train apply_filter_gates(model)."
+            )
+        self._group = np.repeat(np.arange(len(graph.groups)), self._costs.sizes)
+        self._floor = np.minimum(self._costs.sizes, self.min_filters)
+        if self._price(self._floor) > self._limit:
+            raise InfeasibleBudgetError(
+                f"{self.budget} allows {self._limit:,} {self.budget.unit}; {self.min_filters} filters in each group "
+                f"need {self._price(self._floor):,}."
+            )
+        # Gates are numbered group by group; channels that cannot be pruned have none.
+        number = np.full(graph.unit_of_id.max() + 1, -1)
+        number[np.concatenate([group.units for group in graph.groups])] = np.arange(len(self._group))
+        readers: dict[int, tuple[FilterPruning, np.ndarray]] = {}
+        for call, (inputs, _) in zip(graph.view.calls, graph.tensors, strict=True):
+            if isinstance(call.op, FilterPruning) and call.op.gates:
+                readers.setdefault(id(call.op), (call.op, number[graph.unit_of_id[inputs[0].ids]]))
+        self._wrappers = [wrapper for wrapper, _ in readers.values()]
+        self._numbers = np.concatenate([numbers for _, numbers in readers.values()])
+        self._ends = np.cumsum([len(numbers) for _, numbers in readers.values()])
+        self._gates = np.ones(len(self._group))
+        self._gates[self._numbers[self._numbers >= 0]] = self._read()[self._numbers >= 0]
+        self._met = self._price(self.counts()) <= self._limit
+
+    def counts(self) -> np.ndarray:
+        return self._counts(self._gates > 0)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        way = min(1.0, (epoch + 1) / (self.epochs or max(1, self.params["epochs"] // 2)))
+        full = self._price(self._costs.sizes)
+        self._allowed = full - way * (full - self._limit)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        sync_variables(self.model)
+        if not self._met:
+            # What is saved is float32: training goes on alike from a file.
+            self._gates = self._moved(self._read()).astype("float32").astype(float)
+            self._met = self._price(self.counts()) <= self._limit
+        values = np.where(self._numbers >= 0, self._gates[self._numbers], 1.0)
+        for wrapper, part in zip(self._wrappers, np.split(values, self._ends[:-1]), strict=True):
+            wrapper.mask.assign(part.astype("float32"))
+
+    def _read(self) -> np.ndarray:
+        return np.concatenate([keras.ops.convert_to_numpy(w.mask.value) for w in self._wrappers]).astype(float)
+
+    def _moved(self, trained: np.ndarray) -> np.ndarray:
+        """The gates after a step of the optimizer, which left `trained` in the readers, and one of the hinge."""
+        own = self._numbers >= 0
+        steps = (trained - self._gates[self._numbers])[own]
+        # The readers of a filter share its gate, so that their steps add up.
+        gates = self._gates + np.bincount(self._numbers[own], steps, len(self._gates))
+        now = self.counts()
+        if self._price(now) > self._allowed:
+            pull = self._price.gradient(now)[self._group]
+            gates -= self.strength * pull / pull.mean()
+        return self._reopened(gates)
+
+    def _reopened(self, gates: np.ndarray) -> np.ndarray:
+        """The gates without those closings that go below the floors, or further than is needed now."""
+        order = np.lexsort((-gates, self._group))
+        rank = np.empty(len(gates), int)
+        rank[order] = np.arange(len(gates)) - (np.cumsum(self._costs.sizes) - self._costs.sizes)[self._group]
+        gates = np.where(rank < self._floor[self._group], np.maximum(gates, self.strength), gates)
+        closing = np.flatnonzero((self._gates > 0) & (gates <= 0))
+        closing = closing[np.argsort(-gates[closing], kind="stable")]
+
+        def cost(reopened: int) -> int:
+            is_open = gates > 0
+            is_open[closing[:reopened]] = True
+            return self._price(self._counts(is_open))
+
+        reopened = bisect.bisect_right(range(len(closing) + 1), self._allowed, key=cost) - 1
+        gates[closing[: max(0, reopened)]] = self.strength
+        return gates
+
+    def _counts(self, is_open: np.ndarray) -> np.ndarray:
+        return np.bincount(self._group[is_open], minlength=len(self._costs.sizes))
+
+
+def _above_zero(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
+        raise UnknownNameError(f"{name} is a number above 0. Received: {name}={value!r}.")
+    return float(value)
