@@ -112,7 +112,8 @@ class BatchBridgeout(TrainingWrapper):
         keep = 1 - self.rate.value
         drawn = keras.random.uniform(kernel.shape, dtype=kernel.dtype, seed=self.generator)
         noise = ops.cast(drawn < keep, kernel.dtype) / keep - 1
-        spread = (ops.abs(kernel) + _EPSILON) ** (self.norm.value / 2)
+        # A power as TensorFlow computes it takes five times as long on a CPU.
+        spread = ops.exp(ops.log(ops.abs(kernel) + _EPSILON) * (self.norm.value / 2))
         return kernel + spread * noise * self._targets(kernel)
 
     def _targets(self, kernel: Any) -> Any:

@@ -153,8 +153,9 @@ def apply_penalty(
         model: a built functional or Sequential model, with training-time wrappers perhaps.
         penalty: `BridgePenalty` or `GroupLasso`, which takes its axis from the layer. It takes the place of a
             regularizer that is there.
-        weights: "kernel", or "scale" for the scales of normalization (with `BridgePenalty(q=1)`: network slimming,
-            Liu et al. 2017).
+        weights: "kernel"; or "scale" for the scales of normalization (with `BridgePenalty(q=1)`: network slimming,
+            Liu et al. 2017). Where normalization follows, kernels can shrink together without any effect: there,
+            scales are what to penalise.
         include: names or globs of layers (None: all that own a filter that can be removed).
 
     Returns:
