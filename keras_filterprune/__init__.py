@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from keras_filterprune.criteria import CaP as CaP
     from keras_filterprune.criteria import Dead as Dead
     from keras_filterprune.criteria import Energy as Energy
+    from keras_filterprune.criteria import Genetic as Genetic
     from keras_filterprune.criteria import GeometricMean as GeometricMean
     from keras_filterprune.criteria import Nystrom as Nystrom
     from keras_filterprune.criteria import OperatorNorm as OperatorNorm
@@ -90,6 +91,7 @@ _HOME = {
         "Energy",
         "FPGM",
         "FPOMP",
+        "Genetic",
         "GeometricMean",
         "L1",
         "L2",

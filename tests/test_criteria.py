@@ -100,6 +100,9 @@ def test_select_is_sorted_unique_nested_and_keeps_the_highest(analysed, ready, n
             assert (np.diff(kept) > 0).all()
             assert kept[0] >= 0
             assert kept[-1] < group.size
+            if isinstance(criterion, kfp.Genetic):
+                # Searched for every count anew.
+                continue
             assert smaller < set(kept.tolist())
             smaller = set(kept.tolist())
             removed = np.delete(scores, kept)
@@ -170,7 +173,7 @@ def renumbered(analysed):
 @every_model
 @pytest.mark.parametrize("key", [c for c in CRITERIA if c != "random"])
 def test_renumbered_filters_are_the_same_filters(analysed, renumbered, ready, name, key):
-    """Random is left out: its scores belong to positions, not to filters."""
+    """Random is left out: its scores belong to positions, not to filters; so does what a search tries by chance."""
     (_, graph, weights), (model, other, moved, orders) = analysed[name], renumbered[name]
     criterion = ready(key, name, *analysed[name])
     again = ready(key, f"{name} renumbered", model, other, moved)

@@ -4,6 +4,7 @@ from keras_filterprune.criteria.base import Criterion as Criterion
 from keras_filterprune.criteria.base import MemberCriterion as MemberCriterion
 from keras_filterprune.criteria.dead import Dead as Dead
 from keras_filterprune.criteria.distance import FPGM as FPGM
+from keras_filterprune.criteria.genetic import Genetic as Genetic
 from keras_filterprune.criteria.magnitude import L1 as L1
 from keras_filterprune.criteria.magnitude import L2 as L2
 from keras_filterprune.criteria.magnitude import BNScale as BNScale

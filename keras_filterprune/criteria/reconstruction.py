@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ _SENSITIVITY = 0.25
 _TINY = float(np.finfo(float).tiny)
 
 
-# Covariance (d, d) of a consumer's input columns, its kernel (d, outputs), and the columns of every unit (n_units, m).
+# Gram matrix (d, d) of a consumer's input columns, its kernel (d, outputs), and every unit's columns (n_units, m).
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
 Importance = Callable[[Call, np.ndarray], float]
 
@@ -39,8 +40,8 @@ class Observed(Criterion):
 
     requires = frozenset({"activations"})
 
-    def __init__(self, scores: dict[str, np.ndarray] | None = None):
-        self._scores = scores
+    def __init__(self):
+        self._found: dict[str, np.ndarray] | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -53,9 +54,13 @@ class Observed(Criterion):
         """
         return lambda call, variance: 1 / (max(variance.sum(), _TINY) * volume(call.output_shapes[0][1:-1]))
 
+    def moment(self, rows: np.ndarray) -> np.ndarray:
+        """Gram matrix of a consumer's input columns, (d, d), from rows (n, d): their covariance."""
+        return moments(rows)[1]
+
     @abc.abstractmethod
     def summarise(self, problems: list[Problem]) -> np.ndarray:
-        """Scores of the units, from what each consumer makes of them."""
+        """What is remembered of a group: scores of its units, from what each consumer makes of them."""
 
     def observe(
         self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
@@ -70,18 +75,19 @@ class Observed(Criterion):
         inputs = calibration_inputs(data, graph.view)
         importance = self.importance(graph, inputs, progress)
         problems: dict[str, list] = {group.name: [] for group in graph.groups}
-        scores: dict[str, np.ndarray] = {}
+        observed = copy.copy(self)
+        observed._found = {}
 
         def watch(call: Call, args: tuple, kwargs: dict) -> Any:
             # A layer that is called several times is observed at its first call.
             for group, member in consumers.pop(call.path, ()):
-                problem = _problem(call, args[0], member.positions, importance)
+                problem = self._problem(call, args[0], member.positions, importance)
                 if problem is not None:
                     problems[group.name].append(problem)
                 waiting[group.name] -= 1
                 if not waiting[group.name]:
                     found = problems.pop(group.name)
-                    scores[group.name] = self.summarise(found) if found else np.full(group.size, np.nan)
+                    observed._found[group.name] = self.summarise(found) if found else np.full(group.size, np.nan)
             return call.op(*args, **kwargs)
 
         executor = Executor(graph.view, watch, check=True)
@@ -89,19 +95,43 @@ class Observed(Criterion):
         numbers = [number for number, call in enumerate(graph.view.calls) if call.inputs]
         for number in track(numbers, "observing", len(numbers), progress):
             executor.step(number)
-        return type(self)(scores)
+        return observed
+
+    def found(self, group: Group) -> np.ndarray:
+        """What `summarise` said of a group."""
+        if self._found is None:
+            raise CalibrationDataError(f"{self!r} needs calibration inputs: pass data=. A few hundred are enough.")
+        return self._found[group.name]
 
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        if self._scores is None:
-            raise CalibrationDataError(f"{self!r} needs calibration inputs: pass data=. A few hundred are enough.")
-        return self._scores[group.name]
+        return self.found(group)
 
     def refuses(self, group: Group) -> str | None:
-        if self._scores is None:
+        if self._found is None:
             return None
-        found = self._scores.get(group.name)
+        found = self._found.get(group.name)
         unseen = found is None or np.isnan(found).any()
         return "feeds no layer whose input can be observed" if unseen else None
+
+    def _problem(self, call: Call, x: Any, positions: np.ndarray, importance: Importance) -> Problem | None:
+        """What one consumer makes of the units' channels, scaled to what its errors count."""
+        found = kernel_matrix(call.op)
+        if found is None:
+            return None
+        rows = sample_rows(call.op, x, generator_for(call)).x[:, :, positions.ravel()]
+        kernel = found[1][:, positions.ravel()]
+        taps, channels = kernel.shape[:2]
+        if taps * channels > _LARGEST_GRAM:
+            # Every tap reads the same channels: one matrix for all, and the taps' outputs side by side.
+            flat, matrix, taps = rows.reshape(-1, channels), np.concatenate(list(kernel), axis=1), 1
+        else:
+            # Channel-major, so that the columns of a unit are neighbours.
+            flat = rows.swapaxes(1, 2).reshape(len(rows), -1)
+            matrix = kernel.swapaxes(0, 1).reshape(taps * channels, -1)
+        gram = self.moment(flat)
+        variance = (matrix * (gram @ matrix)).sum(axis=0).reshape(-1, kernel.shape[-1]).sum(axis=0)
+        weight = importance(call, variance)
+        return gram * weight, matrix, np.arange(taps * channels).reshape(len(positions), -1)
 
 
 class CaP(Observed):
@@ -147,23 +177,3 @@ class OutputPursuit(CaP):
             return relative(call, variance) * float(own @ variance) ** _SENSITIVITY
 
         return importance
-
-
-def _problem(call: Call, x: Any, positions: np.ndarray, importance: Importance) -> Problem | None:
-    """What one consumer makes of the units' channels, scaled to what its errors count."""
-    found = kernel_matrix(call.op)
-    if found is None:
-        return None
-    rows = sample_rows(call.op, x, generator_for(call)).x[:, :, positions.ravel()]
-    kernel = found[1][:, positions.ravel()]
-    taps, channels = kernel.shape[:2]
-    if taps * channels > _LARGEST_GRAM:
-        # Every tap reads the same channels: one covariance for all, and the taps' outputs side by side.
-        flat, matrix, taps = rows.reshape(-1, channels), np.concatenate(list(kernel), axis=1), 1
-    else:
-        # Channel-major, so that the columns of a unit are neighbours.
-        flat, matrix = rows.swapaxes(1, 2).reshape(len(rows), -1), kernel.swapaxes(0, 1).reshape(taps * channels, -1)
-    covariance = moments(flat)[1]
-    variance = (matrix * (covariance @ matrix)).sum(axis=0).reshape(-1, kernel.shape[-1]).sum(axis=0)
-    weight = importance(call, variance)
-    return covariance * weight, matrix, np.arange(taps * channels).reshape(len(positions), -1)
