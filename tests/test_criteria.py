@@ -185,13 +185,13 @@ def test_renumbered_filters_are_the_same_filters(analysed, renumbered, ready, na
         np.testing.assert_allclose(again.scores(b, moved), scores[order], rtol=rtol, atol=atol)
         gaps = -np.diff(np.sort(scores)[::-1])
         for n_keep in range(1, a.size):
-            if gaps[n_keep - 1] > atol:
+            if gaps[n_keep - 1] > atol and key != "genetic":
                 kept = again.select(b, n_keep, moved)
                 assert criterion.select(a, n_keep, weights).tolist() == sorted(order[kept].tolist())
 
 
 @every_model
-@pytest.mark.parametrize("method", [n for n in NAMES if n != "random"])
+@pytest.mark.parametrize("method", [n for n in NAMES if n not in ("random", "genetic")])
 @pytest.mark.parametrize("budget", [0.9, kfp.FiltersBudget(0.5)], ids=["macs", "filters"])
 def test_renumbered_filters_make_the_same_plan(analysed, renumbered, name, method, budget):
     models = analysed[name][0], renumbered[name][0]
