@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from keras_filterprune.training import apply_filter_gates as apply_filter_gates
     from keras_filterprune.training import apply_filter_pruning as apply_filter_pruning
     from keras_filterprune.training import apply_penalty as apply_penalty
+    from keras_filterprune.training import distill as distill
     from keras_filterprune.training import exponential as exponential
     from keras_filterprune.training import polynomial as polynomial
     from keras_filterprune.training import strip_wrappers as strip_wrappers
@@ -133,6 +134,7 @@ _HOME = {
         "apply_filter_gates",
         "apply_filter_pruning",
         "apply_penalty",
+        "distill",
         "exponential",
         "polynomial",
         "strip_wrappers",

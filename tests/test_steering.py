@@ -168,6 +168,8 @@ def test_gated_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_pat
     fit(broken, make(), 4, first=2)
     for a, b in zip(straight.get_weights(), broken.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+    for name, gates in gates_of(straight).items():
+        np.testing.assert_array_equal(gates, gates_of(broken)[name])
 
 
 def test_bridgeout_and_mixed_precision_go_with_gates():

@@ -4,7 +4,7 @@ python examples/benchmarks/fine_tune.py --model resnet20.keras [--data-dir DIR] 
     [--seeds 3] [--methods l2 fp_omp fp_omp+distillation] [--out DIR]
 
 Training: SGD 0.02 with momentum 0.9 and a cosine schedule, batches of 128, flips and crops, all training images; with
-"+distillation" the network before pruning is the teacher (keras.distillation, temperature 4, 70 % of the loss).
+"+distillation" the network before pruning is the teacher (temperature 4, 70 % of the loss).
 Accuracy is over all 10 000 test images; seeds change the calibration images and the order of training. Results are
 written after every run, and a run that was interrupted goes on from there.
 """
@@ -54,9 +54,7 @@ def main() -> None:
                 small, start = keras.models.clone_model(pruned), time.perf_counter()
                 small.set_weights(pruned.get_weights())
                 if epochs:
-                    # The distiller freezes its teacher: a copy.
-                    teacher = keras.models.load_model(options.model) if distilled else None
-                    fit(small, x, y, epochs, seed=seed, teacher=teacher)
+                    fit(small, x, y, epochs, seed=seed, teacher=model if distilled else None)
                 seconds = pruning + time.perf_counter() - start
                 score = 100 * accuracy(small, x_test, y_test)
                 report["runs"][key] = {"accuracy": score, "seconds": seconds, "pruning_seconds": pruning}

@@ -232,8 +232,7 @@ class BudgetGates(_Steered):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         sync_variables(self.model)
         if not self._met:
-            # What is saved is float32: training goes on alike from a file.
-            self._gates = self._moved(self._read()).astype("float32").astype(float)
+            self._gates = self._moved(self._read())
             self._met = self._price(self.counts()) <= self._limit
         values = np.where(self._numbers >= 0, self._gates[self._numbers], 1.0)
         for wrapper, part in zip(self._wrappers, np.split(values, self._ends[:-1]), strict=True):

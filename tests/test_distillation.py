@@ -1,0 +1,226 @@
+"""Distillation: the loss is the formula, the teacher is left alone, and the student stays plain."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from scipy.special import log_softmax, softmax
+from sklearn.datasets import load_digits
+
+import keras_filterprune as kfp
+
+FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def network(width: int, seed: int, activation=None, dropout: float = 0.0, regularizer=None) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((6, 6, 2))
+    h = layers.Conv2D(width, 3, name="conv", kernel_regularizer=regularizer)(inputs)
+    h = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(h))
+    h = layers.Dropout(dropout)(layers.GlobalAveragePooling2D(name="pool")(h))
+    return keras.Model(inputs, layers.Dense(3, activation=activation, name="head")(h), name=f"network{width}")
+
+
+def images(count: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(count, 6, 6, 2)).astype("float32"), rng.integers(0, 3, count)
+
+
+def compiled(model: keras.Model, loss=FROM_LOGITS, **settings) -> keras.Model:
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, **settings)
+    return model
+
+
+def loss_of(distiller: keras.Model, x, y) -> float:
+    x = keras.ops.convert_to_tensor(x)
+    return float(distiller.compute_loss(x, y, distiller.student(x, training=False)))
+
+
+def divergence(teacher: np.ndarray, student: np.ndarray, temperature: float) -> float:
+    p = softmax(teacher / temperature, axis=-1)
+    return float((p * (log_softmax(teacher / temperature, -1) - log_softmax(student / temperature, -1))).sum(-1).mean())
+
+
+def logits(model: keras.Model, x) -> np.ndarray:
+    return keras.ops.convert_to_numpy(model(x, training=False)).astype(float)
+
+
+@pytest.mark.parametrize("squared", [True, False])
+@pytest.mark.parametrize(("temperature", "alpha"), [(4.0, 0.7), (2, 0.5), (1.0, 1.0), (4.0, 0)])
+def test_the_loss_is_the_formula(temperature, alpha, squared):
+    student, teacher, (x, y) = compiled(network(4, 0)), network(8, 1), images()
+    distiller = kfp.distill(student, teacher, temperature, alpha, squared_temperature=squared)
+    a, b = logits(teacher, x), logits(student, x)
+    own = -log_softmax(b, -1)[np.arange(len(y)), y].mean()
+    factor = temperature**2 if squared else 1
+    expected = (1 - alpha) * own + alpha * factor * divergence(a, b, temperature)
+    assert loss_of(distiller, x, y) == pytest.approx(expected, rel=1e-4)
+
+
+def test_probabilities_teach_and_learn_as_their_logits_do():
+    x, y = images()
+    plain = kfp.distill(compiled(network(4, 0)), network(8, 1))
+    for ours, theirs in (("softmax", None), (None, "softmax"), ("softmax", "softmax")):
+        loss = "sparse_categorical_crossentropy" if ours else FROM_LOGITS
+        distiller = kfp.distill(compiled(network(4, 0, ours), loss), network(8, 1, theirs))
+        assert loss_of(distiller, x, y) == pytest.approx(loss_of(plain, x, y), rel=1e-4)
+
+
+def test_attention_maps_are_compared_whatever_the_widths():
+    teacher, (x, y) = network(8, 1), images()
+    for features in (["conv"], "conv", {"conv": "conv"}):
+        student = compiled(network(4, 0))
+        base = loss_of(kfp.distill(student, teacher), x, y)
+        found = loss_of(kfp.distill(student, teacher, features=features, attention=10.0), x, y)
+        maps = []
+        for model in (student, teacher):
+            energy = (keras.ops.convert_to_numpy(model.get_layer("conv")(x)) ** 2).sum(-1).reshape(len(x), -1)
+            maps.append(energy / np.linalg.norm(energy, axis=1, keepdims=True))
+        expected = 0.7 * 10 * ((maps[0] - maps[1]) ** 2).mean()
+        assert found - base == pytest.approx(expected, rel=1e-3)
+    # One's own attention, however strong the activations are.
+    strong, features = compiled(network(8, 1)), {"conv": "scaled"}
+    scaled = layers.Rescaling(3.0, name="scaled")(teacher.get_layer("conv").output)
+    louder = keras.Model(teacher.inputs, teacher.get_layer("head")(layers.GlobalAveragePooling2D()(scaled)))
+    apart = [loss_of(kfp.distill(strong, louder, features=f), x, y) for f in (None, features)]
+    assert apart[0] > 0.1 and apart[1] == pytest.approx(apart[0], rel=1e-4)
+
+
+def test_the_losses_of_regularizers_are_added():
+    x, y = images()
+    for strength in (0.0, 0.5):
+        student = compiled(network(4, 0, regularizer=keras.regularizers.L2(strength)))
+        found = loss_of(kfp.distill(student, network(8, 1)), x, y)
+        plain = loss_of(kfp.distill(compiled(network(4, 0)), network(8, 1)), x, y)
+        squares = float((keras.ops.convert_to_numpy(student.get_layer("conv").kernel) ** 2).sum())
+        assert found - plain == pytest.approx(strength * squares, abs=1e-4)
+
+
+def test_without_a_share_of_the_teacher_it_is_plain_training():
+    x, y = images()
+    alone, taught = compiled(network(4, 0)), compiled(network(4, 0))
+    settings = {"epochs": 3, "batch_size": 4, "shuffle": False, "verbose": 0}
+    alone.fit(x, y, **settings)
+    kfp.distill(taught, network(8, 1), alpha=0.0).fit(x, y, **settings)
+    for a, b in zip(alone.get_weights(), taught.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_the_teacher_is_left_alone_and_teaches_in_inference_mode():
+    x, y = images()
+    teacher = network(8, 1, dropout=0.9)
+    before, flags = [w.copy() for w in teacher.get_weights()], [layer.trainable for layer in teacher.layers]
+    student = compiled(network(4, 0))
+    distiller = kfp.distill(student, teacher)
+    assert len({round(loss_of(distiller, x, y), 6) for _ in range(3)}) == 1
+    assert not distiller.teacher.trainable_variables
+    distiller.fit(x, y, epochs=2, verbose=0)
+    assert [layer.trainable for layer in teacher.layers] == flags
+    for a, b, c in zip(before, teacher.get_weights(), distiller.teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+def test_the_student_stays_plain(tmp_path):
+    x, y = images()
+    student = compiled(network(4, 0), metrics=["accuracy"])
+    before = logits(student, x)
+    distiller = kfp.distill(student, network(8, 1), features=["relu"])
+    history = distiller.fit(x, y, epochs=2, verbose=0).history
+    assert {"accuracy", "loss", "distillation_loss", "student_loss"} <= history.keys()
+    assert np.abs(logits(student, x) - before).max() > 1e-3
+    student.save(tmp_path / "student.keras")
+    again = keras.models.load_model(tmp_path / "student.keras", custom_objects={})
+    np.testing.assert_allclose(logits(again, x), logits(student, x), atol=1e-6)
+    assert int(again.optimizer.iterations) == 2
+    student.fit(x, y, verbose=0)
+
+
+def test_a_pruned_network_learns_from_the_one_it_was():
+    digits = load_digits()
+    x, y = (digits.images[:600, :, :, None] / 16).astype("float32"), digits.target[:600]
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+    h = layers.Conv2D(16, 3, activation="relu")(inputs)
+    h = layers.Flatten()(layers.Conv2D(16, 3, activation="relu")(h))
+    model = keras.Model(inputs, layers.Dense(10)(h))
+    model.compile("adam", FROM_LOGITS, metrics=["accuracy"])
+    model.fit(x, y, epochs=8, verbose=0)
+    small = kfp.prune_model(model, "l2", 0.3, compensate="none", progress=False)
+
+    def apart() -> float:
+        return divergence(logits(model, x), logits(small, x), 4.0)
+
+    before = apart()
+    # No labels: the teacher alone.
+    kfp.distill(small, model, alpha=1.0).fit(x, y[::-1].copy(), epochs=8, verbose=0)
+    assert apart() < 0.2 * before
+    assert (logits(small, x).argmax(-1) == y).mean() > 0.9
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0}, {"temperature": "4"}, {"alpha": 1.1}, {"alpha": -0.1}, {"features": ["none"]}],
+)
+def test_settings_out_of_range(settings):
+    with pytest.raises(kfp.UnknownNameError, match=r"Received|has no layer 'none'. It has: "):
+        kfp.distill(compiled(network(4, 0)), network(8, 1), **settings)
+
+
+def test_features_without_positions():
+    with pytest.raises(kfp.UnknownNameError, match="'pool' of the student 'network4' gives"):
+        kfp.distill(compiled(network(4, 0)), network(8, 1), features=["pool"])
+
+
+def test_models_that_do_not_fit():
+    teacher = network(8, 1)
+    with pytest.raises(kfp.UnsupportedModelError, match=r"compile\(optimizer, loss\) it first"):
+        kfp.distill(network(4, 0), teacher)
+    other = compiled(keras.Sequential([keras.Input((6, 6, 2)), layers.Flatten(), layers.Dense(5)]))
+    with pytest.raises(kfp.UnsupportedModelError, match="cannot teach"):
+        kfp.distill(other, teacher)
+    inputs = keras.Input((6, 6, 2))
+    h = layers.Flatten()(inputs)
+    with pytest.raises(kfp.UnsupportedModelError, match="has 2 outputs"):
+        kfp.distill(compiled(keras.Model(inputs, [layers.Dense(2)(h), layers.Dense(3)(h)])), teacher)
+
+
+# ---------------------------------------------------------------------------------------------- other backends
+
+ELSEWHERE = """
+import keras, numpy as np, keras_filterprune as kfp
+keras.utils.set_random_seed(0)
+def network(width):
+    inputs = keras.Input((6, 6, 2))
+    h = keras.layers.BatchNormalization()(keras.layers.Conv2D(width, 3, name="conv")(inputs))
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(h)))
+student, teacher = network(4), network(8)
+student.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+x, y = np.random.default_rng(0).normal(size=(32, 6, 6, 2)).astype("float32"), np.arange(32) % 3
+before = [w.copy() for w in teacher.get_weights()]
+losses = kfp.distill(student, teacher, features=["conv"]).fit(x, y, epochs=5, verbose=0).history["loss"]
+assert losses[-1] < losses[0]
+assert all((a == b).all() for a, b in zip(before, teacher.get_weights()))
+student.predict(x, verbose=0)
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_distill(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    environment, folder = os.environ | {"KERAS_BACKEND": backend}, Path(__file__).parents[1]
+    command = [sys.executable, "-c", ELSEWHERE]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
