@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from keras_filterprune.allocators import Global as Global
     from keras_filterprune.allocators import Search as Search
+    from keras_filterprune.allocators import Sensitivity as Sensitivity
     from keras_filterprune.allocators import Tolerance as Tolerance
     from keras_filterprune.allocators import Uniform as Uniform
     from keras_filterprune.analysis import analyze as analyze
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from keras_filterprune.pruning import prune_model as prune_model
     from keras_filterprune.rebuild import PruningPlan as PruningPlan
     from keras_filterprune.report import PruneReport as PruneReport
+    from keras_filterprune.sensitivity_analysis import SensitivityTable as SensitivityTable
+    from keras_filterprune.sensitivity_analysis import sensitivity as sensitivity
     from keras_filterprune.training import BatchBridgeout as BatchBridgeout
     from keras_filterprune.training import BridgeoutSchedule as BridgeoutSchedule
     from keras_filterprune.training import BridgePenalty as BridgePenalty
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
     from keras_filterprune.training import GroupLasso as GroupLasso
     from keras_filterprune.training import PenaltySchedule as PenaltySchedule
     from keras_filterprune.training import PruningSchedule as PruningSchedule
+    from keras_filterprune.training import SensitivityScorer as SensitivityScorer
     from keras_filterprune.training import SoftPruning as SoftPruning
     from keras_filterprune.training import apply_bridgeout as apply_bridgeout
     from keras_filterprune.training import apply_filter_gates as apply_filter_gates
@@ -81,7 +85,7 @@ if TYPE_CHECKING:
     from keras_filterprune.training import strip_wrappers as strip_wrappers
 
 _HOME = {
-    "allocators": ["Global", "Search", "Tolerance", "Uniform"],
+    "allocators": ["Global", "Search", "Sensitivity", "Tolerance", "Uniform"],
     "analysis": ["analyze"],
     "cost": ["CostModel", "FiltersBudget", "MacsBudget", "ParamsBudget", "RedundancyBudget"],
     "compensators": ["Adapters", "BNRecalibration", "LeastSquares", "Linear", "MeanShift", "Merge"],
@@ -120,6 +124,7 @@ _HOME = {
     "pruning": ["apply_plan", "plan_pruning", "prune_model"],
     "rebuild": ["PruningPlan"],
     "report": ["PruneReport"],
+    "sensitivity_analysis": ["SensitivityTable", "sensitivity"],
     "training": [
         "BatchBridgeout",
         "BridgePenalty",
@@ -129,6 +134,7 @@ _HOME = {
         "GroupLasso",
         "PenaltySchedule",
         "PruningSchedule",
+        "SensitivityScorer",
         "SoftPruning",
         "apply_bridgeout",
         "apply_filter_gates",

@@ -24,7 +24,7 @@ ROWS = [
     ["rebuild"],
     ["layer_pruning", "report"],
     ["methods"],
-    ["planning"],
+    ["planning", "sensitivity_analysis"],
     ["surgery"],
     ["pruning"],
     ["training", "export"],

@@ -628,8 +628,8 @@ def test_a_measure_without_data(chain, method, measure):
 @pytest.mark.parametrize("allocator", [kfp.Search(), kfp.Tolerance(), kfp.Tolerance(drop=0.1)], ids=repr)
 def test_accuracy_without_labels(chain, allocator):
     sentence = (
-        r"measure='accuracy' needs labelled samples: pass data=\(x, y\) or batches of them, from a validation split; "
-        r"measure='error' needs no labels\."
+        r"'accuracy' needs labelled samples: pass data=\(x, y\) or batches of them, from a validation split; "
+        r"'error' needs no labels\."
     )
     method = kfp.Method(kfp.L2(), allocator)
     for data in (images(8, 12, 12, 3), (images(8, 12, 12, 3),), {"image": images(8, 12, 12, 3)}):
@@ -662,7 +662,7 @@ BAD_LABELS = {
 def test_labels_that_are_no_class_numbers(chain, case):
     data = images(8, 12, 12, 3), BAD_LABELS[case]
     method = kfp.Method(kfp.L2(), kfp.Search())
-    sentence = r"measure='accuracy' (expects one class number per sample|needs labelled samples)"
+    sentence = r"'accuracy' (expects one class number per sample|needs labelled samples)"
     fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, method, data=data, progress=False)
 
 

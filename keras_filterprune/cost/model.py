@@ -52,6 +52,7 @@ class CostModel:
     """The costs of a channel graph as functions of how many units each group keeps.
 
     Attributes:
+        groups: names of the groups.
         sizes: int64 array of shape (n_groups,), the unpruned counts.
         layers: names of the layers that cost anything.
         macs: `Cost` in multiply-accumulates of one sample: convolutions, dense and recurrent layers. Normalization,
@@ -69,6 +70,7 @@ class CostModel:
     """
 
     def __init__(self, graph: ChannelGraph):
+        self.groups = [group.name for group in graph.groups]
         self.sizes = np.array([g.size for g in graph.groups], int)
         self.layers = tuple(dict.fromkeys([*graph.weights, *(t.layer for t in graph.terms)]))
         group_of_unit = np.full(graph.unit_of_id.max(initial=-1) + 1, -1)

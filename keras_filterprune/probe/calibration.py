@@ -37,15 +37,15 @@ def labelled_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> tuple[li
     inputs, labels = _collected(data, view, most, labelled=True)
     if labels is None:
         raise CalibrationDataError(
-            "measure='accuracy' needs labelled samples: pass data=(x, y) or batches of them, from a validation split; "
-            "measure='error' needs no labels."
+            "'accuracy' needs labelled samples: pass data=(x, y) or batches of them, from a validation split; 'error' "
+            "needs no labels."
         )
     if labels.ndim == 2 and labels.shape[1] > 1:
         labels = labels.argmax(axis=1)
     labels = labels.reshape(len(labels), -1)
     if labels.shape[1] != 1 or len(labels) != len(inputs[0]) or (labels != np.round(labels)).any():
         raise CalibrationDataError(
-            f"measure='accuracy' expects one class number per sample. Received: labels of shape {labels.shape} for "
+            f"'accuracy' expects one class number per sample. Received: labels of shape {labels.shape} for "
             f"{len(inputs[0])} samples."
         )
     return inputs, labels[:, 0].astype(int)

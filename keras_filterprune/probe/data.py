@@ -94,9 +94,7 @@ def _labels(value: Any) -> np.ndarray | None:
     except ValueError:
         array = np.array("ragged")
     if array is not None and (array.ndim == 0 or array.dtype.kind not in "fiub"):
-        raise CalibrationDataError(
-            f"measure='accuracy' expects one class number per sample. Received: {type(value).__name__}."
-        )
+        raise CalibrationDataError(f"'accuracy' expects one class number per sample. Received: {type(value).__name__}.")
     return array
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.keras_view import named_weights
-from keras_filterprune.graph.types import Call, ChannelGraph
+from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.probe.calibration import calibration_inputs, labelled_inputs
 from keras_filterprune.probe.consumers import (
     generator_for,
@@ -69,6 +69,7 @@ class Trial:
             raise CalibrationDataError(f"measure={measure!r} needs samples to measure on: pass data=.")
         if measure == "accuracy":
             self._inputs, self._labels = labelled_inputs(data, graph.view, SAMPLES)
+            check_class_scores(graph.view)
         else:
             self._inputs, self._labels = calibration_inputs(data, graph.view, SAMPLES), None
         self._graph = graph
@@ -104,14 +105,7 @@ class Trial:
         numbers = [number for number, call in enumerate(view.calls) if call.inputs]
         for number in track(numbers, "measuring", len(numbers), progress):
             executor.step(number)
-        outputs = executor.outputs()
-        if self._labels is not None and (len(outputs) != 1 or len(outputs[0].shape) != 2):
-            shapes = [tuple(output.shape[1:]) for output in outputs]
-            raise CalibrationDataError(
-                f"measure='accuracy' needs a model with one output of class scores, (samples, classes). Received: "
-                f"outputs of shapes {shapes} per sample; use measure='error'."
-            )
-        return _flat(outputs)
+        return _flat(executor.outputs())
 
     def _keep_statistics(self, call: Call, x: Any) -> None:
         found = kernel_matrix(call.op)
@@ -137,14 +131,9 @@ class Trial:
             values.pop(path)
             for owner, variable, value in self._refit(path, alive):
                 values.setdefault(owner, []).append((variable, value))
-        apply = masked_apply(self._graph, alive, values)
-        outputs = []
-        for start in range(0, len(self._inputs[0]), BATCH):
-            batch = [x[start : start + BATCH] for x in self._inputs]
-            outputs.append(_flat(Executor(self._graph.view, apply).run(batch)))
-        found = np.concatenate(outputs)
+        found = _run(self._graph, self._inputs, alive, values)
         if self._labels is not None:
-            return float(np.mean(_classes(found) == self._labels))
+            return float(np.mean(class_numbers(found) == self._labels))
         spread = np.square(self._outputs - self._outputs.mean(axis=0)).sum()
         return -float(np.square(found - self._outputs).sum() / max(spread, np.finfo(float).tiny))
 
@@ -177,13 +166,43 @@ class Trial:
         return values
 
 
+def check_class_scores(view: ModelView) -> None:
+    """Raise `CalibrationDataError` unless a model has one output of class scores."""
+    shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise CalibrationDataError(
+            "'accuracy' needs a model with one output of class scores, (samples, classes). Received: outputs of shapes "
+            f"{[shape[1:] for shape in shapes]} per sample; use 'error'."
+        )
+
+
+def masked_outputs(graph: ChannelGraph, inputs: list[Any], kept: dict[str, np.ndarray]) -> np.ndarray:
+    """Outputs of a network as if other units did not exist: all of a sample side by side, (samples, values).
+
+    Args:
+        graph: the channel graph.
+        inputs: flat model inputs, of all samples.
+        kept: {group name: indices of the units that stay}; groups left out stay whole.
+    """
+    alive = graph.kept_ids(kept)
+    return _run(graph, inputs, alive, masked_weights(graph, alive))
+
+
+def _run(graph: ChannelGraph, inputs: list[Any], alive: np.ndarray, values: Any) -> np.ndarray:
+    apply = masked_apply(graph, alive, values)
+    outputs = []
+    for start in range(0, len(inputs[0]), BATCH):
+        outputs.append(_flat(Executor(graph.view, apply).run([x[start : start + BATCH] for x in inputs])))
+    return np.concatenate(outputs)
+
+
 def _flat(outputs: list[Any]) -> np.ndarray:
     """All outputs of every sample side by side, float64 of shape (samples, values)."""
     arrays = [keras.ops.convert_to_numpy(keras.ops.cast(output, "float32")) for output in outputs]
     return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1).astype(np.float64)
 
 
-def _classes(outputs: np.ndarray) -> np.ndarray:
+def class_numbers(outputs: np.ndarray) -> np.ndarray:
     """Class numbers; a single output is a probability, or a logit where it leaves [0, 1]."""
     if outputs.shape[1] > 1:
         return outputs.argmax(axis=1)

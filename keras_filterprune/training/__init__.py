@@ -10,6 +10,7 @@ from keras_filterprune.training.regularizers import BridgePenalty as BridgePenal
 from keras_filterprune.training.regularizers import GroupLasso as GroupLasso
 from keras_filterprune.training.schedule import PruningSchedule as PruningSchedule
 from keras_filterprune.training.schedule import SoftPruning as SoftPruning
+from keras_filterprune.training.sensitivity_scorer import SensitivityScorer as SensitivityScorer
 from keras_filterprune.training.steering import BudgetGates as BudgetGates
 from keras_filterprune.training.steering import PenaltySchedule as PenaltySchedule
 from keras_filterprune.training.wrapping import apply_bridgeout as apply_bridgeout

@@ -1,0 +1,247 @@
+"""Sensitivity analysis: every group is cut alone, by masking, and the network is measured (Hu et al. 2018)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.allocators.sensitivity import check_falling
+from keras_filterprune.analysis import analyze
+from keras_filterprune.cost import CostModel
+from keras_filterprune.criteria import Criterion
+from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
+from keras_filterprune.files import write_json
+from keras_filterprune.graph.types import ChannelGraph, Group
+from keras_filterprune.methods import Method, as_method
+from keras_filterprune.probe import Weights
+from keras_filterprune.probe.calibration import calibration_inputs, labelled_inputs
+from keras_filterprune.probe.trial import check_class_scores, class_numbers, masked_outputs
+from keras_filterprune.progress import track
+from keras_filterprune.rebuild.plan import fingerprint
+from keras_filterprune.sensitivity_analysis.table import Cut, SensitivityTable
+
+_RESAMPLES = 1000
+Metric = Callable[[Any, np.ndarray], np.ndarray]
+
+
+def sensitivity(
+    model: keras.Model,
+    data: Any,
+    metric: str | Metric = "accuracy",
+    keep: Sequence[float] = (0.75, 0.5, 0.25),
+    method: str | Method | Criterion = "l2",
+    *,
+    samples: int = 1024,
+    cache: str | os.PathLike | None = None,
+    executor: Any = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> SensitivityTable:
+    """Cut every group of filters alone, to several fractions, and measure what the network loses.
+
+    Masked, not rebuilt: readers of a filter that goes read zeros in its place, and nothing makes up for it.
+
+    Args:
+        model: a built functional or Sequential model. It is not modified.
+        data: labelled samples, `(x, y)` or batches of them, of a validation split; inputs alone for "error".
+        metric: "accuracy"; "error" (minus the squared error of the outputs, relative to their variance); or a function
+            of (labels, outputs), arrays with one row per sample, that returns one number per sample, higher = better.
+        keep: fractions of the filters kept, falling, in (0, 1) ((0.75, 0.5, 0.25)); at least one filter stays.
+        method: its criterion chooses the filters that stay ("l2").
+        samples: at most so many, the first ones (1 024).
+        cache: JSON file that is written after every cut (None). A run that finds one goes on from there.
+        executor: a `concurrent.futures` executor, or one with the same `submit`, that measures cuts side by side
+            (None: one by one). A process pool has to start its processes by "spawn"; functions as metrics have to be
+            importable.
+        seed: of everything random, the intervals included (0).
+        progress: show a progress bar with an estimate of the time (True).
+
+    Returns:
+        A `SensitivityTable`, the same with and without an executor.
+
+    Raises:
+        CalibrationDataError: data is missing, does not fit, or has no labels for "accuracy".
+        UnknownNameError: metric or method is not known; or the metric rises for every group that is cut.
+        InfeasibleBudgetError: keep does not fall or leaves (0, 1), or the model has no filter that can be removed.
+        PlanMismatchError: the cache belongs to another model, data, metric or method.
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Flatten()]
+        >>> model = keras.Sequential([*layers, keras.layers.Dense(2)])
+        >>> x, y = np.random.default_rng(0).normal(size=(16, 8, 8, 3)), np.arange(16) % 2
+        >>> table = kfp.sensitivity(model, (x, y), keep=(0.5,))
+        >>> [(cut.group, cut.kept) for cut in table.cuts]
+        [('conv', 2)]
+    """
+    keep = check_falling(keep)
+    graph = analyze(model)
+    measured = Measured(graph, data, metric, samples)
+    criterion = _observed(graph, as_method(method, seed, True).criterion, data, progress)
+    skipped = {group.name: why for group in graph.groups if (why := criterion.refuses(group)) is not None}
+    planned = [
+        (group, max(1, int(np.floor(fraction * group.size + 0.5))))
+        for group in graph.groups
+        for fraction in keep
+        if group.name not in skipped
+    ]
+    key = f"{fingerprint(graph, Weights(graph.view))} {measured.digest()} {criterion!r} {seed}"
+    found = _cached(cache, hashlib.sha256(key.encode()).hexdigest())
+    start = time.perf_counter()
+    base = measured({})
+    seconds = time.perf_counter() - start
+    missing = {name: cut for cut in planned if (name := _name(*cut)) not in found["cuts"]}
+    weights = Weights(graph.view)
+    choices = [{group.name: criterion.select(group, count, weights)} for group, count in missing.values()]
+    about = f"measuring sensitivity, about {len(missing) * seconds:.0f} s in one process"
+    values = track(_values(model, measured, choices, executor), about, len(missing), progress)
+    for (name, (group, count)), value in zip(missing.items(), values, strict=True):
+        cut = Cut(group.name, group.size, count, float(value.mean()), *_drop(base, value, seed))
+        found["cuts"][name] = astuple(cut)
+        if cache is not None:
+            write_json(cache, found)
+    cuts = tuple(Cut(*found["cuts"][_name(*cut)]) for cut in planned)
+    _check_direction(measured.name, cuts[len(keep) - 1 :: len(keep)])
+    return SensitivityTable(measured.name, float(base.mean()), keep, cuts, CostModel(graph), skipped)
+
+
+def _check_direction(metric: str, deepest: tuple[Cut, ...]) -> None:
+    if deepest and all(cut.high < 0 for cut in deepest):
+        raise UnknownNameError(
+            f"metric '{metric}' rises for every group that is cut. It has to be higher for better networks: return "
+            "minus a loss."
+        )
+
+
+def _name(group: Group, count: int) -> str:
+    """A cut's name in the cache."""
+    return f"{group.name} {count}"
+
+
+def _observed(graph: ChannelGraph, criterion: Criterion, data: Any, progress: bool) -> Criterion:
+    if not graph.groups:
+        raise InfeasibleBudgetError(f"model '{graph.view.name}' has no filter that can be removed.")
+    weights = Weights(graph.view)
+    weights.check_finite()
+    return criterion.observe(graph, weights, data if criterion.requires else None, progress)
+
+
+def _drop(base: np.ndarray, value: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Mean of the paired differences, and its 95 % bootstrap interval over samples."""
+    lost = base - value
+    drawn = np.random.default_rng(seed).multinomial(len(lost), np.full(len(lost), 1 / len(lost)), _RESAMPLES)
+    low, high = np.quantile(drawn @ lost / len(lost), (0.025, 0.975))
+    return float(lost.mean()), float(low), float(high)
+
+
+def _cached(cache: str | os.PathLike | None, key: str) -> dict[str, Any]:
+    if cache is None or not Path(cache).exists():
+        return {"key": key, "cuts": {}}
+    try:
+        found = json.loads(Path(cache).read_text())
+        known, _ = found["key"], {name: Cut(*values) for name, values in found["cuts"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PlanMismatchError(f"'{cache}' is no cache of a sensitivity analysis: {error!r}. Delete it.") from error
+    if known != key:
+        raise PlanMismatchError(
+            f"'{cache}' belongs to another analysis: model, data, metric, method or seed differ. Delete it, or give "
+            "another name."
+        )
+    return found
+
+
+class Measured:
+    """A network and the samples it is measured on.
+
+    Args:
+        graph: its channel graph.
+        data, metric, samples: see `sensitivity`.
+    """
+
+    def __init__(self, graph: ChannelGraph, data: Any, metric: str | Metric, samples: int):
+        if data is None:
+            raise CalibrationDataError(f"metric={metric!r} needs samples to measure on: pass data=.")
+        if not callable(metric) and metric not in ("accuracy", "error"):
+            raise UnknownNameError(f"metric is 'accuracy', 'error' or a function. Received: metric={metric!r}.")
+        self._graph, self._metric = graph, metric
+        self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+        if metric == "error":
+            self._inputs, self._labels = calibration_inputs(data, graph.view, samples), None
+            self._whole = masked_outputs(graph, self._inputs, {})
+        else:
+            self._inputs, self._labels = labelled_inputs(data, graph.view, samples)
+        if metric == "accuracy":
+            check_class_scores(graph.view)
+
+    def digest(self) -> str:
+        """What a measurement depends on besides the network."""
+        arrays = [*map(keras.ops.convert_to_numpy, self._inputs), *([] if self._labels is None else [self._labels])]
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).data for a in arrays))
+        return f"{self.name} {digest.hexdigest()}"
+
+    def __call__(self, kept: dict[str, np.ndarray]) -> np.ndarray:
+        """The metric of every sample, float64 of shape (samples,), with these units of some groups."""
+        outputs = masked_outputs(self._graph, self._inputs, kept)
+        if self._metric == "accuracy":
+            return (class_numbers(outputs) == self._labels).astype(np.float64)
+        if self._metric == "error":
+            spread = np.square(self._whole - self._whole.mean(axis=0)).sum() / len(self._whole)
+            return -np.square(outputs - self._whole).sum(axis=1) / max(spread, np.finfo(float).tiny)
+        values = np.asarray(self._metric(self._labels, outputs), np.float64)
+        if values.shape != (len(outputs),):
+            raise UnknownNameError(
+                f"metric '{self.name}' is to return one number per sample, shape ({len(outputs)},). Received: "
+                f"{values.shape}."
+            )
+        return values
+
+    def packed(self, model: keras.Model) -> bytes:
+        """What another process needs to measure the same."""
+        inputs = [keras.ops.convert_to_numpy(x) for x in self._inputs]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.keras")
+            model.save(path)
+            return pickle.dumps((path.read_bytes(), inputs, self._labels, self._metric))
+
+
+_UNPACKED: dict[str, Measured] = {}
+
+
+def _elsewhere(packed: bytes, kept: dict[str, np.ndarray]) -> np.ndarray:
+    """`Measured.__call__` in another process, which unpacks the model once."""
+    key = hashlib.sha256(packed).hexdigest()
+    if key not in _UNPACKED:
+        content, inputs, labels, metric = pickle.loads(packed)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.keras")
+            path.write_bytes(content)
+            graph = analyze(keras.saving.load_model(path))
+        _UNPACKED.clear()
+        data = inputs if labels is None else (inputs, labels)
+        _UNPACKED[key] = Measured(graph, data, metric, len(inputs[0]))
+    return _UNPACKED[key](kept)
+
+
+def _values(model: keras.Model, measured: Measured, choices: Any, executor: Any) -> Iterator[np.ndarray]:
+    if executor is None:
+        yield from map(measured, choices)
+        return
+    packed = measured.packed(model)
+    futures = [executor.submit(_elsewhere, packed, kept) for kept in choices]
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
