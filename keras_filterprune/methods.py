@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 
-from keras_filterprune.allocators import Allocator, Global, Search, Uniform
+from keras_filterprune.allocators import Allocator, Global, Search, Sensitivity, Uniform
 from keras_filterprune.compensators import BNRecalibration, Compensator, LeastSquares, Linear, Merge
 from keras_filterprune.criteria import (
     FPGM,
@@ -42,6 +42,8 @@ class Method:
             needs is there.
         rounds: the budget is reached in so many cuts by equal factors (1); scores are measured anew on the compensated
             network between them, and `prune_model(finetune=)` trains it there.
+        one_by_one: cut one group after the other (False), the one first whose own cut costs least, each chosen on the
+            network as it is then; `prune_model(finetune=)` trains it there.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -53,8 +55,14 @@ class Method:
     allocator: Allocator = field(default_factory=Uniform)
     compensator: Compensator = field(default_factory=BNRecalibration)
     rounds: int = 1
+    one_by_one: bool = False
 
     def __post_init__(self):
+        if self.one_by_one and (self.rounds != 1 or not isinstance(self.allocator, Sensitivity)):
+            raise UnknownNameError(
+                f"one_by_one=True goes with rounds=1 and allocator=Sensitivity(). Received: rounds={self.rounds!r}, "
+                f"allocator={self.allocator!r}."
+            )
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, Integral) or self.rounds < 1:
             raise UnknownNameError(f"rounds is a positive number of cuts. Received: rounds={self.rounds!r}.")
         for part, kind in ((self.criterion, Criterion), (self.allocator, Allocator), (self.compensator, Compensator)):
@@ -64,7 +72,8 @@ class Method:
     @property
     def name(self) -> str:
         """The recipe as text."""
-        return f"{self.criterion!r} + {self.allocator!r}" + (f" in {self.rounds} rounds" if self.rounds > 1 else "")
+        how = " one by one" if self.one_by_one else f" in {self.rounds} rounds" if self.rounds > 1 else ""
+        return f"{self.criterion!r} + {self.allocator!r}{how}"
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,12 @@ for _name, _needs, _summary, *_make in (
         "inputs",
         "error of the consumers' outputs, searched by a genetic algorithm",
         lambda seed: Method(Genetic(seed=seed), Global(0.7), LeastSquares()),
+    ),
+    (
+        "hu_ga",
+        "labels",
+        "genetic, layer by layer, the least sensitive first",
+        lambda seed: Method(Genetic(seed=seed), Sensitivity(), LeastSquares(), one_by_one=True),
     ),
     ("fp_omp_search", "labels", "accuracy after trial cuts, round by round", _fixed(CaP, Search(), LeastSquares())),
     ("dead", "nothing", "units that nothing reads, after masks and penalties in training", _fixed(Dead, Uniform())),

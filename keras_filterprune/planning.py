@@ -131,12 +131,12 @@ class Task:
         self.limit = 0 if isinstance(budget, CountBudget) else budget.limit(self._original)
         self._selected: dict[tuple[int, int], np.ndarray] = {}
 
-    def again(self, model: keras.Model) -> Task:
-        """The same task for this one's model after a round of cutting."""
+    def again(self, model: keras.Model, recipe: Method | None = None) -> Task:
+        """The same task for this one's model after a round of cutting, with another recipe perhaps."""
         return Task(
             model,
             analyze(model),
-            self._recipe,
+            recipe or self._recipe,
             self.budget,
             self.options,
             self.data,

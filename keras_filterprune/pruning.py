@@ -24,7 +24,14 @@ from keras_filterprune.probe.data import check_data
 from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
 from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, kept_channels, refreshed, units_of
 from keras_filterprune.report import LayerRow, PruneReport
-from keras_filterprune.surgery import Outcome, choose_in_rounds, operate, search_with_training, train_in_rounds
+from keras_filterprune.surgery import (
+    Outcome,
+    choose_in_rounds,
+    one_by_one,
+    operate,
+    search_with_training,
+    train_in_rounds,
+)
 
 
 def prune_model(
@@ -63,8 +70,9 @@ def prune_model(
         channel_multiple: kept counts are multiples of this, or the whole group (1); 8 suits Arm CPUs.
         compensate: "auto" (the method's compensator, if it has the data it needs), "none", a name ("least_squares",
             "bn", "mean_shift", "linear", "merge", "adapter"), or a compensator object.
-        finetune: called with the smaller model after every round of `"fp_omp_search"` or of a `Method` with `rounds`,
-            to train it in place, say with `fit` (None). After any other method, train the result.
+        finetune: called with the smaller model after every round of `"fp_omp_search"`, every group of `"hu_ga"`, and
+            every round of a `Method` with `rounds`, to train it in place, say with `fit` (None). After any other
+            method, train the result.
         seed: seed of everything random (0).
         verify: compare with the masked original on a random batch (True).
         return_report: return `(model, PruneReport)` (False).
@@ -206,6 +214,8 @@ def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Co
 
 def _chosen(task: Task, compensator: Compensator | None) -> dict[str, np.ndarray]:
     """{group name: units that stay}."""
+    if task.recipe.one_by_one:
+        return one_by_one(task, compensator, None, verify=False).kept
     if task.recipe.rounds == 1 or isinstance(task.budget, CountBudget):
         return task.select(task.counts())
     return choose_in_rounds(task, compensator)
@@ -213,6 +223,8 @@ def _chosen(task: Task, compensator: Compensator | None) -> dict[str, np.ndarray
 
 def _carried_out(task: Task, compensator: Compensator | None, finetune: Any, verify: bool) -> Outcome:
     """The task done, with training between its rounds if that is wanted."""
+    if task.recipe.one_by_one:
+        return one_by_one(task, compensator, finetune, verify)
     if finetune is None:
         kept = _chosen(task, compensator)
         return operate(task.model, task.graph, kept, compensator, task.data, task.seed, verify, task.progress)
@@ -222,10 +234,11 @@ def _carried_out(task: Task, compensator: Compensator | None, finetune: Any, ver
 
 
 def _check_finetune(finetune: Any, recipe: Method) -> None:
-    if finetune is not None and not isinstance(recipe.allocator, Search) and recipe.rounds == 1:
+    in_steps = isinstance(recipe.allocator, Search) or recipe.rounds > 1 or recipe.one_by_one
+    if finetune is not None and not in_steps:
         raise UnknownNameError(
-            f"finetune= is for methods that cut in rounds, 'fp_omp_search' or Method(..., rounds=3); {recipe.name} "
-            "prunes in one go. Train the result instead."
+            f"finetune= is for methods that cut in steps, 'fp_omp_search', 'hu_ga' or Method(..., rounds=3); "
+            f"{recipe.name} prunes in one go. Train the result instead."
         )
     if finetune is not None and not callable(finetune):
         raise UnknownNameError(f"finetune is a function of the model, or None. Received: {finetune!r}.")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_filterprune.allocators import Search
+from keras_filterprune.allocators import Search, Uniform
 from keras_filterprune.allocators.search import SearchState
 from keras_filterprune.compensators import Compensator
 from keras_filterprune.cost import CostModel
-from keras_filterprune.errors import PlanMismatchError, SurgeryError
+from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.methods import Method
 from keras_filterprune.planning import Task
 from keras_filterprune.progress import track
 from keras_filterprune.rebuild.clone import rebuild
@@ -120,7 +120,7 @@ def search_with_training(
     outcome = _untouched(task)
     if found:
         kept = {name: np.array(units, int) for name, units in found[1]["kept"].items()}
-        outcome = Outcome(_load(search.checkpoint, found[1]["model"]), kept, None, "none", [])
+        outcome = Outcome(search.checkpoint.model(found[1]["model"]), kept, None, "none", [])
         task = task.again(outcome.model)
 
     def rounds():
@@ -135,7 +135,8 @@ def search_with_training(
             task = task.again(outcome.model)
             problem = task.problem()
             state.score = problem.evaluate(problem.sizes)
-            _save(search, key, state, outcome)
+            content = vars(state) | {"more": {"kept": _plain(outcome.kept)}}
+            search.checkpoint.write_with_model(key, content, outcome.model, len(state.rounds))
             now = min(100, int(100 * (first - problem.cost(problem.sizes)) / (first - problem.limit)))
             yield from range(done, now)
             done = max(done, now)
@@ -143,6 +144,52 @@ def search_with_training(
     for _ in track(rounds(), "searching and training", 100, task.progress):
         pass
     return outcome
+
+
+def one_by_one(
+    task: Task, compensator: Compensator | None, finetune: Callable[[keras.Model], Any] | None, verify: bool
+) -> Outcome:
+    """Cut one group after the other, the one first whose own cut costs least, on the network as it is then.
+
+    The task's allocator is one that measures.
+    """
+    problem, checkpoint = task.problem(), task.recipe.allocator.checkpoint
+    key = problem.key + f" {problem.limit} one by one, {'with' if finetune else 'without'} fine-tuning"
+    found = checkpoint.read(key, lambda content: (content["widths"], content["order"], content["more"]))
+    if found:
+        widths, order, more = found
+        kept = {name: np.array(units, int) for name, units in more["kept"].items()}
+        outcome = Outcome(checkpoint.model(more["model"]), kept, None, "none", [])
+    else:
+        counts = task.counts()
+        widths = {g.name: int(n) for g, n in zip(task.graph.groups, counts, strict=True) if n < g.size}
+        order, outcome = _least_sensitive_first(task, counts), _untouched(task)
+    left = [name for name in order if len(outcome.kept[name]) > widths[name]]
+    # Widths are settled: there is nothing to measure any more.
+    recipe = Method(task.recipe.criterion, Uniform())
+    for name in track(left, "cutting group by group", len(left), task.progress):
+        task = task.again(outcome.model, recipe)
+        keep = task.cost.sizes.copy()
+        keep[task.cost.groups.index(name)] = widths[name]
+        outcome = _cut(outcome, task, keep, compensator, finetune, verify)
+        content = {"widths": widths, "order": order, "more": {"kept": _plain(outcome.kept)}}
+        checkpoint.write_with_model(key, content, outcome.model, order.index(name) + 1)
+    return outcome
+
+
+def _least_sensitive_first(task: Task, counts: np.ndarray) -> list[str]:
+    """Groups that are cut, by what each one's own cut costs."""
+    problem, scores = task.problem(), {}
+    for number, name in enumerate(task.cost.groups):
+        if counts[number] < problem.sizes[number]:
+            alone = problem.sizes.copy()
+            alone[number] = counts[number]
+            scores[name] = problem.evaluate(alone)
+    return sorted(scores, key=lambda name: -scores[name])
+
+
+def _plain(kept: dict[str, np.ndarray]) -> dict[str, list[int]]:
+    return {name: units.tolist() for name, units in kept.items()}
 
 
 def _untouched(task: Task) -> Outcome:
@@ -170,22 +217,3 @@ def _cut(
 def _as_original(before: Outcome, chosen: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Units of the model as it was before a round, as units of the original."""
     return {name: before.kept[name][units] for name, units in chosen.items()}
-
-
-def _save(search: Search, key: str, state: SearchState, outcome: Outcome) -> None:
-    """The model first: a checkpoint that is cut short still names the model of the round before."""
-    if search.checkpoint is None:
-        return
-    name = f"{search.checkpoint.name}.{len(state.rounds)}.keras"
-    outcome.model.save(search.checkpoint.with_name(name))
-    search.save(key, state, model=name, kept={group: units.tolist() for group, units in outcome.kept.items()})
-    for old in search.checkpoint.parent.glob(f"{search.checkpoint.name}.*.keras"):
-        if old.name != name:
-            old.unlink()
-
-
-def _load(checkpoint: Path, name: str) -> keras.Model:
-    path = checkpoint.with_name(name)
-    if not path.exists():
-        raise PlanMismatchError(f"checkpoint '{checkpoint}' needs '{path}', which is missing. Delete the checkpoint.")
-    return keras.saving.load_model(path)

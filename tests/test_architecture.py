@@ -15,6 +15,7 @@ ROOT = Path(kfp.__file__).parents[1]
 ROWS = [
     ["errors"],
     ["progress", "files"],
+    ["checkpoint"],
     ["graph"],
     ["layers"],
     ["analysis"],

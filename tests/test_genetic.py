@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from sklearn.datasets import load_digits
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
 from keras_filterprune.criteria.genetic import elimination_scores, errors, evolve, repaired, swapped
 from keras_filterprune.probe import Weights
+from keras_filterprune.probe.trial import Trial
 
 
 def psd(n: int, seed: int, rank: int | None = None) -> np.ndarray:
@@ -238,3 +240,121 @@ def test_no_data():
     graph = kfp.analyze(dense())
     with pytest.raises(kfp.CalibrationDataError, match="needs calibration inputs"):
         kfp.Genetic().select(graph.groups[0], 3, Weights(graph.view))
+
+
+# ---------------------------------------------------------------------------------------------- layer by layer
+
+
+def convolutions() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(10, 3, activation="relu", name="conv1")(inputs)
+    x = layers.Conv2D(12, 3, activation="relu", name="conv2")(x)
+    x = layers.Conv2D(14, 3, activation="relu", name="conv3")(x)
+    model = keras.Model(inputs, layers.Dense(10, name="head")(layers.GlobalAveragePooling2D()(x)), name="three")
+    model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = digits()
+    model.fit(x, y, epochs=6, verbose=0)
+    return model
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    found = load_digits()
+    return (found.images[:300, :, :, None] / 16).astype("float32"), found.target[:300]
+
+
+def layerwise(checkpoint=None) -> kfp.Method:
+    allocator = kfp.Sensitivity((0.5,), checkpoint=checkpoint)
+    return kfp.Method(kfp.Genetic(), allocator, kfp.LeastSquares(), one_by_one=True)
+
+
+def widths(model: keras.Model) -> list[int]:
+    return [layer.filters for layer in model.layers if isinstance(layer, layers.Conv2D)]
+
+
+@pytest.fixture(scope="module")
+def trained() -> keras.Model:
+    return convolutions()
+
+
+def test_groups_are_cut_one_by_one_the_least_sensitive_first(trained):
+    (x, _), seen = digits(), []
+    method = kfp.Method(kfp.Genetic(), kfp.Sensitivity((0.5,), "error"), kfp.LeastSquares(), one_by_one=True)
+    small, report = kfp.prune_model(
+        trained, method, 0.4, data=x, finetune=lambda m: seen.append(widths(m)), return_report=True, progress=False
+    )
+    assert widths(small) == seen[-1]
+    graph, weights, criterion = observed(trained, x)
+    trial, before, scores = Trial(graph, x, "error", False), [10, 12, 14], []
+    for now in seen:
+        (changed,) = (i for i in range(3) if now[i] != before[i])
+        group = graph.groups[changed]
+        scores.append(trial({group.name: criterion.select(group, now[changed], weights)}))
+        before = now
+    assert len(scores) > 1 and scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+    costs = [kfp.CostModel(kfp.analyze(m)) for m in (trained, small)]
+    assert 0.9 * 0.4 <= costs[1].macs(costs[1].sizes) / costs[0].macs(costs[0].sizes) <= 0.4
+    # The units are the original's.
+    kernel = keras.ops.convert_to_numpy(trained.get_layer("conv1").kernel)[..., report.plan.kept["conv1"]]
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(small.get_layer("conv1").kernel), kernel, atol=1e-6)
+
+
+def test_a_group_is_chosen_on_the_network_as_it_is_then(trained):
+    data, models = digits(), []
+
+    def keep(model):
+        models.append(keras.models.clone_model(model))
+        models[-1].set_weights(model.get_weights())
+
+    kfp.prune_model(trained, layerwise(), 0.4, data=data, finetune=keep, progress=False)
+    second = next(i for i in range(3) if widths(models[1])[i] != widths(models[0])[i])
+    name, count = f"conv{second + 1}", widths(models[1])[second]
+    graph, weights, criterion = observed(models[0], data[0])
+    kept = criterion.select(graph.by_name[name], count, weights)
+    kernel = keras.ops.convert_to_numpy(models[1].get_layer(name).bias)
+    expected = keras.ops.convert_to_numpy(models[0].get_layer(name).bias)[kept]
+    np.testing.assert_allclose(kernel, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_killed_run_goes_on_where_it_was(trained, tmp_path, at):
+    data, path = digits(), tmp_path / "run.json"
+    whole = kfp.prune_model(trained, layerwise(), 0.4, data=data, finetune=lambda m: None, progress=False)
+    calls = []
+
+    def dies(model):
+        calls.append(widths(model))
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kfp.prune_model(trained, layerwise(path), 0.4, data=data, finetune=dies, progress=False)
+    assert len(list(tmp_path.glob("*.keras"))) == 1
+    done = list(calls[:at])
+    calls.clear()
+    again = kfp.prune_model(
+        trained, layerwise(path), 0.4, data=data, finetune=lambda m: calls.append(widths(m)), progress=False
+    )
+    assert len(done) + len(calls) == 3
+    for a, b in zip(again.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    with pytest.raises(kfp.PlanMismatchError, match="belongs to another search"):
+        kfp.prune_model(trained, layerwise(path), 0.6, data=data, finetune=lambda m: None, progress=False)
+
+
+def test_hu_ga_keeps_more_than_norms(trained):
+    data = digits()
+    small, norms = (
+        kfp.prune_model(trained, method, 0.4, data=data, compensate="none", progress=False)
+        for method in ("hu_ga", "l2")
+    )
+    a, b = ((m.predict(data[0], verbose=0).argmax(-1) == data[1]).mean() for m in (small, norms))
+    assert a > b
+
+
+def test_what_does_not_go_one_by_one(trained):
+    for allocator in (kfp.Uniform(), kfp.Search()):
+        with pytest.raises(kfp.UnknownNameError, match=r"one_by_one=True goes with rounds=1 and allocator=Sensitivity"):
+            kfp.Method(kfp.L2(), allocator, one_by_one=True)
+    with pytest.raises(kfp.CalibrationDataError, match="needs labelled samples"):
+        kfp.prune_model(trained, "hu_ga", 0.5, data=digits()[0])

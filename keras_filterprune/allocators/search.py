@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import heapq
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
 
 import numpy as np
 
 from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, top_up
-from keras_filterprune.errors import InfeasibleBudgetError, PlanMismatchError
-from keras_filterprune.files import write_json
+from keras_filterprune.checkpoint import Checkpoint
+from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.progress import track
 
 _NOTHING = 1e-6
@@ -71,7 +69,7 @@ class Search(Allocator):
         if not alpha >= 0:
             raise InfeasibleBudgetError(f"alpha is the exponent of the cost, at least 0. Received: alpha={alpha!r}.")
         self.beta, self.measure, self.alpha = int(beta), check_measure(measure), alpha
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint = Checkpoint(checkpoint)
 
     def __repr__(self) -> str:
         return f"Search(beta={self.beta}, measure={self.measure!r}, alpha={self.alpha})"
@@ -144,25 +142,13 @@ class Search(Allocator):
         Raises:
             PlanMismatchError: the checkpoint is damaged or has another key.
         """
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return None
-        try:
-            content = json.loads(self.checkpoint.read_text())
-            found = content["key"]
-            rounds, queue = ([tuple(entry) for entry in content[name]] for name in ("rounds", "queue"))
-            state, more = SearchState(float(content["score"]), rounds, queue), dict(content["more"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PlanMismatchError(
-                f"'{self.checkpoint}' is no checkpoint of a search: {error!r}. Delete it, or give another name."
-            ) from error
-        if found != key:
-            raise PlanMismatchError(
-                f"'{self.checkpoint}' belongs to another search: model, method, data, seed or fine-tuning differ. "
-                "Delete it, or give another name."
-            )
-        return state, more
 
-    def save(self, key: str, state: SearchState, **more) -> None:
+        def parse(content: dict) -> tuple[SearchState, dict]:
+            rounds, queue = ([tuple(entry) for entry in content[name]] for name in ("rounds", "queue"))
+            return SearchState(float(content["score"]), rounds, queue), dict(content["more"])
+
+        return self.checkpoint.read(key, parse)
+
+    def save(self, key: str, state: SearchState) -> None:
         """Write the checkpoint, if one is wanted, in one step."""
-        if self.checkpoint is not None:
-            write_json(self.checkpoint, {"key": key} | vars(state) | {"more": more})
+        self.checkpoint.write(key, vars(state) | {"more": {}})

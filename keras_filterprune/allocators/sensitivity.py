@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, top_up
+from keras_filterprune.checkpoint import Checkpoint
 from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.progress import track
@@ -21,6 +23,8 @@ class Sensitivity(Allocator):
     Args:
         keep: fractions that are tried, falling, in (0, 1) ((0.75, 0.5, 0.25)); between them losses are interpolated.
         measure: "accuracy" (default; `data` is labelled, and not the test split) or "error" (unlabelled data).
+        checkpoint: JSON file that is written after every group of a `Method` that cuts one by one (None). A run that
+            finds one goes on from there.
 
     Trials run on the masked network with its consumers refitted. `sensitivity` gives the curves as a table, with
     intervals and without refitting.
@@ -34,8 +38,14 @@ class Sensitivity(Allocator):
         Sensitivity(keep=(0.5, 0.25), measure='accuracy')
     """
 
-    def __init__(self, keep: Sequence[float] = (0.75, 0.5, 0.25), measure: str = "accuracy"):
+    def __init__(
+        self,
+        keep: Sequence[float] = (0.75, 0.5, 0.25),
+        measure: str = "accuracy",
+        checkpoint: str | os.PathLike | None = None,
+    ):
         self.keep, self.measure = check_falling(keep), check_measure(measure)
+        self.checkpoint = Checkpoint(checkpoint)
 
     def __repr__(self) -> str:
         return f"Sensitivity(keep={self.keep}, measure={self.measure!r})"

@@ -1,0 +1,77 @@
+"""Long work that can be killed: its state in a JSON file, and the model it has come to next to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from keras_filterprune.errors import PlanMismatchError
+from keras_filterprune.files import write_json
+
+T = TypeVar("T")
+
+
+class Checkpoint:
+    """A file that says how far a search has come, and for which problem.
+
+    Args:
+        path: JSON file; None: nothing is written, and nothing found.
+    """
+
+    def __init__(self, path: str | os.PathLike | None):
+        self.path = None if path is None else Path(path)
+
+    def read(self, key: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
+        """What `parse` makes of the file's content, None if there is no file.
+
+        Raises:
+            PlanMismatchError: the file is damaged or has another key.
+        """
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            content = json.loads(self.path.read_text())
+            found, parsed = content["key"], parse(content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PlanMismatchError(
+                f"'{self.path}' is no checkpoint of a search: {error!r}. Delete it, or give another name."
+            ) from error
+        if found != key:
+            raise PlanMismatchError(
+                f"'{self.path}' belongs to another search: model, method, data, seed or fine-tuning differ. "
+                "Delete it, or give another name."
+            )
+        return parsed
+
+    def write(self, key: str, content: dict[str, Any]) -> None:
+        """Write the file in one step."""
+        if self.path is not None:
+            write_json(self.path, {"key": key} | content)
+
+    def write_with_model(self, key: str, content: dict[str, Any], model: Any, number: int) -> None:
+        """Write file and model; `content["more"]["model"]` is the model's name.
+
+        The model first: a checkpoint that is cut short still names the model of the round before.
+        """
+        if self.path is None:
+            return
+        name = f"{self.path.name}.{number}.keras"
+        model.save(self.path.with_name(name))
+        self.write(key, content | {"more": content["more"] | {"model": name}})
+        for old in self.path.parent.glob(f"{self.path.name}.*.keras"):
+            if old.name != name:
+                old.unlink()
+
+    def model(self, name: str) -> Any:
+        """The model next to the file."""
+        import keras
+
+        path = self.path.with_name(name)
+        if not path.exists():
+            raise PlanMismatchError(
+                f"checkpoint '{self.path}' needs '{path}', which is missing. Delete the checkpoint."
+            )
+        return keras.saving.load_model(path)
