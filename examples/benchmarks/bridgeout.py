@@ -89,9 +89,15 @@ def _network(variant: Variant) -> keras.Model:
     inputs = keras.Input((32, 32, 3), name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
     for number, (filters, strides) in enumerate(((64, 2), (128, 2), (256, 2), (256, 1)), 1):
-        regularizer = variant.regularizer() if variant.regularizer else None
         x = layers.Conv2D(
-            filters, 3, strides, "same", use_bias=False, kernel_regularizer=regularizer, name=f"conv{number}"
+            filters,
+            3,
+            strides,
+            "same",
+            use_bias=False,
+            kernel_initializer="he_uniform",
+            kernel_regularizer=variant.regularizer() if variant.regularizer else None,
+            name=f"conv{number}",
         )(x)
         x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
         x = layers.Dropout(variant.dropout)(x) if variant.dropout else x

@@ -56,10 +56,11 @@ def main() -> None:
             table.plot(out / f"sensitivity_{name}.png")
         path.write_text(json.dumps(report, indent=1) + "\n")
     print(_layer_table(report))
+    report.setdefault("runs", {})
     report.setdefault("dense", 100 * accuracy(model, *test))
     for seed, method in itertools.product(range(options.seeds), options.methods):
         key = f"{method} {options.epochs} {seed}"
-        if key not in report.setdefault("runs", {}):
+        if key not in report["runs"]:
             report["runs"][key] = _run(model, method, (x, y), test, options.epochs, seed)
             path.write_text(json.dumps(report, indent=1) + "\n")
             print(key, report["runs"][key], flush=True)
