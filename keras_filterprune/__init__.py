@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from keras_filterprune.allocators import Evolution as Evolution
     from keras_filterprune.allocators import Global as Global
     from keras_filterprune.allocators import Search as Search
     from keras_filterprune.allocators import Sensitivity as Sensitivity
@@ -85,7 +86,7 @@ if TYPE_CHECKING:
     from keras_filterprune.training import strip_wrappers as strip_wrappers
 
 _HOME = {
-    "allocators": ["Global", "Search", "Sensitivity", "Tolerance", "Uniform"],
+    "allocators": ["Evolution", "Global", "Search", "Sensitivity", "Tolerance", "Uniform"],
     "analysis": ["analyze"],
     "cost": ["CostModel", "FiltersBudget", "MacsBudget", "ParamsBudget", "RedundancyBudget"],
     "compensators": ["Adapters", "BNRecalibration", "LeastSquares", "Linear", "MeanShift", "Merge"],

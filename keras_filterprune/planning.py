@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -22,6 +22,7 @@ from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.trial import Trial
+from keras_filterprune.probe.workers import spread
 from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, versions
 
 
@@ -175,9 +176,13 @@ class Task:
             limit=self.limit,
             scores=lambda number: self.recipe.criterion.scores(self.graph.groups[number], self.weights).copy(),
             evaluate=(lambda keep: self._trial(self.select(keep))) if self._trial else None,
+            evaluate_all=self._evaluate_all if self._trial else None,
             key=self._key(),
             progress=self.progress,
         )
+
+    def _evaluate_all(self, keeps: Sequence[np.ndarray]) -> Iterator[float]:
+        return spread(self.model, self._trial, map(self.select, keeps), self._recipe.allocator.executor)
 
     def _key(self) -> str:
         """What a search depends on, its data included."""

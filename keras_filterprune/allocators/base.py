@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class Allocation:
         limit: the most it may be.
         scores: group number -> float64 scores of its units, higher = keep, comparable between groups.
         evaluate: kept counts -> how well the model does then, higher = better; for allocators that ask for a measure.
+        evaluate_all: the same for several, in order, side by side where the allocator has an executor.
         key: what the problem is, apart from its limit: equal keys, equal searches.
         progress: show progress bars.
     """
@@ -35,6 +37,7 @@ class Allocation:
     limit: int
     scores: Callable[[int], np.ndarray]
     evaluate: Callable[[np.ndarray], float] | None = None
+    evaluate_all: Callable[[Sequence[np.ndarray]], Iterator[float]] | None = None
     key: str = ""
     progress: bool = False
 
@@ -52,9 +55,11 @@ class Allocator(abc.ABC):
     Attributes:
         measure: what `Allocation.evaluate` is to measure: "accuracy" (of labelled samples), "error" (minus the squared
             error of the model's outputs, relative to their variance, on unlabelled samples), or None.
+        executor: a `concurrent.futures` executor for `Allocation.evaluate_all`, or None.
     """
 
     measure: str | None = None
+    executor: Any = None
 
     @abc.abstractmethod
     def allocate(self, problem: Allocation) -> np.ndarray:

@@ -72,7 +72,7 @@ class Trial:
             check_class_scores(graph.view)
         else:
             self._inputs, self._labels = calibration_inputs(data, graph.view, SAMPLES), None
-        self._graph = graph
+        self._graph, self._measure = graph, measure
         self._ids = {
             call.path: inputs[0].ids
             for call, (inputs, _) in zip(graph.view.calls, graph.tensors, strict=True)
@@ -88,6 +88,11 @@ class Trial:
         arrays = [keras.ops.convert_to_numpy(x) for x in self._inputs]
         arrays += [] if self._labels is None else [self._labels]
         return hashlib.sha256(b"".join(np.ascontiguousarray(a).data for a in arrays)).hexdigest()
+
+    def payload(self) -> tuple:
+        """What a trial like this one is made from, besides the graph."""
+        inputs = [keras.ops.convert_to_numpy(x) for x in self._inputs]
+        return inputs if self._labels is None else (inputs, self._labels), self._measure, False
 
     def _observe(self, progress: bool) -> np.ndarray:
         """Statistics of every consumer; returns the outputs of the unpruned network."""

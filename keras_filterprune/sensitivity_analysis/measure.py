@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.calibration import calibration_inputs, labelled_inputs
 from keras_filterprune.probe.trial import check_class_scores, class_numbers, masked_outputs
+from keras_filterprune.probe.workers import spread
 from keras_filterprune.progress import track
 from keras_filterprune.rebuild.plan import fingerprint
 from keras_filterprune.sensitivity_analysis.table import Cut, SensitivityTable
@@ -105,7 +104,7 @@ def sensitivity(
     weights = Weights(graph.view)
     choices = [{group.name: criterion.select(group, count, weights)} for group, count in missing.values()]
     about = f"measuring sensitivity, about {len(missing) * seconds:.0f} s in one process"
-    values = track(_values(model, measured, choices, executor), about, len(missing), progress)
+    values = track(spread(model, measured, choices, executor), about, len(missing), progress)
     for (name, (group, count)), value in zip(missing.items(), values, strict=True):
         cut = Cut(group.name, group.size, count, float(value.mean()), *_drop(base, value, seed))
         found["cuts"][name] = astuple(cut)
@@ -206,42 +205,6 @@ class Measured:
             )
         return values
 
-    def packed(self, model: keras.Model) -> bytes:
-        """What another process needs to measure the same."""
+    def payload(self) -> tuple:
         inputs = [keras.ops.convert_to_numpy(x) for x in self._inputs]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model.keras")
-            model.save(path)
-            return pickle.dumps((path.read_bytes(), inputs, self._labels, self._metric))
-
-
-_UNPACKED: dict[str, Measured] = {}
-
-
-def _elsewhere(packed: bytes, kept: dict[str, np.ndarray]) -> np.ndarray:
-    """`Measured.__call__` in another process, which unpacks the model once."""
-    key = hashlib.sha256(packed).hexdigest()
-    if key not in _UNPACKED:
-        content, inputs, labels, metric = pickle.loads(packed)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model.keras")
-            path.write_bytes(content)
-            graph = analyze(keras.saving.load_model(path))
-        _UNPACKED.clear()
-        data = inputs if labels is None else (inputs, labels)
-        _UNPACKED[key] = Measured(graph, data, metric, len(inputs[0]))
-    return _UNPACKED[key](kept)
-
-
-def _values(model: keras.Model, measured: Measured, choices: Any, executor: Any) -> Iterator[np.ndarray]:
-    if executor is None:
-        yield from map(measured, choices)
-        return
-    packed = measured.packed(model)
-    futures = [executor.submit(_elsewhere, packed, kept) for kept in choices]
-    try:
-        for future in futures:
-            yield future.result()
-    finally:
-        for future in futures:
-            future.cancel()
+        return inputs if self._labels is None else (inputs, self._labels), self._metric, len(inputs[0])

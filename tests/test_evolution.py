@@ -1,0 +1,156 @@
+"""Evolution of widths: within the budget, no worse than uniform, alike for equal seeds and in other processes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import math
+import multiprocessing
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from zoo import randomise
+
+import keras_filterprune as kfp
+from keras_filterprune.allocators import Allocation
+
+SETTINGS = {"population": 12, "generations": 4}
+
+
+def problem(limit: float, score, sizes=(16, 16), floors: int = 1) -> Allocation:
+    """1x1 convolutions in a row; `score` is a function of kept counts."""
+    x = inputs = keras.Input((4, 4, 1))
+    for size in sizes:
+        x = layers.ReLU()(layers.Conv2D(size, 1, use_bias=False)(x))
+    costs = kfp.CostModel(kfp.analyze(keras.Model(inputs, layers.Conv2D(1, 1, use_bias=False)(x))))
+    return Allocation(
+        costs.sizes,
+        np.full(len(sizes), floors),
+        1,
+        costs.macs,
+        int(limit * costs.macs(costs.sizes)),
+        scores=lambda group: np.zeros(0),
+        evaluate=score,
+        evaluate_all=lambda keeps: map(score, keeps),
+    )
+
+
+def score_of(kept: np.ndarray) -> float:
+    """More is better, and most so in the first group."""
+    return -float((np.array([9, 1, 2, 1, 4, 1])[: len(kept)] / kept).sum())
+
+
+def chain() -> keras.Model:
+    y = inputs = keras.Input((8, 8, 3))
+    for number, width in enumerate((8, 8, 8), 1):
+        y = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"conv{number}")(y)
+    return randomise(
+        keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(y)), name="chain")
+    )
+
+
+def images(count: int = 48) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, 8, 8, 3)).astype("float32")
+
+
+def test_the_best_widths_are_found_and_the_budget_is_spent():
+    task = problem(0.5, score_of)
+    found = kfp.Evolution(population=30, generations=10).allocate(task)
+    assert 0.9 * task.limit <= task.cost(found) <= task.limit
+    pairs = [np.array(pair) for pair in itertools.product(range(1, 17), repeat=2)]
+    assert score_of(found) == max(score_of(pair) for pair in pairs if task.feasible(pair))
+    assert score_of(found) > score_of(kfp.Uniform().allocate(task))
+
+
+def test_no_worse_than_uniform_even_without_generations():
+    def score(kept):
+        return -abs(int(kept[0]) - int(kept[1]))
+
+    found = kfp.Evolution(population=10, generations=0).allocate(problem(0.5, score))
+    assert abs(found[0] - found[1]) <= 1
+
+
+def test_generations_get_better_and_nothing_is_tried_twice():
+    tried = []
+
+    def score(kept):
+        tried.append(tuple(kept))
+        return score_of(kept)
+
+    best = [score_of(kfp.Evolution(12, g).allocate(problem(0.3, score, (32,) * 6))) for g in (0, 3, 15)]
+    assert best[0] < best[1] < best[2]
+    tried.clear()
+    kfp.Evolution(12, 15).allocate(problem(0.3, score))
+    assert len(tried) == len(set(tried)) < 12 * 16
+
+
+def test_floors_hold():
+    found = kfp.Evolution(**SETTINGS).allocate(problem(0.4, lambda kept: -float(kept[0]), floors=5))
+    assert found.min() >= 5
+
+
+def test_the_reward_weighs_accuracy_against_cost():
+    whole = 0.9
+
+    def score(kept):
+        # Nothing is lost down to half of the filters, much below.
+        return whole - max(0.0, 8 - kept.min()) * 0.1
+
+    task = problem(0.9, score)
+    found = kfp.Evolution(30, 15, "reward").allocate(task)
+    share = task.cost(found) / task.cost(task.sizes)
+    assert found.min() >= 8 and share < 0.45
+    reward = (whole / 1e-3) ** 2 * -math.log(share)
+    best = max(
+        (whole / max(whole - score(np.array([a, b])), 1e-3)) ** 2
+        * -math.log(task.cost(np.array([a, b])) / task.cost(task.sizes))
+        for a in range(8, 15)
+        for b in range(8, 15)
+    )
+    assert reward > 0.7 * best
+
+
+def test_seeds_settle_everything():
+    task = problem(0.3, score_of, (32,) * 6)
+    found = [kfp.Evolution(**SETTINGS, seed=s).allocate(task).tolist() for s in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_model_is_pruned_and_two_processes_agree_with_one():
+    model, x = chain(), images()
+    y = keras.ops.convert_to_numpy(model(x)).argmax(axis=1)
+    plans = []
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+        for executor in (None, pool):
+            method = kfp.Method(kfp.L2(), kfp.Evolution(10, 1, executor=executor), kfp.LeastSquares())
+            plans.append(kfp.plan_pruning(model, method, 0.5, data=(x, y), progress=False))
+    kept = [{g["name"]: len(g["kept"]) for g in plan.groups} for plan in plans]
+    assert kept[0] == kept[1]
+    before, after = plans[0].cost["macs"]
+    assert 0.9 * 0.5 <= after / before <= 0.5
+    method = kfp.Method(kfp.L2(), kfp.Evolution(10, 0, measure="error"), kfp.LeastSquares())
+    kfp.prune_model(model, method, 0.5, data=x, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"population": 9}, kfp.InfeasibleBudgetError),
+        ({"generations": -1}, kfp.InfeasibleBudgetError),
+        ({"seed": True}, kfp.InfeasibleBudgetError),
+        ({"fitness": "best"}, kfp.UnknownNameError),
+        ({"fitness": "reward", "measure": "error"}, kfp.UnknownNameError),
+        ({"measure": "loss"}, kfp.UnknownNameError),
+    ],
+)
+def test_settings_out_of_range(settings, error):
+    with pytest.raises(error, match="Received"):
+        kfp.Evolution(**settings)
+
+
+def test_a_budget_of_filters_decides_what_evolution_decides():
+    with pytest.raises(kfp.InfeasibleBudgetError, match="decides how many filters every group keeps"):
+        kfp.prune_model(chain(), kfp.Method(kfp.L2(), kfp.Evolution()), kfp.FiltersBudget(0.5), data=images())
