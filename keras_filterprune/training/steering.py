@@ -31,7 +31,12 @@ class _Steered(keras.callbacks.Callback, abc.ABC):
     Args:
         budget: what the network may cost when training ends; a fraction of the multiply-accumulates, `MacsBudget` or
             `ParamsBudget`.
+
+    Attributes:
+        advice: what to do if the budget is not reached.
     """
+
+    advice: str
 
     def __init__(self, budget: Budget | float):
         super().__init__()
@@ -63,8 +68,6 @@ class _Steered(keras.callbacks.Callback, abc.ABC):
                 f"{self._spent:,} are needed. {self.advice}",
                 stacklevel=2,
             )
-
-    advice: str
 
     @abc.abstractmethod
     def prepare(self, graph: ChannelGraph) -> None:
