@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,13 +71,10 @@ def main() -> None:
         for name in options.variants:
             key = f"{name} {seed}"
             if key not in report:
-                start = time.perf_counter()
                 network = _trained(VARIANTS[name], x[:IMAGES], y[:IMAGES], seed)
-                seconds = time.perf_counter() - start
-                scores = [100 * accuracy(_without(network, share), *test) for share in REMOVED]
-                report[key] = {"accuracy": scores, "seconds": seconds}
+                scores = report[key] = [100 * accuracy(_without(network, share), *test) for share in REMOVED]
                 path.write_text(json.dumps(report, indent=1) + "\n")
-                print(key, [round(score, 1) for score in scores], f"{seconds:.0f} s", flush=True)
+                print(key, [round(score, 1) for score in scores], flush=True)
     path.with_suffix(".md").write_text(_table(report))
     _plot(report, path.with_suffix(".png"))
     print(_table(report))
@@ -135,18 +131,17 @@ def _without(network: keras.Model, share: float) -> keras.Model:
 
 
 def _table(report: dict) -> str:
-    lines = [f"| trained with | {' | '.join(f'{100 * share:.0f} %' for share in REMOVED)} | seconds |"]
-    lines += ["|---|" + "--:|" * (len(REMOVED) + 1)]
+    lines = [f"| trained with | {' | '.join(f'{100 * share:.0f} %' for share in REMOVED)} |"]
+    lines += ["|---|" + "--:|" * len(REMOVED)]
     for name, runs in _grouped(report).items():
-        scores = np.array([run["accuracy"] for run in runs])
+        scores = np.array(runs)
         spread = [f" ({low:.0f}-{high:.0f})" for low, high in zip(scores.min(0), scores.max(0), strict=True)]
         cells = [f"{mean:.1f}{s if len(runs) > 1 else ''}" for mean, s in zip(scores.mean(0), spread, strict=True)]
-        seconds = np.median([run["seconds"] for run in runs])
-        lines.append(f"| {VARIANTS[name].label} | {' | '.join(cells)} | {seconds:.0f} |")
+        lines.append(f"| {VARIANTS[name].label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _grouped(report: dict) -> dict[str, list[dict]]:
+def _grouped(report: dict) -> dict[str, list[list[float]]]:
     return {name: runs for name in VARIANTS if (runs := [run for key, run in report.items() if key.split()[0] == name])}
 
 
@@ -159,7 +154,7 @@ def _plot(report: dict, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     percent = 100 * np.array(REMOVED)
     for name, runs in _grouped(report).items():
-        scores = np.array([run["accuracy"] for run in runs])
+        scores = np.array(runs)
         (line,) = axes.plot(percent, scores.mean(0), marker="o", label=VARIANTS[name].label)
         axes.fill_between(percent, scores.min(0), scores.max(0), color=line.get_color(), alpha=0.15)
     axes.set(xlabel="filters removed from every layer, %", ylabel="test accuracy, %, no fine-tuning", ylim=(0, None))
