@@ -17,7 +17,7 @@ from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
 from keras_filterprune.allocators import Allocation
-from keras_filterprune.allocators.sensitivity import equal_loss
+from keras_filterprune.allocators.sensitivity import equal_loss, worst_so_far
 from keras_filterprune.sensitivity_analysis import measure
 
 
@@ -231,6 +231,11 @@ def test_losses_are_equal_at_the_widths():
     assert other[1] >= 17
     # Below the last fraction, down to the floors.
     assert equal_loss(problem(16 * 3, (1, 1)), keep, drops).tolist() == [1, 1]
+
+
+def test_losses_never_fall_as_fewer_filters_are_kept():
+    found = worst_so_far(np.array([[0.1, 0.3, 0.2], [-0.1, 0.0, 0.1]]))
+    np.testing.assert_array_equal(found, [[0.1, 0.3, 0.3], [0.0, 0.0, 0.1]])
 
 
 def test_the_allocator_refits_before_it_measures(trained):

@@ -148,6 +148,18 @@ def test_on_the_budget_gates_stay_as_they_are():
     assert np.abs(array(gated.get_layer("conv2_masked").layer.kernel) - kernel).max() > 0
 
 
+def test_channels_that_cannot_be_pruned_stay_open():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Concatenate()([inputs, layers.Conv2D(8, 3, padding="same", name="conv")(inputs)])
+    gated = kfp.apply_filter_gates(keras.Model(inputs, layers.Conv2D(4, 1, name="reader")(x)))
+    callback = begun(gated, kfp.BudgetGates(0.7, strength=0.3))
+    for step in range(20):
+        callback.on_train_batch_end(step)
+    (gates,) = gates_of(gated).values()
+    np.testing.assert_array_equal(gates[:3], 1)
+    assert (gates[3:] <= 0).any()
+
+
 def test_some_filters_of_every_group_stay_open():
     gated = kfp.apply_filter_gates(network())
     callback = begun(gated, kfp.BudgetGates(0.3, strength=1.0, min_filters=3))
