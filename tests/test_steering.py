@@ -232,6 +232,7 @@ def test_filters_without_energy_are_counted_out():
     callback = begun(other, kfp.PenaltySchedule(0.5, "bn_scale", energy=0.01))
     # 2 x 0.0025 of 5.255 is 0.1 %; the next filter would make it 4.9 %. conv2 has no scales.
     assert list(callback.counts()) == [6, 12]
+    assert list(begun(other, kfp.PenaltySchedule(0.5, "bn_scale", energy=0.03)).counts()) == [6, 12]
     assert list(begun(other, kfp.PenaltySchedule(0.5, "bn_scale", energy=0.06)).counts()) == [5, 12]
 
 
