@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import keras
+
 from keras_filterprune.errors import PlanMismatchError
 from keras_filterprune.files import write_json
 
@@ -15,14 +17,15 @@ T = TypeVar("T")
 
 
 class Checkpoint:
-    """A file that says how far a search has come, and for which problem.
+    """A file that says how far some work has come, and on which problem.
 
     Args:
         path: JSON file; None: nothing is written, and nothing found.
+        work: what it is called in messages ("search").
     """
 
-    def __init__(self, path: str | os.PathLike | None):
-        self.path = None if path is None else Path(path)
+    def __init__(self, path: str | os.PathLike | None, work: str = "search"):
+        self.path, self._work = None if path is None else Path(path), work
 
     def read(self, key: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """What `parse` makes of the file's content, None if there is no file.
@@ -35,13 +38,13 @@ class Checkpoint:
         try:
             content = json.loads(self.path.read_text())
             found, parsed = content["key"], parse(content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanMismatchError(
-                f"'{self.path}' is no checkpoint of a search: {error!r}. Delete it, or give another name."
+                f"'{self.path}' is no checkpoint of a {self._work}: {error!r}. Delete it, or give another name."
             ) from error
         if found != key:
             raise PlanMismatchError(
-                f"'{self.path}' belongs to another search: model, method, data, seed or fine-tuning differ. "
+                f"'{self.path}' belongs to another {self._work}: model, method, data, seed or fine-tuning differ. "
                 "Delete it, or give another name."
             )
         return parsed
@@ -67,8 +70,6 @@ class Checkpoint:
 
     def model(self, name: str) -> Any:
         """The model next to the file."""
-        import keras
-
         path = self.path.with_name(name)
         if not path.exists():
             raise PlanMismatchError(

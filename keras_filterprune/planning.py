@@ -160,13 +160,10 @@ class Task:
 
     def problem(self) -> Allocation:
         """What the allocator is given."""
-        floors = np.minimum(self.cost.sizes, self.options.min_filters)
+        floors = np.minimum(self.cost.sizes, np.maximum(self.cost.least, self.options.min_filters))
         for number, group in enumerate(self.graph.groups):
             if group.name in self.refused:
                 floors[number] = group.size
-            elif group.approximate:
-                # Normalising a single channel leaves a constant.
-                floors[number] = min(group.size, max(2, floors[number]))
         fixed = isinstance(self.budget, CountBudget)
         return Allocation(
             sizes=self.cost.sizes,

@@ -143,7 +143,7 @@ def search_with_training(
 
     for _ in track(rounds(), "searching and training", 100, task.progress):
         pass
-    return outcome
+    return outcome if state.rounds else _copied(task, verify)
 
 
 def one_by_one(
@@ -174,7 +174,7 @@ def one_by_one(
         outcome = _cut(outcome, task, keep, compensator, finetune, verify)
         content = {"widths": widths, "order": order, "more": {"kept": _plain(outcome.kept)}}
         checkpoint.write_with_model(key, content, outcome.model, order.index(name) + 1)
-    return outcome
+    return outcome if order else _copied(task, verify)
 
 
 def _least_sensitive_first(task: Task, counts: np.ndarray) -> list[str]:
@@ -195,6 +195,11 @@ def _plain(kept: dict[str, np.ndarray]) -> dict[str, list[int]]:
 def _untouched(task: Task) -> Outcome:
     """A model that has lost nothing yet."""
     return Outcome(task.model, {group.name: np.arange(group.size) for group in task.graph.groups}, None, "none", [])
+
+
+def _copied(task: Task, verify: bool) -> Outcome:
+    """What a search that had nothing to cut returns: never the model that was given."""
+    return operate(task.model, task.graph, _untouched(task).kept, None, None, task.seed, verify, task.progress)
 
 
 def _cut(

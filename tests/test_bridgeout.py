@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from other_backends import on_other_backends, run_on
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -406,7 +402,6 @@ def test_schedules_that_do_not_fit():
 
 ELSEWHERE = """
 import keras, numpy as np, keras_filterprune as kfp
-assert keras.backend.backend() == BACKEND
 inputs = keras.Input((8, 8, 3))
 x = keras.layers.BatchNormalization()(keras.layers.Conv2D(6, 3, name="conv")(inputs))
 model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
@@ -426,18 +421,6 @@ for again in (keras.models.load_model(PATH), kfp.strip_wrappers(other)):
 """
 
 
-@pytest.mark.parametrize(("backend", "package"), [("jax", "jax"), ("torch", "torch")])
-def test_other_backends_train_save_and_strip(backend, package, tmp_path):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
-    code = ELSEWHERE.replace("BACKEND", repr(backend)).replace("PATH", repr(str(tmp_path / "model.keras")))
-    environment = os.environ | {"KERAS_BACKEND": backend}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+@on_other_backends
+def test_other_backends_train_save_and_strip(backend, tmp_path):
+    run_on(backend, ELSEWHERE.replace("PATH", repr(str(tmp_path / "model.keras"))))

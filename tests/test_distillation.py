@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from other_backends import on_other_backends, run_on
 from scipy.special import log_softmax, softmax
 from sklearn.datasets import load_digits
 
@@ -216,11 +211,6 @@ student.predict(x, verbose=0)
 """
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@on_other_backends
 def test_other_backends_distill(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    environment, folder = os.environ | {"KERAS_BACKEND": backend}, Path(__file__).parents[1]
-    command = [sys.executable, "-c", ELSEWHERE]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_on(backend, ELSEWHERE)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from other_backends import on_other_backends, run_on
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -404,11 +400,6 @@ for trained, callback in (
 """
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@on_other_backends
 def test_other_backends_mask_and_shrink(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    environment, folder = os.environ | {"KERAS_BACKEND": backend}, Path(__file__).parents[1]
-    command = [sys.executable, "-c", ELSEWHERE]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_on(backend, ELSEWHERE)

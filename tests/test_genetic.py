@@ -342,6 +342,16 @@ def test_a_killed_run_goes_on_where_it_was(trained, tmp_path, at):
         kfp.prune_model(trained, layerwise(path), 0.6, data=data, finetune=lambda m: None, progress=False)
 
 
+def test_a_budget_that_cuts_nothing_gives_a_copy(trained):
+    for method in ("hu_ga", "fp_omp_search"):
+        same, report = kfp.prune_model(
+            trained, method, 1.0, data=digits(), finetune=lambda m: None, return_report=True, progress=False
+        )
+        assert same is not trained and not {id(w) for w in same.weights} & {id(w) for w in trained.weights}
+        np.testing.assert_array_equal(same.predict(digits()[0], verbose=0), trained.predict(digits()[0], verbose=0))
+        assert report.plan.cost["macs"][0] == report.plan.cost["macs"][1]
+
+
 def test_hu_ga_keeps_more_than_norms(trained):
     data = digits()
     small, norms = (

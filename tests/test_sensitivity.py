@@ -168,6 +168,19 @@ def test_two_processes_give_the_same_table_as_one(trained):
     np.testing.assert_allclose([r[3:] for r in rows(shared)], [r[3:] for r in rows(alone)], atol=1e-6)
 
 
+def test_layer_normalization_keeps_two_filters():
+    inputs = keras.Input((8, 8, 1))
+    h = layers.LayerNormalization()(layers.Conv2D(8, 3, name="conv")(inputs))
+    model = keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Flatten()(h)))
+    table = kfp.sensitivity(model, digits(50), keep=(0.1,), progress=False)
+    assert [cut.kept for cut in table.cuts] == [2]
+    cost = table.costs
+    two, one = (kfp.ParamsBudget(count=cost.params(np.array([n]))) for n in (2, 1))
+    assert table.keep_for(two) == kfp.FiltersBudget({table.groups[0]: 0.25})
+    with pytest.raises(kfp.InfeasibleBudgetError, match=f"{cost.params(np.array([2])):,} are left"):
+        table.keep_for(one)
+
+
 def test_a_cache_of_something_else(trained, tmp_path):
     data, path = digits(50), tmp_path / "cache.json"
     kfp.sensitivity(trained, data, keep=(0.5,), cache=path, progress=False)
@@ -178,10 +191,10 @@ def test_a_cache_of_something_else(trained, tmp_path):
         (trained, data, {"method": "l1"}),
         (trained, data, {"seed": 1}),
     ):
-        with pytest.raises(kfp.PlanMismatchError, match="belongs to another analysis"):
+        with pytest.raises(kfp.PlanMismatchError, match="belongs to another sensitivity analysis"):
             kfp.sensitivity(model, samples, keep=(0.5,), cache=path, progress=False, **options)
     path.write_text("{}")
-    with pytest.raises(kfp.PlanMismatchError, match="is no cache of a sensitivity analysis"):
+    with pytest.raises(kfp.PlanMismatchError, match="is no checkpoint of a sensitivity analysis"):
         kfp.sensitivity(trained, data, keep=(0.5,), cache=path, progress=False)
 
 
@@ -302,7 +315,7 @@ def test_models_and_budgets_out_of_reach(trained):
     with pytest.raises(kfp.InfeasibleBudgetError, match="has no filter that can be removed"):
         kfp.sensitivity(keras.Sequential([keras.Input((4,)), layers.Dense(2)]), (np.zeros((8, 4)), np.zeros(8)))
     table = kfp.sensitivity(trained, digits(50), keep=(0.5,), progress=False)
-    with pytest.raises(kfp.InfeasibleBudgetError, match="with one filter in each"):
+    with pytest.raises(kfp.InfeasibleBudgetError, match="with the fewest filters in all groups"):
         table.keep_for(1e-6)
     with pytest.raises(kfp.InfeasibleBudgetError, match="keep_for takes a fraction"):
         table.keep_for(kfp.FiltersBudget(0.5))

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from other_backends import on_other_backends, run_on
 from sklearn.datasets import load_digits
 from test_filter_pruning import MODELS, array, assert_same, compiled, images, network, shrunk, total
 from zoo import ZOO, random_inputs
@@ -338,8 +334,18 @@ def test_settings_out_of_range(make):
 
 
 def test_budgets_below_the_floors():
-    with pytest.raises(kfp.InfeasibleBudgetError, match="8 filters in each group need"):
+    with pytest.raises(kfp.InfeasibleBudgetError, match=r"with min_filters=8, .* are the least"):
         begun(kfp.apply_filter_gates(network()), kfp.BudgetGates(0.1, min_filters=8))
+
+
+def test_two_gates_stay_open_before_layer_normalization():
+    inputs = keras.Input((4, 4, 2))
+    h = layers.LayerNormalization()(layers.Conv2D(8, 3, name="conv")(inputs))
+    model = keras.Model(inputs, layers.Conv2D(2, 1, name="reader")(h))
+    cost = kfp.CostModel(kfp.analyze(model))
+    gated = kfp.apply_filter_gates(model)
+    with pytest.raises(kfp.InfeasibleBudgetError, match=f"{cost.params(np.array([2])):,} are the least"):
+        begun(gated, kfp.BudgetGates(kfp.ParamsBudget(count=cost.params(np.array([1])))))
 
 
 def test_models_that_are_not_prepared():
@@ -394,11 +400,6 @@ assert np.allclose(np.diff(history["loss"]), 2, atol=1e-3), history["loss"]
 """
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@on_other_backends
 def test_other_backends_steer(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    environment, folder = os.environ | {"KERAS_BACKEND": backend}, Path(__file__).parents[1]
-    command = [sys.executable, "-c", ELSEWHERE]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_on(backend, ELSEWHERE)

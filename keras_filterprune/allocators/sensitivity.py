@@ -56,7 +56,7 @@ class Sensitivity(Allocator):
         tried = [(g, f) for g in np.flatnonzero(problem.floors < problem.sizes) for f in range(len(self.keep))]
         for group, number in track(tried, "measuring sensitivity", len(tried), problem.progress):
             alone = problem.sizes.copy()
-            alone[group] = np.ceil(self.keep[number] * problem.sizes[group])
+            alone[group] = np.floor(self.keep[number] * problem.sizes[group] + 0.5)
             drops[group, number] = base - problem.evaluate(problem.legal(alone))
         return equal_loss(problem, self.keep, drops)
 

@@ -54,6 +54,7 @@ class CostModel:
     Attributes:
         groups: names of the groups.
         sizes: int64 array of shape (n_groups,), the unpruned counts.
+        least: int64 array of shape (n_groups,), the fewest units that each group can keep.
         layers: names of the layers that cost anything.
         macs: `Cost` in multiply-accumulates of one sample: convolutions, dense and recurrent layers. Normalization,
             activations and element-wise work are free (they fuse or are bound by memory).
@@ -72,6 +73,7 @@ class CostModel:
     def __init__(self, graph: ChannelGraph):
         self.groups = [group.name for group in graph.groups]
         self.sizes = np.array([g.size for g in graph.groups], int)
+        self.least = np.array([g.least for g in graph.groups], int)
         self.layers = tuple(dict.fromkeys([*graph.weights, *(t.layer for t in graph.terms)]))
         group_of_unit = np.full(graph.unit_of_id.max(initial=-1) + 1, -1)
         for number, group in enumerate(graph.groups):

@@ -141,6 +141,11 @@ class Group:
     def size(self) -> int:
         return len(self.units)
 
+    @property
+    def least(self) -> int:
+        """The fewest units it can keep: two where statistics over channels are taken; they make one constant."""
+        return min(self.size, 2 if self.approximate else 1)
+
     @cached_property
     def producers(self) -> tuple[str, ...]:
         """Layers whose filters these units are, in the order of the model."""

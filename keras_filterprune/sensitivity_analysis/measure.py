@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,10 +14,10 @@ import numpy as np
 
 from keras_filterprune.allocators.sensitivity import check_falling
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checkpoint import Checkpoint
 from keras_filterprune.cost import CostModel
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
-from keras_filterprune.files import write_json
+from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
@@ -59,7 +57,8 @@ def sensitivity(
         keep: fractions of the filters kept, falling, in (0, 1) ((0.75, 0.5, 0.25)); at least one filter stays.
         method: its criterion chooses the filters that stay ("l2").
         samples: at most so many, the first ones (1 024).
-        cache: JSON file that is written after every cut (None). A run that finds one goes on from there.
+        cache: JSON file that is written after every cut (None). A run that finds one goes on from there. A function is
+            known to it by its name alone.
         executor: a `concurrent.futures` executor, or one with the same `submit`, that measures cuts side by side
             (None: one by one). A process pool has to start its processes by "spawn"; functions as metrics have to be
             importable.
@@ -90,27 +89,26 @@ def sensitivity(
     criterion = _observed(graph, as_method(method, seed, True).criterion, data, progress)
     skipped = {group.name: why for group in graph.groups if (why := criterion.refuses(group)) is not None}
     planned = [
-        (group, max(1, int(np.floor(fraction * group.size + 0.5))))
+        (group, max(group.least, int(np.floor(fraction * group.size + 0.5))))
         for group in graph.groups
         for fraction in keep
         if group.name not in skipped
     ]
     key = f"{fingerprint(graph, Weights(graph.view))} {measured.digest()} {criterion!r} {seed}"
-    found = _cached(cache, hashlib.sha256(key.encode()).hexdigest())
+    file, key = Checkpoint(cache, "sensitivity analysis"), hashlib.sha256(key.encode()).hexdigest()
+    found = file.read(key, lambda content: {name: Cut(*values) for name, values in content["cuts"].items()}) or {}
     start = time.perf_counter()
     base = measured({})
     seconds = time.perf_counter() - start
-    missing = {name: cut for cut in planned if (name := _name(*cut)) not in found["cuts"]}
+    missing = {name: cut for cut in planned if (name := _name(*cut)) not in found}
     weights = Weights(graph.view)
     choices = [{group.name: criterion.select(group, count, weights)} for group, count in missing.values()]
     about = f"measuring sensitivity, about {len(missing) * seconds:.0f} s in one process"
     values = track(spread(model, measured, choices, executor), about, len(missing), progress)
     for (name, (group, count)), value in zip(missing.items(), values, strict=True):
-        cut = Cut(group.name, group.size, count, float(value.mean()), *_drop(base, value, seed))
-        found["cuts"][name] = astuple(cut)
-        if cache is not None:
-            write_json(cache, found)
-    cuts = tuple(Cut(*found["cuts"][_name(*cut)]) for cut in planned)
+        found[name] = Cut(group.name, group.size, count, float(value.mean()), *_drop(base, value, seed))
+        file.write(key, {"cuts": {name: astuple(cut) for name, cut in found.items()}})
+    cuts = tuple(found[_name(*cut)] for cut in planned)
     _check_direction(measured.name, cuts[len(keep) - 1 :: len(keep)])
     return SensitivityTable(measured.name, float(base.mean()), keep, cuts, CostModel(graph), skipped)
 
@@ -142,22 +140,6 @@ def _drop(base: np.ndarray, value: np.ndarray, seed: int) -> tuple[float, float,
     drawn = np.random.default_rng(seed).multinomial(len(lost), np.full(len(lost), 1 / len(lost)), _RESAMPLES)
     low, high = np.quantile(drawn @ lost / len(lost), (0.025, 0.975))
     return float(lost.mean()), float(low), float(high)
-
-
-def _cached(cache: str | os.PathLike | None, key: str) -> dict[str, Any]:
-    if cache is None or not Path(cache).exists():
-        return {"key": key, "cuts": {}}
-    try:
-        found = json.loads(Path(cache).read_text())
-        known, _ = found["key"], {name: Cut(*values) for name, values in found["cuts"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PlanMismatchError(f"'{cache}' is no cache of a sensitivity analysis: {error!r}. Delete it.") from error
-    if known != key:
-        raise PlanMismatchError(
-            f"'{cache}' belongs to another analysis: model, data, metric, method or seed differ. Delete it, or give "
-            "another name."
-        )
-    return found
 
 
 class Measured:

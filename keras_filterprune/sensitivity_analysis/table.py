@@ -91,13 +91,13 @@ class SensitivityTable:
             raise InfeasibleBudgetError(f"keep_for takes a fraction, MacsBudget or ParamsBudget. Received: {budget!r}.")
         cost, limit = budget.cost(self.costs), budget.limit(self.costs)
         names, groups = self.costs.groups, self.groups
-        floors = np.where([name in groups for name in names], 1, self.costs.sizes)
+        floors = np.where([name in groups for name in names], self.costs.least, self.costs.sizes)
         drops = np.zeros((len(names), len(self.keep)))
         drops[[names.index(group) for group in groups]] = self.drops
         problem = Allocation(self.costs.sizes, floors, 1, cost, limit, scores=lambda number: np.zeros(0))
         if not problem.feasible(floors):
             raise InfeasibleBudgetError(
-                f"{budget} asks for at most {limit:,} {budget.unit}; with one filter in each of the groups that were "
+                f"{budget} asks for at most {limit:,} {budget.unit}; with the fewest filters in all groups that were "
                 f"measured, {cost(floors):,} are left."
             )
         kept = equal_loss(problem, self.keep, drops)
@@ -124,11 +124,9 @@ class SensitivityTable:
 
         Needs matplotlib (`pip install "keras_filterprune[plots]"`).
         """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 5), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         named = self.order()[::-1][:_HIGHLIGHTED]
         for group in [g for g in self.groups if g not in named] + named:

@@ -8,6 +8,7 @@ from keras_filterprune.training.fractions import exponential as exponential
 from keras_filterprune.training.fractions import polynomial as polynomial
 from keras_filterprune.training.regularizers import BridgePenalty as BridgePenalty
 from keras_filterprune.training.regularizers import GroupLasso as GroupLasso
+from keras_filterprune.training.regularizers import apply_penalty as apply_penalty
 from keras_filterprune.training.schedule import PruningSchedule as PruningSchedule
 from keras_filterprune.training.schedule import SoftPruning as SoftPruning
 from keras_filterprune.training.sensitivity_scorer import SensitivityScorer as SensitivityScorer
@@ -16,5 +17,4 @@ from keras_filterprune.training.steering import PenaltySchedule as PenaltySchedu
 from keras_filterprune.training.wrapping import apply_bridgeout as apply_bridgeout
 from keras_filterprune.training.wrapping import apply_filter_gates as apply_filter_gates
 from keras_filterprune.training.wrapping import apply_filter_pruning as apply_filter_pruning
-from keras_filterprune.training.wrapping import apply_penalty as apply_penalty
 from keras_filterprune.training.wrapping import strip_wrappers as strip_wrappers

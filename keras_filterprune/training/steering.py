@@ -23,6 +23,7 @@ from keras_filterprune.training.base import sync_variables, wrappers_of
 from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.logs import if_pruned
 from keras_filterprune.training.regularizers import Penalty
+from keras_filterprune.training.wrapping import strip_wrappers
 
 
 class _Steered(keras.callbacks.Callback, abc.ABC):
@@ -49,7 +50,8 @@ class _Steered(keras.callbacks.Callback, abc.ABC):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._graph = analyze(self.model)
-        self._costs = CostModel(self._graph)
+        # Wrappers have weights of their own, which do not count.
+        self._costs = CostModel(analyze(strip_wrappers(self.model)))
         self._limit = self.budget.limit(self._costs)
         self._price = self.budget.cost(self._costs)
         self.prepare(self._graph)
@@ -176,7 +178,7 @@ class BudgetGates(_Steered):
         budget: what the open filters may cost: a fraction of the multiply-accumulates, `MacsBudget` or `ParamsBudget`.
         epochs: after so many the budget holds, at least 1 (None: half of the training's).
         strength: how far the hinge moves gates at each step, on average (0.01; gates start at 1, on average).
-        min_filters: filters that stay open in every group (1).
+        min_filters: filters that stay open in every group (1; two where statistics over channels are taken).
 
     Raises:
         InfeasibleBudgetError: a budget that says how many filters to keep, or one below what `min_filters` cost.
@@ -204,11 +206,11 @@ class BudgetGates(_Steered):
                 f"BudgetGates found no gates in model '{self.model.name}': train apply_filter_gates(model)."
             )
         self._group = np.repeat(np.arange(len(graph.groups)), self._costs.sizes)
-        self._floor = np.minimum(self._costs.sizes, self.min_filters)
+        self._floor = np.minimum(self._costs.sizes, np.maximum(self._costs.least, self.min_filters))
         if self._price(self._floor) > self._limit:
             raise InfeasibleBudgetError(
-                f"{self.budget} allows {self._limit:,} {self.budget.unit}; {self.min_filters} filters in each group "
-                f"need {self._price(self._floor):,}."
+                f"{self.budget} allows {self._limit:,} {self.budget.unit}; with min_filters={self.min_filters}, "
+                f"{self._price(self._floor):,} are the least. Give a larger budget, or fewer filters."
             )
         # Gates are numbered group by group; channels that cannot be pruned have none.
         number = np.full(graph.unit_of_id.max() + 1, -1)

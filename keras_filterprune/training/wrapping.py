@@ -21,7 +21,6 @@ from keras_filterprune.rebuild.clone import Rewriter
 from keras_filterprune.training.base import TrainingWrapper, unwrapped
 from keras_filterprune.training.bridgeout import WINDOWED, BatchBridgeout
 from keras_filterprune.training.filter_pruning import FilterPruning
-from keras_filterprune.training.regularizers import Penalty
 
 
 def apply_bridgeout(
@@ -142,76 +141,6 @@ def _masked(
 ) -> keras.Model:
     readers = {member.layer for group in graph.groups for member in group.members if member.role == "input"}
     return _wrapped(model, graph, lambda call: call.path in readers, "a layer that reads prunable filters", wrapper)
-
-
-def apply_penalty(
-    model: keras.Model, penalty: Penalty, weights: str = "kernel", *, include: str | Iterable[str] | None = None
-) -> keras.Model:
-    """An equal model in which the filters that can be removed are penalised; the original is not touched.
-
-    Args:
-        model: a built functional or Sequential model, with training-time wrappers perhaps.
-        penalty: `BridgePenalty` or `GroupLasso`, which takes its axis from the layer. It takes the place of a
-            regularizer that is there.
-        weights: "kernel"; or "scale" for the scales of normalization (with `BridgePenalty(q=1)`: network slimming,
-            Liu et al. 2017). Where normalization follows, kernels can shrink together without any effect: there,
-            scales are what to penalise.
-        include: names or globs of layers (None: all that own a filter that can be removed).
-
-    Returns:
-        A model of the same kind, with the weights, and compiled like the original if that was.
-
-    Raises:
-        UnknownNameError: penalty is none of ours, weights is neither of the two, or no layer matches.
-
-    Example:
-        >>> import keras, keras_filterprune as kfp
-        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Conv2D(2, 1)]
-        >>> kfp.apply_penalty(keras.Sequential(layers), kfp.GroupLasso(1e-4)).layers[0].kernel_regularizer.strength
-        0.0001
-    """
-    if not isinstance(penalty, Penalty):
-        raise UnknownNameError(f"penalty is a BridgePenalty or a GroupLasso. Received: penalty={penalty!r}.")
-    if weights not in ("kernel", "scale"):
-        raise UnknownNameError(f"weights is 'kernel' or 'scale'. Received: weights={weights!r}.")
-    graph = analyze(model)
-    patterns = ("*",) if include is None else (include,) if isinstance(include, str) else tuple(include)
-    axes = {
-        member.layer: (member.weight, member.axis)
-        for group in graph.groups
-        for member in group.members
-        if (member.role == "filter" if weights == "kernel" else member.weight == "gamma")
-        and any(fnmatch.fnmatch(member.layer, pattern) for pattern in patterns)
-    }
-    if not axes:
-        raise UnknownNameError(
-            f"model '{model.name}' has no {weights} of a filter that can be removed in layers {', '.join(patterns)}. "
-            "analyze(model) lists them."
-        )
-    return _Penalised(graph, penalty, axes).result(model)
-
-
-class _Penalised(Rewriter):
-    """Clones a model with a penalty on some weights, {layer path: (weight, axis of the filters)}."""
-
-    def __init__(self, graph: ChannelGraph, penalty: Penalty, axes: dict[str, tuple[str, int]]):
-        super().__init__(graph)
-        self._penalty = penalty.get_config()
-        self._kind = type(penalty)
-        self._axes = {id(call.op): axes[call.path] for call in graph.view.calls if call.path in axes}
-
-    def _clone(self, op: Any) -> Any:
-        twin = super()._clone(op)
-        if id(op) in self._axes:
-            weight, axis = self._axes[id(op)]
-            along = {"axis": axis} if "axis" in self._penalty else {}
-            penalty = self._kind.from_config(self._penalty | along)
-            inner = unwrapped(twin)
-            setattr(inner, weight.removesuffix("_kernel") + "_regularizer", penalty)
-            if inner.built:
-                # The layer in a wrapper is built before the wrapper is called.
-                named_weights(inner)[weight].regularizer = penalty
-        return twin
 
 
 def _wrapped(
