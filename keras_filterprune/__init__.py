@@ -33,17 +33,21 @@ if TYPE_CHECKING:
     from keras_filterprune.criteria import L1 as L1
     from keras_filterprune.criteria import L2 as L2
     from keras_filterprune.criteria import LRF as LRF
+    from keras_filterprune.criteria import APoZ as APoZ
     from keras_filterprune.criteria import BNScale as BNScale
     from keras_filterprune.criteria import CaP as CaP
     from keras_filterprune.criteria import Dead as Dead
     from keras_filterprune.criteria import Energy as Energy
+    from keras_filterprune.criteria import GateTaylor as GateTaylor
     from keras_filterprune.criteria import Genetic as Genetic
     from keras_filterprune.criteria import GeometricMean as GeometricMean
+    from keras_filterprune.criteria import MeanActivation as MeanActivation
     from keras_filterprune.criteria import Nystrom as Nystrom
     from keras_filterprune.criteria import OperatorNorm as OperatorNorm
     from keras_filterprune.criteria import OutputPursuit as OutputPursuit
     from keras_filterprune.criteria import Random as Random
     from keras_filterprune.criteria import Similarity as Similarity
+    from keras_filterprune.criteria import Taylor as Taylor
     from keras_filterprune.errors import CalibrationDataError as CalibrationDataError
     from keras_filterprune.errors import ExportError as ExportError
     from keras_filterprune.errors import FilterPruneError as FilterPruneError
@@ -54,6 +58,9 @@ if TYPE_CHECKING:
     from keras_filterprune.errors import UnsupportedLayerError as UnsupportedLayerError
     from keras_filterprune.errors import UnsupportedModelError as UnsupportedModelError
     from keras_filterprune.export import export_tflite as export_tflite
+    from keras_filterprune.layer_pruning import Ensemble as Ensemble
+    from keras_filterprune.layer_pruning import Imprinting as Imprinting
+    from keras_filterprune.layer_pruning import prune_layers as prune_layers
     from keras_filterprune.layers import Handler as Handler
     from keras_filterprune.layers import register_handler as register_handler
     from keras_filterprune.methods import Method as Method
@@ -63,6 +70,7 @@ if TYPE_CHECKING:
     from keras_filterprune.pruning import plan_pruning as plan_pruning
     from keras_filterprune.pruning import prune_model as prune_model
     from keras_filterprune.rebuild import PruningPlan as PruningPlan
+    from keras_filterprune.report import LayerReport as LayerReport
     from keras_filterprune.report import PruneReport as PruneReport
     from keras_filterprune.sensitivity_analysis import SensitivityTable as SensitivityTable
     from keras_filterprune.sensitivity_analysis import sensitivity as sensitivity
@@ -91,22 +99,26 @@ _HOME = {
     "cost": ["CostModel", "FiltersBudget", "MacsBudget", "ParamsBudget", "RedundancyBudget"],
     "compensators": ["Adapters", "BNRecalibration", "LeastSquares", "Linear", "MeanShift", "Merge"],
     "criteria": [
+        "APoZ",
         "BNScale",
         "CaP",
         "Dead",
         "Energy",
         "FPGM",
         "FPOMP",
+        "GateTaylor",
         "Genetic",
         "GeometricMean",
         "L1",
         "L2",
         "LRF",
+        "MeanActivation",
         "Nystrom",
         "OperatorNorm",
         "OutputPursuit",
         "Random",
         "Similarity",
+        "Taylor",
     ],
     "errors": [
         "CalibrationDataError",
@@ -120,11 +132,12 @@ _HOME = {
         "UnsupportedModelError",
     ],
     "export": ["export_tflite"],
+    "layer_pruning": ["Ensemble", "Imprinting", "prune_layers"],
     "layers": ["Handler", "register_handler"],
     "methods": ["Method", "list_methods", "register_method"],
     "pruning": ["apply_plan", "plan_pruning", "prune_model"],
     "rebuild": ["PruningPlan"],
-    "report": ["PruneReport"],
+    "report": ["LayerReport", "PruneReport"],
     "sensitivity_analysis": ["SensitivityTable", "sensitivity"],
     "training": [
         "BatchBridgeout",

@@ -15,18 +15,22 @@ from keras_filterprune.criteria import (
     L1,
     L2,
     LRF,
+    APoZ,
     BNScale,
     CaP,
     Criterion,
     Dead,
     Energy,
+    GateTaylor,
     Genetic,
     GeometricMean,
+    MeanActivation,
     Nystrom,
     OperatorNorm,
     OutputPursuit,
     Random,
     Similarity,
+    Taylor,
 )
 from keras_filterprune.errors import UnknownNameError
 
@@ -159,6 +163,15 @@ for _name, _needs, _summary, *_make in (
         "distance to the geometric mean of absolute weights, a baseline",
         _fixed(GeometricMean, Uniform()),
     ),
+    ("taylor", "labels", "change of the loss with a filter's weights, to first order", _fixed(Taylor, Uniform())),
+    (
+        "taylor_gate",
+        "labels",
+        "change of the loss with a filter's channels, to first order",
+        _fixed(GateTaylor, Global()),
+    ),
+    ("apoz", "inputs", "how often a filter is not zero", _fixed(APoZ, Uniform())),
+    ("mean_activation", "inputs", "mean of a filter's activations", _fixed(MeanActivation, Uniform())),
     ("energy", "inputs", "share of the consumers' output variance", _fixed(Energy, Global(0.7), LeastSquares())),
     ("cap", "inputs", "error of the consumers' outputs after least squares", _fixed(CaP, Global(0.7), LeastSquares())),
     (

@@ -219,14 +219,13 @@ class Task:
     def _infeasible(self, problem: Allocation, least: np.ndarray) -> str:
         """Why the budget cannot be met: what is the least that can be reached, and what stands in the way."""
         full, reachable = self.budget.cost(self._original)(self._original.sizes), problem.cost(least)
-        layers = self.cost.layers
-        spent = np.bincount(problem.cost.owners, problem.cost.terms(least), minlength=len(layers))
+        spent = problem.cost.by_layer(least)
         reasons = {p.layer: p.reason for p in self.graph.pinned} | {
             layer: why for name, why in self.refused.items() for layer in self.graph.by_name[name].producers
         }
         named = [
-            f"'{layers[n]}' ({int(spent[n]):,}{', ' + reasons[layers[n]] if layers[n] in reasons else ''})"
-            for n in np.argsort(-spent, kind="stable")[:3]
+            f"'{layer}' ({spent[layer]:,}{', ' + reasons[layer] if layer in reasons else ''})"
+            for layer in sorted(spent, key=lambda layer: -spent[layer])[:3]
         ]
         return (
             f"{self.budget} asks for at most {problem.limit:,} {self.budget.unit}; the smallest reachable is "

@@ -11,7 +11,7 @@ from keras_filterprune.methods import as_method
 from keras_filterprune.probe import Weights
 
 AGGREGATES = ("mean", "sum", "max", "prod", "first")
-NAMES = [name for name, needs, _ in kfp.list_methods() if needs in ("nothing", "inputs")]
+NAMES = [name for name, *_ in kfp.list_methods() if name not in ("fp_omp_search", "hu_ga")]
 
 
 def registered():
@@ -47,8 +47,14 @@ def analysed():
     return found
 
 
-def images(model):
-    return random_inputs(model, batch=16, seed=1)
+def images(model, requires=()):
+    """16 inputs, with class numbers for criteria that need them; those cannot say anything about other models."""
+    x = random_inputs(model, batch=16, seed=1)
+    if "labels" not in requires:
+        return x
+    if len(model.output_shape) != 2:
+        pytest.skip("no classifier")
+    return x, np.arange(16) % model.output_shape[1]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,7 @@ def ready():
     def observe(key, name, model, graph, weights):
         if (key, name) not in known:
             criterion = CRITERIA[key]
-            data = images(model) if criterion.requires else None
+            data = images(model, criterion.requires) if criterion.requires else None
             known[key, name] = criterion.observe(graph, weights, data, False) if criterion.requires else criterion
         return known[key, name]
 
@@ -132,7 +138,7 @@ def test_nothing_is_mutated(analysed, ready, name, key):
 def test_planning_leaves_the_model_bit_identical(name):
     model = ZOO["residual_identity"]()
     before, config = model.get_weights(), model.get_config()
-    kfp.plan_pruning(model, name, 0.6, data=images(model))
+    kfp.plan_pruning(model, name, 0.6, data=images(model, as_method(name, 0).criterion.requires))
     assert model.get_config() == config
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -190,12 +196,16 @@ def test_renumbered_filters_are_the_same_filters(analysed, renumbered, ready, na
                 assert criterion.select(a, n_keep, weights).tolist() == sorted(order[kept].tolist())
 
 
+# Besides chance: several dead filters, whose scores are all zero, among which the numbers decide.
+TIED = ("random", "genetic", "taylor", "taylor_gate", "apoz", "mean_activation")
+
+
 @every_model
-@pytest.mark.parametrize("method", [n for n in NAMES if n not in ("random", "genetic")])
+@pytest.mark.parametrize("method", [n for n in NAMES if n not in TIED])
 @pytest.mark.parametrize("budget", [0.9, kfp.FiltersBudget(0.5)], ids=["macs", "filters"])
 def test_renumbered_filters_make_the_same_plan(analysed, renumbered, name, method, budget):
-    models = analysed[name][0], renumbered[name][0]
-    first, second = (kfp.plan_pruning(m, method, budget, data=images(m), progress=False) for m in models)
+    models, requires = (analysed[name][0], renumbered[name][0]), as_method(method, 0).criterion.requires
+    first, second = (kfp.plan_pruning(m, method, budget, data=images(m, requires), progress=False) for m in models)
     assert first.cost == second.cost
     for a, b in zip(first.groups, second.groups, strict=True):
         assert a["kept"] == sorted(renumbered[name][3][a["name"]][b["kept"]].tolist())
@@ -212,7 +222,9 @@ def constant_chain(kernel):
     return model
 
 
-@pytest.mark.parametrize("criterion", [k for k, c in CRITERIA.items() if isinstance(c, MemberCriterion)])
+@pytest.mark.parametrize(
+    "criterion", [k for k, c in CRITERIA.items() if isinstance(c, MemberCriterion) and not c.requires]
+)
 def test_of_equal_scores_the_first_stay(criterion):
     # Two kinds of filters with integer weights, so that equal scores are equal in every bit.
     filters = np.array([[1, -1, 1, 0], [2, 0, -1, 1]])[[0, 1, 0, 1, 0, 1, 0]]

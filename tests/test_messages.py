@@ -628,8 +628,8 @@ def test_a_measure_without_data(chain, method, measure):
 @pytest.mark.parametrize("allocator", [kfp.Search(), kfp.Tolerance(), kfp.Tolerance(drop=0.1)], ids=repr)
 def test_accuracy_without_labels(chain, allocator):
     sentence = (
-        r"'accuracy' needs labelled samples: pass data=\(x, y\) or batches of them, from a validation split; "
-        r"'error' needs no labels\."
+        r"'accuracy' needs labelled samples: pass data=\(x, y\) or batches of them, not from the test split\. What "
+        r"measures an 'error' needs no labels\."
     )
     method = kfp.Method(kfp.L2(), allocator)
     for data in (images(8, 12, 12, 3), (images(8, 12, 12, 3),), {"image": images(8, 12, 12, 3)}):

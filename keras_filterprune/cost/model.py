@@ -19,6 +19,7 @@ class Cost:
         coefficients: int64 array of shape (n_terms,).
         left, right: indices into the widths; the last width is the constant 1.
         owners: index of the layer that spends each term.
+        layers: names of all layers that cost anything.
         fixed: int64 array of shape (n_widths,), channels that never go away.
         slope: sparse int64 matrix of shape (n_widths, n_groups), channels per unit of each group.
     """
@@ -27,6 +28,7 @@ class Cost:
     left: np.ndarray
     right: np.ndarray
     owners: np.ndarray
+    layers: tuple[str, ...]
     fixed: np.ndarray
     slope: csr_array
 
@@ -38,6 +40,11 @@ class Cost:
         """Cost of every term, int64 of shape (n_terms,)."""
         width = self.fixed + self.slope @ keep
         return self.coefficients * width[self.left] * width[self.right]
+
+    def by_layer(self, keep: np.ndarray) -> dict[str, int]:
+        """{layer: cost} at `keep`."""
+        spent = np.bincount(self.owners, self.terms(keep), minlength=len(self.layers))
+        return {layer: int(n) for layer, n in zip(self.layers, spent, strict=True)}
 
     def gradient(self, keep: np.ndarray) -> np.ndarray:
         """Cost per unit of every group at `keep`, float64 of shape (n_groups,)."""
@@ -91,7 +98,7 @@ class CostModel:
 
         def cost(terms: list) -> Cost:
             padded = [(c, *[*axes, one, one][:2], owner[layer]) for layer, c, axes in terms]
-            return Cost(*np.array(padded, int).reshape(-1, 4).T, fixed, slope)
+            return Cost(*np.array(padded, int).reshape(-1, 4).T, self.layers, fixed, slope)
 
         self.macs, self.params = cost(macs), cost(params)
 
@@ -118,8 +125,5 @@ class CostModel:
 
     def per_layer(self, keep: np.ndarray) -> dict[str, tuple[int, int]]:
         """{layer: (macs, params)} at the kept counts `keep`, int64 of shape (n_groups,)."""
-        columns = [
-            np.bincount(c.owners, c.terms(keep), minlength=len(self.layers)).astype(int)
-            for c in (self.macs, self.params)
-        ]
-        return {layer: (int(m), int(p)) for layer, m, p in zip(self.layers, *columns, strict=True)}
+        macs, params = self.macs.by_layer(keep), self.params.by_layer(keep)
+        return {layer: (macs[layer], params[layer]) for layer in self.layers}

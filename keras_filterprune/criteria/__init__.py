@@ -1,5 +1,7 @@
 """Which filters matter: one family per file."""
 
+from keras_filterprune.criteria.activity import APoZ as APoZ
+from keras_filterprune.criteria.activity import MeanActivation as MeanActivation
 from keras_filterprune.criteria.base import Criterion as Criterion
 from keras_filterprune.criteria.base import MemberCriterion as MemberCriterion
 from keras_filterprune.criteria.dead import Dead as Dead
@@ -18,3 +20,5 @@ from keras_filterprune.criteria.reconstruction import Energy as Energy
 from keras_filterprune.criteria.reconstruction import OutputPursuit as OutputPursuit
 from keras_filterprune.criteria.similarity import Nystrom as Nystrom
 from keras_filterprune.criteria.similarity import Similarity as Similarity
+from keras_filterprune.criteria.taylor import GateTaylor as GateTaylor
+from keras_filterprune.criteria.taylor import Taylor as Taylor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,11 @@ class Criterion(abc.ABC):
 
     Attributes:
         requires: what it needs besides weights, any of {"activations", "gradients", "labels"}.
+        order_only: its scores are places in an order within a group, and say nothing of the group as a whole.
     """
 
     requires: frozenset[str] = frozenset()
+    order_only = False
 
     def observe(
         self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
@@ -38,6 +40,13 @@ class Criterion(abc.ABC):
     @abc.abstractmethod
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Score of every unit, float64 of shape (n_units,), higher = keep, comparable between groups."""
+
+    def of_layers(
+        self, group: Group, layers: Collection[str], weights: Mapping[tuple[str, str], np.ndarray]
+    ) -> np.ndarray:
+        """Scores of the filters of a group that these layers make, float64 of shape (n,), not normalised; none at all
+        where they share them with other layers."""
+        return self.scores(group, weights) if set(group.producers) <= set(layers) else np.zeros(0)
 
     def select(self, group: Group, n_keep: int, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Sorted indices of the `n_keep` units with the highest scores; of equal ones the first stay."""
@@ -83,6 +92,12 @@ class MemberCriterion(Criterion):
     @abc.abstractmethod
     def score(self, filters: np.ndarray) -> np.ndarray:
         """Scores of shape (n,) of one member, from its `filters`."""
+
+    def of_layers(
+        self, group: Group, layers: Collection[str], weights: Mapping[tuple[str, str], np.ndarray]
+    ) -> np.ndarray:
+        own = [member for member in self.members(group) if member.layer in layers]
+        return np.concatenate([np.zeros(0), *(self.score(self.filters(member, weights)) for member in own)])
 
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         raw = np.stack([self.score(self.filters(m, weights)) for m in self.members(group)])

@@ -44,6 +44,8 @@ class FPOMP(Criterion):
         FPOMP(selection='backward')
     """
 
+    order_only = True
+
     def __init__(self, selection: str = "omp"):
         if selection not in _SELECTIONS:
             raise UnknownNameError(f"selection is one of {', '.join(_SELECTIONS)}. Received: selection={selection!r}.")

@@ -44,6 +44,17 @@ def pin_mixing_activation(call: Call, ids: np.ndarray, t: Tracer) -> None:
         t.pin(ids, f"goes through activation '{name}' of {describe(call)}, not known to be element-wise")
 
 
+def is_activation(op: Any) -> bool:
+    """Whether an operation ends in a non-linear function of one number at a time."""
+    if isinstance(op, L.Layer):
+        activation = getattr(op, "activation", keras.activations.linear)
+        return isinstance(op, L.ReLU | L.LeakyReLU | L.ELU | L.PReLU) or activation not in (
+            None,
+            keras.activations.linear,
+        )
+    return type(op).__name__.lower() in {name.replace("_", "") for name in ELEMENTWISE}
+
+
 class Elementwise(Handler):
     """Numpy broadcasting of any number of tensors and constants: aligned channels are tied."""
 

@@ -28,8 +28,11 @@ def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> list[
     return _collected(data, view, most, labelled=False)[0]
 
 
-def labelled_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> tuple[list[Any], np.ndarray]:
+def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[list[Any], np.ndarray]:
     """`calibration_inputs` with their class numbers, int64 of shape (samples,); one-hot labels are converted.
+
+    Args:
+        purpose: what needs the labels, for messages.
 
     Raises:
         CalibrationDataError: also if there are no labels, or not one class number per sample.
@@ -37,18 +40,28 @@ def labelled_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> tuple[li
     inputs, labels = _collected(data, view, most, labelled=True)
     if labels is None:
         raise CalibrationDataError(
-            "'accuracy' needs labelled samples: pass data=(x, y) or batches of them, from a validation split; 'error' "
-            "needs no labels."
+            f"{purpose} needs labelled samples: pass data=(x, y) or batches of them, not from the test split. What "
+            "measures an 'error' needs no labels."
         )
     if labels.ndim == 2 and labels.shape[1] > 1:
         labels = labels.argmax(axis=1)
     labels = labels.reshape(len(labels), -1)
     if labels.shape[1] != 1 or len(labels) != len(inputs[0]) or (labels != np.round(labels)).any():
         raise CalibrationDataError(
-            f"'accuracy' expects one class number per sample. Received: labels of shape {labels.shape} for "
+            f"{purpose} expects one class number per sample. Received: labels of shape {labels.shape} for "
             f"{len(inputs[0])} samples."
         )
     return inputs, labels[:, 0].astype(int)
+
+
+def check_class_scores(view: ModelView, purpose: str) -> None:
+    """Raise `CalibrationDataError` unless a model has one output of class scores."""
+    shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise CalibrationDataError(
+            f"{purpose} needs a model with one output of class scores, (samples, classes). Received: outputs of shapes "
+            f"{[shape[1:] for shape in shapes]} per sample. What measures an 'error' takes any outputs."
+        )
 
 
 def _collected(data: Any, view: ModelView, most: int, labelled: bool) -> tuple[list[Any], np.ndarray | None]:

@@ -67,12 +67,15 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
             same = len(others) == 1 and view.calls[after].input_shapes[0] == view.calls[after].input_shapes[1]
             shortcut = others[0] if same else None
             after = only_reader(after) if same else None
-        rectified = after is not None and _is_relu(view.calls[after].op)
+        rectified = after is not None and is_relu(view.calls[after].op)
         found[call.path] = Outlet(normalization, shortcut, rectified)
     return found
 
 
-def _is_relu(op: Any) -> bool:
+def is_relu(op: Any) -> bool:
+    """Whether an operation is max(x, 0) and nothing else."""
+    if type(op).__name__ == "Relu":
+        return True
     if isinstance(op, L.ReLU):
         return op.max_value is None and not op.negative_slope and not op.threshold
     return getattr(op, "activation", None) is keras.activations.relu and isinstance(op, L.Activation)

@@ -12,8 +12,8 @@ import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.keras_view import named_weights
-from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
-from keras_filterprune.probe.calibration import calibration_inputs, labelled_inputs
+from keras_filterprune.graph.types import Call, ChannelGraph
+from keras_filterprune.probe.calibration import calibration_inputs, check_class_scores, labelled_inputs
 from keras_filterprune.probe.consumers import (
     generator_for,
     is_transposed,
@@ -68,8 +68,8 @@ class Trial:
         if data is None:
             raise CalibrationDataError(f"measure={measure!r} needs samples to measure on: pass data=.")
         if measure == "accuracy":
-            self._inputs, self._labels = labelled_inputs(data, graph.view, SAMPLES)
-            check_class_scores(graph.view)
+            self._inputs, self._labels = labelled_inputs(data, graph.view, "'accuracy'", SAMPLES)
+            check_class_scores(graph.view, "'accuracy'")
         else:
             self._inputs, self._labels = calibration_inputs(data, graph.view, SAMPLES), None
         self._graph, self._measure = graph, measure
@@ -169,16 +169,6 @@ class Trial:
             mean = normalization.op.moving_mean
             values.append((normalization.path, mean, mean.value - constant.astype(np.float32)))
         return values
-
-
-def check_class_scores(view: ModelView) -> None:
-    """Raise `CalibrationDataError` unless a model has one output of class scores."""
-    shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 2:
-        raise CalibrationDataError(
-            "'accuracy' needs a model with one output of class scores, (samples, classes). Received: outputs of shapes "
-            f"{[shape[1:] for shape in shapes]} per sample; use 'error'."
-        )
 
 
 def masked_outputs(graph: ChannelGraph, inputs: list[Any], kept: dict[str, np.ndarray]) -> np.ndarray:

@@ -66,7 +66,10 @@ class Cloner:
 
     Attributes:
         twins: id of every original operation -> its clone.
+        gone: ids of operations without one.
     """
+
+    gone: frozenset[int] = frozenset()
 
     def __init__(self, graph: ChannelGraph, alive: np.ndarray, changed: dict[int, Resize]):
         self.graph = graph
@@ -78,7 +81,7 @@ class Cloner:
     def model(self, model: keras.Model) -> keras.Model:
         """A clone of a (nested) model, uncompiled."""
         if isinstance(model, keras.Sequential):
-            layers = [self.operation(layer) for layer in model.layers]
+            layers = [self.operation(layer) for layer in model.layers if id(layer) not in self.gone]
             twin = keras.Sequential([*self.inputs(model), *layers], name=model.name)
         else:
             # clone_model would compile the clone, and fail on custom losses: an uncompiled twin shares the layers.
@@ -177,7 +180,7 @@ class Rewriter(Cloner):
         with dtype_policy(model.dtype_policy):
             twin = self.model(model)
         for op in {id(call.op): call.op for call in self.graph.view.calls if call.inputs}.values():
-            if id(op) not in self.written:
+            if id(op) not in self.written | self.gone:
                 new = named_weights(self.twins[id(op)])
                 for name, variable in named_weights(op).items():
                     copy_value(variable, new[name])

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import SurgeryError
-from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
+from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor
 from keras_filterprune.layers.base import Rebuilt, describe
 from keras_filterprune.probe.execute import Executor, random_inputs
 from keras_filterprune.probe.masked import masked_apply, masked_weights
@@ -63,7 +63,7 @@ def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0, progress: bool 
                 worst = max(worst, _compare(r.call, expected, received))
             surviving.append(expected)
         right.override(number, surviving)
-    _compare_whole(graph, rebuilt, inputs, Executor(smaller, clone).run(inputs))
+    compare_outputs(graph.view, rebuilt.model, inputs, Executor(smaller, clone).run(inputs))
     return worst
 
 
@@ -94,18 +94,32 @@ def _compare(call: Call, expected: Any, received: Any) -> float:
     return difference
 
 
-def _compare_whole(graph: ChannelGraph, rebuilt: Rebuilt, inputs: list[Any], chained: list[Any]) -> None:
-    """The clone called as a whole is wired as the view says."""
-    model = rebuilt.model
+def compare_outputs(view: ModelView, model: keras.Model, inputs: list[Any], expected: list[Any]) -> float:
+    """Call a model as a whole; its outputs are to be the expected ones.
+
+    Args:
+        view: of the original model, whose outputs it names.
+        model: the rebuilt one.
+        inputs: flat inputs.
+        expected: flat outputs.
+
+    Returns:
+        The largest difference, relative to the largest absolute value of the output it occurred in.
+
+    Raises:
+        SurgeryError: an output differs by more than the tolerance.
+    """
     structure = inputs[0] if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(model.input, inputs)
-    outputs = keras.tree.flatten(model(structure, training=False))
-    for name, value, expected in zip(graph.view.output_names, outputs, chained, strict=True):
+    outputs, worst = keras.tree.flatten(model(structure, training=False)), 0.0
+    for name, value, wanted in zip(view.output_names, outputs, expected, strict=True):
         tolerance = _TOLERANCE.get(keras.backend.standardize_dtype(value.dtype), _DEFAULT_TOLERANCE)
-        difference = _relative(_array(expected), _array(value))
+        difference = _relative(_array(wanted), _array(value))
         if not difference <= tolerance:
             raise SurgeryError(
                 f"surgery failed: output '{name}' of the rebuilt model is wired differently ({difference:.1e})."
             )
+        worst = max(worst, difference)
+    return worst
 
 
 def _array(x: Any) -> np.ndarray:

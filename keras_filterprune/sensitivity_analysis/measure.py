@@ -21,8 +21,8 @@ from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
-from keras_filterprune.probe.calibration import calibration_inputs, labelled_inputs
-from keras_filterprune.probe.trial import check_class_scores, class_numbers, masked_outputs
+from keras_filterprune.probe.calibration import calibration_inputs, check_class_scores, labelled_inputs
+from keras_filterprune.probe.trial import class_numbers, masked_outputs
 from keras_filterprune.probe.workers import spread
 from keras_filterprune.progress import track
 from keras_filterprune.rebuild.plan import fingerprint
@@ -161,9 +161,9 @@ class Measured:
             self._inputs, self._labels = calibration_inputs(data, graph.view, samples), None
             self._whole = masked_outputs(graph, self._inputs, {})
         else:
-            self._inputs, self._labels = labelled_inputs(data, graph.view, samples)
+            self._inputs, self._labels = labelled_inputs(data, graph.view, f"'{self.name}'", samples)
         if metric == "accuracy":
-            check_class_scores(graph.view)
+            check_class_scores(graph.view, "'accuracy'")
 
     def digest(self) -> str:
         """What a measurement depends on besides the network."""

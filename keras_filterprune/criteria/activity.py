@@ -1,0 +1,85 @@
+"""How much of a filter's output is there at all: after the activations, on unlabelled inputs."""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.criteria.base import Criterion
+from keras_filterprune.errors import CalibrationDataError
+from keras_filterprune.graph.types import Call, ChannelGraph, Group
+from keras_filterprune.layers.activation import is_activation
+from keras_filterprune.probe.calibration import calibration_inputs
+from keras_filterprune.probe.execute import Executor
+from keras_filterprune.progress import track
+
+
+class Activity(Criterion):
+    """Base of criteria that average a property of activations over samples, positions and a unit's channels.
+
+    Looked at behind every activation that the channels pass through; groups that pass through none stay whole.
+    """
+
+    requires = frozenset({"activations"})
+
+    def __init__(self):
+        self._means: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    @abc.abstractmethod
+    def measure(self, y: Any) -> Any:
+        """The property of every activation, a float32 tensor of the shape of `y`."""
+
+    def observe(
+        self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
+    ) -> Criterion:
+        inputs = calibration_inputs(data, graph.view)
+        units = graph.unit_of_id.max(initial=-1) + 1
+        total, seen = np.zeros(units), np.zeros(units)
+
+        def plain(call: Call, args: tuple, kwargs: dict) -> Any:
+            return call.op(*args, **kwargs)
+
+        executor = Executor(graph.view, plain, check=True)
+        executor.feed(inputs)
+        numbers = [number for number, call in enumerate(graph.view.calls) if call.inputs]
+        for number in track(numbers, "observing", len(numbers), progress):
+            (y, *_), (tensor, *_) = executor.step(number), graph.tensors[number][1]
+            if tensor.tracked and is_activation(graph.view.calls[number].op):
+                others = [axis for axis in range(len(y.shape)) if axis != tensor.axis]
+                found = keras.ops.convert_to_numpy(keras.ops.mean(self.measure(y), axis=others))
+                total += np.bincount(graph.unit_of_id[tensor.ids], found.astype(np.float64), units)
+                seen += np.bincount(graph.unit_of_id[tensor.ids], minlength=units)
+        observed = copy.copy(self)
+        observed._means = np.divide(total, seen, out=np.full(units, np.nan), where=seen > 0)
+        return observed
+
+    def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        if self._means is None:
+            raise CalibrationDataError(f"{self!r} needs calibration inputs: pass data=. A few hundred are enough.")
+        return self._means[group.units]
+
+    def refuses(self, group: Group) -> str | None:
+        unseen = self._means is not None and np.isnan(self._means[group.units]).any()
+        return "passes through no activation" if unseen else None
+
+
+class APoZ(Activity):
+    """One minus the average percentage of zeros (Hu et al. 2016, "Network Trimming"): how often a filter fires."""
+
+    def measure(self, y: Any) -> Any:
+        return keras.ops.cast(keras.ops.not_equal(y, 0), "float32")
+
+
+class MeanActivation(Activity):
+    """Mean of the activations of a filter (Molchanov et al. 2017, "Pruning Convolutional Neural Networks")."""
+
+    def measure(self, y: Any) -> Any:
+        return keras.ops.cast(y, "float32")

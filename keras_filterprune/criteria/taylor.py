@@ -1,0 +1,82 @@
+"""What the loss loses with a filter, to first order (Molchanov et al. 2019, "Importance Estimation")."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_filterprune.criteria.base import Criterion, MemberCriterion, filter_rows
+from keras_filterprune.errors import CalibrationDataError
+from keras_filterprune.graph.types import ChannelGraph, Group, Member
+from keras_filterprune.probe.gradients import gate_gradients, weight_gradients
+
+
+class Taylor(MemberCriterion):
+    """sum (w dL/dw)^2 over the weights of a filter, averaged over batches of 128 labelled samples.
+
+    L is the mean cross-entropy of a batch. Arguments as in `L1`.
+    """
+
+    requires = frozenset({"gradients", "labels"})
+
+    def __init__(self, aggregate: str = "mean"):
+        super().__init__(aggregate)
+        self._changes: dict[tuple[str, str], np.ndarray] | None = None
+
+    def observe(
+        self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
+    ) -> Criterion:
+        keys = {(m.layer, m.weight) for group in graph.groups for m in self.members(group)}
+        values = {key: weights[key].astype(np.float64) for key in sorted(keys)}
+        observed = copy.copy(self)
+        # The number of batches divides all scores alike.
+        observed._changes = {key: np.zeros(value.shape) for key, value in values.items()}
+        for found in weight_gradients(graph.view, data, values, progress) if values else ():
+            for key, gradient in found.items():
+                observed._changes[key] += np.square(values[key] * gradient)
+        return observed
+
+    def filters(self, member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        return filter_rows(member, _observed(self, self._changes))
+
+    def score(self, filters: np.ndarray) -> np.ndarray:
+        return filters.sum(axis=1)
+
+
+class GateTaylor(Criterion):
+    """(dL/dz)^2 of a gate z = 1 on a filter's channels, wherever they are read, averaged over batches of 128.
+
+    To first order, dL/dz is what the loss loses when the filter goes, batch normalization and shortcuts included. Needs
+    labelled samples. Filters that no layer with weights reads stay.
+    """
+
+    requires = frozenset({"gradients", "labels"})
+
+    def __init__(self):
+        self._squares: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return "GateTaylor()"
+
+    def observe(
+        self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
+    ) -> Criterion:
+        observed = copy.copy(self)
+        observed._squares = sum(np.square(found) for found in gate_gradients(graph, data, progress))
+        return observed
+
+    def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        return _observed(self, self._squares)[group.units]
+
+    def refuses(self, group: Group) -> str | None:
+        read = any(member.role == "input" for member in group.members)
+        return None if read else "feeds no layer with weights that a gate could stand before"
+
+
+def _observed(criterion: Criterion, found: Any) -> Any:
+    if found is None:
+        raise CalibrationDataError(f"{criterion!r} needs labelled samples: pass data=(x, y).")
+    return found

@@ -1,0 +1,184 @@
+"""How much a unit matters: its filters' scores, ranks by several criteria, or what it adds to a proxy's accuracy."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.criteria import Criterion
+from keras_filterprune.errors import CalibrationDataError, UnknownNameError
+from keras_filterprune.graph.types import ChannelGraph, TensorRef
+from keras_filterprune.layer_pruning.units import Unit
+from keras_filterprune.methods import Method, as_method
+from keras_filterprune.probe import Executor, Weights
+from keras_filterprune.probe.calibration import labelled_inputs
+from keras_filterprune.progress import track
+
+# Values of an embedding, about.
+_EMBEDDING = 512
+_BATCH = 256
+
+
+class Importance(abc.ABC):
+    """Scores units."""
+
+    @abc.abstractmethod
+    def scores(self, graph: ChannelGraph, units: Sequence[Unit], data: Any, progress: bool) -> np.ndarray:
+        """Score of every unit, float64 of shape (units,), higher = keep; NaN where it cannot tell."""
+
+
+class FilterMean(Importance):
+    """Mean score of a unit's filters by a filter criterion, as it is: not divided by the layer's mean, not summed.
+
+    Criteria that score a layer's own weights look at all layers of a unit; those that look at what reads a channel, at
+    the channels that start and end within it.
+
+    Args:
+        criterion: any of `list_methods()` whose scores are measurements, or a configured object.
+    """
+
+    def __init__(self, criterion: Criterion):
+        if criterion.order_only:
+            raise UnknownNameError(
+                f"{criterion!r} puts the filters of one layer in order, and its mean says nothing about the layer. Use "
+                "'l2', 'taylor', 'taylor_gate', 'cap', 'ensemble' or 'imprinting', say."
+            )
+        self.criterion = criterion
+
+    def __repr__(self) -> str:
+        return repr(self.criterion)
+
+    def scores(self, graph: ChannelGraph, units: Sequence[Unit], data: Any, progress: bool) -> np.ndarray:
+        if self.criterion.requires and data is None:
+            raise CalibrationDataError(f"{self.criterion!r} needs calibration inputs: pass data=.")
+        weights = Weights(graph.view)
+        criterion = self.criterion.observe(graph, weights, data, progress)
+        asked = [group for group in graph.groups if criterion.refuses(group) is None]
+        found = []
+        for unit in units:
+            own = [criterion.of_layers(group, unit.layers, weights) for group in asked]
+            own = np.concatenate([np.zeros(0), *own])
+            found.append(own.mean() if own.size else np.nan)
+        return np.array(found)
+
+
+class Ensemble(Importance):
+    """Sum of a unit's places in the orders of several criteria, from 0 for the least important.
+
+    Args:
+        criteria: names or criterion objects ("l2", "taylor", "taylor_gate").
+
+    Raises:
+        UnknownNameError: no criterion, or one that says nothing about layers.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Ensemble(["l1", kfp.GateTaylor()])
+        Ensemble(L1(aggregate='mean'), GateTaylor())
+    """
+
+    def __init__(self, criteria: Sequence[str | Criterion] = ("l2", "taylor", "taylor_gate")):
+        if isinstance(criteria, str) or not criteria:
+            raise UnknownNameError(f"Ensemble takes several criteria. Received: criteria={criteria!r}.")
+        self.members = [as_importance(criterion, 0, True) for criterion in criteria]
+
+    def __repr__(self) -> str:
+        return f"Ensemble({', '.join(map(repr, self.members))})"
+
+    def scores(self, graph: ChannelGraph, units: Sequence[Unit], data: Any, progress: bool) -> np.ndarray:
+        total = np.zeros(len(units))
+        for member in self.members:
+            scores = member.scores(graph, units, data, progress)
+            # A sum over NaN is NaN: one member that cannot tell is enough.
+            places = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
+            total += np.where(np.isnan(scores), np.nan, places)
+        return total
+
+
+class Imprinting(Importance):
+    """What a unit adds to the accuracy of a classifier of class means (Elkerdawy et al. 2020, "One-Shot Layer-Wise").
+
+    The classifier behind a tensor compares embeddings, the tensor averaged over a grid to about 512 values, with the
+    mean embedding of each class, of length 1. Importance is its accuracy behind the unit minus that before it. Means
+    come from one half of the labelled samples and accuracies from the other, then the other way round.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Imprinting()
+        Imprinting()
+    """
+
+    def __repr__(self) -> str:
+        return "Imprinting()"
+
+    def scores(self, graph: ChannelGraph, units: Sequence[Unit], data: Any, progress: bool) -> np.ndarray:
+        if data is None:
+            raise CalibrationDataError("Imprinting() needs labelled samples: pass data=(x, y).")
+        inputs, labels = labelled_inputs(data, graph.view, "imprinting")
+        refs = sorted({ref for unit in units for ref in (unit.source, unit.target)}, key=lambda ref: ref.call)
+        found: dict[TensorRef, list[np.ndarray]] = {ref: [] for ref in refs}
+        starts = range(0, len(labels), _BATCH)
+        for start in track(starts, "imprinting", len(starts), progress):
+            executor = Executor(graph.view, lambda call, args, kwargs: call.op(*args, **kwargs), check=True)
+            executor.feed([x[start : start + _BATCH] for x in inputs])
+            for number, call in enumerate(graph.view.calls):
+                outputs = executor.step(number) if call.inputs else []
+                for ref in (TensorRef(number, index) for index in range(len(outputs))):
+                    if ref in found:
+                        found[ref].append(embeddings(keras.ops.convert_to_numpy(outputs[ref.index])))
+        accuracy = {ref: proxy_accuracy(np.concatenate(parts), labels) for ref, parts in found.items()}
+        return np.array([accuracy[unit.target] - accuracy[unit.source] for unit in units])
+
+
+def embeddings(values: np.ndarray) -> np.ndarray:
+    """Tensor (samples, ..., channels) averaged over a grid, flat, float32 of shape (samples, about 512).
+
+    The grid has round(sqrt(512 / channels)) cells a side, at least one, at most the tensor's own; cells overlap where
+    they do not divide the tensor, as in adaptive average pooling.
+    """
+    values = values.astype(np.float32)
+    side = max(1, round((_EMBEDDING / values.shape[-1]) ** 0.5))
+    for axis in range(1, values.ndim - 1):
+        values = np.moveaxis(np.tensordot(_cells(values.shape[axis], side), values, (1, axis)), 0, axis)
+    return values.reshape(len(values), -1)
+
+
+def _cells(size: int, cells: int) -> np.ndarray:
+    """Matrix (cells, size) that averages positions: cell i is [floor(i size / cells), ceil((i + 1) size / cells))."""
+    cells = min(cells, size)
+    matrix = np.zeros((cells, size), np.float32)
+    for cell in range(cells):
+        start, stop = cell * size // cells, -(-(cell + 1) * size // cells)
+        matrix[cell, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def proxy_accuracy(values: np.ndarray, labels: np.ndarray) -> float:
+    """Share of embeddings (samples, d) whose largest product is with the mean of their own class, over two halves."""
+    half, right = np.arange(len(labels)) % 2 == 0, 0
+    classes, numbers = np.unique(labels, return_inverse=True)
+    for own in (half, ~half):
+        means = np.stack([values[own & (numbers == n)].sum(axis=0) for n in range(len(classes))])
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        right += (np.argmax(values[~own] @ means.T, axis=1) == numbers[~own]).sum()
+    return float(right / len(labels))
+
+
+def as_importance(criterion: Any, seed: int, data: bool) -> Importance:
+    """An `Importance`: "ensemble", "imprinting", a method's name (its criterion) or a criterion object."""
+    if isinstance(criterion, Importance):
+        return criterion
+    if isinstance(criterion, str) and criterion in _NAMED:
+        return _NAMED[criterion]()
+    if not isinstance(criterion, str | Criterion | Method):
+        raise UnknownNameError(
+            f"criterion is a name, a criterion object, Ensemble or Imprinting. Received: criterion={criterion!r}."
+        )
+    return FilterMean(as_method(criterion, seed, data).criterion)
+
+
+_NAMED = {"ensemble": Ensemble, "imprinting": Imprinting}

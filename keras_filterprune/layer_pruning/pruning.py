@@ -1,0 +1,191 @@
+"""prune_layers: whole blocks and layers, the least important ones at once (Elkerdawy et al. 2020, "LayerPrune")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.analysis import analyze
+from keras_filterprune.cost import Budget, Cost, CostModel, CountBudget, as_budget
+from keras_filterprune.criteria import Criterion
+from keras_filterprune.errors import InfeasibleBudgetError
+from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.layer_pruning.importance import Importance, as_importance
+from keras_filterprune.layer_pruning.removal import verify_removal, without_units
+from keras_filterprune.layer_pruning.units import Unit, find_units
+from keras_filterprune.planning import Options
+from keras_filterprune.probe import Weights
+from keras_filterprune.probe.data import check_data
+from keras_filterprune.report import LayerReport, UnitRow
+
+
+def prune_layers(
+    model: keras.Model,
+    n_layers: int | None = None,
+    budget: float | Budget | None = None,
+    *,
+    criterion: str | Criterion | Importance = "l2",
+    data: Any = None,
+    projections: bool = False,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    return_report: bool = False,
+    progress: bool = True,
+) -> keras.Model | tuple[keras.Model, LayerReport]:
+    """Rebuild a model without its least important blocks or layers, in one shot, and prove that nothing else changed.
+
+    Removable are residual blocks with an identity shortcut, whatever they hold, and convolutions and dense layers of
+    equal input and output shape where the network is one tensor wide, with their normalization and activation. A depth
+    that is gone saves time that narrower layers need not. Train the result; before or after, `prune_model` makes it
+    narrower.
+
+    Args:
+        model: a built functional or Sequential model, channels last. It is not modified.
+        n_layers: how many units go; or
+        budget: what may be left: a fraction of the multiply-accumulates, `MacsBudget` or `ParamsBudget`. The least
+            important units go until it is met, and what then fits again stays.
+        criterion: a method's name or a criterion object, whose mean over a unit's filters counts; "ensemble", the sum
+            of ranks by l2, taylor and taylor_gate; or "imprinting", what a unit adds to the accuracy of a classifier of
+            class means ("l2").
+        data: calibration inputs, with labels for "taylor", "taylor_gate", "ensemble" and "imprinting" (None).
+        projections: also offer the main branch of a block next to a projection shortcut (False).
+        include: names or globs; only units with a layer that matches may go (None: all).
+        exclude: names or globs; units with a layer that matches stay (None).
+        seed: of everything random (0).
+        verify: compare with the original that skips the units, on a random batch (True).
+        return_report: return `(model, LayerReport)` (False).
+        progress: progress bars on stderr (True).
+
+    Returns:
+        An ordinary `keras.Model`, compiled like the original if that was; with `return_report`, also the report.
+
+    Raises:
+        InfeasibleBudgetError: nothing can be removed, more units are asked for than there are, or the budget is below
+            what is left without all of them.
+        UnknownNameError: an unknown criterion, or one that says nothing about layers; a name that matches no layer.
+        CalibrationDataError: data is missing where the criterion needs it, or does not fit.
+        SurgeryError: the result does not equal the original without the units.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> x = inputs = keras.Input((8, 8, 4))
+        >>> for number in range(3):
+        ...     x = keras.layers.Add()([x, keras.layers.Conv2D(4, 3, padding="same", name=f"conv{number}")(x)])
+        >>> small = kfp.prune_layers(keras.Model(inputs, keras.layers.Flatten()(x)), n_layers=1)
+        >>> sum("conv" in layer.name for layer in small.layers)
+        2
+    """
+    if (n_layers is None) == (budget is None):
+        raise InfeasibleBudgetError(
+            f"prune_layers expects n_layers= or budget=. Received: n_layers={n_layers!r}, budget={budget!r}."
+        )
+    importance = as_importance(criterion, seed, data is not None)
+    graph = analyze(model)
+    check_data(data, graph.view)
+    Weights(graph.view).check_finite()
+    units, unremovable = _allowed(graph, projections, Options(include, exclude, 1, 1))
+    if not units:
+        raise InfeasibleBudgetError(_nothing(graph, unremovable))
+    scores = importance.scores(graph, units, data, progress)
+    for unit in (unit for unit, score in zip(units, scores, strict=True) if np.isnan(score)):
+        unremovable |= dict.fromkeys(unit.layers, f"is in '{unit.name}', of which {importance!r} says nothing")
+    units = [unit for unit, score in zip(units, scores, strict=True) if not np.isnan(score)]
+    scores = scores[~np.isnan(scores)]
+    costs = CostModel(graph)
+    if budget is None:
+        removed, price, kind = _count(units, scores, n_layers), costs.macs, "MACs"
+    else:
+        budget = _fitting(budget)
+        price, kind = budget.cost(costs), budget.unit
+        removed = _within(units, scores, price, costs, budget)
+    gone = [units[number] for number in removed]
+    small = without_units(model, graph, gone)
+    difference = verify_removal(graph, small, gone, seed) if verify else None
+    if not return_report:
+        return small
+    rows = [
+        UnitRow(unit.name, unit.kind, unit.layers, float(score), _spent(unit, price, costs), number in removed)
+        for number, (unit, score) in enumerate(zip(units, scores, strict=True))
+    ]
+    cost = {k: (c(costs.sizes), _left(gone, c, costs)) for k, c in (("macs", costs.macs), ("params", costs.params))}
+    report = LayerReport(graph.view.name, repr(importance), tuple(rows), unremovable, cost, kind, difference)
+    return small, report
+
+
+def _allowed(graph: ChannelGraph, projections: bool, options: Options) -> tuple[list[Unit], dict[str, str]]:
+    """Units that may go, and {layer: why not} of the others'."""
+    options.check_names(graph)
+    found, unremovable = find_units(graph, projections)
+    units = []
+    for unit in found:
+        why = options.refusal([unit.name, *unit.layers])
+        if why is None:
+            units.append(unit)
+        else:
+            unremovable |= dict.fromkeys(unit.layers, why)
+    return units, unremovable
+
+
+def _nothing(graph: ChannelGraph, unremovable: dict[str, str]) -> str:
+    reasons = "; ".join(f"'{layer}' {why}" for layer, why in list(unremovable.items())[:3])
+    return (
+        f"model '{graph.view.name}' has no layer that can be removed: that takes a block with an identity shortcut, or "
+        f"a layer of equal input and output shape. {reasons or 'No layer of it multiplies'}."
+    )
+
+
+def _count(units: Sequence[Unit], scores: np.ndarray, n_layers: Any) -> set[int]:
+    """The numbers of the `n_layers` least important units."""
+    if isinstance(n_layers, bool) or not isinstance(n_layers, Integral) or n_layers < 1:
+        raise InfeasibleBudgetError(f"n_layers is a positive number of units. Received: n_layers={n_layers!r}.")
+    if n_layers > len(units):
+        names = ", ".join(f"'{unit.name}'" for unit in units)
+        raise InfeasibleBudgetError(f"n_layers={n_layers}, and {len(units)} units can be removed: {names}.")
+    return set(np.argsort(scores, kind="stable")[:n_layers].tolist())
+
+
+def _fitting(budget: float | Budget) -> Budget:
+    budget = as_budget(budget)
+    if isinstance(budget, CountBudget):
+        raise InfeasibleBudgetError(
+            f"prune_layers removes whole layers: give n_layers, a fraction, MacsBudget or ParamsBudget. Received: "
+            f"{budget!r}."
+        )
+    return budget
+
+
+def _within(units: Sequence[Unit], scores: np.ndarray, price: Cost, costs: CostModel, budget: Budget) -> set[int]:
+    """The least important units until the budget is met, less those that then fit again, the most important first."""
+    limit, full = budget.limit(costs), price(costs.sizes)
+    least = _left(units, price, costs)
+    if least > limit:
+        raise InfeasibleBudgetError(
+            f"{budget} asks for at most {limit:,} {budget.unit}; without all {len(units)} units that can be removed, "
+            f"{least:,} are left ({100 * least / full:.1f} % of {full:,}). prune_model makes the rest narrower."
+        )
+    removed: list[int] = []
+    for number in np.argsort(scores, kind="stable"):
+        if _left([units[n] for n in removed], price, costs) <= limit:
+            break
+        removed.append(int(number))
+    for number in reversed(removed.copy()):
+        others = [n for n in removed if n != number]
+        if _left([units[n] for n in others], price, costs) <= limit:
+            removed = others
+    return set(removed)
+
+
+def _left(gone: Iterable[Unit], price: Cost, costs: CostModel) -> Any:
+    """What a model costs without some units; their layers are called nowhere else."""
+    return price(costs.sizes) - sum(_spent(unit, price, costs) for unit in gone)
+
+
+def _spent(unit: Unit, price: Cost, costs: CostModel) -> Any:
+    by_layer = price.by_layer(costs.sizes)
+    return sum(by_layer.get(layer, 0) for layer in unit.layers)

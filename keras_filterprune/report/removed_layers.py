@@ -1,0 +1,81 @@
+"""What one run of layer pruning did, as a value, as JSON and as a table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """One removable unit.
+
+    Attributes:
+        name: of the sum that ends it, or of the convolution.
+        kind: "block", "branch" (next to a projection) or "convolution".
+        layers: what it consists of.
+        importance: by the criterion, higher = keep.
+        cost: what it costs, in the report's unit.
+        removed: whether it went.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    importance: float
+    cost: float
+    removed: bool
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What was removed, what could have been, and what could not and why.
+
+    Attributes:
+        model: its name.
+        criterion: what scored the units, as text.
+        units: one `UnitRow` per removable unit, in the order of the model.
+        unremovable: {layer: why it is in no unit} of every layer that multiplies.
+        cost: {"macs": (before, after), "params": (before, after)}, and the budget's own unit if that is another.
+        unit: of `UnitRow.cost`.
+        verification: largest relative difference to the original without the units, None when `verify=False`.
+    """
+
+    model: str
+    criterion: str
+    units: tuple[UnitRow, ...]
+    unremovable: dict[str, str]
+    cost: dict[str, tuple[float, float]]
+    unit: str
+    verification: float | None
+
+    @property
+    def removed(self) -> list[str]:
+        """Names of the units that went."""
+        return [row.name for row in self.units if row.removed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """Two lines: what went, cost before and after, proof."""
+        proof = "not verified" if self.verification is None else f"verified to {self.verification:.1e} relative"
+        costs = ", ".join(f"{kind} {before:,} -> {after:,}" for kind, (before, after) in self.cost.items())
+        gone = ", ".join(self.removed) or "nothing"
+        return f"{len(self.removed)} of {len(self.units)} units removed: {gone}\n{costs}; {proof}"
+
+    def table(self) -> Table:
+        """Importance and cost of every unit, the least important first."""
+        table = Table(title=f"{self.model}: {self.criterion}")
+        table.add_column("unit", overflow="fold")
+        table.add_column("kind")
+        for name in ("layers", "importance", self.unit, ""):
+            table.add_column(name, justify="right")
+        for row in sorted(self.units, key=lambda row: row.importance):
+            gone = "removed" if row.removed else ""
+            cells = (str(len(row.layers)), f"{row.importance:.4g}", f"{row.cost:,}", gone)
+            table.add_row(row.name, row.kind, *cells)
+        return table
