@@ -421,7 +421,7 @@ def test_aggregation_over_a_residual_group_by_hand(aggregate):
 def test_a_layer_of_zeros_scores_zero():
     kernel = np.zeros((3, 3, 2, 4), "float32")
     for criterion in CRITERIA.values():
-        if isinstance(criterion, MemberCriterion):
+        if isinstance(criterion, MemberCriterion) and not criterion.requires:
             model = constant_chain(kernel)
             model.get_layer("bn").gamma.assign(np.zeros(4))
             assert scores_of(model, criterion).tolist() == [0, 0, 0, 0]

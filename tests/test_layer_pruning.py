@@ -246,14 +246,11 @@ def test_importance_is_a_mean_over_filters():
     """Twice the filters, each of them there twice: the same importance."""
 
     def network(copies: int) -> keras.Model:
-        inputs = keras.Input((4, 4, 3))
+        inputs = keras.Input((4, 4, 4 * copies))
         y = layers.Conv2D(4 * copies, 1, name="inner", use_bias=False)(inputs)
-        y = layers.Conv2D(3, 1, name="outer", use_bias=False)(y)
-        h = layers.Flatten()(layers.Add(name="add")([inputs, y]))
-        model = keras.Model(inputs, layers.Dense(2)(h))
-        kernel = np.random.default_rng(0).normal(size=(1, 1, 3, 4))
-        model.get_layer("inner").kernel.assign(np.concatenate([kernel] * copies, axis=-1))
-        model.get_layer("outer").kernel.assign(np.ones((1, 1, 4 * copies, 3)))
+        model = keras.Model(inputs, layers.Flatten()(layers.Add(name="add")([inputs, y])))
+        kernel = np.random.default_rng(0).normal(size=(1, 1, 4, 4))
+        model.get_layer("inner").kernel.assign(np.tile(kernel, (1, 1, copies, copies)) / copies)
         return model
 
     scores = []
@@ -479,6 +476,22 @@ def test_models_without_a_removable_layer():
     broken.get_layer("a1").kernel.assign(np.full(broken.get_layer("a1").kernel.shape, np.nan))
     with pytest.raises(kfp.UnsupportedModelError, match="NaN or infinite"):
         kfp.prune_layers(broken, 1)
+
+
+def test_filters_that_could_not_go_one_by_one_are_scored_all_the_same():
+    inputs = h = keras.Input((8, 8, 4))
+    for name in ("one", "two"):
+        h = layers.Add(name=f"{name}_add")([h, layers.Conv2D(4, 3, padding="same", name=name)(h)])
+    model = randomised(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(h))))
+    model.get_layer("two").kernel.assign(0.5 * model.get_layer("one").kernel)
+    data = np.random.default_rng(0).normal(size=(20, 8, 8, 4)).astype("float32"), np.arange(20) % 3
+    assert not kfp.analyze(model).groups
+    for criterion in ("l1", "taylor"):
+        report = kfp.prune_layers(model, 1, criterion=criterion, data=data, return_report=True, progress=False)[1]
+        assert criterion != "l1" or report.removed == ["two_add"]
+        assert len(report.units) == 2
+    with pytest.raises(kfp.InfeasibleBudgetError, match=r"'one' is in 'one_add', of which GateTaylor\(\) says nothing"):
+        kfp.prune_layers(model, 1, criterion="taylor_gate", data=data, progress=False)
 
 
 def test_units_a_criterion_says_nothing_of_stay():

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tflite_bench import BenchError, benchmark
-from tflite_bench.bench import _run_interleaved
+from tflite_bench.rounds import run_interleaved
 from tflite_bench.runner import Runner
 
 ROOT = Path(__file__).parents[1]
@@ -81,8 +81,11 @@ class Logged(Runner):
 def test_rounds_are_interleaved_and_every_run_is_made(files):
     log = []
     runners = [Logged(files["narrow"], log), Logged(files["wide"], log)]
-    blocks = _run_interleaved(runners, runs=7, warmup=4, rounds=3, progress=False)
+    blocks = run_interleaved(
+        runners, runs=[7, 7], warmup=4, rounds=3, advance=lambda name: log.append((name, "done", 0))
+    )
     assert log[:2] == [("narrow", "warm", 4), ("wide", "warm", 4)]
+    assert [name for name, kind, _ in log if kind == "done"] == ["narrow.tflite", "wide.tflite"] * 3
     timed = [(name, runs) for name, kind, runs in log if kind == "time"]
     assert [name for name, _ in timed] == ["narrow", "wide"] * 3
     assert [runs for name, runs in timed if name == "wide"] == [2, 2, 3]

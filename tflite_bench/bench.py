@@ -4,10 +4,9 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tflite_bench.report import BenchReport, ModelTiming, machine_info
+from tflite_bench.rounds import progress_bar, run_interleaved
 from tflite_bench.runner import BenchError, Block, Runner
 
 
@@ -55,7 +54,8 @@ def benchmark(
     Runner(paths[0], threads)
     runners = [Runner(path, threads) for path in paths]
     machine = machine_info()
-    blocks = _run_interleaved(runners, runs, warmup, rounds, progress)
+    with progress_bar(rounds * len(runners), progress) as advance:
+        blocks = run_interleaved(runners, [runs] * len(runners), warmup, rounds, advance)
     baseline = _block_medians(blocks[0])
     return BenchReport(
         machine=machine,
@@ -65,26 +65,6 @@ def benchmark(
             for runner, own in zip(runners, blocks, strict=True)
         ),
     )
-
-
-def _run_interleaved(
-    runners: Sequence[Runner], runs: int, warmup: int, rounds: int, progress: bool
-) -> list[list[Block]]:
-    blocks: list[list[Block]] = [[] for _ in runners]
-    for runner in runners:
-        runner.warm_up(warmup)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # No refresh thread: it would take CPU time from the runs.
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, disable=not progress) as bar:
-        task = bar.add_task("timing", total=rounds * len(runners))
-        for index in range(rounds):
-            share = runs * (index + 1) // rounds - runs * index // rounds
-            for runner, own in zip(runners, blocks, strict=True):
-                # The file timed before has taken the caches.
-                runner.warm_up(min(warmup, 1))
-                own.append(runner.time(share))
-                bar.update(task, advance=1, description=runner.path.name, refresh=True)
-    return blocks
 
 
 def _block_medians(blocks: Sequence[Block]) -> np.ndarray:

@@ -108,11 +108,24 @@ class BenchReport:
         Raises:
             OSError: The file cannot be written.
         """
-        path = Path(path)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            draft = Path(folder, path.name)
-            draft.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            os.replace(draft, path)
+        write_json(path, self.to_dict())
+
+
+def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
+    """Write values as JSON; an existing file is replaced only by a complete one.
+
+    Args:
+        path: The file to write.
+        values: JSON-ready values.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        draft = Path(folder, path.name)
+        draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(draft, path)
 
 
 def machine_info() -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """One loaded `.tflite` file that can be timed."""
 
+import importlib
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,24 @@ import numpy as np
 
 class BenchError(ValueError):
     """A file cannot be benchmarked or a setting makes no sense."""
+
+
+def litert_module(name: str) -> ModuleType:
+    """Import a module of ai-edge-litert, which is there only with the extra `tflite`.
+
+    Args:
+        name: The module's name inside `ai_edge_litert`.
+
+    Returns:
+        The module.
+
+    Raises:
+        BenchError: ai-edge-litert is not installed.
+    """
+    try:
+        return importlib.import_module(f"ai_edge_litert.{name}")
+    except ImportError as error:
+        raise BenchError(f"ai-edge-litert cannot be imported ({error}): pip install ai-edge-litert") from error
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,7 @@ class Runner:
         path: A `.tflite` file.
         threads: Threads of the interpreter.
         seed: Seed of the random inputs.
+        content: Content of a `.tflite` file that is not on disk; `path` then is only its name in messages.
 
     Raises:
         BenchError: The file is missing, damaged or needs operators that LiteRT does not have; or
@@ -45,19 +66,19 @@ class Runner:
         0.54
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 1, seed: int = 0):
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
-            raise BenchError(f"ai-edge-litert cannot be imported ({error}): pip install ai-edge-litert") from error
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1, seed: int = 0, *, content: bytes | None = None):
+        interpreter_class = litert_module("interpreter").Interpreter
         self.path = Path(path)
-        if not self.path.is_file():
+        if content is not None:
+            source, self.bytes = {"model_content": content}, len(content)
+        elif self.path.is_file():
+            source, self.bytes = {"model_path": os.fspath(self.path)}, self.path.stat().st_size
+        else:
             raise BenchError(f"{self.path}: no such file, expected a .tflite file")
-        self.bytes = self.path.stat().st_size
         generator = np.random.default_rng(seed)
         start = time.perf_counter()
         try:
-            self._interpreter = Interpreter(model_path=os.fspath(self.path), num_threads=threads)
+            self._interpreter = interpreter_class(**source, num_threads=threads)
             self._fix_dynamic_shapes()
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:

@@ -29,7 +29,7 @@ class Taylor(MemberCriterion):
     def observe(
         self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
     ) -> Criterion:
-        keys = {(m.layer, m.weight) for group in graph.groups for m in self.members(group)}
+        keys = {(bind.layer, bind.weight) for bind in graph.binds if bind.role == "filter"}
         values = {key: weights[key].astype(np.float64) for key in sorted(keys)}
         observed = copy.copy(self)
         # The number of batches divides all scores alike.

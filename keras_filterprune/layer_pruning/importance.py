@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.criteria import Criterion
+from keras_filterprune.criteria import Criterion, MemberCriterion
 from keras_filterprune.errors import CalibrationDataError, UnknownNameError
-from keras_filterprune.graph.types import ChannelGraph, TensorRef
+from keras_filterprune.graph.types import ChannelGraph, Group, Member, TensorRef
 from keras_filterprune.layer_pruning.units import Unit
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Executor, Weights
@@ -57,13 +57,24 @@ class FilterMean(Importance):
             raise CalibrationDataError(f"{self.criterion!r} needs calibration inputs: pass data=.")
         weights = Weights(graph.view)
         criterion = self.criterion.observe(graph, weights, data, progress)
-        asked = [group for group in graph.groups if criterion.refuses(group) is None]
         found = []
         for unit in units:
-            own = [criterion.of_layers(group, unit.layers, weights) for group in asked]
+            # What looks at a layer's own weights can do so whether or not its filters could go one by one.
+            groups = [_whole(graph, unit)] if isinstance(criterion, MemberCriterion) else graph.groups
+            own = [criterion.of_layers(g, unit.layers, weights) for g in groups if criterion.refuses(g) is None]
             own = np.concatenate([np.zeros(0), *own])
             found.append(own.mean() if own.size else np.nan)
         return np.array(found)
+
+
+def _whole(graph: ChannelGraph, unit: Unit) -> Group:
+    """All channels of a unit's layers as one group."""
+    members = tuple(
+        Member(bind.layer, bind.weight, bind.axis, bind.role, np.arange(len(bind.ids))[:, None])
+        for bind in graph.binds
+        if bind.layer in unit.layers
+    )
+    return Group(unit.name, np.zeros(0, int), members)
 
 
 class Ensemble(Importance):

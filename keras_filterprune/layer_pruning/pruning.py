@@ -40,16 +40,14 @@ def prune_layers(
 ) -> keras.Model | tuple[keras.Model, LayerReport]:
     """Rebuild a model without its least important blocks or layers, in one shot, and prove that nothing else changed.
 
-    Removable are residual blocks with an identity shortcut, whatever they hold, and convolutions and dense layers of
-    equal input and output shape where the network is one tensor wide, with their normalization and activation. A depth
-    that is gone saves time that narrower layers need not. Train the result; before or after, `prune_model` makes it
-    narrower.
+    Removable are residual blocks with an identity shortcut, and layers of equal input and output shape where the
+    network is one tensor wide, with their normalization and activation. Train the result; before or after,
+    `prune_model` makes it narrower.
 
     Args:
         model: a built functional or Sequential model, channels last. It is not modified.
         n_layers: how many units go; or
-        budget: what may be left: a fraction of the multiply-accumulates, `MacsBudget` or `ParamsBudget`. The least
-            important units go until it is met, and what then fits again stays.
+        budget: what may be left: a fraction of the multiply-accumulates, `MacsBudget` or `ParamsBudget`.
         criterion: a method's name or a criterion object, whose mean over a unit's filters counts; "ensemble", the sum
             of ranks by l2, taylor and taylor_gate; or "imprinting", what a unit adds to the accuracy of a classifier of
             class means ("l2").
@@ -66,56 +64,59 @@ def prune_layers(
         An ordinary `keras.Model`, compiled like the original if that was; with `return_report`, also the report.
 
     Raises:
-        InfeasibleBudgetError: nothing can be removed, more units are asked for than there are, or the budget is below
-            what is left without all of them.
+        InfeasibleBudgetError: nothing can be removed, or not as much as is asked for.
         UnknownNameError: an unknown criterion, or one that says nothing about layers; a name that matches no layer.
         CalibrationDataError: data is missing where the criterion needs it, or does not fit.
         SurgeryError: the result does not equal the original without the units.
 
     Example:
         >>> import keras, keras_filterprune as kfp
-        >>> x = inputs = keras.Input((8, 8, 4))
-        >>> for number in range(3):
-        ...     x = keras.layers.Add()([x, keras.layers.Conv2D(4, 3, padding="same", name=f"conv{number}")(x)])
+        >>> inputs = keras.Input((8, 8, 4))
+        >>> x = inputs
+        >>> for name in ("one", "two", "three"):
+        ...     x = keras.layers.Add()([x, keras.layers.Conv2D(4, 3, padding="same", name=name)(x)])
+        ...
         >>> small = kfp.prune_layers(keras.Model(inputs, keras.layers.Flatten()(x)), n_layers=1)
-        >>> sum("conv" in layer.name for layer in small.layers)
+        >>> sum(layer.name in ("one", "two", "three") for layer in small.layers)
         2
     """
-    if (n_layers is None) == (budget is None):
-        raise InfeasibleBudgetError(
-            f"prune_layers expects n_layers= or budget=. Received: n_layers={n_layers!r}, budget={budget!r}."
-        )
     importance = as_importance(criterion, seed, data is not None)
+    budget = _checked(n_layers, budget)
     graph = analyze(model)
     check_data(data, graph.view)
     Weights(graph.view).check_finite()
     units, unremovable = _allowed(graph, projections, Options(include, exclude, 1, 1))
-    if not units:
-        raise InfeasibleBudgetError(_nothing(graph, unremovable))
-    scores = importance.scores(graph, units, data, progress)
-    for unit in (unit for unit, score in zip(units, scores, strict=True) if np.isnan(score)):
-        unremovable |= dict.fromkeys(unit.layers, f"is in '{unit.name}', of which {importance!r} says nothing")
-    units = [unit for unit, score in zip(units, scores, strict=True) if not np.isnan(score)]
-    scores = scores[~np.isnan(scores)]
+    units, scores = _scored(graph, units, unremovable, importance, data, progress)
     costs = CostModel(graph)
-    if budget is None:
-        removed, price, kind = _count(units, scores, n_layers), costs.macs, "MACs"
-    else:
-        budget = _fitting(budget)
-        price, kind = budget.cost(costs), budget.unit
-        removed = _within(units, scores, price, costs, budget)
-    gone = [units[number] for number in removed]
+    gone = _count(units, scores, n_layers) if budget is None else _within(units, scores, costs, budget)
     small = without_units(model, graph, gone)
     difference = verify_removal(graph, small, gone, seed) if verify else None
     if not return_report:
         return small
-    rows = [
-        UnitRow(unit.name, unit.kind, unit.layers, float(score), _spent(unit, price, costs), number in removed)
-        for number, (unit, score) in enumerate(zip(units, scores, strict=True))
-    ]
+    kind, price = ("MACs", costs.macs) if budget is None else (budget.unit, budget.cost(costs))
+    rows = tuple(
+        UnitRow(unit.name, unit.kind, unit.layers, float(score), _spent(unit, price, costs), unit in gone)
+        for unit, score in zip(units, scores, strict=True)
+    )
     cost = {k: (c(costs.sizes), _left(gone, c, costs)) for k, c in (("macs", costs.macs), ("params", costs.params))}
-    report = LayerReport(graph.view.name, repr(importance), tuple(rows), unremovable, cost, kind, difference)
-    return small, report
+    return small, LayerReport(graph.view.name, repr(importance), rows, unremovable, cost, kind, difference)
+
+
+def _checked(n_layers: Any, budget: Any) -> Budget | None:
+    """The budget as an object, None where units are counted."""
+    if (n_layers is None) == (budget is None):
+        raise InfeasibleBudgetError(
+            f"prune_layers expects n_layers= or budget=. Received: n_layers={n_layers!r}, budget={budget!r}."
+        )
+    if budget is None:
+        return None
+    budget = as_budget(budget)
+    if isinstance(budget, CountBudget):
+        raise InfeasibleBudgetError(
+            f"prune_layers removes whole layers: give n_layers, a fraction, MacsBudget or ParamsBudget. Received: "
+            f"{budget!r}."
+        )
+    return budget
 
 
 def _allowed(graph: ChannelGraph, projections: bool, options: Options) -> tuple[list[Unit], dict[str, str]]:
@@ -132,53 +133,58 @@ def _allowed(graph: ChannelGraph, projections: bool, options: Options) -> tuple[
     return units, unremovable
 
 
-def _nothing(graph: ChannelGraph, unremovable: dict[str, str]) -> str:
-    reasons = "; ".join(f"'{layer}' {why}" for layer, why in list(unremovable.items())[:3])
-    return (
-        f"model '{graph.view.name}' has no layer that can be removed: that takes a block with an identity shortcut, or "
-        f"a layer of equal input and output shape. {reasons or 'No layer of it multiplies'}."
-    )
+def _scored(
+    graph: ChannelGraph,
+    units: list[Unit],
+    unremovable: dict[str, str],
+    importance: Importance,
+    data: Any,
+    progress: bool,
+) -> tuple[list[Unit], np.ndarray]:
+    """Units with a score, and the scores; the others are entered in `unremovable`."""
+    scores = importance.scores(graph, units, data, progress) if units else np.zeros(0)
+    for unit, score in zip(units, scores, strict=True):
+        if np.isnan(score):
+            unremovable |= dict.fromkeys(unit.layers, f"is in '{unit.name}', of which {importance!r} says nothing")
+    units = [unit for unit, score in zip(units, scores, strict=True) if not np.isnan(score)]
+    if not units:
+        reasons = "; ".join(f"'{layer}' {why}" for layer, why in list(unremovable.items())[:3])
+        raise InfeasibleBudgetError(
+            f"model '{graph.view.name}' has no layer that can be removed: that takes a block with an identity "
+            f"shortcut, or a layer of equal input and output shape. {reasons or 'No layer of it multiplies'}."
+        )
+    return units, scores[~np.isnan(scores)]
 
 
-def _count(units: Sequence[Unit], scores: np.ndarray, n_layers: Any) -> set[int]:
-    """The numbers of the `n_layers` least important units."""
+def _count(units: Sequence[Unit], scores: np.ndarray, n_layers: Any) -> list[Unit]:
+    """The `n_layers` least important units."""
     if isinstance(n_layers, bool) or not isinstance(n_layers, Integral) or n_layers < 1:
         raise InfeasibleBudgetError(f"n_layers is a positive number of units. Received: n_layers={n_layers!r}.")
     if n_layers > len(units):
         names = ", ".join(f"'{unit.name}'" for unit in units)
         raise InfeasibleBudgetError(f"n_layers={n_layers}, and {len(units)} units can be removed: {names}.")
-    return set(np.argsort(scores, kind="stable")[:n_layers].tolist())
+    return [units[number] for number in np.argsort(scores, kind="stable")[:n_layers]]
 
 
-def _fitting(budget: float | Budget) -> Budget:
-    budget = as_budget(budget)
-    if isinstance(budget, CountBudget):
-        raise InfeasibleBudgetError(
-            f"prune_layers removes whole layers: give n_layers, a fraction, MacsBudget or ParamsBudget. Received: "
-            f"{budget!r}."
-        )
-    return budget
-
-
-def _within(units: Sequence[Unit], scores: np.ndarray, price: Cost, costs: CostModel, budget: Budget) -> set[int]:
+def _within(units: Sequence[Unit], scores: np.ndarray, costs: CostModel, budget: Budget) -> list[Unit]:
     """The least important units until the budget is met, less those that then fit again, the most important first."""
-    limit, full = budget.limit(costs), price(costs.sizes)
-    least = _left(units, price, costs)
+    price, limit = budget.cost(costs), budget.limit(costs)
+    full, least = price(costs.sizes), _left(units, price, costs)
     if least > limit:
         raise InfeasibleBudgetError(
             f"{budget} asks for at most {limit:,} {budget.unit}; without all {len(units)} units that can be removed, "
             f"{least:,} are left ({100 * least / full:.1f} % of {full:,}). prune_model makes the rest narrower."
         )
-    removed: list[int] = []
+    gone: list[Unit] = []
     for number in np.argsort(scores, kind="stable"):
-        if _left([units[n] for n in removed], price, costs) <= limit:
+        if _left(gone, price, costs) <= limit:
             break
-        removed.append(int(number))
-    for number in reversed(removed.copy()):
-        others = [n for n in removed if n != number]
-        if _left([units[n] for n in others], price, costs) <= limit:
-            removed = others
-    return set(removed)
+        gone.append(units[number])
+    for unit in reversed(gone.copy()):
+        others = [other for other in gone if other is not unit]
+        if _left(others, price, costs) <= limit:
+            gone = others
+    return gone
 
 
 def _left(gone: Iterable[Unit], price: Cost, costs: CostModel) -> Any:
