@@ -65,7 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--include", action="append", metavar="GLOB", help="prune these layers only (repeatable)")
     prune.add_argument("--exclude", action="append", metavar="GLOB", help="leave these layers whole (repeatable)")
     prune.add_argument("--min-filters", type=int, default=1, help="fewest units of a group (%(default)s)")
-    prune.add_argument("--channel-multiple", type=int, default=1, help="kept counts are multiples of it (%(default)s)")
+    prune.add_argument(
+        "--channel-multiple",
+        type=_number_or_name,
+        default=1,
+        metavar="N",
+        help="kept counts are multiples of it, or fit a target such as arm64 (%(default)s)",
+    )
     prune.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array")
     prune.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
     prune.add_argument("--plan", metavar="JSON", help="also write the pruning plan there")
@@ -88,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "train, prune, fine-tune, export and benchmark a small network, offline")
     demo.add_argument("--out", default="kfp-demo", help="folder for the results (./%(default)s)")
     return parser
+
+
+def _number_or_name(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _scan(options: argparse.Namespace) -> None:

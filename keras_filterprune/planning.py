@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import fnmatch
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 import keras
@@ -15,7 +15,8 @@ import numpy as np
 
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import Budget, CostModel, CountBudget, FiltersBudget
+from keras_filterprune.cost import Budget, CostModel, CountBudget, FiltersBudget, as_tiles
+from keras_filterprune.cost.tiles import check_count
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph, Group
@@ -29,13 +30,10 @@ from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, 
 class Options:
     """Checked options that decide which groups may shrink, and how far; arguments as in `prune_model`."""
 
-    def __init__(self, include: Any, exclude: Any, min_filters: int, channel_multiple: int):
+    def __init__(self, include: Any, exclude: Any, min_filters: int, channel_multiple: int | str):
         self.include = None if include is None else _patterns(include)
         self.exclude = _patterns(exclude or ())
-        for name, value in (("min_filters", min_filters), ("channel_multiple", channel_multiple)):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise InfeasibleBudgetError(f"{name} is a positive integer. Received: {name}={value!r}.")
-        self.min_filters, self.multiple = int(min_filters), int(channel_multiple)
+        self.min_filters, self.tiles = check_count("min_filters", min_filters), as_tiles(channel_multiple)
 
     def refusals(self, graph: ChannelGraph, criterion: Criterion) -> dict[str, str]:
         """{group: why it stays whole}."""
@@ -66,7 +64,9 @@ class Options:
 
     def only(self, names: Iterable[str]) -> Options:
         """These options for these layers alone."""
-        return Options(tuple(names), (), self.min_filters, self.multiple)
+        same = copy.copy(self)
+        same.include, same.exclude = tuple(names), ()
+        return same
 
 
 def _patterns(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -168,7 +168,7 @@ class Task:
         return Allocation(
             sizes=self.cost.sizes,
             floors=floors,
-            multiple=self.options.multiple,
+            tiles=self.options.tiles,
             cost=self.cost.macs if fixed else self.budget.cost(self.cost),
             limit=self.limit,
             scores=lambda number: self.recipe.criterion.scores(self.graph.groups[number], self.weights).copy(),

@@ -13,7 +13,7 @@ from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Adapters, Compensator, as_compensator
 from keras_filterprune.compensators.adapters import BEFORE
-from keras_filterprune.cost import Budget, CostModel, CountBudget, as_budget
+from keras_filterprune.cost import Budget, CostModel, CountBudget, as_budget, as_tiles
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
@@ -43,7 +43,7 @@ def prune_model(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     min_filters: int = 1,
-    channel_multiple: int = 1,
+    channel_multiple: int | str = 1,
     compensate: str | Compensator = "auto",
     finetune: Callable[[keras.Model], Any] | None = None,
     seed: int = 0,
@@ -67,7 +67,9 @@ def prune_model(
         include: layer names or globs; only groups that make filters in a matching layer are pruned. None: all.
         exclude: layer names or globs; groups with filters in a matching layer stay whole.
         min_filters: the fewest units a group keeps (1).
-        channel_multiple: kept counts are multiples of this, or the whole group (1); 8 suits Arm CPUs.
+        channel_multiple: kept counts are multiples of this, or the whole group (1); or the target whose steps they fit:
+            "arm64" (8), "arm64-int8" (8), "arm64-dotprod-int8" (16), "arm64-fp16" (16), "arm32" (8), "x86-avx512" (32,
+            or 16), "x86-avx512-int8" (16).
         compensate: "auto" (the method's compensator, if it has the data it needs), "none", a name ("least_squares",
             "bn", "mean_shift", "linear", "merge", "adapter"), or a compensator object.
         finetune: called with the smaller model after every round of `"fp_omp_search"`, every group of `"hu_ga"`, and
@@ -84,7 +86,7 @@ def prune_model(
     Raises:
         UnsupportedModelError: subclassed, unbuilt or channels_first models, NaN weights.
         InfeasibleBudgetError: the budget is out of range or below what can be reached.
-        UnknownNameError: an unknown method or layer name.
+        UnknownNameError: an unknown method, target or layer name.
         CalibrationDataError: data is missing where the method needs it, or does not fit.
         SurgeryError: the result does not equal the masked original.
 
@@ -109,7 +111,7 @@ def prune_model(
     task = Task(subject, wide, recipe, budget, options, data, seed, progress, original)
     outcome = _carried_out(task, compensator, finetune, verify)
     plan = task.plan(_name(method, task.recipe), outcome.kept)
-    return _result(graph, wide, plan, outcome, compensator, return_report)
+    return _result(graph, wide, plan, outcome, compensator, return_report, channel_multiple)
 
 
 def plan_pruning(
@@ -121,7 +123,7 @@ def plan_pruning(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     min_filters: int = 1,
-    channel_multiple: int = 1,
+    channel_multiple: int | str = 1,
     seed: int = 0,
     progress: bool = True,
 ) -> PruningPlan:
@@ -268,6 +270,7 @@ def _result(
     outcome: Outcome,
     compensator: Compensator | None,
     return_report: bool,
+    channel_multiple: int | str = 1,
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
     """The smaller model, with a report if one is wanted; `graph` is that of the model that was cut."""
     model = outcome.model
@@ -293,9 +296,8 @@ def _result(
         rows.append(LayerRow(layer, *channels.get(layer, (0, 0)), macs_before, macs, params_before, params))
     cut = {g.name for g in graph.groups if len(outcome.kept[g.name]) < g.size}
     approximate = {g.name: list(g.approximate) for g in graph.groups if g.approximate and g.name in cut}
-    return model, PruneReport(
-        plan, tuple(rows), approximate, outcome.difference, outcome.compensation, _notes(graph, outcome)
-    )
+    notes = _notes(graph, outcome) + _fit(channel_multiple, rows)
+    return model, PruneReport(plan, tuple(rows), approximate, outcome.difference, outcome.compensation, notes)
 
 
 def _notes(graph: ChannelGraph, outcome: Outcome) -> list[str]:
@@ -306,3 +308,13 @@ def _notes(graph: ChannelGraph, outcome: Outcome) -> list[str]:
     if graph.uncounted:
         notes.append(f"MACs of these layers are not known and not counted: {', '.join(graph.uncounted)}.")
     return notes
+
+
+def _fit(channel_multiple: int | str, rows: list[LayerRow]) -> list[str]:
+    """How many layers fit a named target; those that also have channels that stay may not."""
+    widths = [row.kept for row in rows if row.macs and row.kept < row.channels]
+    if not isinstance(channel_multiple, str) or not widths:
+        return []
+    tiles = as_tiles(channel_multiple)
+    fit = sum(tiles.ceil(width) == width for width in widths)
+    return [f"{channel_multiple}: widths are {tiles} in {fit} of {len(widths)} layers that became narrower."]

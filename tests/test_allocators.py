@@ -14,6 +14,7 @@ from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
 from keras_filterprune.allocators import Allocation, simple
+from keras_filterprune.cost import Tiles
 from keras_filterprune.probe import Weights
 from keras_filterprune.rebuild import rebuild
 
@@ -39,7 +40,7 @@ def problem_of():
         return Allocation(
             sizes=cost.sizes,
             floors=np.minimum(cost.sizes, floor),
-            multiple=multiple,
+            tiles=Tiles(multiple),
             cost=budget.cost(cost),
             limit=budget.limit(cost),
             scores=lambda number: kfp.L2().scores(graph.groups[number], weights),
@@ -53,7 +54,7 @@ def steps(problem, keep):
     for number, (n, size) in enumerate(zip(keep, problem.sizes, strict=True)):
         if n < size:
             more = keep.copy()
-            more[number] = min(n + problem.multiple, size)
+            more[number] = min(problem.tiles.after(n), size)
             yield more
 
 
@@ -68,7 +69,7 @@ def assert_contract(problem, keep):
     assert problem.cost(keep) <= problem.limit
     assert (keep >= problem.floors).all()
     assert (keep <= problem.sizes).all()
-    assert ((keep % problem.multiple == 0) | (keep == problem.sizes)).all()
+    assert ((keep % problem.tiles.step == 0) | (keep == problem.sizes)).all()
     assert spent(problem, keep)
 
 
@@ -142,7 +143,7 @@ def test_the_order_of_groups_does_not_matter(problem_of, name, multiple, allocat
             moved = Allocation(
                 p.sizes[order],
                 p.floors[order],
-                multiple,
+                p.tiles,
                 Reordered(p.cost, order),
                 p.limit,
                 lambda number, order=order, p=p: p.scores(order[number]),

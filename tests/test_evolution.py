@@ -15,6 +15,7 @@ from zoo import randomise
 
 import keras_filterprune as kfp
 from keras_filterprune.allocators import Allocation
+from keras_filterprune.cost import Tiles
 
 SETTINGS = {"population": 12, "generations": 4}
 
@@ -28,7 +29,7 @@ def problem(limit: float, score, sizes=(16, 16), floors: int = 1) -> Allocation:
     return Allocation(
         costs.sizes,
         np.full(len(sizes), floors),
-        1,
+        Tiles(1),
         costs.macs,
         int(limit * costs.macs(costs.sizes)),
         scores=lambda group: np.zeros(0),

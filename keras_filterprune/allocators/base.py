@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.cost.model import Cost
+from keras_filterprune.cost import Cost, Tiles
 from keras_filterprune.errors import UnknownNameError
 
 
@@ -20,7 +20,7 @@ class Allocation:
     Attributes:
         sizes: int64 of shape (n_groups,), units of every group.
         floors: int64 of shape (n_groups,), the fewest units each group may keep.
-        multiple: kept counts are multiples of this, or the whole group.
+        tiles: the counts that groups keep, unless they stay whole.
         cost: the budget's cost as a function of kept counts.
         limit: the most it may be.
         scores: group number -> float64 scores of its units, higher = keep, comparable between groups.
@@ -32,7 +32,7 @@ class Allocation:
 
     sizes: np.ndarray
     floors: np.ndarray
-    multiple: int
+    tiles: Tiles
     cost: Cost
     limit: int
     scores: Callable[[int], np.ndarray]
@@ -45,8 +45,8 @@ class Allocation:
         return self.cost(keep) <= self.limit
 
     def legal(self, keep: np.ndarray) -> np.ndarray:
-        """Kept counts rounded up to the multiple, within floors and sizes."""
-        return np.minimum(-(-np.maximum(keep, self.floors) // self.multiple) * self.multiple, self.sizes)
+        """Kept counts rounded up to whole tiles, within floors and sizes."""
+        return np.minimum(self.tiles.ceil(np.maximum(keep, self.floors)), self.sizes)
 
 
 class Allocator(abc.ABC):
@@ -93,7 +93,7 @@ def top_up(problem: Allocation, keep: np.ndarray, order: Sequence[int]) -> np.nd
         before = keep
         for group in order:
             more = keep.copy()
-            more[group] = min(keep[group] + problem.multiple, problem.sizes[group])
+            more[group] = min(problem.tiles.after(keep[group]), problem.sizes[group])
             if problem.feasible(more):
                 keep = more
         if problem.cost(keep) >= 0.99 * problem.limit or (keep == before).all():

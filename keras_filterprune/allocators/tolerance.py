@@ -90,10 +90,10 @@ class _Bisection:
 
             def cut(steps: int, group: int = group, keep: np.ndarray = keep) -> np.ndarray:
                 fewer = keep.copy()
-                fewer[group] = problem.sizes[group] - steps * problem.multiple
+                fewer[group] = problem.tiles.before(problem.sizes[group], steps)
                 return problem.legal(fewer)
 
-            most = -(-(problem.sizes[group] - problem.floors[group]) // problem.multiple)
+            most = problem.tiles.count(problem.sizes[group] - problem.floors[group])
             # A tolerance of nothing still allows what rounding does.
             keep = cut(
                 last_feasible(lambda s, least=least, cut=cut: self.score(cut(s)) >= least - _ROUNDING, 0, int(most))

@@ -9,3 +9,5 @@ from keras_filterprune.cost.budgets import RedundancyBudget as RedundancyBudget
 from keras_filterprune.cost.budgets import as_budget as as_budget
 from keras_filterprune.cost.model import Cost as Cost
 from keras_filterprune.cost.model import CostModel as CostModel
+from keras_filterprune.cost.tiles import Tiles as Tiles
+from keras_filterprune.cost.tiles import as_tiles as as_tiles
