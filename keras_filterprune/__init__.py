@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from keras_filterprune.compensators import Merge as Merge
     from keras_filterprune.cost import CostModel as CostModel
     from keras_filterprune.cost import FiltersBudget as FiltersBudget
+    from keras_filterprune.cost import LatencyBudget as LatencyBudget
+    from keras_filterprune.cost import LatencyTable as LatencyTable
     from keras_filterprune.cost import MacsBudget as MacsBudget
     from keras_filterprune.cost import ParamsBudget as ParamsBudget
     from keras_filterprune.cost import RedundancyBudget as RedundancyBudget
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from keras_filterprune.errors import UnsupportedLayerError as UnsupportedLayerError
     from keras_filterprune.errors import UnsupportedModelError as UnsupportedModelError
     from keras_filterprune.export import export_tflite as export_tflite
+    from keras_filterprune.latency import measure_latency as measure_latency
     from keras_filterprune.layer_pruning import Ensemble as Ensemble
     from keras_filterprune.layer_pruning import Imprinting as Imprinting
     from keras_filterprune.layer_pruning import prune_layers as prune_layers
@@ -96,7 +99,15 @@ if TYPE_CHECKING:
 _HOME = {
     "allocators": ["Evolution", "Global", "Search", "Sensitivity", "Tolerance", "Uniform"],
     "analysis": ["analyze"],
-    "cost": ["CostModel", "FiltersBudget", "MacsBudget", "ParamsBudget", "RedundancyBudget"],
+    "cost": [
+        "CostModel",
+        "FiltersBudget",
+        "LatencyBudget",
+        "LatencyTable",
+        "MacsBudget",
+        "ParamsBudget",
+        "RedundancyBudget",
+    ],
     "compensators": ["Adapters", "BNRecalibration", "LeastSquares", "Linear", "MeanShift", "Merge"],
     "criteria": [
         "APoZ",
@@ -132,6 +143,7 @@ _HOME = {
         "UnsupportedModelError",
     ],
     "export": ["export_tflite"],
+    "latency": ["measure_latency"],
     "layer_pruning": ["Ensemble", "Imprinting", "prune_layers"],
     "layers": ["Handler", "register_handler"],
     "methods": ["Method", "list_methods", "register_method"],

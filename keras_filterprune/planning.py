@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import Budget, CostModel, CountBudget, FiltersBudget, as_tiles
+from keras_filterprune.cost import Budget, CostModel, CountBudget, FiltersBudget, LatencyBudget, Tiles, as_tiles
 from keras_filterprune.cost.tiles import check_count
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
@@ -165,18 +165,30 @@ class Task:
             if group.name in self.refused:
                 floors[number] = group.size
         fixed = isinstance(self.budget, CountBudget)
-        return Allocation(
-            sizes=self.cost.sizes,
-            floors=floors,
-            tiles=self.options.tiles,
-            cost=self.cost.macs if fixed else self.budget.cost(self.cost),
-            limit=self.limit,
-            scores=lambda number: self.recipe.criterion.scores(self.graph.groups[number], self.weights).copy(),
-            evaluate=(lambda keep: self._trial(self.select(keep))) if self._trial else None,
-            evaluate_all=self._evaluate_all if self._trial else None,
-            key=self._key(),
-            progress=self.progress,
-        )
+        cost = self.cost.macs if fixed else self.budget.cost(self.cost)
+
+        def problem(tiles: Tiles) -> Allocation:
+            return Allocation(
+                sizes=self.cost.sizes,
+                floors=floors,
+                tiles=tiles,
+                cost=cost,
+                limit=self.limit,
+                scores=lambda number: self.recipe.criterion.scores(self.graph.groups[number], self.weights).copy(),
+                evaluate=(lambda keep: self._trial(self.select(keep))) if self._trial else None,
+                evaluate_all=self._evaluate_all if self._trial else None,
+                key=self._key(),
+                progress=self.progress,
+            )
+
+        problems = [problem(tiles) for tiles in self._tiles()]
+        return next((p for p in problems if p.feasible(p.legal(p.floors))), problems[-1])
+
+    def _tiles(self) -> list[Tiles]:
+        """The counts worth having, coarsest first: the options', or the table's as far as the budget can be met so."""
+        if isinstance(self.budget, LatencyBudget) and self.options.tiles == Tiles(1):
+            return [self.budget.prices.tiles, Tiles(8), Tiles(1)]
+        return [self.options.tiles]
 
     def _evaluate_all(self, keeps: Sequence[np.ndarray]) -> Iterator[float]:
         return spread(self.model, self._trial, map(self.select, keeps), self._recipe.allocator.executor)

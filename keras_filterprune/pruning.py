@@ -13,10 +13,11 @@ from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Adapters, Compensator, as_compensator
 from keras_filterprune.compensators.adapters import BEFORE
-from keras_filterprune.cost import Budget, CostModel, CountBudget, as_budget, as_tiles
+from keras_filterprune.cost import Budget, CostModel, CountBudget, LatencyBudget, as_budget, as_tiles
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.latency import require_faster
 from keras_filterprune.methods import Method, as_method, list_methods
 from keras_filterprune.planning import Options, Task
 from keras_filterprune.probe import Weights
@@ -61,7 +62,8 @@ def prune_model(
         model: a built functional or Sequential model, channels last. It is not modified.
         method: a name from `list_methods()`, or a configured `Method` or criterion (`kfp.L2(aggregate="max")`).
         budget: the fraction of multiply-accumulates to keep, in (0, 1]; or a `MacsBudget`, `ParamsBudget`,
-            `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one unit (one `channel_multiple`).
+            `LatencyBudget`, `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one unit (one
+            `channel_multiple`). A latency is also measured, and refused if it is not below the original's.
         data: calibration inputs: array(s), `(x, y)`, `tf.data.Dataset`, `PyDataset` or batches. Labels are looked at by
             methods that need them alone. None is fine for methods that need nothing.
         include: layer names or globs; only groups that make filters in a matching layer are pruned. None: all.
@@ -224,6 +226,21 @@ def _chosen(task: Task, compensator: Compensator | None) -> dict[str, np.ndarray
 
 
 def _carried_out(task: Task, compensator: Compensator | None, finetune: Any, verify: bool) -> Outcome:
+    """The task done; a budget in milliseconds is also measured, where the table's device is at hand."""
+    outcome = _cut(task, compensator, finetune, verify)
+    whole = all(len(outcome.kept[group.name]) == group.size for group in task.graph.groups)
+    if isinstance(task.budget, LatencyBudget):
+        prices = task.budget.prices
+        left_out = task.budget.cost(task.cost).unknown
+        outcome.notes.append(f"{prices!r} rises at widths that are {prices.tiles}.")
+        if left_out:
+            outcome.notes.append(f"Without a time, and left out: {left_out}.")
+        if verify and not whole:
+            outcome.notes.append(require_faster(task.model, outcome.model, prices))
+    return outcome
+
+
+def _cut(task: Task, compensator: Compensator | None, finetune: Any, verify: bool) -> Outcome:
     """The task done, with training between its rounds if that is wanted."""
     if task.recipe.one_by_one:
         return one_by_one(task, compensator, finetune, verify)

@@ -201,7 +201,7 @@ def test_the_report_counts_the_layers_that_fit():
     """The depthwise layer also has the model's three input channels, which stay."""
     x = inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(64, 3, padding="same", name="wide")(x)
-    x = layers.Conv2D(48, 3, padding="same", name="narrow")(layers.ReLU()(x))
+    x = layers.Conv2D(48, 3, padding="same", name="narrow")(layers.ReLU()(layers.BatchNormalization()(x)))
     both = layers.Concatenate()([layers.ReLU()(x), inputs])
     both = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(both)
     model = keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(both)))

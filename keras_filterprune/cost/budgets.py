@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from keras_filterprune.cost.latency import LatencyBudget
 from keras_filterprune.cost.model import Cost, CostModel
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
 
@@ -113,7 +114,7 @@ class RedundancyBudget:
 
 # Budgets that settle how many filters every group keeps, whatever the model costs then.
 CountBudget = FiltersBudget | RedundancyBudget
-Budget = MacsBudget | ParamsBudget | CountBudget
+Budget = MacsBudget | ParamsBudget | LatencyBudget | CountBudget
 
 
 def as_budget(budget: Budget | float) -> Budget:
@@ -123,6 +124,7 @@ def as_budget(budget: Budget | float) -> Budget:
     if isinstance(budget, Real):
         return MacsBudget(check_fraction("budget", budget))
     raise UnknownNameError(
-        f"budget is a fraction in (0, 1], MacsBudget, ParamsBudget, FiltersBudget or RedundancyBudget. "
+        f"budget is a fraction in (0, 1], MacsBudget, ParamsBudget, LatencyBudget, FiltersBudget or "
+        f"RedundancyBudget. "
         f"Received: budget={budget!r}."
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+from keras_filterprune.cost.widths import Widths
 from keras_filterprune.graph.types import ChannelGraph
 
 
@@ -59,6 +60,7 @@ class CostModel:
     """The costs of a channel graph as functions of how many units each group keeps.
 
     Attributes:
+        graph: the channel graph.
         groups: names of the groups.
         sizes: int64 array of shape (n_groups,), the unpruned counts.
         least: int64 array of shape (n_groups,), the fewest units that each group can keep.
@@ -78,22 +80,16 @@ class CostModel:
     """
 
     def __init__(self, graph: ChannelGraph):
+        self.graph = graph
         self.groups = [group.name for group in graph.groups]
         self.sizes = np.array([g.size for g in graph.groups], int)
         self.least = np.array([g.least for g in graph.groups], int)
         self.layers = tuple(dict.fromkeys([*graph.weights, *(t.layer for t in graph.terms)]))
-        group_of_unit = np.full(graph.unit_of_id.max(initial=-1) + 1, -1)
-        for number, group in enumerate(graph.groups):
-            group_of_unit[group.units] = number
-        self._numbers: dict[int, int] = {}
-        self._fixed: list[int] = []
-        self._rows: list[np.ndarray] = []
-        self._group_of_id = group_of_unit[graph.unit_of_id]
-        macs = [(t.layer, t.coefficient, [self._width(ids) for ids in t.axes]) for t in graph.terms]
-        params = self._parameter_terms(graph)
-        one = len(self._fixed)
-        fixed = np.array([*self._fixed, 1])
-        slope = csr_array(np.array([*self._rows, np.zeros(len(self.sizes), int)], int).reshape(one + 1, -1))
+        widths = Widths(graph)
+        macs = [(t.layer, t.coefficient, [widths.of_ids(ids) for ids in t.axes]) for t in graph.terms]
+        params = _parameter_terms(graph, widths)
+        one = widths.constant(1)
+        fixed, slope = widths.affine()
         owner = {layer: number for number, layer in enumerate(self.layers)}
 
         def cost(terms: list) -> Cost:
@@ -102,28 +98,20 @@ class CostModel:
 
         self.macs, self.params = cost(macs), cost(params)
 
-    def _width(self, ids: np.ndarray) -> int:
-        """Number of the width of an id vector; passed-through vectors are the same array and share it."""
-        if id(ids) not in self._numbers:
-            self._numbers[id(ids)] = len(self._fixed)
-            group = self._group_of_id[ids]
-            self._fixed.append(int((group < 0).sum()))
-            self._rows.append(np.bincount(group[group >= 0], minlength=len(self.sizes)) // np.maximum(self.sizes, 1))
-        return self._numbers[id(ids)]
-
-    def _parameter_terms(self, graph: ChannelGraph) -> list[tuple[str, int, list[int]]]:
-        bound: dict[tuple[str, str], dict[int, int]] = {}
-        for bind in graph.binds:
-            bound.setdefault((bind.layer, bind.weight), {})[bind.axis] = self._width(bind.ids)
-        terms = []
-        for layer, weights in graph.weights.items():
-            for weight, shape in weights.items():
-                axes = bound.get((layer, weight), {})
-                rest = math.prod(n for axis, n in enumerate(shape) if axis not in axes)
-                terms.append((layer, rest, list(axes.values())))
-        return terms
-
     def per_layer(self, keep: np.ndarray) -> dict[str, tuple[int, int]]:
         """{layer: (macs, params)} at the kept counts `keep`, int64 of shape (n_groups,)."""
         macs, params = self.macs.by_layer(keep), self.params.by_layer(keep)
         return {layer: (macs[layer], params[layer]) for layer in self.layers}
+
+
+def _parameter_terms(graph: ChannelGraph, widths: Widths) -> list[tuple[str, int, list[int]]]:
+    bound: dict[tuple[str, str], dict[int, int]] = {}
+    for bind in graph.binds:
+        bound.setdefault((bind.layer, bind.weight), {})[bind.axis] = widths.of_ids(bind.ids)
+    terms = []
+    for layer, weights in graph.weights.items():
+        for weight, shape in weights.items():
+            axes = bound.get((layer, weight), {})
+            rest = math.prod(n for axis, n in enumerate(shape) if axis not in axes)
+            terms.append((layer, rest, list(axes.values())))
+    return terms

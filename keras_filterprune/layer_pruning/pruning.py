@@ -10,10 +10,11 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import Budget, Cost, CostModel, CountBudget, as_budget
+from keras_filterprune.cost import Budget, Cost, CostModel, CountBudget, LatencyBudget, as_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.latency import require_faster
 from keras_filterprune.layer_pruning.importance import Importance, as_importance
 from keras_filterprune.layer_pruning.removal import verify_removal, without_units
 from keras_filterprune.layer_pruning.units import Unit, find_units
@@ -47,7 +48,7 @@ def prune_layers(
     Args:
         model: a built functional or Sequential model, channels last. It is not modified.
         n_layers: how many units go; or
-        budget: what may be left: a fraction of the multiply-accumulates, `MacsBudget` or `ParamsBudget`.
+        budget: what may be left: a fraction of the MACs, `MacsBudget`, `ParamsBudget` or `LatencyBudget`.
         criterion: a method's name or a criterion object, whose mean over a unit's filters counts; "ensemble", the sum
             of ranks by l2, taylor and taylor_gate; or "imprinting", what a unit adds to the accuracy of a classifier of
             class means ("l2").
@@ -91,6 +92,8 @@ def prune_layers(
     gone = _count(units, scores, n_layers) if budget is None else _within(units, scores, costs, budget)
     small = without_units(model, graph, gone)
     difference = verify_removal(graph, small, gone, seed) if verify else None
+    timed = verify and gone and isinstance(budget, LatencyBudget)
+    notes = [require_faster(model, small, budget.prices)] if timed else []
     if not return_report:
         return small
     kind, price = ("MACs", costs.macs) if budget is None else (budget.unit, budget.cost(costs))
@@ -99,7 +102,7 @@ def prune_layers(
         for unit, score in zip(units, scores, strict=True)
     )
     cost = {k: (c(costs.sizes), _left(gone, c, costs)) for k, c in (("macs", costs.macs), ("params", costs.params))}
-    return small, LayerReport(graph.view.name, repr(importance), rows, unremovable, cost, kind, difference)
+    return small, LayerReport(graph.view.name, repr(importance), rows, unremovable, cost, kind, difference, notes)
 
 
 def _checked(n_layers: Any, budget: Any) -> Budget | None:
@@ -113,8 +116,8 @@ def _checked(n_layers: Any, budget: Any) -> Budget | None:
     budget = as_budget(budget)
     if isinstance(budget, CountBudget):
         raise InfeasibleBudgetError(
-            f"prune_layers removes whole layers: give n_layers, a fraction, MacsBudget or ParamsBudget. Received: "
-            f"{budget!r}."
+            f"prune_layers removes whole layers: give n_layers, a fraction, MacsBudget, ParamsBudget or LatencyBudget. "
+            f"Received: {budget!r}."
         )
     return budget
 

@@ -55,6 +55,15 @@ def is_activation(op: Any) -> bool:
     return type(op).__name__.lower() in {name.replace("_", "") for name in ELEMENTWISE}
 
 
+def is_relu(op: Any) -> bool:
+    """Whether an operation is max(x, 0) and nothing else."""
+    if type(op).__name__ == "Relu":
+        return True
+    if isinstance(op, L.ReLU):
+        return op.max_value is None and not op.negative_slope and not op.threshold
+    return getattr(op, "activation", None) is keras.activations.relu and isinstance(op, L.Activation)
+
+
 class Elementwise(Handler):
     """Numpy broadcasting of any number of tensors and constants: aligned channels are tied."""
 

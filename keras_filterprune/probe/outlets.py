@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
 
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
+from keras_filterprune.layers.activation import is_relu
 from keras_filterprune.layers.base import Rebuilt
 
 L = keras.layers
@@ -70,15 +70,6 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
         rectified = after is not None and is_relu(view.calls[after].op)
         found[call.path] = Outlet(normalization, shortcut, rectified)
     return found
-
-
-def is_relu(op: Any) -> bool:
-    """Whether an operation is max(x, 0) and nothing else."""
-    if type(op).__name__ == "Relu":
-        return True
-    if isinstance(op, L.ReLU):
-        return op.max_value is None and not op.negative_slope and not op.threshold
-    return getattr(op, "activation", None) is keras.activations.relu and isinstance(op, L.Activation)
 
 
 def add_constant(rebuilt: Rebuilt, outlet: Outlet, call: Call, constant: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -41,6 +41,7 @@ class LayerReport:
         cost: {"macs": (before, after), "params": (before, after)}, and the budget's own unit if that is another.
         unit: of `UnitRow.cost`.
         verification: largest relative difference to the original without the units, None when `verify=False`.
+        notes: everything else worth knowing.
     """
 
     model: str
@@ -50,6 +51,7 @@ class LayerReport:
     cost: dict[str, tuple[float, float]]
     unit: str
     verification: float | None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def removed(self) -> list[str]:
@@ -61,11 +63,12 @@ class LayerReport:
         return asdict(self)
 
     def summary(self) -> str:
-        """Two lines: what went, cost before and after, proof."""
+        """What went, cost before and after, proof, notes."""
         proof = "not verified" if self.verification is None else f"verified to {self.verification:.1e} relative"
         costs = ", ".join(f"{kind} {before:,} -> {after:,}" for kind, (before, after) in self.cost.items())
         gone = ", ".join(self.removed) or "nothing"
-        return f"{len(self.removed)} of {len(self.units)} units removed: {gone}\n{costs}; {proof}"
+        lines = [f"{len(self.removed)} of {len(self.units)} units removed: {gone}", f"{costs}; {proof}"]
+        return "\n".join(lines + self.notes)
 
     def table(self) -> Table:
         """Importance and cost of every unit, the least important first."""

@@ -1,0 +1,154 @@
+"""Latency as a function of the kept counts, and budgets on it."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_filterprune.cost.latency_table import LatencyTable
+from keras_filterprune.cost.operators import PRODUCTS, STEPPED, list_operators
+from keras_filterprune.cost.tiles import as_tiles
+from keras_filterprune.errors import InfeasibleBudgetError
+from keras_filterprune.graph.types import ChannelGraph
+
+
+class PaddedMacs:
+    """Multiply-accumulates of whole tiles, in the place of a table where nothing was measured.
+
+    What kernels compute: output channels rounded up to their step, input channels to theirs. Operators that do not
+    multiply count nothing.
+
+    Args:
+        target: a name as in `prune_model(channel_multiple=)`.
+    """
+
+    floor_us = 0.0
+
+    def __init__(self, target: str):
+        self.device, self.tiles = target, as_tiles(target)
+
+    def __repr__(self) -> str:
+        return f"PaddedMacs({self.device!r})"
+
+    def price(self, fields: Iterable[tuple[str, Any]], channels: int, filters: int) -> float:
+        """Thousands of multiply-accumulates."""
+        given = {"size": (1, 1), "kernel": (1, 1), "strides": (1, 1), "dilation": (1, 1), "padding": "same"} | dict(
+            fields
+        )
+        if given["kind"] not in STEPPED:
+            return 0.0
+        inputs = -(-channels // self.tiles.inputs) * self.tiles.inputs if given["kind"] in PRODUCTS else 1
+        macs = self.tiles.ceil(filters) * inputs * math.prod(given["kernel"]) / given["groups"]
+        if given["kind"] == "TRANSPOSE_CONV":
+            return macs * math.prod(given["size"]) / 1e3
+        for n, k, step, apart in zip(*(given[x] for x in ("size", "kernel", "strides", "dilation")), strict=True):
+            macs *= -(-(n - (k - 1) * apart * (given["padding"] == "valid")) // step)
+        return macs / 1e3
+
+
+class LatencyCost:
+    """Predicted nanoseconds of a model as a function of the kept counts, in the place of a polynomial `Cost`.
+
+    Multiply-accumulates where `prices` are `PaddedMacs`.
+
+    Attributes:
+        sizes: int64 array of shape (n_groups,), the unpruned counts.
+        unknown: {layer: class name} of what has no operator here and is left out.
+    """
+
+    def __init__(self, graph: ChannelGraph, prices: LatencyTable | PaddedMacs):
+        self.sizes = np.array([group.size for group in graph.groups], int)
+        self._operators, widths, self.unknown = list_operators(graph)
+        self._fixed, self._slope = widths.affine()
+        self._prices = prices
+        self._known: dict[tuple[int, int, int], int] = {}
+        # What is missing shows now, not in the middle of a search.
+        self.by_layer(self.sizes)
+
+    def __call__(self, keep: np.ndarray) -> int:
+        return sum(self._times(keep)) + round(1e3 * self._prices.floor_us)
+
+    def by_layer(self, keep: np.ndarray) -> dict[str, int]:
+        """{layer: nanoseconds} at `keep`."""
+        spent: dict[str, int] = defaultdict(int)
+        for operator, time in zip(self._operators, self._times(keep), strict=True):
+            spent[operator.layer] += time
+        return dict(spent)
+
+    def gradient(self, keep: np.ndarray) -> np.ndarray:
+        """Nanoseconds per unit of every group when one step of it goes, float64 of shape (n_groups,)."""
+        whole, found = self(keep), np.zeros(len(keep))
+        for group in np.flatnonzero(keep > 1):
+            fewer = keep.copy()
+            fewer[group] = max(1, self._prices.tiles.before(int(keep[group]), 1))
+            found[group] = (whole - self(fewer)) / (keep[group] - fewer[group])
+        return found
+
+    def _times(self, keep: np.ndarray) -> list[int]:
+        widths = (self._fixed + self._slope @ keep).tolist()
+        times = []
+        for number, operator in enumerate(self._operators):
+            key = number, widths[operator.channels], widths[operator.filters]
+            if key not in self._known:
+                self._known[key] = round(1e3 * self._prices.price(operator.fields, *key[1:]))
+            times.append(self._known[key])
+        return times
+
+
+@dataclass(frozen=True)
+class LatencyBudget:
+    """Keep at most this fraction of the model's latency, or so many milliseconds, as a table predicts it.
+
+    Args:
+        ms: milliseconds; or
+        keep: fraction kept, in (0, 1].
+        table: `LatencyTable` of the model that is pruned, see `measure_latency`; or, with `keep`, the name of a target
+            ("arm64", "x86-avx512-int8" ...), whose multiply-accumulates are counted in whole tiles.
+
+    Raises:
+        InfeasibleBudgetError: neither or both are given, one is out of range, or there is no table.
+        UnknownNameError: there is no such target.
+    """
+
+    ms: float | None = None
+    keep: float | None = None
+    table: LatencyTable | str | None = None
+
+    def __post_init__(self):
+        if (self.ms is None) == (self.keep is None):
+            raise InfeasibleBudgetError(f"LatencyBudget expects either ms= or keep=. Received: {self}.")
+        for name, value, most in (("keep", self.keep, 1), ("ms", self.ms, math.inf)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value <= most):
+                raise InfeasibleBudgetError(f"{name} is a number in (0, {most}]. Received: {name}={value!r}.")
+        if not isinstance(self.table, LatencyTable | str):
+            raise InfeasibleBudgetError(
+                f"LatencyBudget expects table=, a LatencyTable: measure_latency(model), LatencyTable.load(path). "
+                f"Received: table={self.table!r}."
+            )
+        if isinstance(self.table, str) and self.ms is not None:
+            raise InfeasibleBudgetError(f"target '{self.table}' has no milliseconds: give keep=, or a measured table.")
+        if isinstance(self.table, str):
+            as_tiles(self.table)
+
+    @property
+    def prices(self) -> LatencyTable | PaddedMacs:
+        """What operators cost."""
+        return PaddedMacs(self.table) if isinstance(self.table, str) else self.table
+
+    @property
+    def unit(self) -> str:
+        return "padded MACs" if isinstance(self.table, str) else "ns"
+
+    def cost(self, model: Any) -> LatencyCost:
+        return LatencyCost(model.graph, self.prices)
+
+    def limit(self, model: Any) -> int:
+        """The most that may be spent, in nanoseconds or padded multiply-accumulates."""
+        cost = self.cost(model)
+        return math.floor(1e6 * self.ms if self.ms is not None else self.keep * cost(cost.sizes))

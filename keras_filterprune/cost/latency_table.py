@@ -1,0 +1,221 @@
+"""Measured times of single operators: what to measure, and how to read times between the measured ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.analysis import analyze
+from keras_filterprune.cost.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
+from keras_filterprune.cost.tiles import Tiles
+from keras_filterprune.errors import InfeasibleBudgetError, PlanMismatchError
+from keras_filterprune.files import write_json
+from keras_filterprune.graph.types import ChannelGraph
+
+# Output widths are measured in steps of 8 up to 64, and 16 more up to the full one.
+_STEP, _DENSE, _COARSE = 8, 64, 16
+# A width costs as much as the end of its tile if it takes at least this share of the time.
+_SAME = 0.93
+_CANDIDATES = (Tiles(32), Tiles(32, first=16), Tiles(16), Tiles(16, first=8), Tiles(8))
+_FORMAT = 1
+
+# An operator without its widths: its other fields, sorted.
+Signature = tuple[tuple[str, Any], ...]
+
+
+def operators_to_measure(graph: ChannelGraph, data_type: str = "float32") -> list[dict[str, Any]]:
+    """What a `LatencyTable` for a model and everything that can be pruned from it has to hold.
+
+    Args:
+        graph: the channel graph.
+        data_type: "float32" or "int8".
+
+    Returns:
+        Arguments of `tflite_bench.Operator`, one dict per operator and pair of widths: output widths in steps of 8, at
+        most 24 for each operator, and four input widths, between which times are interpolated.
+    """
+    operators, widths, _ = list_operators(graph)
+    fixed, slope = widths.affine()
+    full = (fixed + slope @ np.array([group.size for group in graph.groups], int)).tolist()
+    shrinks = np.diff(slope.indptr) > 0
+    found: dict[Signature, set[tuple[int, int]]] = defaultdict(set)
+    for operator in operators:
+        c, f = operator.channels, operator.filters
+        steps = [_steps(full[n]) if shrinks[n] else {full[n]} for n in (c, f)]
+        kind = dict(operator.fields)["kind"]
+        if kind in PRODUCTS or kind == "CONCATENATION":
+            quarters = _quarters(full[c]) if shrinks[c] else {full[c]}
+            pairs = {(a, b) for a in quarters for b in steps[1]}
+        else:
+            pairs = {(a, a * full[f] // full[c]) for a in steps[0]}
+        fields = dict(operator.fields)
+        found[_signature(operator.fields, data_type)] |= {pair for pair in pairs if _exists(fields, *pair)}
+    return [dict(s) | {"channels": a, "filters": b} for s, pairs in found.items() for a, b in sorted(pairs)]
+
+
+def _steps(full: int) -> set[int]:
+    spacing = _STEP * math.ceil(full / _STEP / _COARSE)
+    return {full, *range(_STEP, min(full, _DENSE) + 1, _STEP), *range(spacing, full, spacing)}
+
+
+def _quarters(full: int) -> set[int]:
+    return {min(full, _STEP * math.ceil(full * quarter / 4 / _STEP)) for quarter in (1, 2, 3, 4)}
+
+
+def _exists(fields: Mapping[str, Any], channels: int, filters: int) -> bool:
+    """Whether there is such an operator: groups divide, a concatenation adds something."""
+    groups = fields.get("groups", 1)
+    joined = fields["kind"] != "CONCATENATION" or filters > channels
+    return joined and channels % groups == 0 and filters % groups == 0
+
+
+def _signature(fields: Iterable[tuple[str, Any]], data_type: str) -> Signature:
+    kept = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(fields).items()}
+    kept = {name: v for name, v in kept.items() if v is not None and v != DEFAULTS.get(name)}
+    return tuple(sorted((kept | {"data_type": data_type}).items()))
+
+
+class _Surface:
+    """Times of one operator over its widths: steps in the output of matrix products, straight lines elsewhere."""
+
+    def __init__(self, kind: str, points: Mapping[tuple[int, int], float]):
+        self._stepped, self._product = kind in STEPPED, kind in PRODUCTS
+        self.columns = {f: sorted((c, t) for (c, g), t in points.items() if g == f) for f in {f for _, f in points}}
+
+    def row(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Output widths that were measured up to an input width, and the times there."""
+        widths = sorted(f for f, column in self.columns.items() if column[-1][0] >= channels or not self._product)
+        times = [np.interp(channels, *zip(*self.columns[f], strict=True)) for f in widths]
+        # Noise must not make a wider layer the faster one.
+        return np.array(widths, int), np.maximum.accumulate(times) if widths else np.zeros(0)
+
+    def __call__(self, channels: int, filters: int, tiles: Tiles) -> float | None:
+        widths, times = self.row(channels)
+        if not len(widths) or filters > widths[-1]:
+            return None
+        return float(np.interp(min(tiles.ceil(filters), widths[-1]) if self._stepped else filters, widths, times))
+
+
+class LatencyTable:
+    """Measured times of operators on one device, as `tflite_bench.time_operators` reports them.
+
+    Args:
+        content: `OperatorReport.to_dict()`, or what `OperatorReport.save` wrote.
+
+    Attributes:
+        device: name of the processor.
+        threads: of the interpreter.
+        data_type: "float32" or "int8".
+
+    Raises:
+        PlanMismatchError: this is no such report, or it mixes data types.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> operator = {"kind": "CONV_2D", "channels": 8, "filters": 8, "data_type": "float32", "us": 9.0}
+        >>> machine, settings = {"cpu": "Cortex-A76"}, {"threads": 1}
+        >>> content = {"format": 1, "machine": machine, "settings": settings, "call_floor_us": 0.5}
+        >>> kfp.LatencyTable(content | {"operators": [operator]}).device
+        'Cortex-A76'
+    """
+
+    def __init__(self, content: dict[str, Any]):
+        try:
+            self.device, self.threads = str(content["machine"]["cpu"]), int(content["settings"]["threads"])
+            self.floor_us, entries = float(content["call_floor_us"]), list(content["operators"])
+            points: dict[Signature, dict[tuple[int, int], float]] = defaultdict(dict)
+            for entry in entries:
+                fields = dict(entry)
+                widths, time = (fields.pop("channels"), fields.pop("filters")), fields.pop("us")
+                fields.pop("p50_us", None)
+                points[_signature(fields.items(), fields.pop("data_type"))][widths] = max(time - self.floor_us, 0.0)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanMismatchError(
+                f"expected the JSON of tflite_bench.time_operators, and {error!r} stands in the way. Time the "
+                "operators again."
+            ) from error
+        types = sorted({dict(signature)["data_type"] for signature in points})
+        if len(types) != 1 or content.get("format") != _FORMAT:
+            raise PlanMismatchError(
+                f"a latency table is of format {_FORMAT} and holds one data type. Received: format="
+                f"{content.get('format')!r}, data types {types}."
+            )
+        self.data_type = types[0]
+        self._content = content
+        self._surfaces = {s: _Surface(dict(s)["kind"], found) for s, found in points.items()}
+
+    def __repr__(self) -> str:
+        what = f"{self.data_type}, {self.threads} thread(s), {len(self._surfaces)} operators"
+        return f"LatencyTable({self.device!r}, {what})"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> LatencyTable:
+        """Read a table.
+
+        Raises:
+            PlanMismatchError: there is no such file, or it is damaged or holds something else.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise PlanMismatchError(f"cannot read a latency table from '{path}': {error}.") from error
+        return cls(content)
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        """The coarsest tiles within which nothing is saved, read off the times of the convolutions."""
+        surfaces = [surface for s, surface in self._surfaces.items() if dict(s)["kind"] == "CONV_2D"]
+        rows = [surface.row(max(c for column in surface.columns.values() for c, _ in column)) for surface in surfaces]
+        rows = [dict(zip(widths.tolist(), times, strict=True)) for widths, times in rows]
+        for tiles in _CANDIDATES:
+            ratios = [
+                row[f] / row[tiles.ceil(f)]
+                for row in rows
+                for f in row
+                if f <= _DENSE and row.get(tiles.ceil(f), 0) > 0
+            ]
+            if ratios and np.quantile(ratios, 0.1) >= _SAME:
+                return tiles
+        return Tiles(1)
+
+    def price(self, fields: Iterable[tuple[str, Any]], channels: int, filters: int) -> float:
+        """Time of one operator in a model, in microseconds, without the cost of a call.
+
+        Raises:
+            InfeasibleBudgetError: the table says nothing about it.
+        """
+        signature = _signature(fields, self.data_type)
+        surface = self._surfaces.get(signature)
+        found = None if surface is None else surface(channels, filters, self.tiles)
+        if found is None:
+            what = ", ".join(f"{name}={value}" for name, value in signature)
+            raise InfeasibleBudgetError(
+                f"{self!r} has no time for an operator with {what}, {channels} to {filters} channels. Measure the "
+                "model that is pruned: measure_latency(model)."
+            )
+        return found
+
+    def predict(self, model: keras.Model) -> float:
+        """Latency of a model in milliseconds.
+
+        Raises:
+            InfeasibleBudgetError: the table says nothing about one of its operators.
+        """
+        graph = analyze(model)
+        operators, widths, _ = list_operators(graph)
+        full = widths.at(np.array([group.size for group in graph.groups], int))
+        times = [self.price(o.fields, full[o.channels], full[o.filters]) for o in operators]
+        return (sum(times) + self.floor_us) / 1e3
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the table as JSON, in one step."""
+        write_json(path, self._content)

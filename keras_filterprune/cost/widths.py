@@ -1,0 +1,62 @@
+"""Widths of tensors as affine functions of how many units each group keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from keras_filterprune.graph.types import ChannelGraph, Tensor
+
+
+class Widths:
+    """Collects widths, each of which gets a number.
+
+    Args:
+        graph: the channel graph they belong to.
+    """
+
+    def __init__(self, graph: ChannelGraph):
+        self._sizes = np.array([group.size for group in graph.groups], int)
+        group_of_unit = np.full(graph.unit_of_id.max(initial=-1) + 1, -1)
+        for number, group in enumerate(graph.groups):
+            group_of_unit[group.units] = number
+        self._group_of_id = group_of_unit[graph.unit_of_id]
+        self._numbers: dict[int, int] = {}
+        # Id vectors are known by their address: they have to stay where they are.
+        self._known: list[np.ndarray | None] = []
+        self._fixed: list[int] = []
+        self._rows: list[np.ndarray] = []
+
+    def of_ids(self, ids: np.ndarray) -> int:
+        """Number of the width of an id vector; passed-through vectors are the same array and share it."""
+        if id(ids) not in self._numbers:
+            group = self._group_of_id[ids]
+            row = np.bincount(group[group >= 0], minlength=len(self._sizes)) // np.maximum(self._sizes, 1)
+            self._numbers[id(ids)] = self._add(int((group < 0).sum()), row)
+            self._known.append(ids)
+        return self._numbers[id(ids)]
+
+    def number(self, tensor: Tensor) -> int:
+        """Number of the width of a tensor's last axis."""
+        if tensor.tracked and tensor.axis == len(tensor.shape) - 1:
+            return self.of_ids(tensor.ids)
+        return self.constant(tensor.shape[-1])
+
+    def constant(self, width: int) -> int:
+        """Number of a width that never changes."""
+        return self._add(width, np.zeros(len(self._sizes), int))
+
+    def affine(self) -> tuple[np.ndarray, csr_array]:
+        """Fixed parts, int64 of shape (n_widths,), and channels per unit of each group, sparse (n_widths, n_groups)."""
+        rows = np.array(self._rows, int).reshape(len(self._rows), len(self._sizes))
+        return np.array(self._fixed, int), csr_array(rows)
+
+    def at(self, keep: np.ndarray) -> list[int]:
+        """All widths at the kept counts `keep`, int64 of shape (n_groups,)."""
+        fixed, slope = self.affine()
+        return (fixed + slope @ keep).tolist()
+
+    def _add(self, fixed: int, row: np.ndarray) -> int:
+        self._fixed.append(fixed)
+        self._rows.append(row)
+        return len(self._fixed) - 1
