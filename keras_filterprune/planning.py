@@ -24,6 +24,7 @@ from keras_filterprune.methods import Method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.trial import Trial
 from keras_filterprune.probe.workers import spread
+from keras_filterprune.progress import track
 from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, versions
 
 
@@ -148,7 +149,8 @@ class Task:
 
     def select(self, keep: np.ndarray) -> dict[str, np.ndarray]:
         """{group name: indices of the units that stay}, given kept counts."""
-        return {group.name: self._select(number, int(keep[number])) for number, group in enumerate(self.graph.groups)}
+        chosen = track(enumerate(self.graph.groups), "choosing", len(self.graph.groups), self.progress)
+        return {group.name: self._select(number, int(keep[number])) for number, group in chosen}
 
     def _select(self, number: int, count: int) -> np.ndarray:
         group = self.graph.groups[number]

@@ -240,6 +240,8 @@ def test_losses_are_equal_at_the_widths():
     drops = np.array([[0.25, 0.5, 0.75], [1.0, 2.0, 3.0]])
     kept = equal_loss(problem(16 * (12 + 12 * 18 + 18)), keep, drops)
     assert kept.tolist() == [12, 18]
+    # One filter more fits into either: it goes to the group that loses more.
+    assert equal_loss(problem(16 * (13 + 13 * 18 + 18)), keep, drops).tolist() == [12, 19]
     # A curve that recovers is taken at its worst.
     other = equal_loss(problem(16 * (12 + 12 * 18 + 18)), keep, np.array([[0.25, 0.5, 0.75], [1.0, 2.0, -5.0]]))
     assert other[1] >= 17
