@@ -226,9 +226,10 @@ def test_widths_meet_the_budget_and_spare_the_sensitive(trained, budget):
 
 
 def problem(limit: int, floors=(1, 1)) -> Allocation:
-    inputs = keras.Input((4, 4, 1))
-    x = layers.Conv2D(20, 1, use_bias=False)(inputs)
-    x = layers.Conv2D(20, 1, use_bias=False)(layers.ReLU()(x))
+    """A chain of convolutions of 20 filters, one for each floor, with maps of 4x4."""
+    inputs = x = keras.Input((4, 4, 1))
+    for _ in floors:
+        x = layers.Conv2D(20, 1, use_bias=False)(x)
     graph = kfp.analyze(keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(1, 1, use_bias=False)(x))))
     costs = kfp.CostModel(graph)
     return Allocation(costs.sizes, np.array(floors), Tiles(1), costs.macs, limit, scores=lambda g: np.zeros(0))
@@ -240,13 +241,18 @@ def test_losses_are_equal_at_the_widths():
     drops = np.array([[0.25, 0.5, 0.75], [1.0, 2.0, 3.0]])
     kept = equal_loss(problem(16 * (12 + 12 * 18 + 18)), keep, drops)
     assert kept.tolist() == [12, 18]
-    # One filter more fits into either: it goes to the group that loses more.
-    assert equal_loss(problem(16 * (13 + 13 * 18 + 18)), keep, drops).tolist() == [12, 19]
     # A curve that recovers is taken at its worst.
     other = equal_loss(problem(16 * (12 + 12 * 18 + 18)), keep, np.array([[0.25, 0.5, 0.75], [1.0, 2.0, -5.0]]))
     assert other[1] >= 17
     # Below the last fraction, down to the floors.
     assert equal_loss(problem(16 * 3, (1, 1)), keep, drops).tolist() == [1, 1]
+
+
+def test_what_is_left_of_the_budget_goes_to_the_group_that_loses_most():
+    """At (13, 18, 17) one filter more of the first group or of the third would fit; the third loses twice as much."""
+    drops = np.array([[0.25, 0.5, 0.75], [1.0, 2.0, 3.0], [0.5, 1.0, 1.5]])
+    kept = equal_loss(problem(16 * 591, (1, 1, 1)), (0.75, 0.5, 0.25), drops)
+    assert kept.tolist() == [13, 18, 18]
 
 
 def test_losses_never_fall_as_fewer_filters_are_kept():
