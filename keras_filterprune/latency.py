@@ -19,6 +19,8 @@ from keras_filterprune.export.signature import input_ports
 # Time for the runs of each model, and their number.
 _SECONDS, _FEWEST, _MOST, _ROUNDS = 1.0, 20, 1000, 10
 _CALIBRATION = 16
+# Time for the runs of each operator.
+_SECONDS_EACH = 0.02
 
 
 def measure_latency(
@@ -54,7 +56,8 @@ def measure_latency(
     if not wanted:
         raise InfeasibleBudgetError(f"model '{model.name}' has no operator whose time could be measured.")
     operators = [tflite_bench.Operator(**fields) for fields in wanted]
-    table = LatencyTable(tflite_bench.time_operators(operators, threads=threads, progress=progress).to_dict())
+    timed = tflite_bench.time_operators(operators, threads=threads, seconds=_SECONDS_EACH, progress=progress)
+    table = LatencyTable(timed.to_dict())
     if path is not None:
         table.save(path)
     return table

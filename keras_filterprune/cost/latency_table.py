@@ -7,12 +7,12 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.cost.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
@@ -96,13 +96,25 @@ class _Surface:
         widths = sorted(f for f, column in self.columns.items() if column[-1][0] >= channels or not self._product)
         times = [np.interp(channels, *zip(*self.columns[f], strict=True)) for f in widths]
         # Noise must not make a wider layer the faster one.
-        return np.array(widths, int), np.maximum.accumulate(times) if widths else np.zeros(0)
+        return np.array(widths, int), isotonic_regression(times).x if widths else np.zeros(0)
+
+    def widest(self) -> dict[int, float]:
+        """{output width: time} at the largest input width."""
+        widths, times = self.row(max(c for column in self.columns.values() for c, _ in column))
+        return dict(zip(widths.tolist(), times.tolist(), strict=True))
 
     def __call__(self, channels: int, filters: int, tiles: Tiles) -> float | None:
         widths, times = self.row(channels)
         if not len(widths) or filters > widths[-1]:
             return None
         return float(np.interp(min(tiles.ceil(filters), widths[-1]) if self._stepped else filters, widths, times))
+
+
+def _fits(tiles: Tiles, rows: list[dict[int, float]]) -> bool:
+    """Whether widths take as long as the end of their tile."""
+    ends = [(row, f, tiles.ceil(f)) for row in rows for f in row if f <= _DENSE]
+    ratios = [row[f] / row[end] for row, f, end in ends if row.get(end, 0) > 0]
+    return bool(ratios) and np.quantile(ratios, 0.1) >= _SAME
 
 
 class LatencyTable:
@@ -151,6 +163,7 @@ class LatencyTable:
             )
         self.data_type = types[0]
         self._content = content
+        self._known_tiles: dict[str, Tiles] = {}
         self._surfaces = {s: _Surface(dict(s)["kind"], found) for s, found in points.items()}
 
     def __repr__(self) -> str:
@@ -170,22 +183,18 @@ class LatencyTable:
             raise PlanMismatchError(f"cannot read a latency table from '{path}': {error}.") from error
         return cls(content)
 
-    @cached_property
+    @property
     def tiles(self) -> Tiles:
-        """The coarsest tiles within which nothing is saved, read off the times of the convolutions."""
-        surfaces = [surface for s, surface in self._surfaces.items() if dict(s)["kind"] == "CONV_2D"]
-        rows = [surface.row(max(c for column in surface.columns.values() for c, _ in column)) for surface in surfaces]
-        rows = [dict(zip(widths.tolist(), times, strict=True)) for widths, times in rows]
-        for tiles in _CANDIDATES:
-            ratios = [
-                row[f] / row[tiles.ceil(f)]
-                for row in rows
-                for f in row
-                if f <= _DENSE and row.get(tiles.ceil(f), 0) > 0
-            ]
-            if ratios and np.quantile(ratios, 0.1) >= _SAME:
-                return tiles
-        return Tiles(1)
+        """Output widths worth having: those of convolutions."""
+        return self._tiles("CONV_2D")
+
+    def _tiles(self, kind: str) -> Tiles:
+        """The coarsest tiles within which nothing is saved, read off the times of one kind of operator."""
+        if kind not in self._known_tiles:
+            rows = [surface.widest() for s, surface in self._surfaces.items() if dict(s)["kind"] == kind]
+            fitting = (tiles for tiles in _CANDIDATES if _fits(tiles, rows))
+            self._known_tiles[kind] = next(fitting, Tiles(1))
+        return self._known_tiles[kind]
 
     def price(self, fields: Iterable[tuple[str, Any]], channels: int, filters: int) -> float:
         """Time of one operator in a model, in microseconds, without the cost of a call.
@@ -195,7 +204,7 @@ class LatencyTable:
         """
         signature = _signature(fields, self.data_type)
         surface = self._surfaces.get(signature)
-        found = None if surface is None else surface(channels, filters, self.tiles)
+        found = None if surface is None else surface(channels, filters, self._tiles(dict(signature)["kind"]))
         if found is None:
             what = ", ".join(f"{name}={value}" for name, value in signature)
             raise InfeasibleBudgetError(
