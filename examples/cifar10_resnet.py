@@ -81,7 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=1, help="fine-tuning epochs (%(default)s)")
     parser.add_argument("--method", default="fp_omp", help="pruning method (%(default)s)")
     parser.add_argument("--keep-macs", type=float, default=0.5, help="fraction of MACs kept (%(default)s)")
-    parser.add_argument("--channel-multiple", type=int, default=8, help="kept counts are multiples of it (%(default)s)")
+    parser.add_argument("--channel-multiple", default="arm64", help="target whose steps widths fit (%(default)s)")
     parser.add_argument("--out", default="kfp-cifar10", help="folder for the results (./%(default)s)")
     return parser.parse_args()
 
