@@ -179,7 +179,7 @@ class Task:
                 scores=lambda number: self.recipe.criterion.scores(self.graph.groups[number], self.weights).copy(),
                 evaluate=(lambda keep: self._trial(self.select(keep))) if self._trial else None,
                 evaluate_all=self._evaluate_all if self._trial else None,
-                key=self._key(),
+                key=self._key(tiles),
                 progress=self.progress,
             )
 
@@ -195,10 +195,12 @@ class Task:
     def _evaluate_all(self, keeps: Sequence[np.ndarray]) -> Iterator[float]:
         return spread(self.model, self._trial, map(self.select, keeps), self._recipe.allocator.executor)
 
-    def _key(self) -> str:
-        """What a search depends on, its data included."""
+    def _key(self, tiles: Tiles) -> str:
+        """What a search depends on, its data and its table of latencies included."""
         data = self._trial and self._trial.digest()
         parts = self._fingerprint, self.recipe.name, vars(self.options), type(self.budget).__name__, self.seed, data
+        if isinstance(self.budget, LatencyBudget):
+            parts += (self.budget.key, tiles)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def counts(self) -> np.ndarray:

@@ -6,12 +6,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from keras_filterprune.cost.latency_table import LatencyTable
-from keras_filterprune.cost.operators import PRODUCTS, STEPPED, list_operators
+from keras_filterprune.cost.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
 from keras_filterprune.cost.tiles import as_tiles
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph
@@ -37,9 +38,7 @@ class PaddedMacs:
 
     def price(self, fields: Iterable[tuple[str, Any]], channels: int, filters: int) -> float:
         """Thousands of multiply-accumulates."""
-        given = {"size": (1, 1), "kernel": (1, 1), "strides": (1, 1), "dilation": (1, 1), "padding": "same"} | dict(
-            fields
-        )
+        given = DEFAULTS | dict(fields)
         if given["kind"] not in STEPPED:
             return 0.0
         inputs = -(-channels // self.tiles.inputs) * self.tiles.inputs if given["kind"] in PRODUCTS else 1
@@ -122,10 +121,13 @@ class LatencyBudget:
     def __post_init__(self):
         if (self.ms is None) == (self.keep is None):
             raise InfeasibleBudgetError(f"LatencyBudget expects either ms= or keep=. Received: {self}.")
-        for name, value, most in (("keep", self.keep, 1), ("ms", self.ms, math.inf)):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value <= most):
-                raise InfeasibleBudgetError(f"{name} is a number in (0, {most}]. Received: {name}={value!r}.")
+        for name, value, most, wanted in (
+            ("keep", self.keep, 1, "the fraction that is kept, in (0, 1]"),
+            ("ms", self.ms, math.inf, "a positive number of milliseconds"),
+        ):
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value <= most and math.isfinite(value)):
+                raise InfeasibleBudgetError(f"{name} is {wanted}. Received: {name}={value!r}.")
         if not isinstance(self.table, LatencyTable | str):
             raise InfeasibleBudgetError(
                 f"LatencyBudget expects table=, a LatencyTable: measure_latency(model), LatencyTable.load(path). "
@@ -142,6 +144,11 @@ class LatencyBudget:
         return PaddedMacs(self.table) if isinstance(self.table, str) else self.table
 
     @property
+    def key(self) -> str:
+        """What the cost depends on, apart from the model."""
+        return self.table if isinstance(self.table, str) else self.table.digest
+
+    @property
     def unit(self) -> str:
         return "padded MACs" if isinstance(self.table, str) else "ns"
 
@@ -151,4 +158,5 @@ class LatencyBudget:
     def limit(self, model: Any) -> int:
         """The most that may be spent, in nanoseconds or padded multiply-accumulates."""
         cost = self.cost(model)
-        return math.floor(1e6 * self.ms if self.ms is not None else self.keep * cost(cost.sizes))
+        full = cost(cost.sizes)
+        return math.floor(min(1e6 * self.ms, full) if self.ms is not None else self.keep * full)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ _STEP, _DENSE, _COARSE = 8, 64, 16
 _SAME = 0.93
 _CANDIDATES = (Tiles(32), Tiles(32, first=16), Tiles(16), Tiles(16, first=8), Tiles(8))
 _FORMAT = 1
+_DATA_TYPES = ("float32", "int8")
 
 # An operator without its widths: its other fields, sorted.
 Signature = tuple[tuple[str, Any], ...]
@@ -80,8 +84,16 @@ def _exists(fields: Mapping[str, Any], channels: int, filters: int) -> bool:
 
 def _signature(fields: Iterable[tuple[str, Any]], data_type: str) -> Signature:
     kept = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(fields).items()}
-    kept = {name: v for name, v in kept.items() if v is not None and v != DEFAULTS.get(name)}
+    # A fused activation is free: kernels clamp anyway. What is fused where changes when blocks are removed.
+    kept = {name: v for name, v in kept.items() if v not in (None, DEFAULTS.get(name)) and name != "activation"}
     return tuple(sorted((kept | {"data_type": data_type}).items()))
+
+
+def _checked(name: str, value: Any, kind: type, least: int) -> Any:
+    """`value`, a finite number of at least `least`; NaN is none."""
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+        raise ValueError(f"{name}={value!r}")
+    return value
 
 
 class _Surface:
@@ -89,13 +101,12 @@ class _Surface:
 
     def __init__(self, kind: str, points: Mapping[tuple[int, int], float]):
         self._stepped, self._product = kind in STEPPED, kind in PRODUCTS
-        self.columns = {f: sorted((c, t) for (c, g), t in points.items() if g == f) for f in {f for _, f in points}}
+        self.columns = {f: _rising((c, t) for (c, g), t in points.items() if g == f) for f in {f for _, f in points}}
 
     def row(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Output widths that were measured up to an input width, and the times there."""
         widths = sorted(f for f, column in self.columns.items() if column[-1][0] >= channels or not self._product)
         times = [np.interp(channels, *zip(*self.columns[f], strict=True)) for f in widths]
-        # Noise must not make a wider layer the faster one.
         return np.array(widths, int), isotonic_regression(times).x if widths else np.zeros(0)
 
     def widest(self) -> dict[int, float]:
@@ -108,6 +119,12 @@ class _Surface:
         if not len(widths) or filters > widths[-1]:
             return None
         return float(np.interp(min(tiles.ceil(filters), widths[-1]) if self._stepped else filters, widths, times))
+
+
+def _rising(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """(width, time) in order; noise must not make a wider layer the faster one."""
+    widths, times = zip(*sorted(points), strict=True)
+    return list(zip(widths, isotonic_regression(times).x.tolist(), strict=True))
 
 
 def _fits(tiles: Tiles, rows: list[dict[int, float]]) -> bool:
@@ -142,29 +159,32 @@ class LatencyTable:
 
     def __init__(self, content: dict[str, Any]):
         try:
-            self.device, self.threads = str(content["machine"]["cpu"]), int(content["settings"]["threads"])
-            self.floor_us, entries = float(content["call_floor_us"]), list(content["operators"])
+            self.device = str(content["machine"]["cpu"])
+            self.threads = _checked("threads", content["settings"]["threads"], Integral, 1)
+            self.floor_us = _checked("call_floor_us", content["call_floor_us"], Real, 0)
             points: dict[Signature, dict[tuple[int, int], float]] = defaultdict(dict)
-            for entry in entries:
+            for entry in content["operators"]:
                 fields = dict(entry)
-                widths, time = (fields.pop("channels"), fields.pop("filters")), fields.pop("us")
+                widths = tuple(_checked(name, fields.pop(name), Integral, 1) for name in ("channels", "filters"))
+                time = _checked("us", fields.pop("us"), Real, 0)
                 fields.pop("p50_us", None)
-                points[_signature(fields.items(), fields.pop("data_type"))][widths] = max(time - self.floor_us, 0.0)
+                signature = _signature(fields.items(), fields.pop("data_type"))
+                points[signature][widths] = max(time - self.floor_us, 0.0)
+            self._surfaces = {s: _Surface(dict(s)["kind"], found) for s, found in points.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanMismatchError(
                 f"expected the JSON of tflite_bench.time_operators, and {error!r} stands in the way. Time the "
                 "operators again."
             ) from error
-        types = sorted({dict(signature)["data_type"] for signature in points})
-        if len(types) != 1 or content.get("format") != _FORMAT:
+        types = sorted({str(dict(signature)["data_type"]) for signature in points})
+        if len(types) != 1 or types[0] not in _DATA_TYPES or content.get("format") != _FORMAT:
             raise PlanMismatchError(
-                f"a latency table is of format {_FORMAT} and holds one data type. Received: format="
+                f"a latency table is of format {_FORMAT} and holds one data type, float32 or int8. Received: format="
                 f"{content.get('format')!r}, data types {types}."
             )
         self.data_type = types[0]
         self._content = content
         self._known_tiles: dict[str, Tiles] = {}
-        self._surfaces = {s: _Surface(dict(s)["kind"], found) for s, found in points.items()}
 
     def __repr__(self) -> str:
         what = f"{self.data_type}, {self.threads} thread(s), {len(self._surfaces)} operators"
@@ -182,6 +202,11 @@ class LatencyTable:
         except (OSError, ValueError) as error:
             raise PlanMismatchError(f"cannot read a latency table from '{path}': {error}.") from error
         return cls(content)
+
+    @cached_property
+    def digest(self) -> str:
+        """A name for the content."""
+        return hashlib.sha256(json.dumps(self._content, sort_keys=True).encode()).hexdigest()
 
     @property
     def tiles(self) -> Tiles:

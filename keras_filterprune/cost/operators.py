@@ -161,7 +161,7 @@ class _Lister:
 
     def activated(self, number: int, operator: Operator) -> Iterator[Operator]:
         """An operator with the activation of its own layer, or a ReLU behind it."""
-        name = getattr(getattr(self._calls[number].op, "activation", None), "__name__", "linear")
+        name = _activation_name(self._calls[number].op.activation)
         fused = {"relu": "relu", "relu6": "relu6", "hard_sigmoid": "relu6"}.get(name)
         if name == "linear":
             fused = self.rectified(self.folded(number))
@@ -187,8 +187,17 @@ def _with(operator: Operator, **fields: Any) -> Operator:
 
 
 def _is_affine(call: Call) -> bool:
-    constant = type(call.op).__name__ in ("Add", "Subtract", "Multiply", "TrueDivide") and len(call.inputs) == 1
-    return constant or isinstance(call.op, L.BatchNormalization)
+    if isinstance(call.op, L.BatchNormalization):
+        return call.op.axis in (-1, len(call.input_shapes[0]) - 1)
+    return type(call.op).__name__ in ("Add", "Subtract", "Multiply", "TrueDivide") and len(call.inputs) == 1
+
+
+def _activation_name(activation: Any) -> str:
+    """Name of an activation, be it a function or a layer."""
+    if not isinstance(activation, keras.Layer):
+        return getattr(activation, "__name__", type(activation).__name__)
+    known = {L.LeakyReLU: "leaky_relu", L.ELU: "elu", L.Softmax: "softmax"}
+    return _rectifier(activation) or known.get(type(activation), type(activation).__name__)
 
 
 def _rectifier(op: Any) -> str | None:
@@ -201,7 +210,12 @@ def _rectifier(op: Any) -> str | None:
 
 
 def _convolution(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
-    yield from lister.activated(number, lister.windowed(number, "CONV_2D", groups=call.op.groups))
+    groups, channels = call.op.groups, lister.inputs(number)[0].shape[-1]
+    if groups == channels > 1:
+        # A group per channel is a depthwise convolution, to XNNPACK too; there are fewer groups after pruning.
+        yield from lister.activated(number, lister.windowed(number, "DEPTHWISE_CONV_2D"))
+    else:
+        yield from lister.activated(number, lister.windowed(number, "CONV_2D", groups=groups))
 
 
 def _depthwise(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
@@ -213,11 +227,14 @@ def _separable(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
     shape = (*y.shape[:3], x.shape[3] * multiplier)
     between = Tensor(shape, 3, np.repeat(x.ids, multiplier)) if x.tracked else Tensor(shape)
     fields = {"kernel": tuple(call.op.kernel_size), "strides": tuple(call.op.strides), "padding": call.op.padding}
-    yield lister.one(number, "DEPTHWISE_CONV_2D", x, between, **fields)
+    yield lister.one(number, "DEPTHWISE_CONV_2D", x, between, dilation=tuple(call.op.dilation_rate), **fields)
     yield from lister.activated(number, lister.one(number, "CONV_2D", between, y, padding="valid"))
 
 
 def _transposed(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
+    if set(call.op.dilation_rate) != {1}:
+        lister.unknown[call.path] = "Conv2DTranspose with dilation"
+        return
     fields = {"kernel": tuple(call.op.kernel_size), "strides": tuple(call.op.strides), "padding": call.op.padding}
     x, y = lister.inputs(number)[0], lister.output(number)
     yield from lister.activated(number, lister.one(number, "TRANSPOSE_CONV", x, y, **fields))
@@ -260,8 +277,9 @@ def _merge(kind: str):
         y, shapes = lister.output(number), [x.shape for x in lister.inputs(number)]
         gate = len(y.shape) == 4 and (1, 1) in [tuple(shape[1:3]) for shape in shapes] and len(set(shapes)) == 2
         second = "constant" if len(shapes) == 1 else "gate" if gate else None
-        for _ in range(max(1, len(shapes) - 1)):
-            yield lister.one(number, kind, y, y, second=second, activation=lister.rectified(number))
+        for _ in range(len(shapes) - 2):
+            yield lister.one(number, kind, y, y, second=second)
+        yield lister.one(number, kind, y, y, second=second, activation=lister.rectified(number))
 
     return make
 
@@ -279,8 +297,8 @@ def _upsampling(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
 
 
 def _activation(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
-    name = _rectifier(call.op) or {L.LeakyReLU: "leaky_relu", L.ELU: "elu", L.Softmax: "softmax"}.get(type(call.op))
-    yield from lister.alone(number, name or getattr(getattr(call.op, "activation", None), "__name__", ""))
+    own = call.op.activation if isinstance(call.op, L.Activation) else call.op
+    yield from lister.alone(number, _rectifier(call.op) or _activation_name(own))
 
 
 def _scaling(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
