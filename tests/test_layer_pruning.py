@@ -428,6 +428,14 @@ def test_reasons():
     assert whole["after"] == "ends in 'outer', an output of the model"
 
 
+def test_a_branch_that_multiplies_nothing_is_no_unit():
+    inputs = keras.Input((6, 6, 4))
+    h = layers.Conv2D(5, 3, name="conv")(inputs)
+    h = layers.Add(name="add")([h, layers.ReLU()(h)])
+    graph = kfp.analyze(keras.Model(inputs, layers.Flatten()(h)))
+    assert find_units(graph) == ([], {"conv": "changes the shape: (6, 6, 4) to (4, 4, 5)"})
+
+
 def resnet_like(x):
     y = layers.Conv2D(4, 3, padding="same", name="first")(layers.Conv2D(4, 1, name="zeroth")(x))
     return layers.Add(name="inner")([x, y])
