@@ -102,6 +102,12 @@ class _Surface:
         self._stepped, self._product = kind in STEPPED, kind in PRODUCTS
         self.columns = {f: _rising((c, t) for (c, g), t in points.items() if g == f) for f in {f for _, f in points}}
 
+    @property
+    def telling(self) -> set[int]:
+        """Input widths at which outputs say most: the widest of all, and the widest that has the widest output."""
+        ends = {f: column[-1][0] for f, column in self.columns.items()}
+        return {max(ends.values()), ends[max(ends)]}
+
     def row(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Output widths that were measured up to an input width, and the times there."""
         widths = sorted(f for f, column in self.columns.items() if column[-1][0] >= channels or not self._product)
@@ -198,7 +204,7 @@ class LatencyTable:
     def tiles(self) -> Tiles:
         """The coarsest tiles within which nothing is saved, read off the times of the convolutions."""
         surfaces = [surface for s, surface in self._surfaces.items() if dict(s)["kind"] == "CONV_2D"]
-        rows = [surface.row(max(c for column in surface.columns.values() for c, _ in column)) for surface in surfaces]
+        rows = [surface.row(channels) for surface in surfaces for channels in surface.telling]
         rows = [dict(zip(widths.tolist(), times, strict=True)) for widths, times in rows]
         for tiles in _CANDIDATES:
             ratios = [
