@@ -109,10 +109,11 @@ class _Surface:
         times = [np.interp(channels, *zip(*self.columns[f], strict=True)) for f in widths]
         return np.array(widths, int), isotonic_regression(times).x if widths else np.zeros(0)
 
-    def widest(self) -> dict[int, float]:
-        """{output width: time} at the largest input width."""
-        widths, times = self.row(max(c for column in self.columns.values() for c, _ in column))
-        return dict(zip(widths.tolist(), times.tolist(), strict=True))
+    def telling(self) -> list[dict[int, float]]:
+        """{output width: time} at the widest input of all, and at the widest that the widest output was measured at."""
+        ends = {f: column[-1][0] for f, column in self.columns.items()}
+        rows = [self.row(channels) for channels in {max(ends.values()), ends[max(ends)]}]
+        return [dict(zip(widths.tolist(), times.tolist(), strict=True)) for widths, times in rows]
 
     def __call__(self, channels: int, filters: int, tiles: Tiles) -> float | None:
         widths, times = self.row(channels)
@@ -216,7 +217,9 @@ class LatencyTable:
     def _tiles(self, kind: str) -> Tiles:
         """The coarsest tiles within which nothing is saved, read off the times of one kind of operator."""
         if kind not in self._known_tiles:
-            rows = [surface.widest() for s, surface in self._surfaces.items() if dict(s)["kind"] == kind]
+            rows = [
+                row for s, surface in self._surfaces.items() if dict(s)["kind"] == kind for row in surface.telling()
+            ]
             fitting = (tiles for tiles in _CANDIDATES if _fits(tiles, rows))
             self._known_tiles[kind] = next(fitting, Tiles(1))
         return self._known_tiles[kind]
