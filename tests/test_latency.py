@@ -200,8 +200,8 @@ def test_activations_of_layers_are_listed_as_the_file_has_them(tmp_path):
 
 def test_a_relu_is_fused_into_the_last_of_several_sums_and_not_where_it_is_not_alone(tmp_path):
     inputs = keras.Input((8, 8, 4))
-    x, y, z = (layers.Conv2D(4, k, padding="same")(inputs) for k in (1, 3, 5))
-    outputs = [layers.ReLU()(layers.Add()([x, y, z])), layers.ReLU()(y), z]
+    x, y, z, shown = (layers.Conv2D(4, k, padding="same")(inputs) for k in (1, 3, 5, 7))
+    outputs = [layers.ReLU()(layers.Add()([x, y, z])), layers.ReLU()(y), z, shown, layers.ReLU()(shown)]
     model = randomise(keras.Model(inputs, outputs))
     assert counted(listed(model)) == counted(in_file(model, tmp_path))
 
