@@ -814,12 +814,20 @@ def test_a_model_that_is_not_faster_is_refused():
         require_faster(narrow, wide, table)
 
 
-def test_an_int8_table_is_measured_with_int8_files():
-    model = chain((16, 32), size=16)
+def test_an_int8_table_is_measured_with_int8_files(monkeypatch):
+    benchmark, bytes_of_files = tflite_bench.benchmark, []
+
+    def watched(files, **settings):
+        bytes_of_files.extend(file.stat().st_size for file in files)
+        return benchmark(files, **settings)
+
+    model = chain((64, 64), size=12)
     table = kfp.measure_latency(model, data_type="int8", **QUIET)
     assert table.data_type == "int8"
-    note = require_faster(model, chain((8, 8), size=16), table)
+    monkeypatch.setattr(tflite_bench, "benchmark", watched)
+    note = require_faster(model, chain((8, 8), size=12), table)
     assert note.startswith("Measured latency: ")
+    assert bytes_of_files[0] < 2 * model.count_params()
 
 
 def test_a_model_without_known_operators_cannot_be_measured():
