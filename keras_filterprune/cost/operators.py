@@ -212,7 +212,7 @@ def _rectifier(op: Any) -> str | None:
 def _convolution(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
     groups, channels = call.op.groups, lister.inputs(number)[0].shape[-1]
     if groups == channels > 1:
-        # A group per channel is a depthwise convolution, to XNNPACK too; there are fewer groups after pruning.
+        # A group per channel is a depthwise convolution; its groups become fewer when channels go.
         yield from lister.activated(number, lister.windowed(number, "DEPTHWISE_CONV_2D"))
     else:
         yield from lister.activated(number, lister.windowed(number, "CONV_2D", groups=groups))
