@@ -16,6 +16,7 @@ import numpy as np
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
 from keras_filterprune.cost import Budget, CostModel, CountBudget, FiltersBudget, LatencyBudget, Tiles, as_tiles
+from keras_filterprune.cost.latency_table import MEASURED
 from keras_filterprune.cost.tiles import check_count
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
@@ -187,9 +188,13 @@ class Task:
         return next((p for p in problems if p.feasible(p.legal(p.floors))), problems[-1])
 
     def _tiles(self) -> list[Tiles]:
-        """The counts worth having, coarsest first: the options', or the table's as far as the budget can be met so."""
+        """The counts worth having: the options'; or those of measured times, finer ones where these cannot do it.
+
+        Ends of steps alone would save nothing more, and cost accuracy: widths in between narrow the inputs of the next
+        layers, and what they save is in the table.
+        """
         if isinstance(self.budget, LatencyBudget) and self.options.tiles == Tiles(1):
-            return [self.budget.prices.tiles, Tiles(8), Tiles(1)]
+            return [Tiles(MEASURED), Tiles(MEASURED // 2), Tiles(1)]
         return [self.options.tiles]
 
     def _evaluate_all(self, keeps: Sequence[np.ndarray]) -> Iterator[float]:

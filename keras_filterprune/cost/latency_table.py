@@ -25,7 +25,7 @@ from keras_filterprune.files import write_json
 from keras_filterprune.graph.types import ChannelGraph
 
 # Output widths are measured in steps of 8 up to 64, and 16 more up to the full one.
-_STEP, _DENSE, _COARSE = 8, 64, 16
+MEASURED, _DENSE, _COARSE = 8, 64, 16
 # A width costs as much as the end of its tile if it takes at least this share of the time.
 _SAME = 0.93
 _CANDIDATES = (Tiles(32), Tiles(32, first=16), Tiles(16), Tiles(16, first=8), Tiles(8))
@@ -67,12 +67,12 @@ def operators_to_measure(graph: ChannelGraph, data_type: str = "float32") -> lis
 
 
 def _steps(full: int) -> set[int]:
-    spacing = _STEP * math.ceil(full / _STEP / _COARSE)
-    return {full, *range(_STEP, min(full, _DENSE) + 1, _STEP), *range(spacing, full, spacing)}
+    spacing = MEASURED * math.ceil(full / MEASURED / _COARSE)
+    return {full, *range(MEASURED, min(full, _DENSE) + 1, MEASURED), *range(spacing, full, spacing)}
 
 
 def _quarters(full: int) -> set[int]:
-    return {min(full, _STEP * math.ceil(full * quarter / 4 / _STEP)) for quarter in (1, 2, 3, 4)}
+    return {min(full, MEASURED * math.ceil(full * quarter / 4 / MEASURED)) for quarter in (1, 2, 3, 4)}
 
 
 def _exists(fields: Mapping[str, Any], channels: int, filters: int) -> bool:
