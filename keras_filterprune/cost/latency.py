@@ -37,7 +37,7 @@ class PaddedMacs:
         return f"PaddedMacs({self.device!r})"
 
     def price(self, fields: Iterable[tuple[str, Any]], channels: int, filters: int) -> float:
-        """Thousands of multiply-accumulates."""
+        """Thousands of multiply-accumulates, where a table has microseconds."""
         given = DEFAULTS | dict(fields)
         if given["kind"] not in STEPPED:
             return 0.0
@@ -102,6 +102,9 @@ class LatencyCost:
 @dataclass(frozen=True)
 class LatencyBudget:
     """Keep at most this fraction of the model's latency, or so many milliseconds, as a table predicts it.
+
+    Unless `channel_multiple` is given, kept counts are multiples of 8, which tables hold, and finer ones only where
+    these cannot meet the budget.
 
     Args:
         ms: milliseconds; or

@@ -77,6 +77,8 @@ def list_operators(graph: ChannelGraph) -> tuple[list[Operator], Widths, dict[st
 
 
 class _Lister:
+    """Goes through the calls of one model and remembers which of them an earlier operator has taken in."""
+
     def __init__(self, graph: ChannelGraph):
         self._calls, self._tensors = graph.view.calls, graph.tensors
         self.widths, self.unknown = Widths(graph), {}
@@ -201,7 +203,7 @@ def _activation_name(activation: Any) -> str:
 
 
 def _rectifier(op: Any) -> str | None:
-    """ "relu" or "relu6" for an operation that is this and nothing else."""
+    """Name of an operation that is relu or relu6 and nothing else, None for others."""
     if is_relu(op):
         return "relu"
     relu6 = isinstance(op, L.ReLU) and op.max_value == 6 and not op.negative_slope and not op.threshold
