@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tflite_bench.bench import benchmark
-from tflite_bench.runner import BenchError
+from tflite_bench.errors import BenchError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

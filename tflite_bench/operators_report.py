@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tflite_bench.errors import BenchError
 from tflite_bench.operators import Operator
 from tflite_bench.report import write_json
-from tflite_bench.runner import BenchError
 
 
 @dataclass(frozen=True)
