@@ -8,7 +8,7 @@ import numpy as np
 from tflite_bench.cold import Cold, measure_cold
 from tflite_bench.errors import BenchError
 from tflite_bench.pinning import choose_cores, pinned
-from tflite_bench.report import BenchReport, ModelTiming, cpu_ticks, machine_info
+from tflite_bench.report import BenchReport, LoadWatch, ModelTiming
 from tflite_bench.rounds import progress_bar, run_interleaved
 from tflite_bench.runner import Block, Runner
 
@@ -61,7 +61,7 @@ def benchmark(
     check_settings(threads=(threads, 1), runs=(runs, 1), warmup=(warmup, 0))
     if not 1 <= rounds <= runs:
         raise BenchError(f"rounds must be between 1 and runs={runs}, got rounds={rounds}")
-    machine, ticks = machine_info(), cpu_ticks()
+    watch = LoadWatch()
     runners = [Runner(path, threads, runtime=runtime) for path in paths]
     colds = [measure_cold(runner.path, threads, runtime) if cold else None for runner in runners]
     cores, note = choose_cores(threads) if pin else ([], None)
@@ -70,7 +70,6 @@ def benchmark(
         progress_bar(rounds * len(runners), progress) as advance,
     ):
         blocks = run_interleaved(runners, [runs] * len(runners), warmup, rounds, advance)
-    stolen, passed = np.subtract(cpu_ticks(), ticks)
     models = tuple(
         _summarise(runner, threads, own, block_medians(own) / block_medians(blocks[0]), first_use)
         for runner, own, first_use in zip(runners, blocks, colds, strict=True)
@@ -80,11 +79,7 @@ def benchmark(
     if share < _BUSY:
         notes.append(f"the computer was busy, a file had the CPU for {share:.0%} of its time: trust the minimum only")
     return BenchReport(
-        machine=machine
-        | {
-            "load_average_1min_end": machine_info()["load_average_1min"],
-            "steal_percent": 100 * float(stolen / passed) if passed else None,
-        },
+        machine=watch.machine(),
         settings={"threads": threads, "runs": runs, "warmup": warmup, "rounds": rounds}
         | {"runtime": runtime, "cores": cores or None},
         models=models,

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 _BAR, _FASTEST = "#8fb8de", "#1b3a57"
 
 
+def check_image_name(path: str | os.PathLike[str]) -> None:
+    """Raise `BenchError` unless matplotlib is there and writes files of this kind."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise BenchError(f"a plot needs matplotlib ({error}): pip install matplotlib") from error
+    if Path(path).suffix.lower().lstrip(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise BenchError(f"{os.fspath(path)}: expected the name of an image, such as latency.png, .svg or .pdf")
+
+
 def draw(report: "BenchReport", path: str | os.PathLike[str]) -> None:
     """Draw the median of each file as a bar, with its spread and the fastest run.
 
@@ -25,17 +35,13 @@ def draw(report: "BenchReport", path: str | os.PathLike[str]) -> None:
         BenchError: matplotlib does not write such files, or is not installed.
         OSError: The file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BenchError(f"a plot needs matplotlib ({error}): pip install matplotlib") from error
+    check_image_name(path)
+    from matplotlib.figure import Figure
+
     from tflite_bench.report import replacing
 
     models = report.models
     figure = Figure(figsize=(8, 1.6 + 0.45 * len(models)), layout="constrained")
-    supported = figure.canvas.get_supported_filetypes()
-    if Path(path).suffix.lower().lstrip(".") not in supported:
-        raise BenchError(f"{os.fspath(path)}: expected a name that ends in one of .{', .'.join(sorted(supported))}")
     axes = figure.add_subplot()
     rows = np.arange(len(models))
     low, median, high, fastest = (
@@ -48,9 +54,9 @@ def draw(report: "BenchReport", path: str | os.PathLike[str]) -> None:
         if model.ratio_to_first is not None and np.isfinite(right):
             axes.annotate(f"{model.ratio_to_first:.2f}x", (right, row), (5, 0), textcoords="offset points", va="center")
     axes.set_yticks(rows, [Path(model.path).name for model in models])
-    axes.set(xlabel="latency in ms", xlim=(0, None))
+    # Room for the ratios.
+    axes.set(xlabel="latency in ms", xlim=(0, 1.15 * np.nanmax([median, high, fastest])))
     axes.invert_yaxis()
-    axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{report.machine['cpu']}, {report.settings['threads']} thread(s)", fontsize="medium", loc="left")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -57,8 +58,27 @@ class ModelTiming:
     peak_rss_kb: int | None = None
 
 
+class JsonResult(ABC):
+    """A result that can be written as JSON."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result as JSON; an existing file is replaced only by a complete one.
+
+        Args:
+            path: The file to write.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        write_json(path, self.to_dict())
+
+
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(JsonResult):
     """The result of `benchmark`.
 
     Args:
@@ -116,17 +136,6 @@ class BenchReport:
             "models": [asdict(model) for model in self.models],
             "notes": list(self.notes),
         }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON; an existing file is replaced only by a complete one.
-
-        Args:
-            path: The file to write.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        write_json(path, self.to_dict())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the latencies; an existing file is replaced only by a complete one. Needs matplotlib.
@@ -197,15 +206,34 @@ def machine_info() -> dict[str, Any]:
     }
 
 
-def cpu_ticks() -> tuple[int, int]:
-    """Read how many clock ticks the virtual machine's host withheld, and how many went by in all, since the start.
+class LoadWatch:
+    """How busy this computer was, from the making of this object to the question."""
 
-    Returns:
-        Both, summed over the cores; (0, 0) where the system does not count them.
-    """
+    def __init__(self):
+        self._machine, self._ticks = machine_info(), _cpu_ticks()
+
+    def machine(self) -> dict[str, Any]:
+        """Describe this computer and how busy it was.
+
+        Returns:
+            `machine_info` of the beginning, load_average_1min_end, and steal_percent: the part of the cores' time
+            that a virtual machine's host withheld (None where the system does not count it).
+        """
+        ticks = _cpu_ticks()
+        if ticks is None or self._ticks is None:
+            steal_percent = None
+        else:
+            stolen, passed = (end - start for start, end in zip(self._ticks, ticks, strict=True))
+            steal_percent = 100 * stolen / max(passed, 1)
+        load = machine_info()["load_average_1min"]
+        return self._machine | {"load_average_1min_end": load, "steal_percent": steal_percent}
+
+
+def _cpu_ticks() -> tuple[int, int] | None:
+    # Withheld, and all; summed over the cores.
     stat = Path("/proc/stat")
     if not stat.is_file():
-        return 0, 0
+        return None
     fields = [int(field) for field in stat.read_text(encoding="ascii").splitlines()[0].split()[1:]]
     # The last two, time for guests, are counted in the first two already.
     return fields[7], sum(fields[:8])
