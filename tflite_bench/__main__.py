@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 
 from tflite_bench.bench import benchmark
-from tflite_bench.compare import compare
+from tflite_bench.comparison import compare
 from tflite_bench.errors import BenchError
 from tflite_bench.plot import check_image_name
-from tflite_bench.profile import profile
+from tflite_bench.profiling import profile
 from tflite_bench.report import write_json
 from tflite_bench.runtimes import RUNTIMES
 

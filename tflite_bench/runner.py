@@ -70,9 +70,7 @@ class Runner:
                 if runtime != "interpreter":
                     # It says what is wrong with a file; a CompiledModel of a damaged one ends the process.
                     random_inputs(self.path, load_runtime("interpreter", source, 1).inputs(), seed)
-                start = time.perf_counter()
                 self.runtime = load_runtime(runtime, source, threads)
-                self.load_ms = (time.perf_counter() - start) * 1e3
             for index, values in enumerate(random_inputs(self.path, self.runtime.inputs(), seed)):
                 self.runtime.fill(index, values)
             # Also what is prepared, or starts its threads, only now.

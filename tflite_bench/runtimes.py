@@ -16,8 +16,7 @@ import numpy as np
 from tflite_bench.errors import BenchError
 
 # What LiteRT says of a computer without NPU, GPU or vendor plugins; a benchmark of the CPU does not miss them.
-_HARMLESS = re.compile(r"INFO: |WARNING: \[(npu_registry|gpu_registry|compiler_plugin)\.cc")
-_LEVEL = re.compile(r"^(?=(?:VERBOSE|DEBUG|INFO|WARNING|ERROR|FATAL): )", re.MULTILINE)
+_HARMLESS = re.compile(rb"INFO: |WARNING: \[(npu_registry|gpu_registry|compiler_plugin)\.cc")
 Input = tuple[str, np.dtype, tuple[int, ...]]
 
 
@@ -132,5 +131,9 @@ def quiet_litert() -> Iterator[None]:
             os.dup2(terminal, 2)
             os.close(terminal)
             held.seek(0)
-            records = _LEVEL.split(held.read().decode(errors="replace"))
-            os.write(2, "".join(record for record in records if not _HARMLESS.match(record)).encode())
+            hidden = False
+            for line in held:
+                # LiteRT continues a message on lines that begin so.
+                hidden = bool(_HARMLESS.match(line)) or (hidden and line.startswith("└".encode()))
+                if not hidden:
+                    os.write(2, line)

@@ -1,4 +1,4 @@
-"""Times inside LiteRT: a program, run in a process of its own by `tflite_bench.profile`."""
+"""Times inside LiteRT: a program, run in a process of its own by `tflite_bench.profiling`."""
 
 import ctypes
 import time

@@ -123,7 +123,7 @@ def profile(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 200, 
     runner = Runner(path, threads)
     machine = machine_info()
     try:
-        found = run_fresh("litert_profiler", runner.path, threads, runs, int(pin))
+        found = run_fresh("child_profile", runner.path, threads, runs, int(pin))
     except BenchError as error:
         raise BenchError(
             f"LiteRT could not be profiled; the profiler is known to work with ai-edge-litert {_KNOWN_VERSION}, this "
@@ -134,7 +134,7 @@ def profile(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 200, 
     unseen = 1 - sum(row.ms for row in rows) / found["whole_ms"]
     notes = [found["note"]] if found["note"] else []
     if unseen > _UNSEEN:
-        notes.append(f"{unseen:.0%} of the file's time is not in the rows: operators of less than 1 us count as none")
+        notes.append(f"{unseen:.0%} of the file's time is not in the rows: calls, and operators of less than 1 us")
     return Profile(
         path=os.fspath(path),
         machine=machine,
