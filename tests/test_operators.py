@@ -389,7 +389,7 @@ def test_bad_settings(arguments, sentence):
 
 def test_without_litert_there_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.schema_py_generated", None)
-    with pytest.raises(BenchError, match=r"ai-edge-litert cannot be imported \(.*\): pip install ai-edge-litert"):
+    with pytest.raises(BenchError, match=r"ai-edge-litert cannot be imported \(.*\): pip install -U ai-edge-litert"):
         time_operators(CASES[:1])
 
 
