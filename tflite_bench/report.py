@@ -22,12 +22,13 @@ class ModelTiming:
         bytes: Its size in bytes.
         threads: Threads of the interpreter.
         load_ms: Time in ms to open the file and prepare it, once, in a process that is already warm.
-        p50_ms: Median run in ms.
-        p90_ms: 90th percentile in ms.
+        p50_ms: Median run in ms; None where an old `benchmark_model` gives none.
+        p90_ms: 90th percentile in ms; None on a phone.
         min_ms: Fastest run in ms, the figure least disturbed by other programs.
         mean_ms: Mean in ms.
         runs: Number of timed runs.
-        cpu_wall: CPU time over wall time; well below `threads` means that threads waited or shared a core.
+        cpu_wall: CPU time over wall time; well below `threads` means that threads waited or shared a core. None on a
+            phone.
         ratio_to_first: Median over the rounds of this file's median run over the first file's; below 1 is faster.
         ratio_low: Smallest of those per-round ratios.
         ratio_high: Largest of them.
@@ -37,12 +38,12 @@ class ModelTiming:
     bytes: int
     threads: int
     load_ms: float
-    p50_ms: float
-    p90_ms: float
+    p50_ms: float | None
+    p90_ms: float | None
     min_ms: float
     mean_ms: float
     runs: int
-    cpu_wall: float
+    cpu_wall: float | None
     ratio_to_first: float
     ratio_low: float
     ratio_high: float
@@ -56,22 +57,25 @@ class BenchReport:
         machine: Processor, load average and versions.
         settings: Threads, runs, warm-up runs and rounds.
         models: One entry per file, in the given order.
+        notes: What a reader of the figures must know, one sentence each.
     """
 
     machine: dict[str, Any]
-    settings: dict[str, int]
+    settings: dict[str, Any]
     models: tuple[ModelTiming, ...]
+    notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """Lay the timings out for a terminal.
 
         Returns:
-            A `rich` table, one row per file; the mean stands in `to_dict` only.
+            A `rich` table, one row per file, the notes below it; the mean stands in `to_dict` only.
         """
         title = (
             f"{self.machine['cpu']}, {self.settings['threads']} thread(s), {self.settings['runs']} runs, times in ms"
         )
-        table = Table(title=title, box=box.SIMPLE, padding=0, pad_edge=False)
+        caption = "\n".join(f"- {note}" for note in self.notes) or None
+        table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE, padding=0, pad_edge=False)
         table.add_column("file", overflow="fold", min_width=13)
         for column in ("kB", "load", "min", "p50", "p90", "cpu / wall", "x first", "range"):
             table.add_column(column, justify="right")
@@ -79,8 +83,8 @@ class BenchReport:
             table.add_row(
                 Path(model.path).name,
                 f"{model.bytes / 1e3:.1f}",
-                *(f"{value:.3f}" for value in (model.load_ms, model.min_ms, model.p50_ms, model.p90_ms)),
-                f"{model.cpu_wall:.2f}",
+                *(_cell(value, 3) for value in (model.load_ms, model.min_ms, model.p50_ms, model.p90_ms)),
+                _cell(model.cpu_wall, 2),
                 f"{model.ratio_to_first:.3f}",
                 f"{model.ratio_low:.2f}-{model.ratio_high:.2f}",
             )
@@ -90,13 +94,14 @@ class BenchReport:
         """Return the report as JSON-ready values.
 
         Returns:
-            `{"format": 1, "machine": {...}, "settings": {...}, "models": [{...}]}`, units in the names.
+            `{"format": 1, "machine": {...}, "settings": {...}, "models": [{...}], "notes": [...]}`, units in the names.
         """
         return {
             "format": 1,
             "machine": dict(self.machine),
             "settings": dict(self.settings),
             "models": [asdict(model) for model in self.models],
+            "notes": list(self.notes),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -109,6 +114,10 @@ class BenchReport:
             OSError: The file cannot be written.
         """
         write_json(path, self.to_dict())
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
