@@ -136,9 +136,9 @@ class Phone:
         """
         state = self._call("-s", self.serial, "get-state")
         if state.stdout.strip() != "device":
+            reason = one_line(state.stderr or state.stdout or text)
             raise BenchError(
-                f"phone {self.serial} is gone ({one_line(state.stderr or state.stdout or text)}): plug it in and repeat; "
-                f"if it was unplugged, remove {self.folder} from it"
+                f"phone {self.serial} is gone ({reason}): plug it in and repeat; {self.folder} may be left on it"
             )
 
     def _devices(self) -> dict[str, str]:

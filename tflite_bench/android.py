@@ -16,7 +16,6 @@ import argparse
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,15 +24,14 @@ import numpy as np
 from rich.console import Console
 
 from tflite_bench.adb import Phone
-from tflite_bench.benchmark_output import PhoneBlock, one_line, read_result_file, read_text
+from tflite_bench.benchmark_output import PhoneBlock
 from tflite_bench.phone_info import phone_info, thermal_status
+from tflite_bench.phone_tool import PhoneTool, check_program
 from tflite_bench.report import BenchReport, ModelTiming
 from tflite_bench.rounds import progress_bar
 from tflite_bench.runner import BenchError
 
-_ELF_MACHINES = {3: "x86", 40: "32-bit Arm", 62: "x86-64", 183: "arm64"}
-# benchmark_model itself stops after 150 s of warm-up and 150 s of runs.
-_RUN_S = 600
+# Of the first model, between the first round and the end; more is worth a note.
 _DRIFT = 0.05
 
 
@@ -79,7 +77,8 @@ def benchmark_on_android(
         BenchError: adb or the phone is missing or not ready, a file is missing, a setting is out of range, or
             `benchmark_model` does not run, or not with one of the models.
     """
-    paths = _checked_files(paths, Path(binary))
+    paths = _checked_files(paths)
+    check_program(Path(binary))
     _check_settings(threads, runs, warmup, rounds, taskset, delay_s)
     phone = Phone(serial)
     info = phone_info(phone)
@@ -88,7 +87,7 @@ def benchmark_on_android(
     notes: list[str] = []
     heat = [thermal_status(phone)]
     try:
-        tool = _Tool(phone, Path(binary), paths, threads, warmup, taskset)
+        tool = PhoneTool(phone, Path(binary), paths, threads, warmup, taskset)
         with progress_bar(rounds * len(paths) + 1, progress) as advance:
             blocks, last = _run_rounds(tool, len(paths), runs, rounds, delay_s, advance)
         heat.append(thermal_status(phone))
@@ -113,63 +112,8 @@ def benchmark_on_android(
     )
 
 
-class _Tool:
-    """`benchmark_model` and the models, on the phone."""
-
-    def __init__(
-        self, phone: Phone, binary: Path, paths: Sequence[Path], threads: int, warmup: int, taskset: str | None
-    ):
-        self._phone, self._paths = phone, paths
-        phone.make_folder()
-        program = phone.push(binary, "benchmark_model")
-        phone.shell(f"chmod 755 {program}")
-        self._models = [phone.push(path, f"{index}.tflite") for index, path in enumerate(paths)]
-        done = phone.shell(f"{program} --help")
-        usage = done.stdout + done.stderr
-        if "--graph=" not in usage:
-            raise BenchError(
-                f"{binary} does not run on the phone (exit code {done.returncode}: {one_line(usage)}); "
-                "expected benchmark_model for Android arm64"
-            )
-        self.name = f"{'LiteRT' if '--use_npu=' in usage else 'TensorFlow Lite'} benchmark_model"
-        self._result = f"{phone.folder}/result.pb" if "--result_file_path=" in usage else None
-        self.ignored: set[str] = set()
-        flags = f"--num_threads={threads} --warmup_runs={warmup} --warmup_min_secs=0.5 --min_secs=0"
-        if "--use_xnnpack=" in usage:
-            flags += " --use_xnnpack=true"
-        if self._result:
-            flags += f" --result_file_path={self._result}"
-        self._command = f"{f'taskset {taskset} ' if taskset else ''}{program} {flags}"
-
-    def time(self, index: int, runs: int) -> PhoneBlock:
-        """Time one model in a process of its own."""
-        path = self._paths[index]
-        if self._result:
-            # A program that fails silently must not leave the figures of the model before.
-            self._phone.shell(f"rm -f {self._result}")
-        done = self._phone.shell(f"{self._command} --graph={self._models[index]} --num_runs={runs}", _RUN_S)
-        if done.returncode != 0:
-            raise BenchError(
-                f"{path}: benchmark_model failed on the phone (exit code {done.returncode}): "
-                f"{one_line(done.stderr or done.stdout)}"
-            )
-        self.ignored.update(re.findall(r"Unconsumed cmdline flags: (.*)", done.stdout + done.stderr))
-        try:
-            return self._read_result(done.stdout + done.stderr) if self._result else read_text(done.stdout)
-        except BenchError as error:
-            self._phone.check_connection(done.stderr)
-            raise BenchError(f"{path}: {error}") from error
-
-    def _read_result(self, text: str) -> PhoneBlock:
-        with tempfile.TemporaryDirectory(prefix="tflite_bench_") as folder:
-            target = Path(folder, "result.pb")
-            if not self._phone.pull(self._result, target):
-                raise BenchError(f"benchmark_model wrote no result file: {one_line(text)}")
-            return read_result_file(target.read_bytes())
-
-
 def _run_rounds(
-    tool: _Tool, count: int, runs: int, rounds: int, delay_s: float, advance: Callable[[str], None]
+    tool: PhoneTool, count: int, runs: int, rounds: int, delay_s: float, advance: Callable[[str], None]
 ) -> tuple[list[list[PhoneBlock]], PhoneBlock]:
     """Deal the runs over interleaved rounds; the second result is the first model once more at the end."""
     shares = [runs * (number + 1) // rounds - runs * number // rounds for number in range(rounds)]
@@ -211,7 +155,7 @@ def _summarise(path: Path, threads: int, blocks: Sequence[PhoneBlock], baseline:
 
 
 def _notes(
-    tool: _Tool,
+    tool: PhoneTool,
     taskset: str | None,
     heat: Sequence[str | None],
     drift: float,
@@ -239,7 +183,7 @@ def _notes(
     return notes
 
 
-def _checked_files(paths: Sequence[str | os.PathLike[str]], binary: Path) -> list[Path]:
+def _checked_files(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     if isinstance(paths, (str, os.PathLike)) or not paths:
         raise BenchError(f"paths must be a list of at least one .tflite file, got {paths!r}")
     files = [Path(path) for path in paths]
@@ -249,16 +193,6 @@ def _checked_files(paths: Sequence[str | os.PathLike[str]], binary: Path) -> lis
         with path.open("rb") as file:
             if file.read(8)[4:] != b"TFL3":
                 raise BenchError(f"{path}: this is no .tflite file")
-    if not binary.is_file():
-        raise BenchError(f"{binary}: no such file, expected benchmark_model for Android arm64 (--binary)")
-    with binary.open("rb") as file:
-        header = file.read(20)
-    if len(header) < 20 or not header.startswith(b"\x7fELF"):
-        raise BenchError(f"{binary}: not a program for Android, expected benchmark_model for Android arm64")
-    machine = int.from_bytes(header[18:20], "little")
-    if _ELF_MACHINES.get(machine) != "arm64":
-        built = _ELF_MACHINES.get(machine, f"processor type {machine}")
-        raise BenchError(f"{binary} is built for {built}, expected benchmark_model for Android arm64")
     return files
 
 
