@@ -404,6 +404,10 @@ def test_wrong_files_are_refused_before_adb_is_asked(world):
             r"dense.tflite: expected the line 'Inference timings in us: .*median=11020 p95=12800$",
         ),
         ({"runs": [{"stdout": BEGINNING, "unplug": True, "code": 255}]}, r"phone SERIAL1 is gone \(error: device 'SER"),
+        (
+            {"help": ("", LEGACY_HELP, 1), "runs": [{"stdout": BEGINNING, "unplug": True}]},
+            r"phone SERIAL1 is gone \(error: device 'SERIAL1' not found\)",
+        ),
         ({"runs": [{"stdout": BEGINNING, "unplug": True}]}, "SERIAL1 is gone .*: plug it in and repeat; /data/local"),
     ],
 )
@@ -479,9 +483,9 @@ def test_an_interrupted_run_leaves_nothing_on_the_phone(world):
 
 
 def test_result_file_of_real_protobuf_is_read():
-    block = read_result_file(result_file(2.5, 50, name="a configuration"))
+    block = read_result_file(result_file(2.5, 500, name="a configuration"))
     assert (block.init_ms, block.min_ms, block.mean_ms, block.median_ms) == pytest.approx((17.25, 2.25, 2.525, 2.5))
-    assert block.runs == 50
+    assert block.runs == 500
 
 
 def test_a_damaged_result_file_is_refused():

@@ -59,7 +59,7 @@ def benchmark_on_android(
         paths: The files; ratios are relative to the first one. A file listed twice shows the noise.
         binary: The program `benchmark_model` for Android arm64, on this computer.
         serial: Serial number of the phone as `adb devices` shows it. None: the only one that is ready.
-        threads: Threads of the interpreter.
+        threads: Threads of the interpreter; early builds of the LiteRT program ignore it.
         runs: Timed runs of each file, in all.
         warmup: Smallest number of untimed runs at the beginning of each process; they take at least half a second,
             in which the cores speed up.

@@ -66,10 +66,8 @@ def read_result_file(content: bytes) -> PhoneBlock:
         BenchError: The content is truncated or something else.
 
     Example:
-        >>> read_result_file(b"not a result")
-        Traceback (most recent call last):
-            ...
-        tflite_bench.runner.BenchError: expected the result file of benchmark_model, got 12 bytes: b'not a result'
+        >>> read_result_file(bytes.fromhex("1214 0d00000040 150000c03f 2d00000040 4500008041 2202 1032"))
+        PhoneBlock(init_ms=16.0, min_ms=1.5, mean_ms=2.0, median_ms=2.0, runs=50)
     """
     try:
         parts = dict(_fields(content))
