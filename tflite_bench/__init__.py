@@ -1,5 +1,6 @@
 """Times `.tflite` files and single operators with LiteRT on this computer: interleaved rounds, honest spreads, JSON."""
 
+from tflite_bench.android import benchmark_on_android
 from tflite_bench.bench import benchmark
 from tflite_bench.comparison import Comparison, compare
 from tflite_bench.errors import BenchError
@@ -21,6 +22,7 @@ __all__ = [
     "OperatorTiming",
     "Profile",
     "benchmark",
+    "benchmark_on_android",
     "compare",
     "operator_model",
     "profile",

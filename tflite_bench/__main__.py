@@ -3,6 +3,7 @@
 python -m tflite_bench dense.tflite pruned.tflite --threads 2 --json out.json --plot out.png
 python -m tflite_bench compare dense.tflite pruned.tflite
 python -m tflite_bench pruned.tflite --profile
+python -m tflite_bench android dense.tflite pruned.tflite --binary benchmark_model
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
+from tflite_bench import android
 from tflite_bench.bench import benchmark
 from tflite_bench.comparison import compare
 from tflite_bench.errors import BenchError
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 with one line on stderr for bad input.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["android"]:
+        return android.main(words[1:])
     comparing = words[:1] == ["compare"]
     options = _compare_parser().parse_args(words[1:]) if comparing else _parser().parse_args(words)
     try:
@@ -51,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tflite_bench",
-        description="Time .tflite files against each other. 'compare A B' says whether one is faster.",
+        description=(
+            "Time .tflite files against each other on this computer. 'compare A B' says whether one is faster, "
+            "'android A B' times them on a phone."
+        ),
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help=".tflite files; ratios refer to the first")
     _add_settings(parser, runs=100, rounds=5)

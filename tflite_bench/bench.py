@@ -59,8 +59,7 @@ def benchmark(
     if isinstance(paths, (str, os.PathLike)) or not paths:
         raise BenchError(f"paths must be a list of at least one .tflite file, got {paths!r}")
     check_settings(threads=(threads, 1), runs=(runs, 1), warmup=(warmup, 0))
-    if not 1 <= rounds <= runs:
-        raise BenchError(f"rounds must be between 1 and runs={runs}, got rounds={rounds}")
+    check_rounds(rounds, runs)
     watch = LoadWatch()
     runners = [Runner(path, threads, runtime=runtime) for path in paths]
     colds = [measure_cold(runner.path, threads, runtime) if cold else None for runner in runners]
@@ -92,6 +91,12 @@ def check_settings(**settings: tuple[int, int]) -> None:
     for name, (value, smallest) in settings.items():
         if value < smallest:
             raise BenchError(f"{name} must be at least {smallest}, got {name}={value}")
+
+
+def check_rounds(rounds: int, runs: int, fewest: int = 1) -> None:
+    """Raise `BenchError` unless there are enough rounds and each has a run."""
+    if not fewest <= rounds <= runs:
+        raise BenchError(f"rounds must be between {fewest} and runs={runs}, got rounds={rounds}")
 
 
 def block_medians(blocks: Sequence[Block]) -> np.ndarray:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_bench.bench import check_settings
-from tflite_bench.errors import BenchError
+from tflite_bench.bench import check_rounds, check_settings
 from tflite_bench.pinning import choose_cores, pinned
 from tflite_bench.report import JsonResult, LoadWatch
 from tflite_bench.rounds import progress_bar
@@ -106,8 +105,7 @@ def compare(
         0.52
     """
     check_settings(threads=(threads, 1), runs=(runs, 1))
-    if not 3 <= rounds <= runs:
-        raise BenchError(f"rounds must be between 3 and runs={runs}, got rounds={rounds}")
+    check_rounds(rounds, runs, fewest=3)
     watch = LoadWatch()
     paths, ratios = [first, second], []
     for path in paths:
