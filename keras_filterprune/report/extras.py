@@ -35,10 +35,10 @@ def accuracy_section(accuracy: Mapping[str, float] | None) -> Section | None:
                 raise TypeError
         base = next(iter(accuracy.values()))
         rows = [
-            (str(name), percent(value, 2), number(100 * (value - base), "+.2f"), Bar(1, value, 1))
+            (str(name), Bar(1, value, 1), percent(value, 2), number(100 * (value - base), "+.2f"))
             for name, value in accuracy.items()
         ]
-    columns = ("model", "accuracy", f"points from {next(iter(accuracy))}", "share that is right")
+    columns = ("model", "share that is right", "accuracy", f"points from {next(iter(accuracy))}")
     return Section("Accuracy", (), Table(columns, tuple(rows)))
 
 
@@ -53,13 +53,13 @@ def benchmark_section(benchmark: Any) -> Section | None:
         rows = tuple(
             (
                 Path(model["path"]).name,
+                Bar(models[0]["p50_ms"], model["p50_ms"], slowest),
                 number(model["p50_ms"], ".4f"),
                 number(model["p90_ms"], ".4f"),
                 number(model["min_ms"], ".4f"),
                 number(model["load_ms"], ".2f"),
                 number(model["ratio_to_first"], ".3f"),
                 f"{model['ratio_low']:.2f} to {model['ratio_high']:.2f}",
-                Bar(models[0]["p50_ms"], model["p50_ms"], slowest),
             )
             for model in models
         )
@@ -69,7 +69,7 @@ def benchmark_section(benchmark: Any) -> Section | None:
             f"{settings['rounds']} interleaved rounds, LiteRT {machine['litert']}"
             f"{'' if load is None else f', load average {load:.1f}'}. Times in ms.",
         )
-    columns = ("file", "p50", "p90", "fastest", "load", "times the first", "range over rounds", "p50, of the first")
+    columns = ("file", "p50, of the first", "p50", "p90", "fastest", "load", "times the first", "range over rounds")
     return Section("Measured latency", text, Table(columns, rows))
 
 
@@ -77,29 +77,23 @@ def exports_section(exports: Iterable[Any]) -> Section | None:
     """The files that were written, and how far they are from the Keras models."""
     with _expected("exports", exports, "a list of what export_tflite returned"):
         files = [_plain(result) for result in exports]
+        largest = max((file["bytes"] for file in files), default=0)
         rows = tuple(
             (
                 Path(file["path"]).name,
+                Bar(files[0]["bytes"], file["bytes"], largest),
                 file["quantize"],
                 count(file["bytes"]),
                 number(file["max_abs_difference"], ".2e"),
                 None if file["top1_agreement"] is None else percent(file["top1_agreement"]),
                 ", ".join(f"{kind} {n}" for kind, n in file["ops"].items()),
-                Bar(files[0]["bytes"], file["bytes"], max(f["bytes"] for f in files)),
             )
             for file in files
         )
     if not rows:
         return None
-    columns = (
-        "file",
-        "data type",
-        "bytes",
-        "largest difference from Keras",
-        "same class",
-        "operators",
-        "bytes, of the first",
-    )
+    columns = ("file", "bytes, of the first", "data type", "bytes", "largest difference from Keras", "same class")
+    columns += ("operators",)
     return Section("Files", (), without_empty_columns(Table(columns, rows)))
 
 

@@ -9,7 +9,7 @@ from keras_filterprune.report.figures import draw_bar, draw_curves
 from keras_filterprune.report.style import SCRIPT, STYLE
 
 # Longer tables are folded until they are asked for; drawings are always open.
-_LONG = 40
+_LONG = 60
 # Nothing is fetched, whatever a name may hold.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -43,10 +43,7 @@ def _section(number: int, section: Section) -> str:
 def _table(table: Table) -> str:
     numeric = [any(isinstance(row[i], Number) for row in table.rows) for i in range(len(table.columns))]
     names = zip(table.columns, numeric, strict=True)
-    # `type` keeps the buttons out of any form; without the script they do nothing.
-    head = "".join(
-        f'<th{_right(right)} scope="col"><button type="button">{escape(name)}</button></th>' for name, right in names
-    )
+    head = "".join(f'<th{_right(right)} scope="col" tabindex="0">{escape(name)}</th>' for name, right in names)
     body = "\n".join("<tr>" + "".join(map(_cell, row, numeric)) + "</tr>" for row in table.rows)
     text = f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
     drawn = any(isinstance(cell, Bar) for row in table.rows for cell in row)

@@ -60,6 +60,6 @@ def _units(report: LayerReport) -> Section:
         )
         for row in report.units
     )
-    columns = ("unit", "what stays of its cost", "", "importance", report.unit, "kind", "layers")
+    columns = ("unit", "what stays of its cost", "", "importance", f"cost, {report.unit}", "kind", "layers")
     text = (f"Blocks and layers that could go, in the order of the model; importance by {report.criterion}.",)
     return Section("Units", text, Table(columns, rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from keras_filterprune.cost import LatencyTable, PaddedMacs, SizedOperators
-from keras_filterprune.report.document import Number, number
+from keras_filterprune.report.document import Cell, Number, count, number, share
 
 
 @dataclass(frozen=True)
@@ -13,14 +13,14 @@ class Prediction:
     """Times of all layers before and after.
 
     Attributes:
-        what: what is predicted, with its unit.
-        whole: of the model, before and after, in the unit of the layers.
+        what: what is predicted of a layer, with its unit.
+        whole: row of the whole model, in milliseconds if the layers are in microseconds.
         before, after: {layer: value}, without the cost of a call.
         notes: where it comes from, and what it leaves out.
     """
 
     what: str
-    whole: tuple[float, float]
+    whole: tuple[Cell, ...]
     before: dict[str, float]
     after: dict[str, float]
     notes: tuple[str, ...]
@@ -48,5 +48,7 @@ def predict(
         named = ", ".join(f"{layer} ({kind})" for layer, kind in unknown.items())
         notes.append(f"Without a prediction, and left out: {named}.")
     before, after = ({layer: factor * value for layer, value in side.items()} for side in (before, after))
-    whole = tuple(sum(side.values()) + prices.floor_us for side in (before, after))
+    a, b = (sum(side.values()) + prices.floor_us for side in (before, after))
+    cells = (count(round(a)), count(round(b))) if factor == 1e3 else (number(a / 1e3, ".3f"), number(b / 1e3, ".3f"))
+    whole = (what.replace("µs", "ms"), *cells, share(b, a))
     return Prediction(what, whole, before, after, tuple(notes))

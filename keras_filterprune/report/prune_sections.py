@@ -20,7 +20,7 @@ from keras_filterprune.report.prediction import Prediction, predict
 if TYPE_CHECKING:
     from keras_filterprune.report.result import LayerRow, PruneReport
 
-_TOP, _NAMES = 10, 3
+_TOP, _NAMES = 10, 2
 # Bytes per parameter.
 _FLOAT32, _INT8 = 4, 1
 
@@ -34,10 +34,7 @@ def cost_rows(macs: tuple[int, int], params: tuple[int, int], prediction: Predic
         ("bytes of the weights, int8 (estimate: one per parameter)", *(_INT8 * n for n in params)),
     ]
     cells = [(what, count(a), count(b), share(b, a)) for what, a, b in rows]
-    if prediction:
-        a, b = prediction.whole
-        cells.append((prediction.what, prediction.cell(a), prediction.cell(b), share(b, a)))
-    return cells
+    return cells + ([prediction.whole] if prediction else [])
 
 
 COST_COLUMNS = ("whole model", "before", "after", "left")
@@ -150,8 +147,8 @@ def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) ->
     text = ["Every layer with weights, in the order of the model; a click on a heading sorts."]
     if tiles.step > 1:
         text.append(
-            f"Output channels are computed in {tiles}. Free: filters that stay because their step is begun anyway, so "
-            "without them the layer would take as long. Room: how many more the last step holds."
+            f"Output channels are computed in {tiles}. Free: kept filters without which this layer would take as long, "
+            "because their step is begun anyway. Room: how many more that step would hold."
         )
     if prediction:
         named = {row.layer for row in report.layers}

@@ -6,7 +6,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --page: #14181e; --ink: #e4e8ee; --soft: #9aa5b3; --line: #333c48;
   --head: #1f252e; --kept: #5aa9e6; --gone: #36465a; --loss: 240, 140, 60; --rest: #566171; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 75rem; padding: 1rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; max-width: 80rem; padding: 1rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .75rem; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
@@ -15,19 +15,19 @@ nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .9rem; }
 a { color: var(--kept); }
 .scroll { overflow: auto; max-height: 85vh; margin: .5rem 0; border: 1px solid var(--line); border-radius: 4px;
   width: fit-content; max-width: 100%; }
-table { border-collapse: separate; border-spacing: 0; font-size: .87rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; width: max-content; font-size: .87rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td { min-width: 4rem; max-width: 30rem; background: rgba(var(--loss), calc(.6 * var(--shade, 0))); }
-td:first-child { min-width: 6rem; max-width: 16rem; }
+td { max-width: min(22rem, 70vw); background: rgba(var(--loss), calc(.6 * var(--shade, 0))); }
+td:first-child { max-width: min(16rem, 45vw); }
 tr:last-child td { border-bottom: 0; }
-th { position: sticky; top: 0; background: var(--head); vertical-align: bottom; }
-th button { all: unset; cursor: pointer; font-weight: 600; overflow-wrap: normal; }
-th button:focus-visible { outline: 2px solid var(--kept); }
-th[aria-sort=ascending] button::after { content: " \\2191"; }
-th[aria-sort=descending] button::after { content: " \\2193"; }
+th { position: sticky; top: 0; background: var(--head); vertical-align: bottom; cursor: pointer; font-weight: 600;
+  overflow-wrap: normal; }
+th:focus-visible { outline: 2px solid var(--kept); outline-offset: -2px; }
+th[aria-sort=ascending]::after { content: " \\2191"; }
+th[aria-sort=descending]::after { content: " \\2193"; }
 .right { text-align: right; white-space: nowrap; }
-th.right { white-space: normal; }
-.drawn { min-width: 9rem; width: 22rem; vertical-align: middle; }
+th.right { white-space: normal; max-width: 8rem; }
+.drawn { min-width: min(18rem, 40vw); vertical-align: middle; }
 svg { display: block; }
 svg.bar { width: 100%; height: .8rem; }
 .gone { fill: var(--gone); }
@@ -46,6 +46,9 @@ svg.curves { width: 100%; min-width: 30rem; max-width: 46rem; height: auto; }
 .legend svg { display: inline-block; width: 2rem; height: .6rem; margin-right: .35rem; }
 .legend line { stroke: var(--line-colour, var(--rest)); stroke-width: 2; stroke-dasharray: var(--dash, none); }
 summary { cursor: pointer; }
+@media (max-width: 40rem) { table { font-size: .8rem; } th, td { padding: .2rem .4rem; }
+  td:first-child { max-width: 32vw; } }
+@page { size: landscape; margin: 12mm; }
 @media print {
   :root { color-scheme: light; --page: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb; --head: #eeeeee;
     --kept: #1f6fb2; --gone: #c9d6e4; --loss: 213, 94, 0; --rest: #b3bbc6; }
@@ -53,8 +56,10 @@ summary { cursor: pointer; }
   body { max-width: none; padding: 0; font-size: 10px; }
   nav { display: none; }
   .scroll { overflow: visible; max-height: none; width: auto; border: 0; }
-  th, td { position: static; padding: .1rem .3rem; min-width: 0 !important; }
-  .drawn { width: 12rem; }
+  table { width: auto; font-size: 8px; }
+  th, td { position: static; padding: 1px 4px; }
+  td:first-child { max-width: none; overflow-wrap: normal; }
+  .drawn { min-width: 7rem; }
   tr, figure { break-inside: avoid; }
   h2 { break-after: avoid; }
 }
@@ -62,8 +67,8 @@ summary { cursor: pointer; }
 
 # Sorts by the number of a cell if it has one, else by its text; paper shows what is folded.
 SCRIPT = """
-for (const button of document.querySelectorAll("th button")) button.onclick = () => {
-  const th = button.parentNode, table = th.closest("table"), column = th.cellIndex;
+const sort = th => {
+  const table = th.closest("table"), column = th.cellIndex;
   const falling = th.getAttribute("aria-sort") !== "descending";
   const key = row => { const cell = row.cells[column];
     return "v" in cell.dataset ? Number(cell.dataset.v) : cell.textContent === "" ? -Infinity : cell.textContent; };
@@ -73,5 +78,9 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
   th.setAttribute("aria-sort", falling ? "descending" : "ascending");
   table.tBodies[0].append(...rows);
 };
+for (const th of document.querySelectorAll("th")) {
+  th.onclick = () => sort(th);
+  th.onkeydown = event => { if (event.key === "Enter") sort(th); };
+}
 addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });
 """
