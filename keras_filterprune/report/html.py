@@ -24,6 +24,7 @@ def render(title: str, sections: list[Section]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>",
             f"<body>\n<h1>{escape(title)}</h1>\n<nav>{links}</nav>",
+            "<p class='hint'>A click on the heading of a column sorts.</p>",
             *(_section(number, section) for number, section in enumerate(sections)),
             f"<script>{SCRIPT}</script>\n</body></html>\n",
         ]

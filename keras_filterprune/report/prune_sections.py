@@ -144,7 +144,7 @@ def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) ->
     what = prediction.what if prediction else "predicted"
     columns = ("layer", "channels", "kept", "removed", "free", "room", "MACs, before", "after")
     columns += ("float32 bytes, before", "after", "int8 bytes (estimate)", f"{what}, before", "after", "pinned: it")
-    text = ["Every layer with weights, in the order of the model; a click on a heading sorts."]
+    text = ["Every layer with weights, in the order of the model."]
     if tiles.step > 1:
         text.append(
             f"Output channels are computed in {tiles}. Free: kept filters without which this layer would take as long, "

@@ -11,6 +11,7 @@ body { margin: 0 auto; max-width: 80rem; padding: 1rem; background: var(--page);
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .75rem; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 p { margin: .25rem 0; max-width: 60rem; }
+.hint { color: var(--soft); font-size: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .9rem; }
 a { color: var(--kept); }
 .scroll { overflow: auto; max-height: 85vh; margin: .5rem 0; border: 1px solid var(--line); border-radius: 4px;
@@ -54,7 +55,7 @@ summary { cursor: pointer; }
     --kept: #1f6fb2; --gone: #c9d6e4; --loss: 213, 94, 0; --rest: #b3bbc6; }
   * { print-color-adjust: exact; }
   body { max-width: none; padding: 0; font-size: 10px; }
-  nav { display: none; }
+  nav, .hint { display: none; }
   .scroll { overflow: visible; max-height: none; width: auto; border: 0; }
   table { width: auto; font-size: 8px; }
   th, td { position: static; padding: 1px 4px; }
