@@ -319,16 +319,28 @@ def _result(
         costs = (("macs", before.macs, final.macs), ("params", before.params, final.params))
         plan = replace(plan, cost={kind: [b(before.sizes), f(final.sizes)] for kind, b, f in costs})
     full = before.per_layer(before.sizes)
-    rows = []
+    rows, pinned = [], _pinned(graph, plan)
     for layer, (macs, params) in after.items():
         macs_before, params_before = full.get(layer, (0, 0))
-        rows.append(LayerRow(layer, *channels.get(layer, (0, 0)), macs_before, macs, params_before, params))
+        spent = macs_before, macs, params_before, params
+        rows.append(LayerRow(layer, *channels.get(layer, (0, 0)), *spent, pinned.get(layer, "")))
     cut = {g.name for g in graph.groups if len(outcome.kept[g.name]) < g.size}
     approximate = {g.name: list(g.approximate) for g in graph.groups if g.approximate and g.name in cut}
     notes = _notes(graph, outcome) + _fit(channel_multiple, rows)
     proof = approximate, outcome.difference, outcome.compensation
     both = SizedOperators.of(original, before.sizes), operators
     return model, PruneReport(plan, tuple(rows), *proof, notes, channel_multiple, both, prices)
+
+
+def _pinned(graph: ChannelGraph, plan: PruningPlan) -> dict[str, str]:
+    """{layer: why filters of it stay}; a group that was not to shrink keeps those of all layers that make it."""
+    own = [pin._asdict() for pin in graph.pinned]
+    reasons: dict[str, list[str]] = {}
+    for pin in plan.pinned:
+        group = None if pin in own else graph.by_name.get(pin["layer"])
+        for layer in group.producers if group else (pin["layer"],):
+            reasons.setdefault(layer, []).append(pin["reason"])
+    return {layer: "; ".join(dict.fromkeys(why)) for layer, why in reasons.items()}
 
 
 def _notes(graph: ChannelGraph, outcome: Outcome) -> list[str]:

@@ -118,8 +118,8 @@ def sensitivity_sections(sensitivity: Any) -> list[Section]:
         columns = ("group", "units", *(f"{100 * keep:g} % kept" for keep in sensitivity.keep))
         skipped = tuple(f"Not cut: {group}, which {why}." for group, why in sensitivity.skipped.items())
     text = (
-        f"Every group cut alone, without training. {metric} of the whole network: {base:.4g}. In the table, how much of "
-        "it is lost, with 95 % intervals; the most sensitive groups first.",
+        f"Every group cut alone, without training. {metric} of the whole network: {base:.4g}. In the table, how much "
+        "of it is lost, with 95 % intervals; the most sensitive groups first.",
     )
     figure = Curves("share of the group's filters kept", metric, lines, tuple(order[:_NAMED])) if lines else None
     return [Section("Sensitivity", text + skipped, Table(columns, rows), figure)]

@@ -94,14 +94,14 @@ def _glance(report: PruneReport, prediction: Prediction | None) -> Section:
 
 def _widths(report: PruneReport) -> Section:
     """One bar per group, all on one scale."""
-    why = {pin["layer"]: pin["reason"] for pin in report.pinned}
+    why = {(pin["layer"], pin["channels"]): pin["reason"] for pin in report.pinned}
     widest = max((group["size"] for group in report.plan.groups), default=1)
     rows = []
     for group in report.plan.groups:
         size, kept = group["size"], len(group["kept"])
         layers = list(dict.fromkeys(member["layer"] for member in group["members"]))
         more = f" and {len(layers) - _NAMES} more" if len(layers) > _NAMES else ""
-        whole = why.get(group["name"], "") if kept == size else ""
+        whole = why.get((group["name"], size), "") if kept == size else ""
         row = (group["name"], Bar(size, kept, widest), count(size), count(kept), share(kept, size))
         rows.append((*row, ", ".join(layers[:_NAMES]) + more, whole))
     columns = ("group", "kept of all units", "units", "kept", "left", "weights in", "whole because it")
@@ -134,13 +134,13 @@ def _costly(report: PruneReport, prediction: Prediction | None) -> Section:
         for layer in order
     )
     columns = ("layer", "after, of before", f"{what}, before", "after", "share of what is left")
-    text = (f"The {len(order)} layers that cost most now, of {sum(1 for n in after.values() if n)} that cost anything.",)
+    spending = sum(1 for value in after.values() if value)
+    text = (f"The {len(order)} layers that cost most now, of {spending} that cost anything.",)
     return Section("Where the cost is", text, Table(columns, rows))
 
 
 def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) -> Section:
-    why = _reasons(report)
-    rows = tuple(_layer(row, prediction, tiles, why) for row in report.layers)
+    rows = tuple(_layer(row, prediction, tiles) for row in report.layers)
     what = prediction.what if prediction else "predicted"
     columns = ("layer", "channels", "kept", "removed", "free", "room", "MACs, before", "after")
     columns += ("float32 bytes, before", "after", "int8 bytes (estimate)", f"{what}, before", "after", "pinned: it")
@@ -158,7 +158,7 @@ def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) ->
     return Section("Layers", tuple(text), without_empty_columns(Table(columns, rows)))
 
 
-def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles, why: dict[str, str]) -> tuple[Cell, ...]:
+def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles) -> tuple[Cell, ...]:
     channels, kept = (row.channels, row.kept) if row.channels else (None, None)
     stepped = tiles.step > 1 and row.macs_after and kept
     times = (None, None)
@@ -176,15 +176,5 @@ def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles, why: dict
         *(count(bytes_each * n) for bytes_each, n in ((_FLOAT32, row.params), (_FLOAT32, row.params_after))),
         count(_INT8 * row.params_after),
         *times,
-        why.get(row.layer),
+        row.pinned,
     )
-
-
-def _reasons(report: PruneReport) -> dict[str, str]:
-    """{layer: why it is pinned}; a group that was not to shrink pins all its layers."""
-    members = {g["name"]: {member["layer"] for member in g["members"]} for g in report.plan.groups}
-    found: dict[str, dict[str, None]] = {}
-    for pin in report.pinned:
-        for layer in (pin["layer"], *members.get(pin["layer"], ())):
-            found.setdefault(layer, {})[pin["reason"]] = None
-    return {layer: "; ".join(reasons) for layer, reasons in found.items()}

@@ -16,7 +16,7 @@ from keras_filterprune.report.saving import SavedReport
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer before and after: channels, multiply-accumulates and parameters."""
+    """One layer before and after: channels, multiply-accumulates and parameters; `pinned` is why filters of it stay."""
 
     layer: str
     channels: int
@@ -25,6 +25,7 @@ class LayerRow:
     macs_after: int
     params: int
     params_after: int
+    pinned: str = ""
 
 
 @dataclass(frozen=True, eq=False)

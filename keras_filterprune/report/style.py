@@ -16,7 +16,8 @@ nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .9rem; }
 a { color: var(--kept); }
 .scroll { overflow: auto; max-height: 85vh; margin: .5rem 0; border: 1px solid var(--line); border-radius: 4px;
   width: fit-content; max-width: 100%; }
-table { border-collapse: separate; border-spacing: 0; width: max-content; font-size: .87rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; width: max-content; font-size: .87rem;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td { max-width: min(22rem, 70vw); background: rgba(var(--loss), calc(.6 * var(--shade, 0))); }
 td:first-child { max-width: min(16rem, 45vw); }
