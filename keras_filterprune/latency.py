@@ -1,4 +1,4 @@
-"""Milliseconds on this computer, or instructions on an emulated core: the tables of latency budgets, and their proof."""
+"""Milliseconds here, or instructions on an emulated core: tables for latency budgets, and proof that they hold."""
 
 from __future__ import annotations
 

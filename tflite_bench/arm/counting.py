@@ -54,7 +54,7 @@ def count_instructions(
             raise BenchError(f"{file}: no such file, expected a .tflite file")
     emulator = Emulator(cpu)
     with progress_bar(len(files), progress) as advance:
-        counts = emulator.count(files, advance)
+        counts = emulator.count(files, list(map(str, files)), advance)
     models = [
         InstructionCount(
             path=os.fspath(path),
@@ -98,7 +98,7 @@ def count_operators(
         for start in range(0, len(listed), _CHUNK):
             chunk = listed[start : start + _CHUNK]
             models = [operator_model(operator) for operator in chunk]
-            counts = emulator.count(models, advance, names=list(map(str, chunk)))
+            counts = emulator.count(models, list(map(str, chunk)), advance)
             found |= {o: count.instructions / 1e3 for o, count in zip(chunk, counts, strict=True)}
     return OperatorInstructionReport(
         machine=emulator.machine,

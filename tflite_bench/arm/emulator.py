@@ -58,7 +58,7 @@ class Emulator:
         BenchError: There is no such core here, or `setup` has not been run.
 
     Example:
-        >>> Emulator("cortex-a76").count([Path("model.tflite")])
+        >>> Emulator("cortex-a76").count([Path("model.tflite")], ["model"])
         [Count(instructions=19712345, runs=3)]
     """
 
@@ -82,18 +82,14 @@ class Emulator:
         }
 
     def count(
-        self,
-        models: Sequence[Path | bytes],
-        advance: Callable[[str], None] = lambda _: None,
-        *,
-        names: Sequence[str] = (),
+        self, models: Sequence[Path | bytes], names: Sequence[str], advance: Callable[[str], None] = lambda _: None
     ) -> list[Count]:
         """Count the instructions of one inference of each model, on random inputs.
 
         Args:
             models: Files, or contents of files.
+            names: What models are called in messages.
             advance: Called with a model's name after each of them.
-            names: What models are called in messages. Default: their paths.
 
         Returns:
             One count per model.
@@ -101,7 +97,6 @@ class Emulator:
         Raises:
             BenchError: LiteRT cannot run one of them; the message names it.
         """
-        names = names or list(map(str, models))
         with tempfile.TemporaryDirectory() as folder:
             self._store(models, Path(folder))
             return self._counts(Path(folder), names, advance)
@@ -189,13 +184,11 @@ class Emulator:
         (root / "lib").symlink_to(self._files / "lib")
 
     def _failed(self, names: Sequence[str], number: int, code: int, log: str) -> BenchError:
-        words = [line for line in log.splitlines() if not line.startswith(("INFO:", "WARNING:"))]
+        words = [line for line in log.splitlines() if line and not line.startswith(("INFO:", "WARNING:"))][-3:]
         if code < 0:
             words.append(f"stopped by {signal.Signals(-code).name}")
         name = names[min(number, len(names) - 1)]
-        return BenchError(
-            f"{name}: LiteRT cannot run this file on {_DEVICE}{self.cpu} ({'; '.join(filter(None, words[-4:]))})"
-        )
+        return BenchError(f"{name}: LiteRT cannot run this file on {_DEVICE}{self.cpu} ({'; '.join(words)})")
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def setup(*, progress: bool = False) -> Path:
     """Prepare the emulated Arm core: download LiteRT for Arm, compile the driver and the counter.
 
     About 14 MB are downloaded from PyPI, 11 MB stay, in `cache_folder()`. Nothing is done if it is there already;
-    an interrupted run leaves nothing behind.
+    an interrupted run leaves nothing half-made.
 
     Args:
         progress: Show a progress bar on stderr.
@@ -110,8 +110,8 @@ def _require(programs: dict[str, str]) -> None:
     missing = {program: package for program, package in programs.items() if shutil.which(program) is None}
     if missing:
         raise BenchError(
-            f"the emulated Arm core needs {', '.join(missing)}, not found on PATH: on Debian or Ubuntu, apt-get install "
-            f"{' '.join(missing.values())}"
+            f"the emulated Arm core needs {', '.join(missing)}, not found on PATH: on Debian or Ubuntu, "
+            f"apt-get install {' '.join(missing.values())}"
         )
 
 
