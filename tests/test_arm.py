@@ -187,7 +187,9 @@ def test_outputs_are_those_of_this_computer(files, name, cpu):
 
 @emulated
 def test_inputs_that_do_not_fit_are_refused(files):
-    with pytest.raises(BenchError, match=r"float32.tflite: inputs must be .*8, 8, 3.*, got .*1, 3"):
+    with pytest.raises(
+        BenchError, match=r"float32.tflite: inputs must be float32 \(1, 8, 8, 3\), got float32 \(1, 3\)"
+    ):
         Emulator("cortex-a76").run(files["float32"], [np.zeros((1, 3), "float32")])
 
 
@@ -204,7 +206,8 @@ def test_a_budget_in_instructions_is_met_and_counted(model, files, tmp_path):
     budget = kfp.LatencyBudget(keep=0.6, table=table)
     small, report = kfp.prune_model(model, "l2", budget, compensate="none", return_report=True, **QUIET)
     said = re.fullmatch(r"Measured instructions: .* million pruned \((.*)x\); (.*)x was predicted\.", report.notes[-1])
-    assert 0.5 < float(said[1]) < 0.62 and float(said[2]) <= 0.6
+    assert float(said[2]) <= 0.6
+    assert float(said[1]) == pytest.approx(float(said[2]), abs=0.03)
     with pytest.raises(kfp.InfeasibleBudgetError, match=r"[\d,]+ instructions; the smallest reachable is"):
         kfp.prune_model(model, "l2", kfp.LatencyBudget(keep=0.001, table=table), **QUIET)
     with pytest.raises(kfp.InfeasibleBudgetError, match=r"not faster: measured .* million instructions dense"):

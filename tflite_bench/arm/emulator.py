@@ -116,9 +116,10 @@ class Emulator:
         """
         interpreter = litert_module("interpreter").Interpreter(os.fspath(path))
         details = interpreter.get_input_details()
-        expected = [(tuple(detail["shape"]), np.dtype(detail["dtype"])) for detail in details]
-        if [(x.shape, x.dtype) for x in inputs] != expected:
-            raise BenchError(f"{path}: inputs must be {expected}, got {[(x.shape, x.dtype) for x in inputs]}")
+        expected = [_described(detail["dtype"], detail["shape"]) for detail in details]
+        given = [_described(values.dtype, values.shape) for values in inputs]
+        if given != expected:
+            raise BenchError(f"{path}: inputs must be {', '.join(expected)}, got {', '.join(given) or 'none'}")
         with tempfile.TemporaryDirectory() as folder:
             self._store([Path(path)], Path(folder))
             for detail, values in zip(details, inputs, strict=True):
@@ -189,6 +190,10 @@ class Emulator:
             words.append(f"stopped by {signal.Signals(-code).name}")
         name = names[min(number, len(names) - 1)]
         return BenchError(f"{name}: LiteRT cannot run this file on {_DEVICE}{self.cpu} ({'; '.join(words)})")
+
+
+def _described(dtype: Any, shape: Sequence[int]) -> str:
+    return f"{np.dtype(dtype)} {tuple(map(int, shape))}"
 
 
 @contextmanager
