@@ -273,7 +273,9 @@ def test_missing_compilers_are_named_with_their_packages(monkeypatch, tmp_path):
     (tmp_path / "qemu-aarch64").symlink_to(shutil.which("qemu-aarch64"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("TFLITE_BENCH_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(BenchError, match=r"gcc, aarch64-linux-gnu-gcc, not .*install gcc gcc-aarch64-linux-gnu$"):
+    with pytest.raises(
+        BenchError, match=r"gcc, aarch64-linux-gnu-gcc, not .*install gcc libc6-dev g\+\+-aarch64-linux-gnu$"
+    ):
         setup()
 
 
@@ -285,7 +287,7 @@ def test_what_was_not_set_up_says_how(monkeypatch, tmp_path, files):
 
 
 @emulated
-@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-gcc") is None, reason="apt-get install gcc-aarch64-linux-gnu")
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-gcc") is None, reason="apt-get install g++-aarch64-linux-gnu")
 def test_a_failed_download_leaves_nothing_behind(monkeypatch, tmp_path):
     monkeypatch.setenv("TFLITE_BENCH_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")

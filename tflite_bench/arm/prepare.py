@@ -16,12 +16,11 @@ from tflite_bench.rounds import progress_bar
 from tflite_bench.runner import BenchError
 
 _SOURCES = Path(__file__).with_name("native")
-# Program: the package of Debian and Ubuntu that has it.
+# Program: the packages of Debian and Ubuntu that have it and the headers and libraries it needs.
 _QEMU = {"qemu-aarch64": "qemu-user"}
-_COMPILERS = {"gcc": "gcc", "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu"}
-# Arm libraries that LiteRT is linked with, and the package that has the last one.
+_COMPILERS = {"gcc": "gcc libc6-dev", "aarch64-linux-gnu-gcc": "g++-aarch64-linux-gnu"}
+# Arm libraries that LiteRT is linked with; a C compiler alone comes without the last one.
 _LIBRARIES = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6")
-_LIBRARY_PACKAGE = "libstdc++6-arm64-cross"
 _PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_28_aarch64", "manylinux2014_aarch64")
 _STEPS = 4
 
@@ -143,7 +142,7 @@ def _copy_libraries(folder: Path) -> None:
         if not found.is_absolute():
             raise BenchError(
                 f"the emulated Arm core needs {name} for Arm, which aarch64-linux-gnu-gcc does not find: on Debian or "
-                f"Ubuntu, apt-get install {_LIBRARY_PACKAGE}"
+                f"Ubuntu, apt-get install {_COMPILERS['aarch64-linux-gnu-gcc']}"
             )
         shutil.copyfile(found, folder / name)
 
