@@ -4,8 +4,9 @@ python -m tflite_bench.arm setup
 python examples/benchmarks/latency_arm.py [--models resnet20.keras ...] [--networks MobileNet] [--out DIR]
 
 What `latency.py` does in milliseconds: every network is pruned by l2 to half of its multiply-accumulates, to the same
-on the steps of the core's kernels, and to 0.6 of its instructions by a table of counted operators. Predictions are
-compared with the count of the whole file. Networks of keras.applications have random weights and take 224x224 images.
+on the steps of the core's kernels, and to 0.6 of its instructions by a table of counted operators, at any measured
+widths and on the steps. Predictions are compared with the count of the whole file. Networks of keras.applications have
+random weights and take 224x224 images.
 """
 
 from __future__ import annotations
@@ -53,11 +54,13 @@ def counted(model: keras.Model, name: str, core: str, data_type: str, target: st
     start = time.perf_counter()
     prices = kfp.measure_latency(model, data_type=data_type, device=core)
     table_seconds = time.perf_counter() - start
+    budget = kfp.LatencyBudget(keep=KEEP, table=prices)
     variants = {
         "dense": model,
         "half the MACs": _pruned(model, 0.5),
         f"half the MACs, {target}": _pruned(model, 0.5, channel_multiple=target),
-        f"{KEEP} of the instructions": _pruned(model, kfp.LatencyBudget(keep=KEEP, table=prices)),
+        f"{KEEP} of the instructions": _pruned(model, budget),
+        f"{KEEP} of the instructions, {target}": _pruned(model, budget, channel_multiple=target),
     }
     shape = (16, *model.input_shape[1:])
     images = np.random.default_rng(0).uniform(0, 255, shape).astype("float32") if data_type == "int8" else None
