@@ -108,6 +108,12 @@ def test_counts_do_not_vary(files):
 
 
 @emulated
+def test_an_instruction_multiplies_up_to_four_float32_numbers(files):
+    macs = 8 * 8 * 32 * 3 * 3 * 32
+    assert macs / 4 < instructions(files["conv32_float32"])[0] < macs
+
+
+@emulated
 def test_a_count_does_not_depend_on_what_ran_before(files):
     alone, after = instructions(files["int8"]), instructions(files["two"], files["float32"], files["int8"])
     assert after[2] == pytest.approx(alone[0], rel=0.005)
@@ -140,7 +146,7 @@ def test_an_open_batch_dimension_counts_as_one(files, tmp_path):
     content = schema.ModelT.InitFromPackedBuf(files["conv8_int8"].read_bytes())
     for number in (0, 3):
         tensor = content.subgraphs[0].tensors[number]
-        tensor.shapeSignature = [-1, *tensor.shape[1:]]
+        tensor.shapeSignature, tensor.hasRank = [-1, *tensor.shape[1:]], True
     builder = flatbuffers.Builder(1024)
     builder.Finish(content.Pack(builder), file_identifier=b"TFL3")
     opened = tmp_path / "open.tflite"
