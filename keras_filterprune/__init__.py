@@ -80,6 +80,9 @@ if TYPE_CHECKING:
     from keras_filterprune.report import PruneReport as PruneReport
     from keras_filterprune.sensitivity_analysis import SensitivityTable as SensitivityTable
     from keras_filterprune.sensitivity_analysis import sensitivity as sensitivity
+    from keras_filterprune.tfmot import export_qat as export_qat
+    from keras_filterprune.tfmot import to_tf_keras as to_tf_keras
+    from keras_filterprune.tfmot import train_in_tf_keras as train_in_tf_keras
     from keras_filterprune.training import BatchBridgeout as BatchBridgeout
     from keras_filterprune.training import BridgeoutSchedule as BridgeoutSchedule
     from keras_filterprune.training import BridgePenalty as BridgePenalty
@@ -156,6 +159,7 @@ _HOME = {
     "rebuild": ["PruningPlan"],
     "report": ["LayerReport", "PruneReport"],
     "sensitivity_analysis": ["SensitivityTable", "sensitivity"],
+    "tfmot": ["export_qat", "to_tf_keras", "train_in_tf_keras"],
     "training": [
         "BatchBridgeout",
         "BridgePenalty",

@@ -30,7 +30,7 @@ ROWS = [
     ["latency"],
     ["surgery", "layer_pruning"],
     ["pruning"],
-    ["training", "bits"],
+    ["training", "bits", "tfmot"],
     ["demo"],
     ["__main__"],
 ]
