@@ -16,8 +16,6 @@ from keras_filterprune.tfmot.description import Description, LayerSpec, sampled
 _TOLERANCE = 1e-5
 # Arguments with another name in tf_keras.
 _RENAMED = {("LeakyReLU", "negative_slope"): "alpha"}
-# Values that say nothing, where tf_keras has no such argument.
-_NEUTRAL = {"data_format": "channels_last"}
 # Functions with another name in tf_keras.
 _FUNCTIONS = {"silu": "swish"}
 # Functions that tf_keras lacks, or means another one by (hard_sigmoid), as layers one after another; True: times what
@@ -145,14 +143,14 @@ class _Layer:
 
 
 def _known_options(spec: LayerSpec, kind: type) -> dict[str, Any]:
-    """The configuration in tf_keras' words; an option it does not know has to be at its default."""
+    """The configuration in tf_keras' words; an option it does not know has to be off or at its default."""
     known = {name for base in kind.__mro__ for name in inspect.signature(base.__init__).parameters} | {"trainable"}
     config = {}
     for key, value in spec.config.items():
         name = _RENAMED.get((spec.kind, key), key)
         if name in known:
             config[name] = value
-        elif value != spec.defaults.get(key) and value != _NEUTRAL.get(key, spec.defaults.get(key)):
+        elif value not in (None, False, "channels_last") and value != spec.defaults.get(key):
             raise UnsupportedModelError(
                 f"layer '{spec.name}' ({spec.kind}) has {key}={value!r}, an option that tf_keras does not know. Use "
                 "its default, or other layers."
