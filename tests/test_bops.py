@@ -106,11 +106,12 @@ def test_it_steers_whole_layers_and_searches_too(tmp_path):
     shallow = kfp.prune_layers(deep, budget=budget, criterion="l1")
     assert spent(shallow, kfp.BopsBudget(keep=1.0)) < spent(deep, kfp.BopsBudget(keep=1.0))
     samples = np.random.default_rng(0).normal(size=(16, 12, 12, 3))
+    model = chain((6, 6))
     search = kfp.Method(kfp.L2(), kfp.Search(beta=2, measure="error", checkpoint=tmp_path / "search.json"))
     for bits in (8, 8, 4):
         budget = kfp.BopsBudget(0.5, weight_bits={"head": 8, "*": bits})
         with nullcontext() if bits == 8 else pytest.raises(kfp.PlanMismatchError, match="belongs to another search"):
-            kfp.plan_pruning(chain((6, 6)), search, budget, data=samples, progress=False)
+            kfp.plan_pruning(model, search, budget, data=samples, progress=False)
 
 
 @pytest.mark.parametrize(
