@@ -96,12 +96,31 @@ def prune_layers(
     notes = [require_faster(model, small, budget.prices)] if timed else []
     if not return_report:
         return small
-    cost, operators = _before_and_after(gone, costs)
+    return small, _report(costs, repr(importance), units, scores, gone, budget, unremovable, difference, notes)
+
+
+def _report(
+    costs: CostModel,
+    criterion: str,
+    units: list[Unit],
+    scores: np.ndarray,
+    gone: list[Unit],
+    budget: Budget | None,
+    unremovable: dict[str, str],
+    difference: float | None,
+    notes: list[str],
+) -> LayerReport:
     kind, price = ("MACs", costs.macs) if budget is None else (budget.unit, budget.cost(costs))
-    rows = tuple(_row(unit, score, unit in gone, price, costs) for unit, score in zip(units, scores, strict=True))
+    rows = tuple(
+        UnitRow(unit.name, unit.kind, unit.layers, float(score), _spent(unit, price, costs), unit in gone)
+        for unit, score in zip(units, scores, strict=True)
+    )
+    cost = {k: (c(costs.sizes), _left(gone, c, costs)) for k, c in (("macs", costs.macs), ("params", costs.params))}
+    whole = SizedOperators.of(costs.graph, costs.sizes)
+    operators = whole, whole.without(layer for unit in gone for layer in unit.layers)
     prices = budget.prices if isinstance(budget, LatencyBudget) else None
     found = rows, unremovable, cost, kind, difference, notes, operators, prices
-    return small, LayerReport(graph.view.name, repr(importance), *found)
+    return LayerReport(costs.graph.view.name, criterion, *found)
 
 
 def _checked(n_layers: Any, budget: Any) -> Budget | None:
@@ -192,18 +211,6 @@ def _within(units: Sequence[Unit], scores: np.ndarray, costs: CostModel, budget:
 def _left(gone: Iterable[Unit], price: Cost, costs: CostModel) -> Any:
     """What a model costs without some units; their layers are called nowhere else."""
     return price(costs.sizes) - sum(_spent(unit, price, costs) for unit in gone)
-
-
-def _row(unit: Unit, score: float, removed: bool, price: Cost, costs: CostModel) -> UnitRow:
-    return UnitRow(unit.name, unit.kind, unit.layers, float(score), _spent(unit, price, costs), removed)
-
-
-def _before_and_after(gone: Sequence[Unit], costs: CostModel) -> tuple[dict[str, Any], tuple[SizedOperators, ...]]:
-    """Multiply-accumulates, parameters and operators of the model with and without some units."""
-    both = (("macs", costs.macs), ("params", costs.params))
-    whole = SizedOperators.of(costs.graph, costs.sizes)
-    rest = whole.without(layer for unit in gone for layer in unit.layers)
-    return {kind: (cost(costs.sizes), _left(gone, cost, costs)) for kind, cost in both}, (whole, rest)
 
 
 def _spent(unit: Unit, price: Cost, costs: CostModel) -> Any:
