@@ -63,7 +63,6 @@ _NEVER_DELEGATED = {
         "XNNPACK does not take it in int8: about 3.6x the time of the convolution before it",
         "Export with keep_float=('HARD_SWISH',), or train with relu6 or silu.",
     ),
-    "PRELU": ("XNNPACK does not take it in int8", "Export with keep_float=('PRELU',), or train with LeakyReLU."),
     "TILE": (
         "XNNPACK does not take it; nearest upsampling repeats rows with it",
         "Use UpSampling2D(interpolation='bilinear'), one operator that XNNPACK takes.",
@@ -72,8 +71,8 @@ _NEVER_DELEGATED = {
     "SOFTMAX": ("XNNPACK does not take it in int8", "End the model at the logits; the highest class is the same."),
 }
 _LAYER_NORM = _Rule(
-    lambda op: not op.delegated and op.layer_class in ("LayerNormalization", "GroupNormalization"),
-    "XNNPACK does not take parts of this normalization in integers",
+    lambda op: op.layer_class in ("LayerNormalization", "GroupNormalization") and (op.is_float or not op.delegated),
+    "XNNPACK or the quantizer does not take parts of this normalization in int8",
     "Name these layers in keep_float, or train with BatchNormalization.",
 )
 _DYNAMIC = _Rule(
@@ -113,7 +112,7 @@ def advise(
     """
     if mode == "int16x8":
         return [_whole_file_is_slow(operators)]
-    rules = [_UNFOLDED, _PAD, _LAYER_NORM, _DYNAMIC]
+    rules = [_UNFOLDED, _PAD, _DYNAMIC] + ([_LAYER_NORM] if mode == "int8" else [])
     rules += [
         _Rule(lambda op, kind=kind: not op.delegated and op.kind == kind, problem, remedy)
         for kind, (problem, remedy) in _NEVER_DELEGATED.items()

@@ -122,7 +122,7 @@ def convert_to_integers(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what native code writes to stdout and stderr, and the converter's warning about its own interpreter.
+    """Drop what native code writes to stdout and stderr, and the engines' warnings about the interpreters they use.
 
     Returns:
         A context manager.
@@ -130,6 +130,7 @@ def quiet() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning)
+        warnings.filterwarnings("ignore", r"Warning: Enabling `experimental_preserve_all_tensors`", UserWarning)
         sink = os.open(os.devnull, os.O_WRONLY)
         stack.callback(os.close, sink)
         for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):

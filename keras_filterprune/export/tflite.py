@@ -22,9 +22,9 @@ from keras_filterprune.files import check_destination, replacing
 MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
 _PARITY_SAMPLES = 16
 # Largest root mean square of the differences relative to the outputs'. Measured over the networks of tests/zoo, trained
-# ResNet-20s and keras.applications: up to 1e-5, 4e-3, 3e-2, 9e-2 and 4e-2. Files that were really wrong (a transposed
-# layout, another layer's range) measured 0.2 to 1.7.
-_TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.2, "int16x8": 0.1}
+# ResNet-20s and keras.applications: up to 1e-5, 4e-3, 3e-2, 0.1 and 4e-2. Files that were really wrong (a transposed
+# layout, sums with another tensor's range) measured 0.29 to 1.5.
+_TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.25, "int16x8": 0.1}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def export_tflite(
             floating-point numbers. Scales and zero points stand in the file.
         dynamic_batch: Leave the batch size open. Default False: 1, which every delegate takes.
         tolerance: Largest accepted root mean square of the differences from Keras, relative to that of the outputs.
-            Default: 1e-3 for float32, 0.02 for float16, 0.1 for dynamic, 0.2 for int8, 0.1 for int16x8.
+            Default: 1e-3 for float32, 0.02 for float16, 0.1 for dynamic, 0.25 for int8, 0.1 for int16x8.
         overwrite: Replace an existing file. Default False.
         verify: Compare the file with the model before putting it in place. Default True.
 
