@@ -56,6 +56,7 @@ def quantize_statically(
     floats = [(".*", kind) for kind in (*_ALWAYS_FLOAT, *(() if integer_io else ("INPUT", "OUTPUT")))]
     # The quantizer finds an operator by the name of its output, followed by a semicolon.
     floats += [(f"^{re.escape(op.output)};", _QUANTIZER_NAMES.get(op.kind, op.kind)) for op in keep_float]
+    floats += [(f"^{re.escape(name)};", "SPLIT") for name in _splits_with_unread_parts(content)]
     for scope, kind in floats:
         if kind in known:
             recipe.add_quantization_config(
@@ -100,6 +101,21 @@ def _ranges(content: bytes, samples: dict[str, np.ndarray]) -> dict[str, dict[st
                     "max": np.maximum(old["max"], bounds["max"]).reshape([1] * len(tensor["shape"])),
                 }
     return ranges
+
+
+def _splits_with_unread_parts(content: bytes) -> list[str]:
+    """Names of their first outputs: the quantizer leaves unread outputs in float32, a mixture that XNNPACK refuses."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    graph = model.subgraphs[0]
+    read = {int(tensor) for operator in graph.operators for tensor in operator.inputs} | set(map(int, graph.outputs))
+    return [
+        graph.tensors[operator.outputs[0]].name.decode()
+        for operator in graph.operators
+        if model.operatorCodes[operator.opcodeIndex].builtinCode == schema.BuiltinOperator.SPLIT
+        and not read.issuperset(map(int, operator.outputs))
+    ]
 
 
 def _without_power_of_two_sums(content: bytes) -> bytes:
