@@ -94,7 +94,9 @@ def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable 
             quantize, ports = (None, None) if table.data_type == "float32" else ("int8", input_ports(model))
             samples = None if ports is None else random_samples(ports, _CALIBRATION)
             export_tflite(model, file, quantize=quantize, calibration=samples, verify=False)
-        first, second = tflite_bench.benchmark(files, threads=table.threads, runs=runs, rounds=_ROUNDS).models
+        first, second = tflite_bench.benchmark(
+            files, threads=table.threads, runs=runs, rounds=_ROUNDS, cold=False
+        ).models
     found = f"{first.p50_ms:.3f} ms dense, {second.p50_ms:.3f} ms pruned ({second.ratio_to_first:.2f}x)"
     predicted = table.predict(pruned) / table.predict(dense)
     if second.ratio_to_first >= 1:
