@@ -146,16 +146,12 @@ def export_tflite(
     halves = half_precision_layers(model)
     model = float32_twin(model) if halves else model
     with replacing(path) as draft, quiet():
-        folder = draft.parent / "saved_model"
-        content = convert(
-            model, ports, folder, "float32" if mode in INTEGER_MODES else mode, dynamic_batch=dynamic_batch
-        )
+        content = convert(model, ports, draft.parent / "saved_model", mode, dynamic_batch=dynamic_batch)
         refuse_operators(content, model)
         kept: list[FileOperator] = []
         if mode in INTEGER_MODES:
             content, kept = convert_to_integers(content, model, mode, samples, keep_float, integer_io)
-        few = {key: array[:PARITY_SAMPLES] for key, array in samples.items()}
-        parity = measure_parity(model, content, ports, few, dynamic_batch) if verify else None
+        parity = measure_parity(model, content, ports, first_samples(samples), dynamic_batch) if verify else None
         _refuse_differences(model, _TOLERANCES[mode] if tolerance is None else tolerance, parity)
         warnings = _in_float32(halves) + advise(read_operators(content, model), mode, kept)
         draft.write_bytes(content)
@@ -171,6 +167,11 @@ def _samples(ports: tuple[InputPort, ...], mode: str, calibration: Any) -> dict[
             f"or a dict by input name. The inputs are {', '.join(f'{p.name!r} {p.shape}' for p in ports)}."
         )
     return random_samples(ports, PARITY_SAMPLES)
+
+
+def first_samples(samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those that serve the check."""
+    return {key: array[:PARITY_SAMPLES] for key, array in samples.items()}
 
 
 def export_result(
