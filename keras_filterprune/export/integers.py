@@ -1,7 +1,7 @@
 """int8 and int16x8: a float32 `.tflite` file in, one with integer weights and activations out (ai-edge-quantizer).
 
 Why this engine and not the converter's own calibration: measured on TensorFlow 2.21 and ai-edge-quantizer 0.10, both
-give files of the same size and speed, and on a ResNet-20 (CIFAR-10) and a MobileNetV2 the same accuracy, but over 60
+give files of the same size and speed, and on a ResNet-20 (CIFAR-10) and a MobileNetV2 the same accuracy, but over 80
 small networks of every structure the converter's int8 was wrong without a word for two (a broadcast product, a
 transposed layout), its int16x8 for four, and its calibrator ends the process when it meets a loop. Only this engine
 can leave chosen operators in float32.
