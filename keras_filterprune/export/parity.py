@@ -44,22 +44,40 @@ def measure_parity(
     Raises:
         ExportError: LiteRT refuses the file, its outputs have other names or shapes, or either side is not finite.
     """
+    return compare_outputs(model.name, _run_keras(model, ports, _one_by_one(samples)), content, samples)
+
+
+def compare_outputs(
+    name: str, expected: dict[str, np.ndarray], content: bytes, samples: dict[str, np.ndarray]
+) -> Parity:
+    """Run a converted model with LiteRT and compare it with what it should give.
+
+    Args:
+        name: Name of the Keras model, for messages.
+        expected: `{output key: array of shape (samples, 1, ...)}`.
+        content: The bytes of the `.tflite` file.
+        samples: `{port.key: array of shape (samples, *port.shape)}`.
+
+    Returns:
+        The differences.
+
+    Raises:
+        ExportError: LiteRT refuses the file, its outputs have other names or shapes, or either side is not finite.
+    """
     count = len(next(iter(samples.values())))
-    one_by_one = [{key: array[index : index + 1] for key, array in samples.items()} for index in range(count)]
-    actual = _run_litert(content, one_by_one)
-    expected = _run_keras(model, ports, one_by_one)
+    actual = _run_litert(content, _one_by_one(samples))
     absolute, relative = 0.0, 0.0
     for key, reference in expected.items():
         if key not in actual or actual[key].shape != reference.shape:
-            received = {name: output.shape for name, output in actual.items()}
+            received = {other: output.shape for other, output in actual.items()}
             raise ExportError(
-                f"output {key!r} of model {model.name!r} has shape {reference.shape[1:]}, but the converted file has "
+                f"output {key!r} of model {name!r} has shape {reference.shape[1:]}, but the converted file has "
                 f"{received} for {count} samples. Give every layer a static output shape."
             )
         for owner, output in (("the Keras model", reference), ("the converted file", actual[key])):
             if not np.isfinite(output).all():
                 raise ExportError(
-                    f"{owner} computes NaN or infinite values in output {key!r} of model {model.name!r}; "
+                    f"{owner} computes NaN or infinite values in output {key!r} of model {name!r}; "
                     "check its weights, and pass calibration=real inputs if random ones are out of its range."
                 )
         difference = float(np.abs(actual[key] - reference).max(initial=0.0))
@@ -89,6 +107,11 @@ def count_operators(content: bytes) -> dict[str, int]:
             # Codes below 127 stand in the old one-byte field, later ones only in the new field.
             counts[names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]] += 1
     return dict(sorted(counts.items()))
+
+
+def _one_by_one(samples: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    count = len(next(iter(samples.values())))
+    return [{key: array[index : index + 1] for key, array in samples.items()} for index in range(count)]
 
 
 def _run_litert(content: bytes, batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from keras_filterprune.export.signature import input_ports
 from keras_filterprune.files import check_destination, replacing
 
 _MODES = ("float32", "float16", "int8")
-_PARITY_SAMPLES = 16
+PARITY_SAMPLES = 16
 # Largest difference relative to the outputs. float32 files measure 1e-7 to 1e-5, float16 weights are rounded to 5e-4
 # each; a wrong weight or layout shows up at 1e-1 and above. What int8 may differ by depends on the network.
 _TOLERANCES = {"float32": 1e-3, "float16": 2e-2}
@@ -107,10 +107,10 @@ def export_tflite(
             "quantize='int8' needs calibration=: about 100 inputs like the ones met in use, as an array "
             f"or a dict by input name. The inputs are {', '.join(f'{p.name!r} {p.shape}' for p in ports)}."
         )
-    samples = random_samples(ports, _PARITY_SAMPLES) if calibration is None else calibration_samples(ports, calibration)
+    samples = random_samples(ports, PARITY_SAMPLES) if calibration is None else calibration_samples(ports, calibration)
     with replacing(path) as draft, quiet():
         content = convert(model, ports, draft.parent / "saved_model", mode, samples)
-        few = {key: array[:_PARITY_SAMPLES] for key, array in samples.items()}
+        few = {key: array[:PARITY_SAMPLES] for key, array in samples.items()}
         parity = measure_parity(model, content, ports, few) if verify else None
         _refuse_differences(model, mode, parity)
         draft.write_bytes(content)
