@@ -12,6 +12,7 @@ import numpy as np
 from keras_filterprune.errors import CalibrationDataError, ExportError, UnknownNameError
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.convert import convert, quiet
+from keras_filterprune.export.other_backends import convert_elsewhere
 from keras_filterprune.export.parity import Parity, count_operators, measure_parity
 from keras_filterprune.export.signature import input_ports
 from keras_filterprune.files import check_destination, replacing
@@ -109,7 +110,10 @@ def export_tflite(
         )
     samples = random_samples(ports, _PARITY_SAMPLES) if calibration is None else calibration_samples(ports, calibration)
     with replacing(path) as draft, quiet():
-        content = convert(model, ports, draft.parent / "saved_model", mode, samples)
+        if keras.config.backend() == "tensorflow":
+            content = convert(model, ports, draft.parent / "saved_model", mode, samples)
+        else:
+            content = convert_elsewhere(model, draft.parent / "conversion", mode, samples)
         few = {key: array[:_PARITY_SAMPLES] for key, array in samples.items()}
         parity = measure_parity(model, content, ports, few) if verify else None
         _refuse_differences(model, mode, parity)
@@ -125,11 +129,6 @@ def export_tflite(
 
 
 def _check_environment() -> None:
-    if keras.config.backend() != "tensorflow":
-        raise ExportError(
-            f"export_tflite needs Keras' tensorflow backend, the current one is {keras.config.backend()!r}. Save the "
-            "model with model.save('model.keras') and export it from a process with KERAS_BACKEND=tensorflow."
-        )
     for module in ("tensorflow", "ai_edge_litert.interpreter"):
         try:
             importlib.import_module(module)
