@@ -89,6 +89,7 @@ def test_other_backends_measure_latency(backend):
 
 def test_a_layer_that_the_other_process_cannot_find(tmp_path, scaling, capfd):
     model = with_layer(keras.Sequential([scaling.Halve(), scaling.Forgotten()]))
+    capfd.readouterr()
     sentence = r"cannot load model 'mine' on TensorFlow: .*Could not locate class 'Forgotten'.* into a module that can"
     with pytest.raises(ExportError, match=sentence) as caught:
         convert_elsewhere(model, tmp_path / "work", "float32", {"input_0": np.zeros((1, 3), "float32")})

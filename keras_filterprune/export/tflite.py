@@ -12,6 +12,7 @@ import numpy as np
 from keras_filterprune.errors import CalibrationDataError, ExportError, UnknownNameError
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.convert import convert, quiet
+from keras_filterprune.export.metadata import Metadata, check_metadata, embed
 from keras_filterprune.export.other_backends import convert_elsewhere
 from keras_filterprune.export.parity import Parity, count_operators, measure_parity
 from keras_filterprune.export.signature import input_ports
@@ -61,6 +62,7 @@ def export_tflite(
     *,
     quantize: str | None = None,
     calibration: Any = None,
+    metadata: Metadata | None = None,
     overwrite: bool = False,
     verify: bool = True,
 ) -> ExportResult:
@@ -77,6 +79,7 @@ def export_tflite(
         calibration: Inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one
             array per input, or a dict by input name. Needed for `"int8"`; its first 16 samples also serve the
             check. Default: the check draws seeded random inputs.
+        metadata: Labels, normalisation and pruning plan to write into the file. Default: none.
         overwrite: Replace an existing file. Default False.
         verify: Compare the file with the model before putting it in place. Default True.
 
@@ -85,9 +88,10 @@ def export_tflite(
 
     Raises:
         ExportError: The model cannot be converted, the file cannot be written, or a float32 (float16) file
-            differs by more than 1e-3 (2e-2) of an output's largest magnitude. Nothing is left behind, an existing file
-            is untouched.
+            differs by more than 1e-3 (2e-2) of an output's largest magnitude, or the metadata do not fit the model.
+            Nothing is left behind, an existing file is untouched.
         CalibrationDataError: `calibration` is missing for `"int8"`, empty, not finite or of the wrong shape.
+        PlanMismatchError: The plan in `metadata` was made for another model.
         UnsupportedModelError: The model is subclassed or not built.
         UnknownNameError: `quantize` is not a known mode.
 
@@ -108,12 +112,16 @@ def export_tflite(
             "quantize='int8' needs calibration=: about 100 inputs like the ones met in use, as an array "
             f"or a dict by input name. The inputs are {', '.join(f'{p.name!r} {p.shape}' for p in ports)}."
         )
+    if metadata is not None:
+        check_metadata(metadata, model, ports)
     samples = random_samples(ports, _PARITY_SAMPLES) if calibration is None else calibration_samples(ports, calibration)
     with replacing(path) as draft, quiet():
         if keras.config.backend() == "tensorflow":
             content = convert(model, ports, draft.parent / "saved_model", mode, samples)
         else:
             content = convert_elsewhere(model, draft.parent / "conversion", mode, samples)
+        if metadata is not None:
+            content = embed(content, metadata, model.name, ports)
         few = {key: array[:_PARITY_SAMPLES] for key, array in samples.items()}
         parity = measure_parity(model, content, ports, few) if verify else None
         _refuse_differences(model, mode, parity)
