@@ -1,6 +1,7 @@
 """Keras model in, bytes of a `.tflite` file out: the only file that calls the TensorFlow converter."""
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -73,6 +74,10 @@ def quiet() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning)
+        # A notebook's streams are none of the process's descriptors.
+        logger = logging.getLogger("tensorflow")
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
         sink = os.open(os.devnull, os.O_WRONLY)
         stack.callback(os.close, sink)
         for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
