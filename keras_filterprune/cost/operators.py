@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.cost.widths import Widths
-from keras_filterprune.graph.types import Call, ChannelGraph, Tensor, TensorRef
+from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
 from keras_filterprune.layers.activation import is_relu
 
 L = keras.layers
@@ -84,12 +84,7 @@ class _Lister:
         self.widths, self.unknown = Widths(graph), {}
         self._fused: set[int] = set()
         self._unpadded: dict[int, Tensor] = {}
-        self._readers: dict[TensorRef, list[int]] = {}
-        for number, call in enumerate(self._calls):
-            for ref in call.inputs:
-                self._readers.setdefault(ref, []).append(number)
-        for ref in graph.view.outputs:
-            self._readers.setdefault(ref, []).append(-1)
+        self.only_reader = graph.view.only_reader
 
     def operators(self, number: int) -> Iterator[Operator]:
         """Operators of one call, none where it is part of another one's."""
@@ -116,10 +111,6 @@ class _Lister:
 
     def output(self, number: int) -> Tensor:
         return self._tensors[number][1][0]
-
-    def only_reader(self, number: int) -> int | None:
-        readers = self._readers.get(TensorRef(number, 0), [])
-        return readers[0] if len(readers) == 1 and readers[0] >= 0 else None
 
     def padded(self, number: int) -> bool:
         """Whether a call of zero padding becomes padding="same" of the convolution behind it, which adds as much."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.errors import CalibrationDataError
-from keras_filterprune.graph.types import Call, ChannelGraph, Group
+from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.layers.activation import is_activation
 from keras_filterprune.probe.calibration import calibration_inputs
 from keras_filterprune.probe.execute import Executor
@@ -44,10 +44,7 @@ class Activity(Criterion):
         units = graph.unit_of_id.max(initial=-1) + 1
         total, seen = np.zeros(units), np.zeros(units)
 
-        def plain(call: Call, args: tuple, kwargs: dict) -> Any:
-            return call.op(*args, **kwargs)
-
-        executor = Executor(graph.view, plain, check=True)
+        executor = Executor(graph.view, check=True)
         executor.feed(inputs)
         numbers = [number for number, call in enumerate(graph.view.calls) if call.inputs]
         for number in track(numbers, "observing", len(numbers), progress):

@@ -61,6 +61,22 @@ class ModelView:
     nested_inputs: dict[int, tuple[TensorRef, ...]]
     open_inputs: bool = False
 
+    @cached_property
+    def readers(self) -> dict[TensorRef, tuple[int, ...]]:
+        """{tensor: numbers of the calls that read it}, in order; `len(calls)` stands for an output of the model."""
+        found: dict[TensorRef, list[int]] = {}
+        for number, call in enumerate(self.calls):
+            for ref in call.inputs:
+                found.setdefault(ref, []).append(number)
+        for ref in self.outputs:
+            found.setdefault(ref, []).append(len(self.calls))
+        return {ref: tuple(numbers) for ref, numbers in found.items()}
+
+    def only_reader(self, number: int) -> int | None:
+        """The one call that reads the first output of call `number`, None if several do or the model gives it out."""
+        readers = self.readers.get(TensorRef(number, 0), ())
+        return readers[0] if len(readers) == 1 and readers[0] < len(self.calls) else None
+
 
 @dataclass(frozen=True, eq=False)
 class Tensor:

@@ -134,7 +134,7 @@ class Imprinting(Importance):
         found: dict[TensorRef, list[np.ndarray]] = {ref: [] for ref in refs}
         starts = range(0, len(labels), _BATCH)
         for start in track(starts, "imprinting", len(starts), progress):
-            executor = Executor(graph.view, lambda call, args, kwargs: call.op(*args, **kwargs), check=True)
+            executor = Executor(graph.view, check=True)
             executor.feed([x[start : start + _BATCH] for x in inputs])
             for number, call in enumerate(graph.view.calls):
                 outputs = executor.step(number) if call.inputs else []

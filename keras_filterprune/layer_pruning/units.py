@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from keras_filterprune.layers.activation import is_activation, is_relu
 L = keras.layers
 # Layers and operations; the second is of InceptionResNetV2 in keras.applications: x + scale * branch.
 _SUMS = ("Add", "CustomScaleLayer")
-# Number of the call that reads the outputs of the model.
-_OUTSIDE = sys.maxsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +78,10 @@ class _Finder:
     """
 
     def __init__(self, graph: ChannelGraph):
-        self._view = view = graph.view
+        self._view = graph.view
         self._counted = {term.layer: None for term in graph.terms}
         self.weighted = [*self._counted, *graph.uncounted]
-        self._times = Counter(call.path for call in view.calls)
-        self._readers: dict[TensorRef, list[int]] = {}
-        for number, call in enumerate(view.calls):
-            for ref in call.inputs:
-                self._readers.setdefault(ref, []).append(number)
-        for ref in view.outputs:
-            self._readers.setdefault(ref, []).append(_OUTSIDE)
+        self._times = Counter(call.path for call in self._view.calls)
 
     def blocks(self, projections: bool) -> tuple[list[Unit], dict[str, str]]:
         """Blocks and branches that end in a sum, and {layer: why its block is none}."""
@@ -117,7 +108,7 @@ class _Finder:
             if candidate not in wanted or not call.inputs or other.call == candidate:
                 continue
             outputs = [TensorRef(candidate, i) for i in range(len(call.output_shapes))]
-            readers = {reader for ref in outputs for reader in self._readers.get(ref, ())}
+            readers = {reader for ref in outputs for reader in self._view.readers.get(ref, ())}
             if readers <= region | {number}:
                 region.add(candidate)
                 wanted.update(ref.call for ref in call.inputs)
@@ -160,7 +151,7 @@ class _Finder:
 
     def _block(self, number: int, region: set[int], kept: int, kind: str) -> Unit:
         call, passes, end = self._view.calls[number], {number: kept}, number
-        source, after = call.inputs[kept], self._only_reader(number)
+        source, after = call.inputs[kept], self._view.only_reader(number)
         around = [] if after is None else [self._view.calls[n] for n in (source.call, after)]
         if kind == "block" and around and all(is_relu(c.op) and self._times[c.path] == 1 for c in around):
             # What has been through a ReLU gains nothing from another one.
@@ -176,10 +167,10 @@ class _Finder:
         if call.path not in self._counted or not self._keeps_shape(number) or self._crossed(number):
             return None
         passes, end = {number: 0}, number
-        after = self._only_reader(end)
+        after = self._view.only_reader(end)
         while after is not None and self._belongs(after, passes):
             passes[after], end = 0, after
-            after = self._only_reader(end)
+            after = self._view.only_reader(end)
         return self._unit(call.path, "convolution", set(passes), call.inputs[0], end, passes)
 
     def _keeps_shape(self, number: int) -> bool:
@@ -194,7 +185,7 @@ class _Finder:
 
     def _crossed(self, number: int) -> bool:
         """Whether a tensor is made before a call and read behind it."""
-        return any(ref.call < number < max(readers) for ref, readers in self._readers.items())
+        return any(ref.call < number < max(readers) for ref, readers in self._view.readers.items())
 
     def _belongs(self, number: int, passes: dict[int, int]) -> bool:
         """Whether a call is the normalization or the activation of the convolution before it."""
@@ -218,17 +209,13 @@ class _Finder:
         return "is one of several branches" if self._crossed(numbers[0]) else "reads an input of the model"
 
     def _is_output(self, number: int) -> bool:
-        return _OUTSIDE in self._readers.get(TensorRef(number, 0), ())
+        return TensorRef(number, 0) in self._view.outputs
 
     def _unit(
         self, name: str, kind: str, calls: Iterable[int], source: TensorRef, end: int, passes: dict[int, int]
     ) -> Unit:
         calls = frozenset(calls)
         return Unit(name, kind, tuple(self._paths(calls)), calls, source, TensorRef(end, 0), passes)
-
-    def _only_reader(self, number: int) -> int | None:
-        readers = self._readers.get(TensorRef(number, 0), [])
-        return readers[0] if len(readers) == 1 and readers[0] < _OUTSIDE else None
 
     def _paths(self, numbers: Iterable[int]) -> list[str]:
         return list(dict.fromkeys(self._view.calls[number].path for number in sorted(numbers)))

@@ -14,22 +14,26 @@ from keras_filterprune.graph.keras_view import substitute
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 
 
+def compute(call: Call, args: tuple, kwargs: dict) -> Any:
+    """What a call computes by itself."""
+    return call.op(*args, **kwargs)
+
+
 class Executor:
     """Evaluates the calls of a view in order, in inference mode, and forgets tensors after their last reader.
 
     Args:
         view: the flat view of a model.
-        apply: `apply(call, args, kwargs)` returns the outputs of one call, in the call's own structure.
+        apply: `apply(call, args, kwargs)` returns the outputs of one call, in the call's own structure (`compute`).
         check: raise `CalibrationDataError` at the first operation that gives NaN (False).
     """
 
-    def __init__(self, view: ModelView, apply: Callable[[Call, tuple, dict], Any], check: bool = False):
+    def __init__(self, view: ModelView, apply: Callable[[Call, tuple, dict], Any] = compute, check: bool = False):
         self._view = view
         self._apply = apply
         self._check = check
         self._values: dict[TensorRef, Any] = {}
-        self._readers = Counter(ref for call in view.calls for ref in call.inputs)
-        self._readers.update(view.outputs)
+        self._readers = Counter({ref: len(numbers) for ref, numbers in view.readers.items()})
 
     def feed(self, inputs: list[Any]) -> None:
         """Set the flat model inputs."""

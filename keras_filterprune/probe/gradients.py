@@ -109,7 +109,7 @@ def weight_gradients(
 
     def outputs(values: Tensors, inputs: list[Any]) -> list[Any]:
         with keras.StatelessScope(state_mapping=[(variables[key], value) for key, value in values.items()]):
-            return Executor(view, _plain, check=True).run(inputs)
+            return Executor(view, check=True).run(inputs)
 
     return _loss_gradients(view, data, outputs, lambda: {k: v.value for k, v in variables.items()}, progress)
 
@@ -199,10 +199,6 @@ def cross_entropy(scores: Any, labels: np.ndarray, logits: bool) -> Any:
         return keras.ops.mean(keras.losses.binary_crossentropy(target, scores, from_logits=logits))
     target = keras.ops.convert_to_tensor(labels, "int32")
     return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(target, scores, from_logits=logits))
-
-
-def _plain(call: Call, args: tuple, kwargs: dict) -> Any:
-    return call.op(*args, **kwargs)
 
 
 def _array(x: Any) -> np.ndarray:

@@ -34,17 +34,6 @@ class Outlet:
 def outlets(view: ModelView) -> dict[str, Outlet]:
     """{layer: where its output goes}: through batch normalization into a sum of two, if nobody else reads it."""
     calls = Counter(call.path for call in view.calls)
-    readers: dict[TensorRef, list[int]] = {}
-    for number, call in enumerate(view.calls):
-        for ref in call.inputs:
-            readers.setdefault(ref, []).append(number)
-    for ref in view.outputs:
-        readers.setdefault(ref, []).append(-1)
-
-    def only_reader(number: int) -> int | None:
-        found = readers.get(TensorRef(number, 0), [])
-        return found[0] if len(found) == 1 and found[0] >= 0 else None
-
     found = {}
     for number, call in enumerate(view.calls):
         if not call.inputs:
@@ -52,7 +41,7 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
         if getattr(call.op, "activation", None) not in (None, keras.activations.linear):
             found[call.path] = Outlet(rectified=call.op.activation is keras.activations.relu)
             continue
-        after, at, normalization = only_reader(number), number, None
+        after, at, normalization = view.only_reader(number), number, None
         if after is not None and isinstance(view.calls[after].op, L.BatchNormalization):
             normalization = view.calls[after]
             over_channels = normalization.op.axis in (-1, len(normalization.input_shapes[0]) - 1)
@@ -60,13 +49,13 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
                 # What several layers or channels share is not for one of them to set.
                 found[call.path] = Outlet()
                 continue
-            at, after = after, only_reader(after)
+            at, after = after, view.only_reader(after)
         shortcut = None
         if after is not None and type(view.calls[after].op).__name__ == "Add" and len(view.calls[after].inputs) == 2:
             others = [ref for ref in view.calls[after].inputs if ref != TensorRef(at, 0)]
             same = len(others) == 1 and view.calls[after].input_shapes[0] == view.calls[after].input_shapes[1]
             shortcut = others[0] if same else None
-            after = only_reader(after) if same else None
+            after = view.only_reader(after) if same else None
         rectified = after is not None and is_relu(view.calls[after].op)
         found[call.path] = Outlet(normalization, shortcut, rectified)
     return found
