@@ -135,6 +135,11 @@ def test_several_inputs_and_outputs_are_named(tmp_path):
     assert outputs == {"kind": ["labels_kind.txt"], "size": ["labels_size.txt"], "age": []}
     units = {node.text(0): [unit.table(1).floats(1) for unit in node.tables(4)] for node in graph.tables(2)}
     assert units == {"my_image": [[255.0]], "extra": []}
+    # Tools go by position: the tables stand in the order of the file's own inputs and outputs.
+    sizes = {"my_image": 3, "extra": 4, "kind": 3, "age": 1, "size": 2}
+    file = Interpreter(os.fspath(result.path))
+    for tables, details in ((graph.tables(2), file.get_input_details()), (graph.tables(3), file.get_output_details())):
+        assert [sizes[node.text(0)] for node in tables] == [detail["shape"][-1] for detail in details]
 
 
 @pytest.mark.parametrize(
