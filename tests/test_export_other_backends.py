@@ -97,6 +97,22 @@ def test_a_layer_that_the_other_process_cannot_find(tmp_path, scaling, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+class Power(keras.layers.Layer):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+
+def test_a_model_that_cannot_be_saved(tmp_path):
+    with pytest.raises(
+        ExportError, match=r"'mine' cannot be saved as .keras.*NotImplementedError.*implement `get_config\(\)`\.$"
+    ):
+        convert_elsewhere(with_layer(Power(lambda x: x**2)), tmp_path / "work", "float32", {})
+
+
 def test_a_process_that_ends_without_an_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(ExportError, match="converts model 'mine' ended with exit code 1: it wrote no message"):

@@ -34,11 +34,12 @@ def convert_elsewhere(model: keras.Model, folder: Path, mode: str, samples: dict
         The content of the `.tflite` file.
 
     Raises:
-        ExportError: TensorFlow cannot load or convert the model, or its process ended without an answer.
+        ExportError: The model cannot be saved, TensorFlow cannot load or convert it, or its process ended without an
+            answer.
         OSError: The intermediate files cannot be written.
     """
     folder.mkdir()
-    model.save(folder / "model.keras")
+    _save(model, folder / "model.keras")
     np.savez(folder / "samples.npz", **samples)
     request = {"name": model.name, "mode": mode, "modules": _modules_of_custom_objects(model)}
     (folder / "request.json").write_text(json.dumps(request))
@@ -89,6 +90,21 @@ def _convert(folder: Path) -> None:
         model = _load(folder / "model.keras", request["name"], request["modules"])
         content = convert(model, input_ports(model), folder / "saved_model", request["mode"], samples)
     (folder / "model.tflite").write_bytes(content)
+
+
+def _save(model: keras.Model, path: Path) -> None:
+    try:
+        model.save(path)
+    except OSError:
+        raise
+    # Saving runs the get_config of the user's layers.
+    except Exception as error:
+        # The first paragraph is Keras' reason, on several lines; an example follows.
+        reason = " ".join(str(error).strip().partition("\n\n")[0].split())[:500]
+        raise ExportError(
+            f"model {model.name!r} cannot be saved as .keras, which is how it gets to TensorFlow: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
 
 
 def _modules_of_custom_objects(model: keras.Model) -> list[str]:
