@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array")
     prune.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
     prune.add_argument("--plan", metavar="JSON", help="also write the pruning plan there")
+    prune.add_argument("--report", metavar="FILE", help="also write a report there, .html or .md")
     prune.add_argument("--overwrite", action="store_true", help="replace existing files")
 
     export = command("export", _export, "write a .tflite file and check it against the model")
@@ -119,9 +120,12 @@ def _prune(options: argparse.Namespace) -> None:
     from keras_filterprune.export.keras_file import save_keras
     from keras_filterprune.files import check_destination
     from keras_filterprune.pruning import prune_model
+    from keras_filterprune.report import check_report_path
 
     for path in filter(None, (options.output, options.plan)):
         check_destination(Path(path), options.overwrite)
+    if options.report:
+        check_report_path(options.report, options.overwrite)
     if options.keep_params is not None:
         budget = ParamsBudget(keep=options.keep_params)
     elif options.keep_filters is not None:
@@ -143,6 +147,8 @@ def _prune(options: argparse.Namespace) -> None:
     save_keras(small, options.output, options.overwrite)
     if options.plan:
         report.plan.save(options.plan)
+    if options.report:
+        report.save(options.report)
     if options.json:
         _print_json(report.to_dict())
     else:
