@@ -225,6 +225,19 @@ def test_a_benchmark_of_a_phone_without_medians_is_shown_by_its_means(run, extra
     assert any("SM8550" in text for text in page.text)
 
 
+def test_warnings_of_files_are_shown_with_layers_and_remedies(run, tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "report").mkdir()
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
+    parts = [keras.layers.Conv2D(8, 3), keras.layers.Activation("hard_swish", name="slow"), keras.layers.Conv2D(4, 3)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *parts])
+    result = kfp.export_tflite(model, tmp_path / "files" / "a.tflite", quantize="int8", calibration=x)
+    assert result.warnings
+    text = " ".join(Page(saved(run[2], tmp_path / "report", exports=[result])).text)
+    for warning in result.warnings:
+        assert all(part in text for part in (*warning.operators, *warning.layers, warning.problem, warning.remedy))
+
+
 @pytest.mark.parametrize("name", ["residual_projection", "depthwise", "conv1d_residual", "lambda_layer"])
 def test_operators_of_the_pruned_model_are_those_of_a_new_analysis(name):
     small, report = kfp.prune_model(ZOO[name](), return_report=True, progress=False)

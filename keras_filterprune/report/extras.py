@@ -92,11 +92,17 @@ def exports_section(exports: Iterable[Any]) -> Section | None:
             )
             for file in files
         )
+        text = tuple(
+            f"{Path(file['path']).name}, {', '.join(warning['operators'])} of {_some(warning['layers'])}: "
+            f"{warning['problem']}. {warning['remedy']}"
+            for file in files
+            for warning in file["warnings"]
+        )
     if not rows:
         return None
     columns = ("file", "bytes, of the first", "data type", "bytes", "largest difference from Keras", "same class")
     columns += ("operators",)
-    return Section("Files", (), without_empty_columns(Table(columns, rows)))
+    return Section("Files", text, without_empty_columns(Table(columns, rows)))
 
 
 def sensitivity_sections(sensitivity: Any) -> list[Section]:
@@ -130,6 +136,10 @@ def sensitivity_sections(sensitivity: Any) -> list[Section]:
 def _drop(cut: Any, worst: float) -> Number:
     shade = min(max(cut.drop / worst, 0.0), 1.0) if worst > 0 and math.isfinite(cut.drop) else 0.0
     return Number(cut.drop, f"{cut.drop:.3g} ({cut.low:.3g} to {cut.high:.3g})", shade)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _plain(value: Any) -> Any:
