@@ -82,9 +82,22 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("model", help=".keras file")
     export.add_argument("-o", "--output", required=True, help=".tflite file to write")
     export.add_argument(
-        "--quantize", choices=("float32", "float16", "int8"), default="float32", help="weights (%(default)s)"
+        "--quantize",
+        choices=("float32", "float16", "dynamic", "int8", "int16x8"),
+        default="float32",
+        help="numbers of weights and activations (%(default)s)",
     )
-    export.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array; needed for int8")
+    export.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array; needed for int8 and int16x8")
+    export.add_argument(
+        "--keep-float",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="operator, such as HARD_SWISH, or layer that int8 and int16x8 leave in float32 (repeatable)",
+    )
+    export.add_argument("--integer-io", action="store_true", help="integer inputs and outputs for int8 and int16x8")
+    export.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open instead of 1")
+    export.add_argument("--tolerance", type=float, help="largest accepted relative difference from Keras (per mode)")
     export.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
     bench = command("bench", _bench, "time .tflite files against the first one, interleaved")
@@ -164,14 +177,16 @@ def _export(options: argparse.Namespace) -> None:
         options.output,
         quantize=options.quantize,
         calibration=_array(options.data),
+        keep_float=options.keep_float,
+        integer_io=options.integer_io,
+        dynamic_batch=options.dynamic_batch,
+        tolerance=options.tolerance,
         overwrite=options.overwrite,
     )
     if options.json:
         _print_json(result.to_dict())
     else:
-        agreement = "" if result.top1_agreement is None else f", same class for {100 * result.top1_agreement:.1f} %"
-        _OUT.print(f"{result.path}: {result.bytes:,} bytes, {sum(result.ops.values())} operators")
-        _OUT.print(f"largest difference from Keras {result.max_abs_difference:.1e}{agreement}")
+        _OUT.print(result.summary(), markup=False, highlight=False)
 
 
 def _bench(options: argparse.Namespace) -> None:

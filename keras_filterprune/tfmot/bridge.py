@@ -11,10 +11,12 @@ import keras
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.errors import ExportError
+from keras_filterprune.export.advice import advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
-from keras_filterprune.export.parity import compare_outputs, count_operators
+from keras_filterprune.export.file_operators import read_operators
+from keras_filterprune.export.parity import compare_outputs
 from keras_filterprune.export.signature import input_ports, output_keys
-from keras_filterprune.export.tflite import PARITY_SAMPLES, ExportResult
+from keras_filterprune.export.tflite import PARITY_SAMPLES, ExportResult, export_result, first_samples
 from keras_filterprune.files import check_destination, replacing
 from keras_filterprune.rebuild.clone import Rewriter
 from keras_filterprune.tfmot.description import describe
@@ -161,7 +163,7 @@ def export_qat(
     check_destination(path, overwrite)
     ports = input_ports(model)
     data = random_samples(ports, PARITY_SAMPLES) if samples is None else calibration_samples(ports, samples)
-    data = {key: array[:PARITY_SAMPLES] for key, array in data.items()}
+    data = first_samples(data)
     outputs = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
     job = Job(
         "export",
@@ -177,5 +179,5 @@ def export_qat(
         result = run_elsewhere(job)
         parity = compare_outputs(model.name, result["outputs"], result["content"], data)
         draft.write_bytes(result["content"])
-    ops = count_operators(result["content"])
-    return ExportResult(path, len(result["content"]), "int8", ops, parity.max_abs_difference, parity.top1_agreement)
+    slow = advise(read_operators(result["content"], model), "int8", ())
+    return export_result(path, "int8", result["content"], parity, slow)

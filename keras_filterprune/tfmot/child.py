@@ -119,7 +119,9 @@ def _converted(job: Job, model: Any) -> tuple[bytes, dict[str, np.ndarray]]:
     content = converter.convert()
     count = len(next(iter(job.samples.values())))
     found = [serve(*(tf.constant(job.samples[key][n : n + 1]) for key, _, _ in job.inputs)) for n in range(count)]
-    return content, {key: np.stack([np.asarray(one[key], np.float64) for one in found]) for key in job.outputs}
+    return content, {
+        key: np.concatenate([np.atleast_1d(one[key]).astype(np.float64) for one in found]) for key in job.outputs
+    }
 
 
 _ACTIONS = {"save": _save, "train": _train, "export": _export}
