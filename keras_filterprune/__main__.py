@@ -75,15 +75,29 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array")
     prune.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
     prune.add_argument("--plan", metavar="JSON", help="also write the pruning plan there")
+    prune.add_argument("--report", metavar="FILE", help="also write a report there, .html or .md")
     prune.add_argument("--overwrite", action="store_true", help="replace existing files")
 
     export = command("export", _export, "write a .tflite file and check it against the model")
     export.add_argument("model", help=".keras file")
     export.add_argument("-o", "--output", required=True, help=".tflite file to write")
     export.add_argument(
-        "--quantize", choices=("float32", "float16", "int8"), default="float32", help="weights (%(default)s)"
+        "--quantize",
+        choices=("float32", "float16", "dynamic", "int8", "int16x8"),
+        default="float32",
+        help="numbers of weights and activations (%(default)s)",
     )
-    export.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array; needed for int8")
+    export.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array; needed for int8 and int16x8")
+    export.add_argument(
+        "--keep-float",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="operator, such as HARD_SWISH, or layer that int8 and int16x8 leave in float32 (repeatable)",
+    )
+    export.add_argument("--integer-io", action="store_true", help="integer inputs and outputs for int8 and int16x8")
+    export.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open instead of 1")
+    export.add_argument("--tolerance", type=float, help="largest accepted relative difference from Keras (per mode)")
     export.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
     bench = command("bench", _bench, "time .tflite files against the first one, interleaved")
@@ -119,9 +133,12 @@ def _prune(options: argparse.Namespace) -> None:
     from keras_filterprune.export.keras_file import save_keras
     from keras_filterprune.files import check_destination
     from keras_filterprune.pruning import prune_model
+    from keras_filterprune.report import check_report_path
 
     for path in filter(None, (options.output, options.plan)):
         check_destination(Path(path), options.overwrite)
+    if options.report:
+        check_report_path(options.report, options.overwrite)
     if options.keep_params is not None:
         budget = ParamsBudget(keep=options.keep_params)
     elif options.keep_filters is not None:
@@ -143,6 +160,8 @@ def _prune(options: argparse.Namespace) -> None:
     save_keras(small, options.output, options.overwrite)
     if options.plan:
         report.plan.save(options.plan)
+    if options.report:
+        report.save(options.report)
     if options.json:
         _print_json(report.to_dict())
     else:
@@ -158,14 +177,16 @@ def _export(options: argparse.Namespace) -> None:
         options.output,
         quantize=options.quantize,
         calibration=_array(options.data),
+        keep_float=options.keep_float,
+        integer_io=options.integer_io,
+        dynamic_batch=options.dynamic_batch,
+        tolerance=options.tolerance,
         overwrite=options.overwrite,
     )
     if options.json:
         _print_json(result.to_dict())
     else:
-        agreement = "" if result.top1_agreement is None else f", same class for {100 * result.top1_agreement:.1f} %"
-        _OUT.print(f"{result.path}: {result.bytes:,} bytes, {sum(result.ops.values())} operators")
-        _OUT.print(f"largest difference from Keras {result.max_abs_difference:.1e}{agreement}")
+        _OUT.print(result.summary(), markup=False, highlight=False)
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from keras_filterprune.export import export_tflite
 from keras_filterprune.export.keras_file import save_keras
 from keras_filterprune.export.predict import predict_tflite
 from keras_filterprune.files import write_json
+from keras_filterprune.latency import measure_latency
 from keras_filterprune.progress import track
 from keras_filterprune.pruning import prune_model
 from tflite_bench import benchmark
@@ -44,7 +45,7 @@ def run_demo(folder: Path) -> tuple[dict[str, Any], Table]:
     tuned.set_weights(pruned.get_weights())
     _fit(tuned, x, y, _FINE_TUNE_EPOCHS, 1e-3, "fine-tuning")
     report.plan.save(folder / "plan.json")
-    rows = []
+    rows, files = [], []
     for name, model, quantize in (
         ("dense", dense, None),
         ("pruned", pruned, None),
@@ -54,6 +55,7 @@ def run_demo(folder: Path) -> tuple[dict[str, Any], Table]:
         if quantize is None:
             save_keras(model, folder / f"{name}.keras", overwrite=True)
         result = export_tflite(model, folder / f"{name}.tflite", quantize=quantize, calibration=x[:256], overwrite=True)
+        files.append(result)
         accuracy = float(np.mean(predict_tflite(result.path, test[0]).argmax(-1) == test[1]))
         macs = report.plan.cost["macs"][name != "dense"]
         rows.append(
@@ -64,6 +66,9 @@ def run_demo(folder: Path) -> tuple[dict[str, Any], Table]:
         row |= {"p50_ms": timed.p50_ms, "p90_ms": timed.p90_ms, "ratio_to_dense": timed.ratio_to_first}
     content = {"rows": rows, "pruning": report.to_dict(), "benchmark": timing.to_dict()}
     write_json(folder / "report.json", content)
+    accuracy = {row["model"]: row["accuracy"] for row in rows}
+    table = measure_latency(dense)
+    report.save(folder / "report.html", accuracy=accuracy, benchmark=timing, exports=files, latency=table)
     return content, _table(rows)
 
 

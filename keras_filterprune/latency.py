@@ -1,4 +1,4 @@
-"""Milliseconds on this computer: the table that latency budgets read, and the proof that a pruned model is faster."""
+"""Milliseconds here, or instructions on an emulated core: tables for latency budgets, and proof that they hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import keras
 
-import tflite_bench
 from keras_filterprune.analysis import analyze
 from keras_filterprune.cost import LatencyTable, operators_to_measure
 from keras_filterprune.cost.latency import PaddedMacs
@@ -16,7 +15,6 @@ from keras_filterprune.errors import ExportError, InfeasibleBudgetError
 from keras_filterprune.export import export_tflite
 from keras_filterprune.export.calibration import random_samples
 from keras_filterprune.export.signature import input_ports
-from tflite_bench.report import machine_info
 
 # Time for the runs of each model, and their number.
 _SECONDS, _FEWEST, _MOST, _ROUNDS = 1.0, 20, 1000, 10
@@ -31,19 +29,27 @@ def measure_latency(
     *,
     data_type: str = "float32",
     threads: int = 1,
+    device: str | None = None,
     progress: bool = True,
 ) -> LatencyTable:
     """Time the operators of a model, and of all that can be pruned from it, on this computer.
+
+    With `device`, the instructions that they take on that Arm core are counted instead, in an emulator.
 
     Args:
         model: a built functional or Sequential model of images, of fixed size. It is not modified.
         path: also write the table there, as JSON (None).
         data_type: "float32" or "int8" ("float32").
         threads: of the LiteRT interpreter (1).
+        device: a core of `tflite_bench.arm.CORES`, as in "cortex-a76" (None: this computer). It has one thread, and
+            `python -m tflite_bench arm setup` prepares it.
         progress: progress bar on stderr (True).
 
     Returns:
         A `LatencyTable`, for `LatencyBudget(keep=0.6, table=table)`.
+
+    Raises:
+        InfeasibleBudgetError: nothing of the model can be measured, or an emulated core is given several threads.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -52,24 +58,33 @@ def measure_latency(
         >>> table.predict(model)
         0.02
     """
+    import tflite_bench
+    from tflite_bench.arm import count_operators
+
+    if device is not None and threads != 1:
+        raise InfeasibleBudgetError(f"an emulated core has one thread. Received: device={device!r}, threads={threads}.")
     wanted = operators_to_measure(analyze(model), data_type)
     if not wanted:
         raise InfeasibleBudgetError(f"model '{model.name}' has no operator whose time could be measured.")
     operators = [tflite_bench.Operator(**fields) for fields in wanted]
-    timed = tflite_bench.time_operators(operators, threads=threads, seconds=_SECONDS_EACH, progress=progress)
-    table = LatencyTable(timed.to_dict())
+    if device is None:
+        measured = tflite_bench.time_operators(operators, threads=threads, seconds=_SECONDS_EACH, progress=progress)
+    else:
+        measured = count_operators(operators, cpu=device, progress=progress)
+    table = LatencyTable(measured.to_dict())
     if path is not None:
         table.save(path)
     return table
 
 
 def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable | PaddedMacs) -> str:
-    """Measure a pruned model against the dense one, interleaved, and say what was found.
+    """Measure a pruned model against the dense one, and say what was found.
 
     Args:
         dense: the original.
         pruned: what was made of it.
-        table: of the device that the budget is for. Models are measured on this computer if it is that device.
+        table: of the device that the budget is for. Models are timed, interleaved, if it is this computer, and their
+            instructions are counted if it is an emulated core.
 
     Returns:
         A sentence for the report.
@@ -77,35 +92,55 @@ def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable 
     Raises:
         InfeasibleBudgetError: the pruned model is not faster.
     """
-    here = machine_info()["cpu"]
-    if table.device != here:
+    from tflite_bench import BenchError
+    from tflite_bench.arm import Emulator, core_of
+    from tflite_bench.report import machine_info
+
+    core, here = core_of(table.device), machine_info()["cpu"]
+    if core is None and table.device != here:
         return f"Latency is predicted for {table.device} and was not measured: this is {here}."
-    try:
-        first, second = _timed(dense, pruned, table)
-    except ExportError as error:
-        if keras.config.backend() == "tensorflow":
-            raise
-        # Layers that a notebook defines prune on every backend, but cannot follow into TensorFlow's process.
-        return f"Latency was not measured: {error}"
-    found = f"{first.p50_ms:.3f} ms dense, {second.p50_ms:.3f} ms pruned ({second.ratio_to_first:.2f}x)"
+    if core is not None:
+        try:
+            Emulator(core)
+        except BenchError as error:
+            return f"Instructions are predicted for {table.device} and were not counted: {error}."
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("dense.tflite", "pruned.tflite")]
+        try:
+            for model, file in zip((dense, pruned), files, strict=True):
+                quantize, ports = (None, None) if table.data_type == "float32" else ("int8", input_ports(model))
+                samples = None if ports is None else random_samples(ports, _CALIBRATION)
+                export_tflite(model, file, quantize=quantize, calibration=samples, verify=False)
+        except ExportError as error:
+            if keras.config.backend() == "tensorflow":
+                raise
+            # Layers that a notebook defines prune on every backend, but cannot follow into TensorFlow's process.
+            return f"Latency was not measured: {error}"
+        ratio, found = _timed(files, table, dense) if core is None else _counted(files, core)
     predicted = table.predict(pruned) / table.predict(dense)
-    if second.ratio_to_first >= 1:
+    if ratio >= 1:
         raise InfeasibleBudgetError(
             f"the pruned model is not faster: measured {found}, {predicted:.2f}x was predicted. The budget is too "
             "close to the whole model, or the table too old: measure_latency(model) makes a new one."
         )
-    return f"Measured latency: {found}; {predicted:.2f}x was predicted."
+    return f"Measured {'latency' if core is None else 'instructions'}: {found}; {predicted:.2f}x was predicted."
 
 
-def _timed(
-    dense: keras.Model, pruned: keras.Model, table: LatencyTable
-) -> tuple[tflite_bench.ModelTiming, tflite_bench.ModelTiming]:
-    """Both models as files of the table's data type, timed against each other."""
+def _timed(files: list[Path], table: LatencyTable, dense: keras.Model) -> tuple[float, str]:
+    """Time of the second file over that of the first, and both in words."""
+    import tflite_bench
+
     runs = int(min(max(_SECONDS * 1e3 / table.predict(dense), _FEWEST), _MOST))
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("dense.tflite", "pruned.tflite")]
-        for model, file in zip((dense, pruned), files, strict=True):
-            quantize, ports = (None, None) if table.data_type == "float32" else ("int8", input_ports(model))
-            samples = None if ports is None else random_samples(ports, _CALIBRATION)
-            export_tflite(model, file, quantize=quantize, calibration=samples, verify=False)
-        return tflite_bench.benchmark(files, threads=table.threads, runs=runs, rounds=_ROUNDS).models
+    first, second = tflite_bench.benchmark(files, threads=table.threads, runs=runs, rounds=_ROUNDS, cold=False).models
+    ratio = second.ratio_to_first
+    return ratio, f"{first.p50_ms:.3f} ms dense, {second.p50_ms:.3f} ms pruned ({ratio:.2f}x)"
+
+
+def _counted(files: list[Path], core: str) -> tuple[float, str]:
+    """As `_timed`, in instructions of an emulated core."""
+    from tflite_bench.arm import count_instructions
+
+    first, second = count_instructions(files, cpu=core).models
+    ratio = second.ratio_to_first
+    millions = [model.instructions / 1e6 for model in (first, second)]
+    return ratio, f"{millions[0]:.2f} million instructions dense, {millions[1]:.2f} million pruned ({ratio:.2f}x)"

@@ -13,7 +13,17 @@ from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Adapters, Compensator, as_compensator
 from keras_filterprune.compensators.adapters import BEFORE
-from keras_filterprune.cost import Budget, CostModel, CountBudget, LatencyBudget, as_budget, as_tiles
+from keras_filterprune.cost import (
+    Budget,
+    CostModel,
+    CountBudget,
+    LatencyBudget,
+    LatencyTable,
+    PaddedMacs,
+    SizedOperators,
+    as_budget,
+    as_tiles,
+)
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
@@ -113,7 +123,8 @@ def prune_model(
     task = Task(subject, wide, recipe, budget, options, data, seed, progress, original)
     outcome = _carried_out(task, compensator, finetune, verify)
     plan = task.plan(_name(method, task.recipe), outcome.kept)
-    return _result(graph, wide, plan, outcome, compensator, return_report, channel_multiple)
+    prices = budget.prices if isinstance(budget, LatencyBudget) else None
+    return _result(graph, wide, plan, outcome, compensator, return_report, channel_multiple, prices)
 
 
 def plan_pruning(
@@ -288,6 +299,7 @@ def _result(
     compensator: Compensator | None,
     return_report: bool,
     channel_multiple: int | str = 1,
+    prices: LatencyTable | PaddedMacs | None = None,
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
     """The smaller model, with a report if one is wanted; `graph` is that of the model that was cut."""
     model = outcome.model
@@ -297,24 +309,38 @@ def _result(
         return model
     before, cost = CostModel(original), CostModel(graph)
     keep = np.array([len(outcome.kept[g.name]) for g in graph.groups], int)
-    after = cost.per_layer(keep)
+    after, operators = cost.per_layer(keep), SizedOperators.of(graph, keep)
     channels = {name: (c["channels"], len(c["kept"])) for name, c in kept_channels(graph, outcome.kept).items()}
     if isinstance(compensator, Adapters):
         final = CostModel(merged := analyze(model))
-        after = final.per_layer(final.sizes)
+        after, operators = final.per_layer(final.sizes), SizedOperators.of(merged, final.sizes)
         wide, narrow = (kept_channels(g, {}) for g in (original, merged))
         channels = {n: (wide.get(n, {"channels": 0})["channels"], c["channels"]) for n, c in narrow.items()}
         costs = (("macs", before.macs, final.macs), ("params", before.params, final.params))
         plan = replace(plan, cost={kind: [b(before.sizes), f(final.sizes)] for kind, b, f in costs})
     full = before.per_layer(before.sizes)
-    rows = []
+    rows, pinned = [], _pinned(graph, plan)
     for layer, (macs, params) in after.items():
         macs_before, params_before = full.get(layer, (0, 0))
-        rows.append(LayerRow(layer, *channels.get(layer, (0, 0)), macs_before, macs, params_before, params))
+        spent = macs_before, macs, params_before, params
+        rows.append(LayerRow(layer, *channels.get(layer, (0, 0)), *spent, pinned.get(layer, "")))
     cut = {g.name for g in graph.groups if len(outcome.kept[g.name]) < g.size}
     approximate = {g.name: list(g.approximate) for g in graph.groups if g.approximate and g.name in cut}
     notes = _notes(graph, outcome) + _fit(channel_multiple, rows)
-    return model, PruneReport(plan, tuple(rows), approximate, outcome.difference, outcome.compensation, notes)
+    proof = approximate, outcome.difference, outcome.compensation
+    both = SizedOperators.of(original, before.sizes), operators
+    return model, PruneReport(plan, tuple(rows), *proof, notes, channel_multiple, both, prices)
+
+
+def _pinned(graph: ChannelGraph, plan: PruningPlan) -> dict[str, str]:
+    """{layer: why filters of it stay}; a group that was not to shrink keeps those of all layers that make it."""
+    own = [pin._asdict() for pin in graph.pinned]
+    reasons: dict[str, list[str]] = {}
+    for pin in plan.pinned:
+        group = None if pin in own else graph.by_name.get(pin["layer"])
+        for layer in group.producers if group else (pin["layer"],):
+            reasons.setdefault(layer, []).append(pin["reason"])
+    return {layer: "; ".join(dict.fromkeys(why)) for layer, why in reasons.items()}
 
 
 def _notes(graph: ChannelGraph, outcome: Outcome) -> list[str]:

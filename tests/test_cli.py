@@ -46,7 +46,8 @@ def test_scan_shows_groups_pins_and_costs(folder, capsys):
 def test_prune_writes_a_smaller_model_and_its_plan(folder, capsys):
     before = (folder / "model.keras").read_bytes()
     words = ["prune", folder / "model.keras", "-o", folder / "small.keras", "--method", "l1", "--keep-macs", "0.6"]
-    assert main([*map(str, words), "--plan", str(folder / "plan.json"), "--json"]) == 0
+    words += ["--plan", folder / "plan.json", "--report", folder / "report.md", "--json"]
+    assert main([*map(str, words)]) == 0
     report = json.loads(capsys.readouterr().out)
     macs, after = report["plan"]["cost"]["macs"]
     assert 0.5 * macs < after <= 0.6 * macs
@@ -54,7 +55,8 @@ def test_prune_writes_a_smaller_model_and_its_plan(folder, capsys):
     assert small.count_params() == report["plan"]["cost"]["params"][1]
     assert json.loads((folder / "plan.json").read_text()) == report["plan"]
     assert (folder / "model.keras").read_bytes() == before
-    assert sorted(p.name for p in folder.iterdir()) == ["model.keras", "plan.json", "small.keras"]
+    assert sorted(p.name for p in folder.iterdir()) == ["model.keras", "plan.json", "report.md", "small.keras"]
+    assert f"{after:,}" in (folder / "report.md").read_text()
 
 
 def test_existing_output_is_kept_unless_overwrite(folder, capsys):
@@ -64,6 +66,10 @@ def test_existing_output_is_kept_unless_overwrite(folder, capsys):
     assert (folder / "small.keras").read_text() == "mine"
     assert main([*map(str, words), "--overwrite"]) == 0
     assert keras.models.load_model(folder / "small.keras").count_params() > 0
+    (folder / "report.html").write_text("mine")
+    words = ["prune", folder / "model.keras", "-o", folder / "other.keras", "--report", folder / "report.html"]
+    assert "already exists and is kept" in refused(capsys, *words)
+    assert not (folder / "other.keras").exists()
 
 
 @pytest.mark.parametrize(
@@ -75,6 +81,7 @@ def test_existing_output_is_kept_unless_overwrite(folder, capsys):
         (["--exclude", "stemm"], "no layer matches 'stemm'. Did you mean 'stem"),
         (["--method", "cap"], "needs calibration inputs: pass data="),
         (["--data", "nowhere.npy"], "cannot read calibration inputs from nowhere.npy"),
+        (["--report", "report.pdf"], "expected a name that ends in .html or .md. Received: report.pdf"),
         (["--min-filters", "0"], "min_filters is a positive integer. Received: min_filters=0"),
     ],
 )
@@ -128,4 +135,5 @@ def test_demo_does_the_whole_job(tmp_path, capsys):
         model = keras.models.load_model(tmp_path / "demo" / f"{name}.keras")
         assert model.count_params() == rows[name]["params"]
     names = {p.name for p in (tmp_path / "demo").iterdir()}
-    assert {"plan.json", "report.json", "dense.tflite", "pruned.tflite", "fine-tuned.tflite", "int8.tflite"} <= names
+    files = {f"{name}.tflite" for name in ("dense", "pruned", "fine-tuned", "int8")}
+    assert {"plan.json", "report.json", "report.html", *files} <= names

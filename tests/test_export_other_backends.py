@@ -4,7 +4,6 @@ import os
 import sys
 
 import keras
-import numpy as np
 import pytest
 from other_backends import on_other_backends, run_on
 
@@ -92,7 +91,7 @@ def test_a_layer_that_the_other_process_cannot_find(tmp_path, scaling, capfd):
     capfd.readouterr()
     sentence = r"cannot load model 'mine' on TensorFlow: .*Could not locate class 'Forgotten'.* into a module that can"
     with pytest.raises(ExportError, match=sentence) as caught:
-        convert_elsewhere(model, tmp_path / "work", "float32", {"input_0": np.zeros((1, 3), "float32")})
+        convert_elsewhere(model, tmp_path / "work", "float32")
     assert len(str(caught.value)) < 1000
     assert capfd.readouterr() == ("", "")
 
@@ -110,13 +109,13 @@ def test_a_model_that_cannot_be_saved(tmp_path):
     with pytest.raises(
         ExportError, match=r"'mine' cannot be saved as .keras.*NotImplementedError.*implement `get_config\(\)`\.$"
     ):
-        convert_elsewhere(with_layer(Power(lambda x: x**2)), tmp_path / "work", "float32", {})
+        convert_elsewhere(with_layer(Power(lambda x: x**2)), tmp_path / "work", "float32")
 
 
 def test_a_process_that_ends_without_an_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(ExportError, match="converts model 'mine' ended with exit code 1: it wrote no message"):
-        convert_elsewhere(with_layer(keras.layers.ReLU()), tmp_path / "work", "float32", {})
+        convert_elsewhere(with_layer(keras.layers.ReLU()), tmp_path / "work", "float32")
 
 
 def test_missing_tensorflow_names_the_extra(tmp_path, monkeypatch):

@@ -173,7 +173,7 @@ def as_float(values, detail):
 
 def computed(operator):
     """(expected output, LiteRT's output, step of its quantization or 0, names of what ran it)."""
-    interpreter = Runner(str(operator), content=operator_model(operator))._interpreter
+    interpreter = Runner(str(operator), content=operator_model(operator)).runtime.interpreter
     (node, *delegates) = interpreter._get_ops_details()
     assert node["op_name"] == operator.kind
     details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
@@ -218,7 +218,7 @@ def test_int8_computes_the_same_to_one_step(case):
 @pytest.mark.parametrize("kind", ["ADD", "MUL"])
 def test_the_second_input_is_the_one_described(kind):
     for second, shape, count in ((None, [1, 4, 5, 8], 2), ("gate", [1, 1, 1, 8], 2), ("constant", [8], 1)):
-        interpreter = Runner(kind, content=operator_model(Operator(kind, 8, (4, 5), second=second)))._interpreter
+        interpreter = Runner(kind, content=operator_model(Operator(kind, 8, (4, 5), second=second))).runtime.interpreter
         assert interpreter.get_tensor_details()[1]["shape"].tolist() == shape
         assert [detail["index"] for detail in interpreter.get_input_details()] == [0, 1][:count]
 
@@ -227,7 +227,7 @@ def test_int8_weights_have_a_scale_per_channel():
     for kind, axis in (("CONV_2D", 0), ("DEPTHWISE_CONV_2D", 3), ("TRANSPOSE_CONV", 0), ("FULLY_CONNECTED", 0)):
         size = () if kind == "FULLY_CONNECTED" else (4, 4)
         content = operator_model(Operator(kind, 6, size, data_type="int8"))
-        details = Runner(kind, content=content)._interpreter.get_tensor_details()
+        details = Runner(kind, content=content).runtime.interpreter.get_tensor_details()
         (weights,) = [detail["quantization_parameters"] for detail in details if len(detail["shape"]) in (2, 4)
                       and len(detail["quantization_parameters"]["scales"]) > 1]  # fmt: skip
         assert len(set(weights["scales"])) == 6
@@ -389,7 +389,7 @@ def test_bad_settings(arguments, sentence):
 
 def test_without_litert_there_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.schema_py_generated", None)
-    with pytest.raises(BenchError, match=r"ai-edge-litert cannot be imported \(.*\): pip install ai-edge-litert"):
+    with pytest.raises(BenchError, match=r"ai-edge-litert cannot be imported \(.*\): pip install -U ai-edge-litert"):
         time_operators(CASES[:1])
 
 

@@ -5,9 +5,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tflite_bench.report import BenchReport, ModelTiming, machine_info
+from tflite_bench.cold import Cold, measure_cold
+from tflite_bench.errors import BenchError
+from tflite_bench.pinning import choose_cores, pinned
+from tflite_bench.report import BenchReport, LoadWatch, ModelTiming
 from tflite_bench.rounds import progress_bar, run_interleaved
-from tflite_bench.runner import BenchError, Block, Runner
+from tflite_bench.runner import Block, Runner
+
+# Share of its time for which a thread that never waits has the CPU; below, others had it.
+_BUSY = 0.9
 
 
 def benchmark(
@@ -17,6 +23,9 @@ def benchmark(
     runs: int = 100,
     warmup: int = 10,
     rounds: int = 5,
+    runtime: str = "interpreter",
+    pin: bool = True,
+    cold: bool = True,
     progress: bool = False,
 ) -> BenchReport:
     """Time `.tflite` files against each other on this computer.
@@ -26,10 +35,14 @@ def benchmark(
 
     Args:
         paths: The files; ratios are relative to the first one. A file listed twice shows the noise.
-        threads: Threads of the LiteRT interpreter.
+        threads: Threads LiteRT computes with.
         runs: Timed runs of each file, in all.
         warmup: Untimed runs of each file before the first round. Later blocks begin with one.
         rounds: Number of rounds, at most `runs`.
+        runtime: "interpreter", or "compiled" for LiteRT's `CompiledModel` on the CPU; both compute with XNNPACK.
+        pin: Keep each thread on a core of its own, the idlest ones. Where this is impossible, a note says so. False
+            leaves the threads to the system, which may put two on one core.
+        cold: Also measure load time and peak memory, with a fresh process for each file (a third of a second).
         progress: Show a progress bar on stderr.
 
     Returns:
@@ -45,40 +58,62 @@ def benchmark(
     """
     if isinstance(paths, (str, os.PathLike)) or not paths:
         raise BenchError(f"paths must be a list of at least one .tflite file, got {paths!r}")
-    for name, value, smallest in (("threads", threads, 1), ("runs", runs, 1), ("warmup", warmup, 0)):
-        if value < smallest:
-            raise BenchError(f"{name} must be at least {smallest}, got {name}={value}")
-    if not 1 <= rounds <= runs:
-        raise BenchError(f"rounds must be between 1 and runs={runs}, got rounds={rounds}")
-    # The first load of a process also initialises LiteRT; it would be charged to the first file.
-    Runner(paths[0], threads)
-    runners = [Runner(path, threads) for path in paths]
-    machine = machine_info()
-    with progress_bar(rounds * len(runners), progress) as advance:
+    check_settings(threads=(threads, 1), runs=(runs, 1), warmup=(warmup, 0))
+    check_rounds(rounds, runs)
+    watch = LoadWatch()
+    runners = [Runner(path, threads, runtime=runtime) for path in paths]
+    colds = [measure_cold(runner.path, threads, runtime) if cold else None for runner in runners]
+    cores, note = choose_cores(threads) if pin else ([], None)
+    with (
+        pinned(cores, [runner.worker_ids for runner in runners]),
+        progress_bar(rounds * len(runners), progress) as advance,
+    ):
         blocks = run_interleaved(runners, [runs] * len(runners), warmup, rounds, advance)
-    baseline = _block_medians(blocks[0])
+    models = tuple(
+        _summarise(runner, threads, own, block_medians(own) / block_medians(blocks[0]), first_use)
+        for runner, own, first_use in zip(runners, blocks, colds, strict=True)
+    )
+    notes = [note] if note else []
+    share = min(model.cpu_wall for model in models)
+    if share < _BUSY:
+        notes.append(f"the computer was busy, a file had the CPU for {share:.0%} of its time: trust the minimum only")
     return BenchReport(
-        machine=machine,
-        settings={"threads": threads, "runs": runs, "warmup": warmup, "rounds": rounds},
-        models=tuple(
-            _summarise(runner, threads, own, _block_medians(own) / baseline)
-            for runner, own in zip(runners, blocks, strict=True)
-        ),
+        machine=watch.machine(),
+        settings={"threads": threads, "runs": runs, "warmup": warmup, "rounds": rounds}
+        | {"runtime": runtime, "cores": cores or None},
+        models=models,
+        notes=tuple(notes),
     )
 
 
-def _block_medians(blocks: Sequence[Block]) -> np.ndarray:
+def check_settings(**settings: tuple[int, int]) -> None:
+    """Raise `BenchError` for the first setting, {name: (value, smallest value)}, that is out of range."""
+    for name, (value, smallest) in settings.items():
+        if value < smallest:
+            raise BenchError(f"{name} must be at least {smallest}, got {name}={value}")
+
+
+def check_rounds(rounds: int, runs: int, fewest: int = 1) -> None:
+    """Raise `BenchError` unless there are enough rounds and each has a run."""
+    if not fewest <= rounds <= runs:
+        raise BenchError(f"rounds must be between {fewest} and runs={runs}, got rounds={rounds}")
+
+
+def block_medians(blocks: Sequence[Block]) -> np.ndarray:
+    """Median run of each block in ms."""
     return np.array([np.median(block.run_ms) for block in blocks])
 
 
-def _summarise(runner: Runner, threads: int, blocks: Sequence[Block], ratios: np.ndarray) -> ModelTiming:
+def _summarise(
+    runner: Runner, threads: int, blocks: Sequence[Block], ratios: np.ndarray, first_use: Cold | None
+) -> ModelTiming:
     run_ms = np.concatenate([block.run_ms for block in blocks])
-    p50, p90 = np.percentile(run_ms, [50, 90])
+    p10, p50, p90 = np.percentile(run_ms, [10, 50, 90])
     return ModelTiming(
         path=os.fspath(runner.path),
         bytes=runner.bytes,
         threads=threads,
-        load_ms=runner.load_ms,
+        load_ms=first_use.load_ms if first_use else None,
         p50_ms=float(p50),
         p90_ms=float(p90),
         min_ms=float(run_ms.min()),
@@ -88,4 +123,6 @@ def _summarise(runner: Runner, threads: int, blocks: Sequence[Block], ratios: np
         ratio_to_first=float(np.median(ratios)),
         ratio_low=float(ratios.min()),
         ratio_high=float(ratios.max()),
+        p10_ms=float(p10),
+        peak_rss_kb=first_use.peak_rss_kb if first_use else None,
     )

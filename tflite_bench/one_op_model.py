@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tflite_bench.operators import Operator
-from tflite_bench.runner import litert_module
+from tflite_bench.runtimes import litert_module
 
 _SEED = 0
 # int8 tensors: a range of about -6 to 6, in which random inputs give outputs that are not all clipped.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
-from tflite_bench.runner import BenchError
+from tflite_bench.errors import BenchError
 
 _WINDOW = ("kernel", "strides", "padding", "activation")
 _ELEMENTWISE = "RELU RELU6 LOGISTIC TANH HARD_SWISH LEAKY_RELU ELU GELU SOFTMAX".split()

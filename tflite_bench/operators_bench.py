@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from tflite_bench.errors import BenchError
 from tflite_bench.one_op_model import operator_model
 from tflite_bench.operators import Operator
 from tflite_bench.operators_report import OperatorReport, OperatorTiming
 from tflite_bench.report import machine_info
 from tflite_bench.rounds import progress_bar, run_interleaved
-from tflite_bench.runner import BenchError, Runner
+from tflite_bench.runner import Runner
 
 # Operators loaded at a time: each holds its tensors and a packed copy of its weights.
 _CHUNK = 64

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tflite_bench.errors import BenchError
 from tflite_bench.operators import Operator
-from tflite_bench.report import write_json
-from tflite_bench.runner import BenchError
+from tflite_bench.report import JsonResult
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class OperatorTiming:
 
 
 @dataclass(frozen=True)
-class OperatorReport:
+class OperatorReport(JsonResult):
     """The result of `time_operators`.
 
     Args:
@@ -60,17 +60,6 @@ class OperatorReport:
                 {**asdict(timing.operator), "us": timing.us, "p50_us": timing.p50_us} for timing in self.operators
             ],
         }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON; an existing file is replaced only by a complete one.
-
-        Args:
-            path: The file to write.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "OperatorReport":

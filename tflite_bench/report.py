@@ -4,6 +4,9 @@ import json
 import os
 import platform
 import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +23,8 @@ class ModelTiming:
     Args:
         path: The file as it was given.
         bytes: Its size in bytes.
-        threads: Threads of the interpreter.
-        load_ms: Time in ms to open the file and prepare it, once, in a process that is already warm.
+        threads: Threads LiteRT computes with.
+        load_ms: Time in ms to open the file and prepare it, once, in a fresh process.
         p50_ms: Median run in ms.
         p90_ms: 90th percentile in ms.
         min_ms: Fastest run in ms, the figure least disturbed by other programs.
@@ -31,76 +34,39 @@ class ModelTiming:
         ratio_to_first: Median over the rounds of this file's median run over the first file's; below 1 is faster.
         ratio_low: Smallest of those per-round ratios.
         ratio_high: Largest of them.
+        p10_ms: 10th percentile in ms.
+        peak_rss_kb: Peak memory in kB (1024 bytes) of a fresh process that loads and runs the file, less what it
+            held when LiteRT was imported.
+
+    A figure that was not measured, or that a device does not give, is None.
     """
 
     path: str
     bytes: int
     threads: int
-    load_ms: float
-    p50_ms: float
-    p90_ms: float
-    min_ms: float
-    mean_ms: float
-    runs: int
-    cpu_wall: float
-    ratio_to_first: float
-    ratio_low: float
-    ratio_high: float
+    load_ms: float | None
+    p50_ms: float | None
+    p90_ms: float | None
+    min_ms: float | None
+    mean_ms: float | None
+    runs: int | None
+    cpu_wall: float | None
+    ratio_to_first: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    p10_ms: float | None = None
+    peak_rss_kb: int | None = None
 
 
-@dataclass(frozen=True)
-class BenchReport:
-    """The result of `benchmark`.
+class JsonResult(ABC):
+    """A result that can be written as JSON."""
 
-    Args:
-        machine: Processor, load average and versions.
-        settings: Threads, runs, warm-up runs and rounds.
-        models: One entry per file, in the given order.
-    """
-
-    machine: dict[str, Any]
-    settings: dict[str, int]
-    models: tuple[ModelTiming, ...]
-
-    def table(self) -> Table:
-        """Lay the timings out for a terminal.
-
-        Returns:
-            A `rich` table, one row per file; the mean stands in `to_dict` only.
-        """
-        title = (
-            f"{self.machine['cpu']}, {self.settings['threads']} thread(s), {self.settings['runs']} runs, times in ms"
-        )
-        table = Table(title=title, box=box.SIMPLE, padding=0, pad_edge=False)
-        table.add_column("file", overflow="fold", min_width=13)
-        for column in ("kB", "load", "min", "p50", "p90", "cpu / wall", "x first", "range"):
-            table.add_column(column, justify="right")
-        for model in self.models:
-            table.add_row(
-                Path(model.path).name,
-                f"{model.bytes / 1e3:.1f}",
-                *(f"{value:.3f}" for value in (model.load_ms, model.min_ms, model.p50_ms, model.p90_ms)),
-                f"{model.cpu_wall:.2f}",
-                f"{model.ratio_to_first:.3f}",
-                f"{model.ratio_low:.2f}-{model.ratio_high:.2f}",
-            )
-        return table
-
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values.
-
-        Returns:
-            `{"format": 1, "machine": {...}, "settings": {...}, "models": [{...}]}`, units in the names.
-        """
-        return {
-            "format": 1,
-            "machine": dict(self.machine),
-            "settings": dict(self.settings),
-            "models": [asdict(model) for model in self.models],
-        }
+        """Return the result as JSON-ready values."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON; an existing file is replaced only by a complete one.
+        """Write the result as JSON; an existing file is replaced only by a complete one.
 
         Args:
             path: The file to write.
@@ -109,6 +75,105 @@ class BenchReport:
             OSError: The file cannot be written.
         """
         write_json(path, self.to_dict())
+
+
+@dataclass(frozen=True)
+class BenchReport(JsonResult):
+    """The result of `benchmark`.
+
+    Args:
+        machine: Processor, versions and how busy it was, before and after.
+        settings: Threads, runs, warm-up runs, rounds, runtime and cores.
+        models: One entry per file, in the given order.
+        notes: What a reader of the figures must know, one sentence each.
+    """
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    models: tuple[ModelTiming, ...]
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        """Lay the timings out for a terminal.
+
+        Returns:
+            A `rich` table, one row per file, the notes below it; "-" for what was not measured. The mean and the
+            10th percentile stand in `to_dict` only.
+        """
+        title = (
+            f"{self.machine['cpu']}, {self.settings['threads']} thread(s), {self.settings['runs']} runs, times in ms"
+        )
+        caption = "\n".join(f"- {note}" for note in self.notes) or None
+        table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE, padding=0, pad_edge=False)
+        table.add_column("file", overflow="fold", min_width=13)
+        for column in ("kB", "peak\nMB", "load", "min", "p50", "p90", "cpu/\nwall", "x\nfirst", "range"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for model in self.models:
+            peak_mb = None if model.peak_rss_kb is None else model.peak_rss_kb / 1024
+            spread = [_cell(ratio, 2) for ratio in (model.ratio_low, model.ratio_high) if ratio is not None]
+            table.add_row(
+                Path(model.path).name,
+                f"{model.bytes / 1e3:.1f}",
+                _cell(peak_mb, 1),
+                _cell(model.load_ms, 1),
+                *(_cell(value, 3) for value in (model.min_ms, model.p50_ms, model.p90_ms)),
+                _cell(model.cpu_wall, 2),
+                _cell(model.ratio_to_first, 3),
+                "-".join(spread) or "-",
+            )
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values.
+
+        Returns:
+            `{"format": 1, "machine": {...}, "settings": {...}, "models": [{...}], "notes": [...]}`, units in the names.
+        """
+        return {
+            "format": 1,
+            "machine": dict(self.machine),
+            "settings": dict(self.settings),
+            "models": [asdict(model) for model in self.models],
+            "notes": list(self.notes),
+        }
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the latencies; an existing file is replaced only by a complete one. Needs matplotlib.
+
+        Args:
+            path: The image to write, as `.png`, `.svg` or `.pdf`.
+
+        Raises:
+            BenchError: matplotlib does not write such files, or is not installed.
+            OSError: The file cannot be written.
+        """
+        from tflite_bench.plot import draw
+
+        draw(self, path)
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a draft path of the same name next to `path`; on success the draft takes its place.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        The draft's path.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        draft = Path(folder, path.name)
+        yield draft
+        os.replace(draft, path)
 
 
 def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
@@ -121,11 +186,8 @@ def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    path = Path(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        draft = Path(folder, path.name)
+    with replacing(path) as draft:
         draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(draft, path)
 
 
 def machine_info() -> dict[str, Any]:
@@ -142,6 +204,39 @@ def machine_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "litert": version("ai-edge-litert"),
     }
+
+
+class LoadWatch:
+    """How busy this computer was, from the making of this object to the question."""
+
+    def __init__(self):
+        self._machine, self._ticks = machine_info(), _cpu_ticks()
+
+    def machine(self) -> dict[str, Any]:
+        """Describe this computer and how busy it was.
+
+        Returns:
+            `machine_info` of the beginning, load_average_1min_end, and steal_percent: the part of the cores' time
+            that a virtual machine's host withheld (None where the system does not count it).
+        """
+        ticks = _cpu_ticks()
+        if ticks is None or self._ticks is None:
+            steal_percent = None
+        else:
+            stolen, passed = (end - start for start, end in zip(self._ticks, ticks, strict=True))
+            steal_percent = 100 * stolen / max(passed, 1)
+        load = machine_info()["load_average_1min"]
+        return self._machine | {"load_average_1min_end": load, "steal_percent": steal_percent}
+
+
+def _cpu_ticks() -> tuple[int, int] | None:
+    # Withheld, and all; summed over the cores.
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return None
+    fields = [int(field) for field in stat.read_text(encoding="ascii").splitlines()[0].split()[1:]]
+    # The last two, time for guests, are counted in the first two already.
+    return fields[7], sum(fields[:8])
 
 
 def _cpu_model() -> str:

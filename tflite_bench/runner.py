@@ -1,36 +1,17 @@
 """One loaded `.tflite` file that can be timed."""
 
-import importlib
 import os
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 
-
-class BenchError(ValueError):
-    """A file cannot be benchmarked or a setting makes no sense."""
-
-
-def litert_module(name: str) -> ModuleType:
-    """Import a module of ai-edge-litert, which is there only with the extra `tflite`.
-
-    Args:
-        name: The module's name inside `ai_edge_litert`.
-
-    Returns:
-        The module.
-
-    Raises:
-        BenchError: ai-edge-litert is not installed.
-    """
-    try:
-        return importlib.import_module(f"ai_edge_litert.{name}")
-    except ImportError as error:
-        raise BenchError(f"ai-edge-litert cannot be imported ({error}): pip install ai-edge-litert") from error
+from tflite_bench.errors import BenchError
+from tflite_bench.pinning import task_ids
+from tflite_bench.runtimes import RUNTIMES, Input, load_runtime, quiet_litert
 
 
 @dataclass(frozen=True)
@@ -49,45 +30,52 @@ class Block:
 
 
 class Runner:
-    """A LiteRT interpreter (XNNPACK on) with its inputs filled in.
+    """A file loaded by LiteRT (XNNPACK on) with its inputs filled in, run once.
 
     Args:
         path: A `.tflite` file.
-        threads: Threads of the interpreter.
+        threads: Threads LiteRT computes with.
         seed: Seed of the random inputs.
+        runtime: "interpreter" or "compiled" (LiteRT's `CompiledModel` on the CPU).
         content: Content of a `.tflite` file that is not on disk; `path` then is only its name in messages.
 
     Raises:
-        BenchError: The file is missing, damaged or needs operators that LiteRT does not have; or
-            ai-edge-litert is not installed.
+        BenchError: The file is missing, damaged, needs operators that LiteRT does not have or inputs that are no
+            numbers, or fails on random inputs; there is no such runtime; or ai-edge-litert is not installed.
 
     Example:
         >>> float(Runner("model.tflite").time(10).run_ms.min())
         0.54
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 1, seed: int = 0, *, content: bytes | None = None):
-        interpreter_class = litert_module("interpreter").Interpreter
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threads: int = 1,
+        seed: int = 0,
+        *,
+        runtime: str = "interpreter",
+        content: bytes | None = None,
+    ):
+        if runtime not in RUNTIMES:
+            raise BenchError(f"runtime must be one of {', '.join(RUNTIMES)}, got runtime={runtime!r}")
         self.path = Path(path)
-        if content is not None:
-            source, self.bytes = {"model_content": content}, len(content)
-        elif self.path.is_file():
-            source, self.bytes = {"model_path": os.fspath(self.path)}, self.path.stat().st_size
-        else:
+        if content is None and not self.path.is_file():
             raise BenchError(f"{self.path}: no such file, expected a .tflite file")
-        generator = np.random.default_rng(seed)
-        start = time.perf_counter()
-        try:
-            self._interpreter = interpreter_class(**source, num_threads=threads)
-            self._fix_dynamic_shapes()
-            self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            message = " ".join(str(error).split())
-            raise BenchError(f"{self.path}: LiteRT cannot load this file ({message})") from error
-        self.load_ms = (time.perf_counter() - start) * 1e3
-        for detail in self._interpreter.get_input_details():
-            values = _random_values(self.path, detail, generator)
-            self._interpreter.set_tensor(detail["index"], values)
+        self.bytes = self.path.stat().st_size if content is None else len(content)
+        source = os.fspath(self.path) if content is None else content
+        before = task_ids()
+        with quiet_litert():
+            with self._errors("load this file"):
+                if runtime != "interpreter":
+                    # It says what is wrong with a file; a CompiledModel of a damaged one ends the process.
+                    random_inputs(self.path, load_runtime("interpreter", source, 1).inputs(), seed)
+                self.runtime = load_runtime(runtime, source, threads)
+            for index, values in enumerate(random_inputs(self.path, self.runtime.inputs(), seed)):
+                self.runtime.fill(index, values)
+            # Also what is prepared, or starts its threads, only now.
+            self.warm_up(1)
+        self.worker_ids = sorted(task_ids() - before)
 
     def warm_up(self, runs: int) -> None:
         """Run without timing.
@@ -98,12 +86,9 @@ class Runner:
         Raises:
             BenchError: The model fails while it runs.
         """
-        try:
+        with self._errors("run this file on random inputs"):
             for _ in range(runs):
-                self._interpreter.invoke()
-        except (ValueError, RuntimeError) as error:
-            message = " ".join(str(error).split())
-            raise BenchError(f"{self.path}: LiteRT cannot run this file on random inputs ({message})") from error
+                self.runtime.run()
 
     def time(self, runs: int) -> Block:
         """Time consecutive runs.
@@ -114,25 +99,48 @@ class Runner:
         Returns:
             The times.
         """
-        invoke, clock = self._interpreter.invoke, time.perf_counter_ns
+        run, clock = self.runtime.run, time.perf_counter_ns
         stamps = np.empty(runs + 1, np.int64)
         cpu = time.process_time()
         stamps[0] = clock()
         for index in range(1, runs + 1):
-            invoke()
+            run()
             stamps[index] = clock()
         cpu = time.process_time() - cpu
         return Block(np.diff(stamps) / 1e6, wall_s=float(stamps[-1] - stamps[0]) / 1e9, cpu_s=cpu)
 
-    def _fix_dynamic_shapes(self) -> None:
-        for detail in self._interpreter.get_input_details():
-            if (detail["shape_signature"] < 0).any():
-                fixed = np.where(detail["shape_signature"] < 0, 1, detail["shape_signature"])
-                self._interpreter.resize_tensor_input(detail["index"], fixed)
+    @contextmanager
+    def _errors(self, task: str) -> Iterator[None]:
+        try:
+            yield
+        except BenchError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            message = " ".join(str(error).split())
+            raise BenchError(f"{self.path}: LiteRT cannot {task} ({message})") from error
 
 
-def _random_values(path: Path, detail: dict[str, Any], generator: np.random.Generator) -> np.ndarray:
-    dtype, shape = np.dtype(detail["dtype"]), detail["shape"]
+def random_inputs(path: Path, inputs: Sequence[Input], seed: int = 0) -> list[np.ndarray]:
+    """Draw values for the inputs of a file.
+
+    Args:
+        path: The file, for messages.
+        inputs: Name, dtype and shape of each input.
+        seed: Seed of the values.
+
+    Returns:
+        Normal values for floats, the whole range for bytes, 0 or 1 for wider integers and booleans.
+
+    Raises:
+        BenchError: An input takes no numbers.
+    """
+    generator = np.random.default_rng(seed)
+    return [_random_values(path, *described, generator) for described in inputs]
+
+
+def _random_values(
+    path: Path, name: str, dtype: np.dtype, shape: tuple[int, ...], generator: np.random.Generator
+) -> np.ndarray:
     if dtype.kind == "f":
         return generator.standard_normal(shape).astype(dtype)
     if dtype.kind in "iu" and dtype.itemsize == 1:
@@ -141,4 +149,4 @@ def _random_values(path: Path, detail: dict[str, Any], generator: np.random.Gene
     if dtype.kind in "iub":
         # Wide integers are mostly indices; 0 and 1 are valid in any table of two rows.
         return generator.integers(0, 2, shape).astype(dtype)
-    raise BenchError(f"{path}: input {detail['name']!r} has dtype {dtype}, expected a number type")
+    raise BenchError(f"{path}: input {name!r} has dtype {dtype}, expected a number type")

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from keras_filterprune import errors
 from keras_filterprune.errors import ExportError, FilterPruneError
@@ -18,7 +17,7 @@ from keras_filterprune.export.signature import input_ports
 _SERVE = "from keras_filterprune.export.other_backends import serve; serve()"
 
 
-def convert_elsewhere(model: keras.Model, folder: Path, mode: str, samples: dict[str, np.ndarray]) -> bytes:
+def convert_elsewhere(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool = False) -> bytes:
     """Convert a model in a new process that runs Keras on TensorFlow.
 
     The model travels as a `.keras` file. The process has this one's import path and imports the modules of registered
@@ -28,7 +27,7 @@ def convert_elsewhere(model: keras.Model, folder: Path, mode: str, samples: dict
         model: The model, on any backend; it is not modified.
         folder: Where to write the intermediate files.
         mode: As in `convert`.
-        samples: As in `convert`.
+        dynamic_batch: As in `convert`.
 
     Returns:
         The content of the `.tflite` file.
@@ -40,8 +39,8 @@ def convert_elsewhere(model: keras.Model, folder: Path, mode: str, samples: dict
     """
     folder.mkdir()
     _save(model, folder / "model.keras")
-    np.savez(folder / "samples.npz", **samples)
-    request = {"name": model.name, "mode": mode, "modules": _modules_of_custom_objects(model)}
+    request = {"name": model.name, "modules": _modules_of_custom_objects(model)}
+    request |= {"mode": mode, "dynamic_batch": dynamic_batch}
     (folder / "request.json").write_text(json.dumps(request))
     # The converter needs no GPU, and this process may hold all memory of them.
     settings = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
@@ -84,11 +83,10 @@ def serve() -> None:
 
 def _convert(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
-    with np.load(folder / "samples.npz") as stored:
-        samples = dict(stored)
     with quiet():
         model = _load(folder / "model.keras", request["name"], request["modules"])
-        content = convert(model, input_ports(model), folder / "saved_model", request["mode"], samples)
+        settings = {"mode": request["mode"], "dynamic_batch": request["dynamic_batch"]}
+        content = convert(model, input_ports(model), folder / "saved_model", **settings)
     (folder / "model.tflite").write_bytes(content)
 
 

@@ -1,6 +1,7 @@
-"""Does the file compute what the Keras model computes, and with which operators?"""
+"""Does the file compute what the Keras model computes?"""
 
-from collections import Counter
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import ExportError
+from keras_filterprune.export.runtime import SignatureRunner
 from keras_filterprune.export.signature import InputPort, input_structure, output_keys
 
 
@@ -17,18 +19,23 @@ class Parity:
 
     Args:
         max_abs_difference: Largest absolute difference over all outputs.
-        max_relative_difference: The same per output, divided by that output's largest magnitude.
-        top1_agreement: Share of the samples with the same highest class; None unless the model has one output
+        relative_difference: Root mean square of an output's differences over that of the output; the largest of all
+            outputs.
+        top1_agreement: Share of the samples with the same highest class, 0 to 1; None unless the model has one output
             of shape (batch, classes).
     """
 
     max_abs_difference: float
-    max_relative_difference: float
+    relative_difference: float
     top1_agreement: float | None
 
 
 def measure_parity(
-    model: keras.Model, content: bytes, ports: tuple[InputPort, ...], samples: dict[str, np.ndarray]
+    model: keras.Model,
+    content: bytes,
+    ports: tuple[InputPort, ...],
+    samples: dict[str, np.ndarray],
+    dynamic_batch: bool = False,
 ) -> Parity:
     """Run a converted model with LiteRT and with Keras on the same samples.
 
@@ -37,6 +44,7 @@ def measure_parity(
         content: The bytes of the `.tflite` file.
         ports: The model's inputs.
         samples: `{port.key: array of shape (samples, *port.shape)}`.
+        dynamic_batch: The file's batch size is open.
 
     Returns:
         The differences.
@@ -45,16 +53,17 @@ def measure_parity(
         ExportError: LiteRT refuses the file, its outputs have other names or shapes, or either side is not finite.
     """
     count = len(next(iter(samples.values())))
-    one_by_one = [{key: array[index : index + 1] for key, array in samples.items()} for index in range(count)]
-    actual = _run_litert(content, one_by_one)
+    one_by_one = _slices(samples, range(count + 1))
+    # An open batch size has to hold for a batch of one and for one of many.
+    actual = _run_litert(content, _slices(samples, sorted({0, 1, count})) if dynamic_batch else one_by_one)
     expected = _run_keras(model, ports, one_by_one)
     absolute, relative = 0.0, 0.0
     for key, reference in expected.items():
         if key not in actual or actual[key].shape != reference.shape:
             received = {name: output.shape for name, output in actual.items()}
             raise ExportError(
-                f"output {key!r} of model {model.name!r} has shape {reference.shape[1:]}, but the converted file has "
-                f"{received} for {count} samples. Give every layer a static output shape."
+                f"output {key!r} of model {model.name!r} has shape {reference.shape} for {count} samples, but the "
+                f"converted file has {received}. Give every layer a static output shape, with the batch as first axis."
             )
         for owner, output in (("the Keras model", reference), ("the converted file", actual[key])):
             if not np.isfinite(output).all():
@@ -62,44 +71,21 @@ def measure_parity(
                     f"{owner} computes NaN or infinite values in output {key!r} of model {model.name!r}; "
                     "check its weights, and pass calibration=real inputs if random ones are out of its range."
                 )
-        difference = float(np.abs(actual[key] - reference).max(initial=0.0))
-        scale = float(np.abs(reference).max(initial=0.0))
-        absolute = max(absolute, difference)
-        relative = max(relative, difference / (scale or 1.0))
+        difference = actual[key] - reference
+        absolute = max(absolute, float(np.abs(difference).max(initial=0.0)))
+        relative = max(relative, _root_mean_square(difference) / (_root_mean_square(reference) or 1.0))
     return Parity(absolute, relative, _top1_agreement(expected, actual))
 
 
-def count_operators(content: bytes) -> dict[str, int]:
-    """Count the operators of a `.tflite` file.
-
-    Args:
-        content: The bytes of the file.
-
-    Returns:
-        `{TFLite operator name: count}`, sorted by name.
-    """
-    from ai_edge_litert import schema_py_generated as schema
-
-    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
-    parsed = schema.Model.GetRootAs(content, 0)
-    counts: Counter[str] = Counter()
-    for subgraph in map(parsed.Subgraphs, range(parsed.SubgraphsLength())):
-        for operator in map(subgraph.Operators, range(subgraph.OperatorsLength())):
-            code = parsed.OperatorCodes(operator.OpcodeIndex())
-            # Codes below 127 stand in the old one-byte field, later ones only in the new field.
-            counts[names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]] += 1
-    return dict(sorted(counts.items()))
-
-
 def _run_litert(content: bytes, batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    from ai_edge_litert.interpreter import Interpreter
-
     try:
-        runner = Interpreter(model_content=content, num_threads=1).get_signature_runner()
-        outputs = [runner(**batch) for batch in batches]
+        run = SignatureRunner(model_content=content)
+        outputs = [run(batch) for batch in batches]
     except (ValueError, RuntimeError) as error:
         raise ExportError(f"LiteRT cannot run the converted file: {error}") from error
-    return {key: np.stack([np.asarray(output[key], np.float64) for output in outputs]) for key in outputs[0]}
+    return {
+        key: np.concatenate([np.atleast_1d(output[key]).astype(np.float64) for output in outputs]) for key in outputs[0]
+    }
 
 
 def _run_keras(
@@ -111,15 +97,22 @@ def _run_keras(
         inputs = keras.tree.pack_sequence_as(structure, [batch[port.key] for port in ports])
         outputs = model(inputs, training=False)
         for key, tensor in zip(output_keys(outputs), keras.tree.flatten(outputs), strict=True):
-            collected.setdefault(key, []).append(keras.ops.convert_to_numpy(tensor).astype(np.float64))
-    return {key: np.stack(arrays) for key, arrays in collected.items()}
+            collected.setdefault(key, []).append(np.atleast_1d(keras.ops.convert_to_numpy(tensor)).astype(np.float64))
+    return {key: np.concatenate(arrays) for key, arrays in collected.items()}
+
+
+def _slices(samples: dict[str, np.ndarray], borders: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    return [{key: array[start:end] for key, array in samples.items()} for start, end in itertools.pairwise(borders)]
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
 
 
 def _top1_agreement(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> float | None:
     if len(expected) != 1:
         return None
     (key, reference), *_ = expected.items()
-    # (samples, batch of 1, classes)
-    if reference.ndim != 3 or reference.shape[-1] < 2:
+    if reference.ndim != 2 or reference.shape[-1] < 2:
         return None
     return float(np.mean(reference.argmax(-1) == actual[key].argmax(-1)))

@@ -6,6 +6,8 @@ import os
 
 import numpy as np
 
+from keras_filterprune.export.runtime import SignatureRunner
+
 
 def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
     """Outputs of a single-input, single-output `.tflite` file, batch of one by batch of one.
@@ -17,9 +19,6 @@ def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
     Returns:
         Float array of shape (samples, *output shape).
     """
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(model_path=os.fspath(path), num_threads=1).get_signature_runner()
-    ((name, details),) = runner.get_input_details().items()
-    outputs = [next(iter(runner(**{name: sample[None].astype(details["dtype"])}).values())) for sample in x]
-    return np.concatenate(outputs)
+    run = SignatureRunner(model_path=os.fspath(path))
+    (name,) = run.inputs
+    return np.concatenate([next(iter(run({name: sample[None]}).values())) for sample in x])

@@ -60,11 +60,9 @@ def input_ports(model: keras.Model) -> tuple[InputPort, ...]:
 
     Raises:
         UnsupportedModelError: The model is subclassed or was never built.
-        ExportError: An input has an open dimension besides the batch or no numeric dtype, or a layer computes in
-            half precision.
+        ExportError: An input has an open dimension besides the batch, or no numeric dtype.
     """
     structure = input_structure(model)
-    _refuse_half_precision(model)
     paths, tensors = zip(*keras.tree.flatten_with_path(structure), strict=True)
     names = []
     for index, (path, tensor) in enumerate(zip(paths, tensors, strict=True)):
@@ -103,6 +101,20 @@ def output_keys(outputs: Any) -> list[str]:
     return _file_keys(["_".join(map(str, path)) or "0" for path in paths], "output")
 
 
+def output_layers(model: keras.Model) -> dict[str, str]:
+    """Name the layer that computes each output.
+
+    Args:
+        model: A built functional or Sequential model.
+
+    Returns:
+        `{the output's name in the file: name of the layer}`.
+    """
+    if isinstance(model, keras.Sequential):
+        return {output_keys(model.outputs[0])[0]: model.layers[-1].name}
+    return dict(zip(output_keys(model.output), model.output_names, strict=True))
+
+
 def _file_keys(names: Iterable[str], prefix: str) -> list[str]:
     """TensorFlow rewrites signature names that are no ASCII identifiers; doing it first keeps the names known."""
     keys: list[str] = []
@@ -113,18 +125,6 @@ def _file_keys(names: Iterable[str], prefix: str) -> list[str]:
             key += "_"
         keys.append(key)
     return keys
-
-
-def _refuse_half_precision(model: keras.Model) -> None:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            _refuse_half_precision(layer)
-        elif layer.compute_dtype in ("float16", "bfloat16"):
-            raise ExportError(
-                f"TFLite has no {layer.compute_dtype} arithmetic, but layer {layer.name!r} has "
-                f"dtype_policy={layer.dtype_policy.name!r}. Build the same model under "
-                "keras.config.set_dtype_policy('float32'), copy with set_weights(model.get_weights()) and export that."
-            )
 
 
 def _describe(model: Any) -> str:

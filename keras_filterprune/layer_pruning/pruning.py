@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import Budget, Cost, CostModel, CountBudget, LatencyBudget, as_budget
+from keras_filterprune.cost import Budget, Cost, CostModel, CountBudget, LatencyBudget, SizedOperators, as_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph
@@ -102,7 +102,11 @@ def prune_layers(
         for unit, score in zip(units, scores, strict=True)
     )
     cost = {k: (c(costs.sizes), _left(gone, c, costs)) for k, c in (("macs", costs.macs), ("params", costs.params))}
-    return small, LayerReport(graph.view.name, repr(importance), rows, unremovable, cost, kind, difference, notes)
+    whole = SizedOperators.of(graph, costs.sizes)
+    operators = whole, whole.without(layer for unit in gone for layer in unit.layers)
+    prices = budget.prices if isinstance(budget, LatencyBudget) else None
+    found = rows, unremovable, cost, kind, difference, notes, operators, prices
+    return small, LayerReport(graph.view.name, repr(importance), *found)
 
 
 def _checked(n_layers: Any, budget: Any) -> Budget | None:

@@ -6,3 +6,4 @@ from keras_filterprune.report.removed_layers import LayerReport as LayerReport
 from keras_filterprune.report.removed_layers import UnitRow as UnitRow
 from keras_filterprune.report.result import LayerRow as LayerRow
 from keras_filterprune.report.result import PruneReport as PruneReport
+from keras_filterprune.report.saving import check_report_path as check_report_path

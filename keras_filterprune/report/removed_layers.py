@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.table import Table
+
+from keras_filterprune.cost import LatencyTable, PaddedMacs, SizedOperators
+from keras_filterprune.report.document import Section
+from keras_filterprune.report.layer_sections import layer_closing, layer_sections
+from keras_filterprune.report.saving import SavedReport
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class UnitRow:
 
 
 @dataclass(frozen=True)
-class LayerReport:
+class LayerReport(SavedReport):
     """What was removed, what could have been, and what could not and why.
 
     Attributes:
@@ -42,6 +47,8 @@ class LayerReport:
         unit: of `UnitRow.cost`.
         verification: largest relative difference to the original without the units, None when `verify=False`.
         notes: everything else worth knowing.
+        operators: of the LiteRT files before and after, for predictions (None: not known).
+        prices: what a `LatencyBudget` was given, None for other budgets.
     """
 
     model: str
@@ -52,6 +59,8 @@ class LayerReport:
     unit: str
     verification: float | None
     notes: list[str] = field(default_factory=list)
+    operators: tuple[SizedOperators, SizedOperators] | None = field(default=None, repr=False, compare=False)
+    prices: LatencyTable | PaddedMacs | None = field(default=None, compare=False)
 
     @property
     def removed(self) -> list[str]:
@@ -60,7 +69,8 @@ class LayerReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        return asdict(self)
+        content = asdict(replace(self, operators=None, prices=None))
+        return {name: value for name, value in content.items() if name not in ("operators", "prices")}
 
     def summary(self) -> str:
         """What went, cost before and after, proof, notes."""
@@ -82,3 +92,13 @@ class LayerReport:
             cells = (str(len(row.layers)), f"{row.importance:.4g}", f"{row.cost:,}", gone)
             table.add_row(row.name, row.kind, *cells)
         return table
+
+    @property
+    def _title(self) -> str:
+        return f"{self.model}, layers removed by {self.criterion}"
+
+    def _sections(self, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+        return layer_sections(self, prices)
+
+    def _closing(self) -> list[Section]:
+        return layer_closing(self)

@@ -7,12 +7,16 @@ from typing import Any
 
 from rich.table import Table
 
+from keras_filterprune.cost import LatencyTable, PaddedMacs, SizedOperators
 from keras_filterprune.rebuild.plan import PruningPlan
+from keras_filterprune.report.document import Section
+from keras_filterprune.report.prune_sections import prune_closing, prune_sections
+from keras_filterprune.report.saving import SavedReport
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer before and after: channels, multiply-accumulates and parameters."""
+    """One layer before and after: channels, multiply-accumulates and parameters; `pinned` is why filters of it stay."""
 
     layer: str
     channels: int
@@ -21,10 +25,11 @@ class LayerRow:
     macs_after: int
     params: int
     params_after: int
+    pinned: str = ""
 
 
 @dataclass(frozen=True, eq=False)
-class PruneReport:
+class PruneReport(SavedReport):
     """What was removed, what was not and why, and how far the result is proven.
 
     Attributes:
@@ -35,6 +40,9 @@ class PruneReport:
         verification: largest relative difference to the masked original, None when `verify=False`.
         compensation: what the compensator did, in one sentence; "none" if nothing.
         notes: everything else worth knowing.
+        channel_multiple: as in `prune_model`.
+        operators: of the LiteRT files before and after, for predictions (None: not known).
+        prices: what a `LatencyBudget` was given, None for other budgets.
     """
 
     plan: PruningPlan
@@ -43,6 +51,9 @@ class PruneReport:
     verification: float | None
     compensation: str
     notes: list[str] = field(default_factory=list)
+    channel_multiple: int | str = 1
+    operators: tuple[SizedOperators, SizedOperators] | None = field(default=None, repr=False)
+    prices: LatencyTable | PaddedMacs | None = None
 
     @property
     def pinned(self) -> list[dict[str, Any]]:
@@ -82,6 +93,16 @@ class PruneReport:
             numbers = (row.channels, row.kept, row.macs, row.macs_after, row.params, row.params_after)
             table.add_row(row.layer, *(f"{n:,}" for n in numbers))
         return table
+
+    @property
+    def _title(self) -> str:
+        return f"{self.plan.model['name']}, pruned by {self.plan.method}"
+
+    def _sections(self, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+        return prune_sections(self, prices)
+
+    def _closing(self) -> list[Section]:
+        return prune_closing(self)
 
 
 def _percent(after: int, before: int) -> str:

@@ -1,0 +1,62 @@
+"""Models that compute in half precision, as TFLite needs them: in float32."""
+
+import copy
+from typing import Any
+
+import keras
+
+_HALF = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
+
+
+def half_precision_layers(model: keras.Model) -> list[str]:
+    """Name the layers that compute in float16 or bfloat16, those of nested models too.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        Layer names, without repetition.
+    """
+    names: list[str] = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            names += half_precision_layers(layer)
+        elif layer.compute_dtype in ("float16", "bfloat16"):
+            names.append(layer.name)
+    return list(dict.fromkeys(names))
+
+
+def float32_twin(model: keras.Model) -> keras.Model:
+    """Copy a model so that every layer computes in float32 with the same weights.
+
+    Args:
+        model: A built functional or Sequential model; it is not modified.
+
+    Returns:
+        An uncompiled model with the same names, inputs and outputs.
+    """
+    sequential = isinstance(model, keras.Sequential)
+    # clone_model would compile the copy, and fail on custom losses: this one shares the layers and has no loss.
+    plain = keras.Model(*((model.inputs[0], model.outputs[0]) if sequential else (model.input, model.output)))
+    twin = keras.models.clone_model(plain, clone_function=_clone)
+    twin.name = model.name
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def _clone(layer: Any) -> Any:
+    config = _in_float32(copy.deepcopy(layer.get_config()))
+    if isinstance(layer, keras.layers.Lambda):
+        # Its code already ran in this process.
+        return type(layer).from_config(config, safe_mode=False)
+    return type(layer).from_config(config)
+
+
+def _in_float32(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.get("class_name") == "DTypePolicy" and value["config"]["name"] in _HALF:
+            return value | {"config": {"name": "float32"}}
+        return {key: _in_float32(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_in_float32, value))
+    return value

@@ -1,0 +1,143 @@
+"""Sections of what was measured beside the run: accuracy, latency, files, sensitivity."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from keras_filterprune.errors import UnknownNameError
+from keras_filterprune.report.document import (
+    Bar,
+    Curves,
+    Number,
+    Section,
+    Table,
+    count,
+    number,
+    percent,
+    without_empty_columns,
+)
+
+_NAMED = 5
+
+
+def accuracy_section(accuracy: Mapping[str, float] | None) -> Section | None:
+    """Accuracy of every model, and its distance from the first one's."""
+    if not accuracy:
+        return None
+    with _expected("accuracy", accuracy, '{"dense": 0.91, "pruned": 0.90, ...}, shares of 1'):
+        for value in accuracy.values():
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+                raise TypeError
+        base = next(iter(accuracy.values()))
+        rows = [
+            (str(name), Bar(1, value, 1), percent(value, 2), number(100 * (value - base), "+.2f"))
+            for name, value in accuracy.items()
+        ]
+    columns = ("model", "share that is right", "accuracy", f"points from {next(iter(accuracy))}")
+    return Section("Accuracy", (), Table(columns, tuple(rows)))
+
+
+def benchmark_section(benchmark: Any) -> Section | None:
+    """Measured latency of every file."""
+    if benchmark is None:
+        return None
+    with _expected("benchmark", benchmark, "what tflite_bench.benchmark returned, or its to_dict()"):
+        content = _plain(benchmark)
+        machine, settings, models = content["machine"], content["settings"], content["models"]
+        slowest = max(model["p50_ms"] for model in models)
+        rows = tuple(
+            (
+                Path(model["path"]).name,
+                Bar(models[0]["p50_ms"], model["p50_ms"], slowest),
+                number(model["p50_ms"], ".4f"),
+                number(model["p90_ms"], ".4f"),
+                number(model["min_ms"], ".4f"),
+                number(model["load_ms"], ".2f"),
+                number(model["ratio_to_first"], ".3f"),
+                f"{model['ratio_low']:.2f} to {model['ratio_high']:.2f}",
+            )
+            for model in models
+        )
+        load = machine["load_average_1min"]
+        text = (
+            f"Measured on {machine['cpu']}, {settings['threads']} thread(s), {settings['runs']} runs in "
+            f"{settings['rounds']} interleaved rounds, LiteRT {machine['litert']}"
+            f"{'' if load is None else f', load average {load:.1f}'}. Times in ms.",
+        )
+    columns = ("file", "p50, of the first", "p50", "p90", "fastest", "load", "times the first", "range over rounds")
+    return Section("Measured latency", text, Table(columns, rows))
+
+
+def exports_section(exports: Iterable[Any]) -> Section | None:
+    """The files that were written, and how far they are from the Keras models."""
+    with _expected("exports", exports, "a list of what export_tflite returned"):
+        files = [_plain(result) for result in exports]
+        largest = max((file["bytes"] for file in files), default=0)
+        rows = tuple(
+            (
+                Path(file["path"]).name,
+                Bar(files[0]["bytes"], file["bytes"], largest),
+                file["quantize"],
+                count(file["bytes"]),
+                number(file["max_abs_difference"], ".2e"),
+                None if file["top1_agreement"] is None else percent(file["top1_agreement"]),
+                ", ".join(f"{kind} {n}" for kind, n in file["ops"].items()),
+            )
+            for file in files
+        )
+    if not rows:
+        return None
+    columns = ("file", "bytes, of the first", "data type", "bytes", "largest difference from Keras", "same class")
+    columns += ("operators",)
+    return Section("Files", (), without_empty_columns(Table(columns, rows)))
+
+
+def sensitivity_sections(sensitivity: Any) -> list[Section]:
+    """Curves of all groups, and their drops with intervals, the most sensitive first."""
+    if sensitivity is None:
+        return []
+    with _expected("sensitivity", sensitivity, "the SensitivityTable that sensitivity(...) returned"):
+        metric, base, order = sensitivity.metric, sensitivity.base, sensitivity.order()[::-1]
+        cuts: dict[str, list] = {group: [] for group in order}
+        for cut in sensitivity.cuts:
+            cuts[cut.group].append(cut)
+        lines = {
+            group: [(1.0, base, base, base)]
+            + [(cut.kept / cut.units, cut.value, base - cut.high, base - cut.low) for cut in cuts[group]]
+            for group in sensitivity.groups
+        }
+        worst = max((cut.drop for cut in sensitivity.cuts if math.isfinite(cut.drop)), default=0.0)
+        rows = tuple(
+            (group, count(cuts[group][0].units), *(_drop(cut, worst) for cut in cuts[group])) for group in order
+        )
+        columns = ("group", "units", *(f"{100 * keep:g} % kept" for keep in sensitivity.keep))
+        skipped = tuple(f"Not cut: {group}, which {why}." for group, why in sensitivity.skipped.items())
+    text = (
+        f"Every group cut alone, without training. {metric} of the whole network: {base:.4g}. In the table, how much "
+        "of it is lost, with 95 % intervals; the most sensitive groups first.",
+    )
+    figure = Curves("share of the group's filters kept", metric, lines, tuple(order[:_NAMED])) if lines else None
+    return [Section("Sensitivity", text + skipped, Table(columns, rows), figure)]
+
+
+def _drop(cut: Any, worst: float) -> Number:
+    shade = min(max(cut.drop / worst, 0.0), 1.0) if worst > 0 and math.isfinite(cut.drop) else 0.0
+    return Number(cut.drop, f"{cut.drop:.3g} ({cut.low:.3g} to {cut.high:.3g})", shade)
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+@contextlib.contextmanager
+def _expected(name: str, value: Any, wanted: str) -> Iterator[None]:
+    """Turn what goes wrong with a value of another kind into a sentence."""
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise UnknownNameError(f"save expects {name}= as {wanted}. Received: {name}={str(value)[:200]!r}.") from error

@@ -1,0 +1,54 @@
+"""What a latency table says about a run, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from keras_filterprune.cost import LatencyTable, PaddedMacs, SizedOperators
+from keras_filterprune.report.document import Cell, Number, count, number, share
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Times of all layers before and after.
+
+    Attributes:
+        what: what is predicted of a layer, with its unit.
+        whole: row of the whole model, in milliseconds if the layers are in microseconds.
+        before, after: {layer: value}, without the cost of a call.
+        notes: where it comes from, and what it leaves out.
+    """
+
+    what: str
+    whole: tuple[Cell, ...]
+    before: dict[str, float]
+    after: dict[str, float]
+    notes: tuple[str, ...]
+
+    def cell(self, value: float | None) -> Number | None:
+        """A value with as many digits as it deserves."""
+        return number(value, ",.2f" if "µs" in self.what else ",.0f")
+
+
+def predict(
+    operators: tuple[SizedOperators, SizedOperators] | None, prices: LatencyTable | PaddedMacs | None
+) -> Prediction | None:
+    """What the prices say of the operators before and after; None where there are no prices."""
+    if operators is None or prices is None:
+        return None
+    before, after = (side.by_layer(prices) for side in operators)
+    if isinstance(prices, LatencyTable):
+        what, factor = "predicted µs", 1.0
+        source = f"{prices.data_type} on {prices.device}, {prices.threads} thread(s)"
+        notes = [f"Predicted by a table of measured operators: {source}; {prices.floor_us:.2f} µs are for the call."]
+    else:
+        what, factor = "MACs in whole steps", 1e3
+        notes = [f"Predicted by multiply-accumulates in whole steps of {prices.device}; nothing was measured."]
+    if unknown := {layer: kind for side in operators for layer, kind in side.unknown.items()}:
+        named = ", ".join(f"{layer} ({kind})" for layer, kind in unknown.items())
+        notes.append(f"Without a prediction, and left out: {named}.")
+    before, after = ({layer: factor * value for layer, value in side.items()} for side in (before, after))
+    a, b = (sum(side.values()) + prices.floor_us for side in (before, after))
+    cells = (count(round(a)), count(round(b))) if factor == 1e3 else (number(a / 1e3, ".3f"), number(b / 1e3, ".3f"))
+    whole = (what.replace("µs", "ms"), *cells, share(b, a))
+    return Prediction(what, whole, before, after, tuple(notes))

@@ -1,0 +1,180 @@
+"""What a `PruneReport` says, section by section."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keras_filterprune.cost import LatencyTable, PaddedMacs, Tiles, as_tiles
+from keras_filterprune.report.document import (
+    Bar,
+    Cell,
+    Number,
+    Section,
+    Table,
+    count,
+    share,
+    without_empty_columns,
+)
+from keras_filterprune.report.prediction import Prediction, predict
+
+if TYPE_CHECKING:
+    from keras_filterprune.report.result import LayerRow, PruneReport
+
+_TOP, _NAMES = 10, 2
+# Bytes per parameter.
+_FLOAT32, _INT8 = 4, 1
+
+
+def cost_rows(macs: tuple[int, int], params: tuple[int, int], prediction: Prediction | None) -> list[tuple[Cell, ...]]:
+    """What the whole model costs: (what, before, after, what is left)."""
+    rows = [
+        ("multiply-accumulates (MACs)", *macs),
+        ("parameters", *params),
+        ("bytes of the weights, float32", *(_FLOAT32 * n for n in params)),
+        ("bytes of the weights, int8 (estimate: one per parameter)", *(_INT8 * n for n in params)),
+    ]
+    cells = [(what, count(a), count(b), share(b, a)) for what, a, b in rows]
+    return cells + ([prediction.whole] if prediction else [])
+
+
+COST_COLUMNS = ("whole model", "before", "after", "left")
+
+
+def prune_sections(report: PruneReport, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+    """Cost, widths, layers, and what stays whole."""
+    prediction = predict(report.operators, prices)
+    tiles = as_tiles(report.channel_multiple) if prices is None else prices.tiles
+    sections = [_glance(report, prediction), _widths(report), _costly(report, prediction)]
+    sections.append(_layers(report, prediction, tiles))
+    pinned = tuple((pin["layer"], count(pin["channels"]), pin["reason"]) for pin in report.pinned)
+    if pinned:
+        text = ("Filters that could not be removed, and groups that were not to be.",)
+        sections.append(Section("What is pinned, and why", text, Table(("layer", "filters", "because it"), pinned)))
+    if report.approximate:
+        rows = tuple((group, "; ".join(why)) for group, why in report.approximate.items())
+        text = ("Removal is exact everywhere else.",)
+        sections.append(Section("Approximate groups", text, Table(("group", "because"), rows)))
+    return sections
+
+
+def prune_closing(report: PruneReport) -> list[Section]:
+    """Proof, notes, and how the run was made."""
+    plan = report.plan
+    made = {
+        "model": plan.model["name"],
+        "method": plan.method,
+        "budget": plan.budget,
+        "channel multiple": str(report.channel_multiple),
+        "seed": str(plan.seed),
+        "versions": ", ".join(f"{name} {version}" for name, version in plan.versions.items()),
+        "topology, SHA-256": plan.model["topology"],
+        "weights, SHA-256": plan.model["weights"],
+    }
+    proof = (
+        "The surgery was not verified."
+        if report.verification is None
+        else f"The surgery is verified to {report.verification:.1e} relative, against the original with the consumers' "
+        "weights of removed channels set to zero."
+    )
+    text = (proof, f"Compensation: {report.compensation}.", *report.notes)
+    table = Table(("part of the plan", "value"), tuple(made.items()))
+    return [Section("Proof and notes", text), Section("How it was made", (), table)]
+
+
+def _glance(report: PruneReport, prediction: Prediction | None) -> Section:
+    cost = report.plan.cost
+    rows = cost_rows(tuple(cost["macs"]), tuple(cost["params"]), prediction)
+    units = [(g["size"], len(g["kept"])) for g in report.plan.groups]
+    before, after = (sum(side) for side in zip(*units, strict=True)) if units else (0, 0)
+    rows.insert(0, ("units (filters that go together)", count(before), count(after), share(after, before)))
+    cut = sum(kept < size for size, kept in units)
+    text = (f"{cut} of {len(units)} groups became narrower.", *(prediction.notes if prediction else ()))
+    return Section("At a glance", text, Table(COST_COLUMNS, tuple(rows)))
+
+
+def _widths(report: PruneReport) -> Section:
+    """One bar per group, all on one scale."""
+    why = {(pin["layer"], pin["channels"]): pin["reason"] for pin in report.pinned}
+    widest = max((group["size"] for group in report.plan.groups), default=1)
+    rows = []
+    for group in report.plan.groups:
+        size, kept = group["size"], len(group["kept"])
+        layers = list(dict.fromkeys(member["layer"] for member in group["members"]))
+        more = f" and {len(layers) - _NAMES} more" if len(layers) > _NAMES else ""
+        whole = why.get((group["name"], size), "") if kept == size else ""
+        row = (group["name"], Bar(size, kept, widest), count(size), count(kept), share(kept, size))
+        rows.append((*row, ", ".join(layers[:_NAMES]) + more, whole))
+    columns = ("group", "kept of all units", "units", "kept", "left", "weights in", "whole because it")
+    text = ("Groups are filters of layers that depend on each other, and go together.",)
+    return Section("Widths", text, without_empty_columns(Table(columns, tuple(rows))))
+
+
+def _costly(report: PruneReport, prediction: Prediction | None) -> Section:
+    """The layers that most of what is left is spent in."""
+    if prediction:
+        before, after, what = prediction.before, prediction.after, prediction.what
+    else:
+        before, after = ({row.layer: getattr(row, key) for row in report.layers} for key in ("macs", "macs_after"))
+        what = "MACs"
+    whole = sum(after.values())
+    order = [layer for layer in sorted(after, key=lambda layer: -after[layer]) if after[layer]][:_TOP]
+    scale = max((max(before.get(layer, 0), after[layer]) for layer in order), default=1)
+
+    def cell(value: float | None) -> Number | None:
+        return prediction.cell(value) if prediction else count(value)
+
+    rows = tuple(
+        (
+            layer,
+            Bar(before.get(layer, 0), after[layer], scale),
+            cell(before.get(layer)),
+            cell(after[layer]),
+            share(after[layer], whole),
+        )
+        for layer in order
+    )
+    columns = ("layer", "after, of before", f"{what}, before", "after", "share of what is left")
+    spending = sum(1 for value in after.values() if value)
+    text = (f"The {len(order)} layers that cost most now, of {spending} that cost anything.",)
+    return Section("Where the cost is", text, Table(columns, rows))
+
+
+def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) -> Section:
+    rows = tuple(_layer(row, prediction, tiles) for row in report.layers)
+    what = prediction.what if prediction else "predicted"
+    columns = ("layer", "channels", "kept", "removed", "free", "room", "MACs, before", "after")
+    columns += ("float32 bytes, before", "after", "int8 bytes (estimate)", f"{what}, before", "after", "pinned: it")
+    text = ["Every layer with weights, in the order of the model."]
+    if tiles.step > 1:
+        text.append(
+            f"Output channels are computed in {tiles}. Free: kept filters without which this layer would take as long, "
+            "because their step is begun anyway. Room: how many more that step would hold."
+        )
+    if prediction:
+        named = {row.layer for row in report.layers}
+        rest = (sum(v for n, v in side.items() if n not in named) for side in (prediction.before, prediction.after))
+        a, b = (prediction.cell(value).text for value in rest)
+        text.append(f"Layers without weights (sums, pooling ...), {prediction.what}: {a} before, {b} after.")
+    return Section("Layers", tuple(text), without_empty_columns(Table(columns, rows)))
+
+
+def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles) -> tuple[Cell, ...]:
+    channels, kept = (row.channels, row.kept) if row.channels else (None, None)
+    stepped = tiles.step > 1 and row.macs_after and kept
+    times = (None, None)
+    if prediction:
+        times = (prediction.cell(side.get(row.layer)) for side in (prediction.before, prediction.after))
+    return (
+        row.layer,
+        count(channels),
+        count(kept),
+        count(channels - kept) if channels else None,
+        count(kept - tiles.before(kept, 1) - 1) if stepped else None,
+        count(tiles.ceil(kept) - kept) if stepped else None,
+        count(row.macs),
+        count(row.macs_after),
+        *(count(bytes_each * n) for bytes_each, n in ((_FLOAT32, row.params), (_FLOAT32, row.params_after))),
+        count(_INT8 * row.params_after),
+        *times,
+        row.pinned,
+    )

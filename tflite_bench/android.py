@@ -1,0 +1,251 @@
+"""Times `.tflite` files on an Android phone with the official `benchmark_model`, through adb.
+
+Three commands, with the phone plugged in and USB debugging switched on:
+
+    curl -LO https://storage.googleapis.com/litert/binaries/latest/android_arm64/benchmark_model
+    adb devices
+    python -m tflite_bench android dense.tflite pruned.tflite --binary benchmark_model --taskset f0
+
+The first fetches Google's program for LiteRT; the TensorFlow Lite program of the same name works too. The second must
+list the phone as `device`. The third copies program and files to the phone, measures, and removes them again.
+`--taskset` names the cores as a hexadecimal mask, here cores 4 to 7, which are the fast ones on many phones;
+`core_max_mhz` in the JSON report shows which they are.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from tflite_bench.adb import Phone
+from tflite_bench.bench import check_rounds, check_settings
+from tflite_bench.benchmark_output import PhoneBlock
+from tflite_bench.errors import BenchError
+from tflite_bench.phone_info import phone_info, thermal_status
+from tflite_bench.phone_tool import PhoneTool, check_program
+from tflite_bench.report import BenchReport, ModelTiming
+from tflite_bench.rounds import progress_bar
+
+# Of the first model, between the first round and the end; more is worth a note.
+_DRIFT = 0.05
+
+
+def benchmark_on_android(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    binary: str | os.PathLike[str],
+    serial: str | None = None,
+    threads: int = 1,
+    runs: int = 100,
+    warmup: int = 10,
+    rounds: int = 5,
+    taskset: str | None = None,
+    delay_s: float = 1.0,
+    progress: bool = False,
+) -> BenchReport:
+    """Time `.tflite` files against each other on an Android phone.
+
+    The phone runs rounds of the form A B C, A B C, ..., each model in a process of its own, and the first model once
+    more at the end: where it has become slower by then, the phone was too warm, and a note says so. Ratios are taken
+    within a round. `benchmark_model` gives no 90th percentile and no CPU time, so these are None. The phone must be
+    64-bit (arm64-v8a) with Android 7 or later. `tflite_bench.android` tells how to get the program.
+
+    Args:
+        paths: The files; ratios are relative to the first one. A file listed twice shows the noise.
+        binary: The program `benchmark_model` for Android arm64, on this computer.
+        serial: Serial number of the phone as `adb devices` shows it. None: the only one that is ready.
+        threads: Threads of the interpreter; early builds of the LiteRT program ignore it.
+        runs: Timed runs of each file, in all.
+        warmup: Smallest number of untimed runs at the beginning of each process; they take at least half a second,
+            in which the cores speed up.
+        rounds: Number of rounds, at most `runs`.
+        taskset: Hexadecimal mask of the cores to use, "f0" for cores 4 to 7. None: the phone chooses, and may change
+            from slow to fast cores in between.
+        delay_s: Pause before each process in seconds, in which the phone cools down.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        The timings, one entry per path in the given order, the phone in `machine`, and notes on heat and drift.
+        `load_ms` is the median time that a fresh process takes to open and prepare the model.
+
+    Raises:
+        BenchError: adb or the phone is missing or not ready, a file is missing, a setting is out of range, or
+            `benchmark_model` does not run, or not with one of the models.
+    """
+    paths = _checked_files(paths)
+    check_program(Path(binary))
+    _check_settings(threads, runs, warmup, rounds, taskset, delay_s)
+    phone = Phone(serial)
+    info = phone_info(phone)
+    if info["abi"] != "arm64-v8a":
+        raise BenchError(f"expected an arm64-v8a phone, got abi={info['abi']!r} ({info['phone']}, {phone.serial})")
+    notes: list[str] = []
+    heat = [thermal_status(phone)]
+    try:
+        tool = PhoneTool(phone, Path(binary), paths, threads, warmup, taskset)
+        with progress_bar(rounds * len(paths) + 1, progress) as advance:
+            blocks, last = _run_rounds(tool, len(paths), runs, rounds, delay_s, advance)
+        heat.append(thermal_status(phone))
+    finally:
+        removed = phone.remove_folder()
+    if not removed:
+        notes.append(f"{phone.folder} could not be removed from the phone")
+    drift = _centre(last) / _centre(blocks[0][0]) - 1
+    notes += _notes(tool, taskset, heat, drift, blocks, runs)
+    return BenchReport(
+        machine={**info, "tool": tool.name, "thermal_status": heat, "baseline_drift": drift},
+        settings={
+            "threads": threads,
+            "runs": runs,
+            "warmup": warmup,
+            "rounds": rounds,
+            "taskset": taskset,
+            "delay_s": delay_s,
+        },
+        models=tuple(_summarise(path, threads, own, blocks[0]) for path, own in zip(paths, blocks, strict=True)),
+        notes=tuple(notes),
+    )
+
+
+def _run_rounds(
+    tool: PhoneTool, count: int, runs: int, rounds: int, delay_s: float, advance: Callable[[str], None]
+) -> tuple[list[list[PhoneBlock]], PhoneBlock]:
+    """Deal the runs over interleaved rounds; the second result is the first model once more at the end."""
+    shares = [runs * (number + 1) // rounds - runs * number // rounds for number in range(rounds)]
+    blocks: list[list[PhoneBlock]] = [[] for _ in range(count)]
+    for share in shares:
+        for index, own in enumerate(blocks):
+            time.sleep(delay_s)
+            own.append(tool.time(index, share))
+            advance(f"model {index + 1}")
+    time.sleep(delay_s)
+    last = tool.time(0, shares[0])
+    advance("model 1 again")
+    return blocks, last
+
+
+def _centre(block: PhoneBlock) -> float:
+    return block.mean_ms if block.median_ms is None else block.median_ms
+
+
+def _summarise(path: Path, threads: int, blocks: Sequence[PhoneBlock], baseline: Sequence[PhoneBlock]) -> ModelTiming:
+    ratios = np.array([_centre(own) / _centre(first) for own, first in zip(blocks, baseline, strict=True)])
+    medians = [block.median_ms for block in blocks if block.median_ms is not None]
+    runs = [block.runs for block in blocks]
+    return ModelTiming(
+        path=os.fspath(path),
+        bytes=path.stat().st_size,
+        threads=threads,
+        load_ms=float(np.median([block.init_ms for block in blocks])),
+        p50_ms=float(np.median(medians)) if medians else None,
+        p90_ms=None,
+        min_ms=min(block.min_ms for block in blocks),
+        mean_ms=float(np.average([block.mean_ms for block in blocks], weights=runs)),
+        runs=sum(runs),
+        cpu_wall=None,
+        ratio_to_first=float(np.median(ratios)),
+        ratio_low=float(ratios.min()),
+        ratio_high=float(ratios.max()),
+    )
+
+
+def _notes(
+    tool: PhoneTool,
+    taskset: str | None,
+    heat: Sequence[str | None],
+    drift: float,
+    blocks: Sequence[Sequence[PhoneBlock]],
+    runs: int,
+) -> list[str]:
+    notes = []
+    if abs(drift) > _DRIFT:
+        change = "slower" if drift > 0 else "faster"
+        notes.append(
+            f"the first model was {abs(drift):.0%} {change} at the end than in the first round: the phone changed its "
+            "speed; let it cool down and repeat with a longer pause (delay_s, --delay)"
+        )
+    if any(state not in (None, "none") for state in heat):
+        notes.append(f"the phone reports heat: thermal status {heat[0]} before and {heat[-1]} after the runs")
+    if None in heat:
+        notes.append("the phone does not tell its thermal status (Android 10 and later do)")
+    if taskset is None:
+        notes.append("the phone chose the cores; times of fast and slow ones may be mixed (taskset, --taskset)")
+    if any(block.median_ms is None for own in blocks for block in own):
+        notes.append("this benchmark_model gives no median: ratios and drift are those of the means")
+    if any(sum(block.runs for block in own) < runs for own in blocks):
+        notes.append(f"a model is so slow that benchmark_model made fewer than {runs} runs (it stops after 150 s)")
+    notes += [f"benchmark_model does not know and ignored: {flags}" for flags in sorted(tool.ignored)]
+    return notes
+
+
+def _checked_files(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    if isinstance(paths, (str, os.PathLike)) or not paths:
+        raise BenchError(f"paths must be a list of at least one .tflite file, got {paths!r}")
+    files = [Path(path) for path in paths]
+    for path in files:
+        if not path.is_file():
+            raise BenchError(f"{path}: no such file, expected a .tflite file")
+        with path.open("rb") as file:
+            if file.read(8)[4:] != b"TFL3":
+                raise BenchError(f"{path}: this is no .tflite file")
+    return files
+
+
+def _check_settings(threads: int, runs: int, warmup: int, rounds: int, taskset: str | None, delay_s: float) -> None:
+    check_settings(threads=(threads, 1), runs=(runs, 1), warmup=(warmup, 0), delay_s=(delay_s, 0))
+    check_rounds(rounds, runs)
+    if taskset is not None and not re.fullmatch("0*[1-9a-fA-F][0-9a-fA-F]*", taskset):
+        raise BenchError(f"taskset must be a hexadecimal mask of cores such as 'f0', got taskset={taskset!r}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The words after the program's name. Default: those of this process.
+
+    Returns:
+        Exit code: 0, or 2 with one line on stderr for bad input.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tflite_bench android", description="Time .tflite files against each other on an Android phone."
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help=".tflite files; ratios refer to the first")
+    parser.add_argument("--binary", required=True, help="benchmark_model for Android arm64, on this computer")
+    parser.add_argument("--serial", help="the phone, as `adb devices` shows it (default: the only one)")
+    parser.add_argument("--taskset", metavar="MASK", help="cores as a hexadecimal mask, f0 for cores 4 to 7")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the interpreter (%(default)s)")
+    parser.add_argument("--runs", type=int, default=100, help="timed runs of each file, in all (%(default)s)")
+    parser.add_argument("--warmup", type=int, default=10, help="untimed runs in each process first (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (%(default)s)")
+    parser.add_argument("--delay", type=float, default=1.0, help="pause before each process in s (%(default)s)")
+    parser.add_argument("--json", metavar="PATH", help="also write the report there")
+    options = parser.parse_args(arguments)
+    try:
+        if options.json and not Path(options.json).parent.is_dir():
+            raise BenchError(f"--json {options.json}: the folder does not exist")
+        report = benchmark_on_android(
+            options.files,
+            binary=options.binary,
+            serial=options.serial,
+            threads=options.threads,
+            runs=options.runs,
+            warmup=options.warmup,
+            rounds=options.rounds,
+            taskset=options.taskset,
+            delay_s=options.delay,
+            progress=True,
+        )
+        if options.json:
+            report.save(options.json)
+    except (BenchError, OSError) as error:
+        sys.stderr.write(f"tflite_bench android: {error}\n")
+        return 2
+    Console().print(report.table())
+    return 0

@@ -1,0 +1,45 @@
+"""Load time and peak memory of a file: a program, run in a process of its own by `tflite_bench.cold`."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tflite_bench.fresh import answer
+from tflite_bench.runner import random_inputs
+from tflite_bench.runtimes import litert_environment, litert_module, load_runtime
+
+
+def _measure(arguments: Sequence[str]) -> dict[str, Any]:
+    path, threads, runtime = arguments
+    if runtime == "compiled":
+        litert_environment()
+    else:
+        litert_module("interpreter")
+    held = _peak_kb()
+    start = time.perf_counter()
+    model = load_runtime(runtime, path, int(threads))
+    load_ms = (time.perf_counter() - start) * 1e3
+    for index, values in enumerate(random_inputs(Path(path), model.inputs())):
+        model.fill(index, values)
+    for _ in range(2):
+        model.run()
+    return {"load_ms": load_ms, "peak_rss_kb": None if held is None else _peak_kb() - held}
+
+
+def _peak_kb() -> int | None:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not ru_maxrss: on Linux a child begins with its parent's.
+        (line,) = (line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1])
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return None
+
+
+if __name__ == "__main__":
+    answer(_measure)
