@@ -1,4 +1,7 @@
-"""Times `.tflite` files and single operators with LiteRT on this computer: interleaved rounds, honest spreads, JSON."""
+"""Times `.tflite` files and single operators with LiteRT on this computer: interleaved rounds, honest spreads, JSON.
+
+`tflite_bench.arm` counts instructions on an emulated Arm core instead.
+"""
 
 from tflite_bench.android import benchmark_on_android
 from tflite_bench.bench import benchmark

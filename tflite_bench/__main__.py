@@ -4,6 +4,7 @@ python -m tflite_bench dense.tflite pruned.tflite --threads 2 --json out.json --
 python -m tflite_bench compare dense.tflite pruned.tflite
 python -m tflite_bench pruned.tflite --profile
 python -m tflite_bench android dense.tflite pruned.tflite --binary benchmark_model
+python -m tflite_bench arm count dense.tflite pruned.tflite
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 
 from tflite_bench import android
+from tflite_bench.arm import command as arm
 from tflite_bench.bench import benchmark
 from tflite_bench.comparison import compare
 from tflite_bench.errors import BenchError
@@ -22,6 +24,9 @@ from tflite_bench.plot import check_image_name
 from tflite_bench.profiling import profile
 from tflite_bench.report import write_json
 from tflite_bench.runtimes import RUNTIMES
+
+# Commands of their own: files are measured elsewhere.
+_DEVICES = {"android": android.main, "arm": arm.main}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 with one line on stderr for bad input.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["android"]:
-        return android.main(words[1:])
+    if words and words[0] in _DEVICES:
+        return _DEVICES[words[0]](words[1:])
     comparing = words[:1] == ["compare"]
     options = _compare_parser().parse_args(words[1:]) if comparing else _parser().parse_args(words)
     try:
@@ -57,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="tflite_bench",
         description=(
             "Time .tflite files against each other on this computer. 'compare A B' says whether one is faster, "
-            "'android A B' times them on a phone."
+            "'android A B' times them on a phone, 'arm count A B' counts instructions on an emulated core."
         ),
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help=".tflite files; ratios refer to the first")

@@ -18,7 +18,7 @@ _CHUNK = 64
 _RUNS_PER_ROUND = 3
 # One comparison: as good as nothing beside the call. Like nearly all operators it is run by XNNPACK, so that the call
 # of the delegate is part of the floor.
-_FLOOR = Operator("RELU", 1)
+CALL_FLOOR = Operator("RELU", 1)
 
 
 def time_operators(
@@ -53,13 +53,13 @@ def time_operators(
         >>> report.operators[1].us
         178.2
     """
-    wanted = _distinct(operators)
+    wanted = distinct_operators(operators)
     for name, value in (("threads", threads), ("rounds", rounds)):
         if value < 1:
             raise BenchError(f"{name} must be at least 1, got {name}={value}")
     if not 0 < seconds < math.inf:
         raise BenchError(f"seconds must be a positive number of seconds, got seconds={seconds}")
-    timed = list(dict.fromkeys([_FLOOR, *wanted]))
+    timed = list(dict.fromkeys([CALL_FLOOR, *wanted]))
     machine = machine_info()
     timings: dict[Operator, OperatorTiming] = {}
     with progress_bar(len(timed) * rounds, progress) as advance:
@@ -69,7 +69,7 @@ def time_operators(
     return OperatorReport(
         machine=machine,
         settings={"threads": threads, "rounds": rounds, "seconds": seconds},
-        call_floor_us=timings[_FLOOR].us,
+        call_floor_us=timings[CALL_FLOOR].us,
         operators=tuple(timings[operator] for operator in wanted),
     )
 
@@ -87,7 +87,7 @@ def _time_chunk(
     return timings
 
 
-def _distinct(operators: Iterable[Operator]) -> Sequence[Operator]:
+def distinct_operators(operators: Iterable[Operator]) -> Sequence[Operator]:
     expected = "operators must be a list of at least one Operator"
     if isinstance(operators, (str, bytes, Operator)) or not isinstance(operators, Iterable):
         raise BenchError(f"{expected}, got {operators!r}")

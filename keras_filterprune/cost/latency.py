@@ -28,7 +28,7 @@ class PaddedMacs:
         target: a name as in `prune_model(channel_multiple=)`.
     """
 
-    floor_us = 0.0
+    floor, small_unit = 0.0, "padded MACs"
 
     def __init__(self, target: str):
         self.device, self.tiles = target, as_tiles(target)
@@ -90,7 +90,7 @@ class SizedOperators:
 class LatencyCost:
     """Predicted nanoseconds of a model as a function of the kept counts, in the place of a polynomial `Cost`.
 
-    Multiply-accumulates where `prices` are `PaddedMacs`.
+    Instructions where a table counts them, multiply-accumulates where `prices` are `PaddedMacs`.
 
     Attributes:
         sizes: int64 array of shape (n_groups,), the unpruned counts.
@@ -107,7 +107,7 @@ class LatencyCost:
         self.by_layer(self.sizes)
 
     def __call__(self, keep: np.ndarray) -> int:
-        return sum(self._times(keep)) + round(1e3 * self._prices.floor_us)
+        return sum(self._times(keep)) + round(1e3 * self._prices.floor)
 
     def by_layer(self, keep: np.ndarray) -> dict[str, int]:
         """{layer: nanoseconds} at `keep`."""
@@ -146,8 +146,9 @@ class LatencyBudget:
     Args:
         ms: milliseconds; or
         keep: fraction kept, in (0, 1].
-        table: `LatencyTable` of the model that is pruned, see `measure_latency`; or, with `keep`, the name of a target
-            ("arm64", "x86-avx512-int8" ...), whose multiply-accumulates are counted in whole tiles.
+        table: `LatencyTable` of the model that is pruned, see `measure_latency`; or, with `keep`, one that counts
+            instructions of an emulated core, or the name of a target ("arm64", "x86-avx512-int8" ...), whose
+            multiply-accumulates are counted in whole tiles.
 
     Raises:
         InfeasibleBudgetError: neither or both are given, one is out of range, or there is no table.
@@ -177,6 +178,11 @@ class LatencyBudget:
             raise InfeasibleBudgetError(f"target '{self.table}' has no milliseconds: give keep=, or a measured table.")
         if isinstance(self.table, str):
             as_tiles(self.table)
+        elif self.ms is not None and self.table.unit != "ms":
+            raise InfeasibleBudgetError(
+                f"{self.table!r} counts {self.table.small_unit}, which are not milliseconds: give keep=, the fraction "
+                f"of them that is kept. Received: ms={self.ms!r}."
+            )
 
     @property
     def prices(self) -> LatencyTable | PaddedMacs:
@@ -190,13 +196,13 @@ class LatencyBudget:
 
     @property
     def unit(self) -> str:
-        return "padded MACs" if isinstance(self.table, str) else "ns"
+        return self.prices.small_unit
 
     def cost(self, model: Any) -> LatencyCost:
         return LatencyCost(model.graph, self.prices)
 
     def limit(self, model: Any) -> int:
-        """The most that may be spent, in nanoseconds or padded multiply-accumulates."""
+        """The most that may be spent, in the budget's unit."""
         cost = self.cost(model)
         full = cost(cost.sizes)
         return math.floor(min(1e6 * self.ms, full) if self.ms is not None else self.keep * full)

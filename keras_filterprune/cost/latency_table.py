@@ -31,6 +31,8 @@ _SAME = 0.93
 _CANDIDATES = (Tiles(32), Tiles(32, first=16), Tiles(16), Tiles(16, first=8), Tiles(8))
 _FORMAT = 1
 _DATA_TYPES = ("float32", "int8")
+# Unit of operators in a report: unit of whole models, a thousand times larger, and that of budgets, as much smaller.
+_UNITS = {"us": ("ms", "ns"), "kilo_instructions": ("million instructions", "instructions")}
 
 # An operator without its widths: its other fields, sorted.
 Signature = tuple[tuple[str, Any], ...]
@@ -138,11 +140,15 @@ def _fits(tiles: Tiles, rows: list[dict[int, float]]) -> bool:
 class LatencyTable:
     """Measured times of operators on one device, as `tflite_bench.time_operators` reports them.
 
+    Or their instructions on an emulated core, by `tflite_bench.arm.count_operators`; they then take the place of times
+    everywhere.
+
     Args:
         content: `OperatorReport.to_dict()`, or what `OperatorReport.save` wrote.
 
     Attributes:
-        device: name of the processor.
+        device: name of the processor; "emulated cortex-a76" if it is one.
+        unit: of whole models, "ms" or "million instructions".
         threads: of the interpreter.
         data_type: "float32" or "int8".
 
@@ -162,15 +168,18 @@ class LatencyTable:
         try:
             self.device = str(content["machine"]["cpu"])
             self.threads = _checked("threads", content["settings"]["threads"], Integral, 1)
-            self.floor_us = _checked("call_floor_us", content["call_floor_us"], Real, 0)
+            own_unit = content.get("unit", "us")
+            self.unit, self.small_unit = _UNITS[own_unit]
+            floor = f"call_floor_{own_unit}"
+            self.floor = _checked(floor, content[floor], Real, 0)
             points: dict[Signature, dict[tuple[int, int], float]] = defaultdict(dict)
             for entry in content["operators"]:
                 fields = dict(entry)
                 widths = tuple(_checked(name, fields.pop(name), Integral, 1) for name in ("channels", "filters"))
-                time = _checked("us", fields.pop("us"), Real, 0)
+                time = _checked(own_unit, fields.pop(own_unit), Real, 0)
                 fields.pop("p50_us", None)
                 signature = _signature(fields.items(), fields.pop("data_type"))
-                points[signature][widths] = max(time - self.floor_us, 0.0)
+                points[signature][widths] = max(time - self.floor, 0.0)
             self._surfaces = {s: _Surface(dict(s)["kind"], found) for s, found in points.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanMismatchError(
@@ -225,7 +234,7 @@ class LatencyTable:
         return self._known_tiles[kind]
 
     def price(self, fields: Iterable[tuple[str, Any]], channels: int, filters: int) -> float:
-        """Time of one operator in a model, in microseconds, without the cost of a call.
+        """Time of one operator in a model, in microseconds (or thousands of instructions), without the cost of a call.
 
         Raises:
             InfeasibleBudgetError: the table says nothing about it.
@@ -242,7 +251,7 @@ class LatencyTable:
         return found
 
     def predict(self, model: keras.Model) -> float:
-        """Latency of a model in milliseconds.
+        """Latency of a model in milliseconds, or millions of instructions: see `unit`.
 
         Raises:
             InfeasibleBudgetError: the table says nothing about one of its operators.
@@ -251,7 +260,7 @@ class LatencyTable:
         operators, widths, _ = list_operators(graph)
         full = widths.at(np.array([group.size for group in graph.groups], int))
         times = [self.price(o.fields, full[o.channels], full[o.filters]) for o in operators]
-        return (sum(times) + self.floor_us) / 1e3
+        return (sum(times) + self.floor) / 1e3
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the table as JSON, in one step."""

@@ -96,17 +96,31 @@ def prune_layers(
     notes = [require_faster(model, small, budget.prices)] if timed else []
     if not return_report:
         return small
+    return small, _report(costs, repr(importance), units, scores, gone, budget, unremovable, difference, notes)
+
+
+def _report(
+    costs: CostModel,
+    criterion: str,
+    units: list[Unit],
+    scores: np.ndarray,
+    gone: list[Unit],
+    budget: Budget | None,
+    unremovable: dict[str, str],
+    difference: float | None,
+    notes: list[str],
+) -> LayerReport:
     kind, price = ("MACs", costs.macs) if budget is None else (budget.unit, budget.cost(costs))
     rows = tuple(
         UnitRow(unit.name, unit.kind, unit.layers, float(score), _spent(unit, price, costs), unit in gone)
         for unit, score in zip(units, scores, strict=True)
     )
     cost = {k: (c(costs.sizes), _left(gone, c, costs)) for k, c in (("macs", costs.macs), ("params", costs.params))}
-    whole = SizedOperators.of(graph, costs.sizes)
+    whole = SizedOperators.of(costs.graph, costs.sizes)
     operators = whole, whole.without(layer for unit in gone for layer in unit.layers)
     prices = budget.prices if isinstance(budget, LatencyBudget) else None
     found = rows, unremovable, cost, kind, difference, notes, operators, prices
-    return small, LayerReport(graph.view.name, repr(importance), *found)
+    return LayerReport(costs.graph.view.name, criterion, *found)
 
 
 def _checked(n_layers: Any, budget: Any) -> Budget | None:

@@ -14,7 +14,7 @@ class Prediction:
 
     Attributes:
         what: what is predicted of a layer, with its unit.
-        whole: row of the whole model, in milliseconds if the layers are in microseconds.
+        whole: row of the whole model, in the table's larger unit.
         before, after: {layer: value}, without the cost of a call.
         notes: where it comes from, and what it leaves out.
     """
@@ -27,7 +27,7 @@ class Prediction:
 
     def cell(self, value: float | None) -> Number | None:
         """A value with as many digits as it deserves."""
-        return number(value, ",.2f" if "µs" in self.what else ",.0f")
+        return number(value, ",.2f" if self.what.startswith("predicted") else ",.0f")
 
 
 def predict(
@@ -38,9 +38,10 @@ def predict(
         return None
     before, after = (side.by_layer(prices) for side in operators)
     if isinstance(prices, LatencyTable):
-        what, factor = "predicted µs", 1.0
+        unit = "µs" if prices.unit == "ms" else "thousand instructions"
+        what, factor = f"predicted {unit}", 1.0
         source = f"{prices.data_type} on {prices.device}, {prices.threads} thread(s)"
-        notes = [f"Predicted by a table of measured operators: {source}; {prices.floor_us:.2f} µs are for the call."]
+        notes = [f"Predicted by a table of measured operators: {source}; {prices.floor:.2f} {unit} are for the call."]
     else:
         what, factor = "MACs in whole steps", 1e3
         notes = [f"Predicted by multiply-accumulates in whole steps of {prices.device}; nothing was measured."]
@@ -48,7 +49,7 @@ def predict(
         named = ", ".join(f"{layer} ({kind})" for layer, kind in unknown.items())
         notes.append(f"Without a prediction, and left out: {named}.")
     before, after = ({layer: factor * value for layer, value in side.items()} for side in (before, after))
-    a, b = (sum(side.values()) + prices.floor_us for side in (before, after))
+    a, b = (sum(side.values()) + prices.floor for side in (before, after))
     cells = (count(round(a)), count(round(b))) if factor == 1e3 else (number(a / 1e3, ".3f"), number(b / 1e3, ".3f"))
-    whole = (what.replace("µs", "ms"), *cells, share(b, a))
+    whole = (f"predicted {prices.unit}" if isinstance(prices, LatencyTable) else what, *cells, share(b, a))
     return Prediction(what, whole, before, after, tuple(notes))
