@@ -36,7 +36,8 @@ def convert(
         model: The model; it is not modified.
         ports: Its inputs.
         folder: Where to write the intermediate SavedModel.
-        mode: "float32", "float16" (weights alone), or "dynamic" (int8 weights, activations rounded at run time).
+        mode: "float32", "float16" (weights alone), or "dynamic" (int8 weights, activations rounded at run time); the
+            integer modes begin with a float32 file.
         dynamic_batch: Leave the batch size open instead of 1.
 
     Returns:
@@ -57,7 +58,7 @@ def convert(
         archive.write_out(os.fspath(folder), verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(os.fspath(folder))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if mode != "float32":
+        if mode in ("float16", "dynamic"):
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if mode == "float16":
             converter.target_spec.supported_types = [tf.float16]

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -12,9 +13,18 @@ import keras
 from keras_filterprune import errors
 from keras_filterprune.errors import ExportError, FilterPruneError
 from keras_filterprune.export.convert import convert, quiet
-from keras_filterprune.export.signature import input_ports
+from keras_filterprune.export.signature import InputPort, input_ports
 
 _SERVE = "from keras_filterprune.export.other_backends import serve; serve()"
+
+
+def convert_anywhere(
+    model: keras.Model, ports: Sequence[InputPort], folder: Path, mode: str, dynamic_batch: bool
+) -> bytes:
+    """Convert a model, in this process if Keras runs on TensorFlow, else in a new one; arguments as in `convert`."""
+    if keras.config.backend() == "tensorflow":
+        return convert(model, ports, folder / "saved_model", mode, dynamic_batch=dynamic_batch)
+    return convert_elsewhere(model, folder / "conversion", mode, dynamic_batch)
 
 
 def convert_elsewhere(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool = False) -> bytes:

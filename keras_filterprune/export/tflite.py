@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError, ExportError, UnknownNameError
 from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
-from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers, quiet
+from keras_filterprune.export.convert import INTEGER_MODES, convert_to_integers, quiet
 from keras_filterprune.export.file_operators import FileOperator, count_operators, read_operators, refuse_operators
 from keras_filterprune.export.metadata import Metadata, check_metadata, embed
-from keras_filterprune.export.other_backends import convert_elsewhere
+from keras_filterprune.export.other_backends import convert_anywhere
 from keras_filterprune.export.parity import Parity, measure_parity
 from keras_filterprune.export.precision import float32_twin, half_precision_layers
-from keras_filterprune.export.signature import input_ports
+from keras_filterprune.export.signature import InputPort, input_ports
 from keras_filterprune.files import check_destination, replacing
 
 MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
@@ -146,34 +147,53 @@ def export_tflite(
     _check_environment(mode)
     check_destination(path, overwrite)
     ports = input_ports(model)
-    if mode in INTEGER_MODES and calibration is None:
+    check_metadata(metadata, model, ports)
+    samples = _samples(ports, mode, calibration)
+    halves = half_precision_layers(model)
+    model = float32_twin(model) if halves else model
+    with replacing(path) as draft, quiet():
+        content = convert_anywhere(model, ports, draft.parent, mode, dynamic_batch)
+        content, kept = _checked_and_quantized(content, model, mode, samples, keep_float, integer_io)
+        content = embed(content, metadata, model.name, ports)
+        parity = measure_parity(model, content, ports, _first(samples), dynamic_batch) if verify else None
+        _refuse_differences(model, _TOLERANCES[mode] if tolerance is None else tolerance, parity)
+        warnings = _in_float32(halves) + advise(read_operators(content, model), mode, kept)
+        draft.write_bytes(content)
+    return _result(path, mode, content, parity, warnings)
+
+
+def _samples(ports: tuple[InputPort, ...], mode: str, calibration: Any) -> dict[str, np.ndarray]:
+    if calibration is not None:
+        return calibration_samples(ports, calibration)
+    if mode in INTEGER_MODES:
         raise CalibrationDataError(
             f"quantize={mode!r} needs calibration=: about 100 inputs like the ones met in use, as an array "
             f"or a dict by input name. The inputs are {', '.join(f'{p.name!r} {p.shape}' for p in ports)}."
         )
-    if metadata is not None:
-        check_metadata(metadata, model, ports)
-    samples = random_samples(ports, _PARITY_SAMPLES) if calibration is None else calibration_samples(ports, calibration)
-    halves = half_precision_layers(model)
-    warnings = [_in_float32(halves)] if halves else []
-    model = float32_twin(model) if halves else model
-    with replacing(path) as draft, quiet():
-        made_as = "float32" if mode in INTEGER_MODES else mode
-        if keras.config.backend() == "tensorflow":
-            content = convert(model, ports, draft.parent / "saved_model", made_as, dynamic_batch=dynamic_batch)
-        else:
-            content = convert_elsewhere(model, draft.parent / "conversion", made_as, dynamic_batch)
-        refuse_operators(content, model)
-        kept: list[FileOperator] = []
-        if mode in INTEGER_MODES:
-            content, kept = convert_to_integers(content, model, mode, samples, keep_float, integer_io)
-        if metadata is not None:
-            content = embed(content, metadata, model.name, ports)
-        few = {key: array[:_PARITY_SAMPLES] for key, array in samples.items()}
-        parity = measure_parity(model, content, ports, few, dynamic_batch) if verify else None
-        _refuse_differences(model, _TOLERANCES[mode] if tolerance is None else tolerance, parity)
-        warnings += advise(read_operators(content, model), mode, kept)
-        draft.write_bytes(content)
+    return random_samples(ports, _PARITY_SAMPLES)
+
+
+def _checked_and_quantized(
+    content: bytes,
+    model: keras.Model,
+    mode: str,
+    samples: dict[str, np.ndarray],
+    keep_float: Sequence[str],
+    integer_io: bool,
+) -> tuple[bytes, list[FileOperator]]:
+    refuse_operators(content, model)
+    if mode not in INTEGER_MODES:
+        return content, []
+    return convert_to_integers(content, model, mode, samples, keep_float, integer_io)
+
+
+def _first(samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: array[:_PARITY_SAMPLES] for key, array in samples.items()}
+
+
+def _result(
+    path: Path, mode: str, content: bytes, parity: Parity | None, warnings: Sequence[ExportWarning]
+) -> ExportResult:
     return ExportResult(
         path=path,
         bytes=len(content),
@@ -200,13 +220,12 @@ def _check_options(mode: str, keep_float: Sequence[str], integer_io: bool, toler
         raise ExportError(f"tolerance must be a positive number, got tolerance={tolerance!r}.")
 
 
-def _in_float32(layers: Sequence[str]) -> ExportWarning:
-    return ExportWarning(
-        operators=(),
-        layers=tuple(f"layer {name!r}" for name in layers),
-        problem="computed in half precision by Keras, in float32 by the file and the model it was compared with",
-        remedy="Nothing to do; expect differences of about 1e-3 from the original model.",
-    )
+def _in_float32(layers: Sequence[str]) -> list[ExportWarning]:
+    if not layers:
+        return []
+    problem = "computed in half precision by Keras, in float32 by the file and the model it was compared with"
+    remedy = "Nothing to do; expect differences of about 1e-3 from the original model."
+    return [ExportWarning((), tuple(f"layer {name!r}" for name in layers), problem, remedy)]
 
 
 def _check_environment(mode: str) -> None:
