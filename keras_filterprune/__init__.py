@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from keras_filterprune.allocators import Tolerance as Tolerance
     from keras_filterprune.allocators import Uniform as Uniform
     from keras_filterprune.analysis import analyze as analyze
+    from keras_filterprune.bits import BopsTable as BopsTable
+    from keras_filterprune.bits import bops_table as bops_table
     from keras_filterprune.compensators import Adapters as Adapters
     from keras_filterprune.compensators import BNRecalibration as BNRecalibration
     from keras_filterprune.compensators import LeastSquares as LeastSquares
     from keras_filterprune.compensators import Linear as Linear
     from keras_filterprune.compensators import MeanShift as MeanShift
     from keras_filterprune.compensators import Merge as Merge
+    from keras_filterprune.cost import BopsBudget as BopsBudget
     from keras_filterprune.cost import CostModel as CostModel
     from keras_filterprune.cost import FiltersBudget as FiltersBudget
     from keras_filterprune.cost import LatencyBudget as LatencyBudget
@@ -79,6 +82,9 @@ if TYPE_CHECKING:
     from keras_filterprune.report import PruneReport as PruneReport
     from keras_filterprune.sensitivity_analysis import SensitivityTable as SensitivityTable
     from keras_filterprune.sensitivity_analysis import sensitivity as sensitivity
+    from keras_filterprune.tfmot import export_qat as export_qat
+    from keras_filterprune.tfmot import to_tf_keras as to_tf_keras
+    from keras_filterprune.tfmot import train_in_tf_keras as train_in_tf_keras
     from keras_filterprune.training import BatchBridgeout as BatchBridgeout
     from keras_filterprune.training import BridgeoutSchedule as BridgeoutSchedule
     from keras_filterprune.training import BridgePenalty as BridgePenalty
@@ -101,7 +107,9 @@ if TYPE_CHECKING:
 _HOME = {
     "allocators": ["Evolution", "Global", "Search", "Sensitivity", "Tolerance", "Uniform"],
     "analysis": ["analyze"],
+    "bits": ["BopsTable", "bops_table"],
     "cost": [
+        "BopsBudget",
         "CostModel",
         "FiltersBudget",
         "LatencyBudget",
@@ -153,6 +161,7 @@ _HOME = {
     "rebuild": ["PruningPlan"],
     "report": ["LayerReport", "PruneReport"],
     "sensitivity_analysis": ["SensitivityTable", "sensitivity"],
+    "tfmot": ["export_qat", "to_tf_keras", "train_in_tf_keras"],
     "training": [
         "BatchBridgeout",
         "BridgePenalty",

@@ -15,7 +15,16 @@ import numpy as np
 
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import Budget, CostModel, CountBudget, FiltersBudget, LatencyBudget, Tiles, as_tiles
+from keras_filterprune.cost import (
+    BopsBudget,
+    Budget,
+    CostModel,
+    CountBudget,
+    FiltersBudget,
+    LatencyBudget,
+    Tiles,
+    as_tiles,
+)
 from keras_filterprune.cost.latency_table import MEASURED
 from keras_filterprune.cost.tiles import check_count
 from keras_filterprune.criteria import Criterion
@@ -201,10 +210,10 @@ class Task:
         return spread(self.model, self._trial, map(self.select, keeps), self._recipe.allocator.executor)
 
     def _key(self, tiles: Tiles) -> str:
-        """What a search depends on, its data and its table of latencies included."""
+        """What a search depends on, its data, its table of latencies and its bits included."""
         data = self._trial and self._trial.digest()
         parts = self._fingerprint, self.recipe.name, vars(self.options), type(self.budget).__name__, self.seed, data
-        if isinstance(self.budget, LatencyBudget):
+        if isinstance(self.budget, LatencyBudget | BopsBudget):
             parts += (self.budget.key, tiles)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

@@ -14,6 +14,7 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Adapters, Compensator, as_compensator
 from keras_filterprune.compensators.adapters import BEFORE
 from keras_filterprune.cost import (
+    BopsBudget,
     Budget,
     CostModel,
     CountBudget,
@@ -72,8 +73,8 @@ def prune_model(
         model: a built functional or Sequential model, channels last. It is not modified.
         method: a name from `list_methods()`, or a configured `Method` or criterion (`kfp.L2(aggregate="max")`).
         budget: the fraction of multiply-accumulates to keep, in (0, 1]; or a `MacsBudget`, `ParamsBudget`,
-            `LatencyBudget`, `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one unit (one
-            `channel_multiple`). A latency is also measured, and refused if it is not below the original's.
+            `BopsBudget`, `LatencyBudget`, `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one
+            unit (one `channel_multiple`). A latency is also measured, and refused if it is not below the original's.
         data: calibration inputs: array(s), `(x, y)`, `tf.data.Dataset`, `PyDataset` or batches. Labels are looked at by
             methods that need them alone. None is fine for methods that need nothing.
         include: layer names or globs; only groups that make filters in a matching layer are pruned. None: all.
@@ -282,6 +283,11 @@ def _subject(
     everything = not isinstance(budget, CountBudget) and getattr(budget, "keep", None) == 1.0
     if not isinstance(compensator, Adapters) or everything:
         return model, options
+    if isinstance(budget, BopsBudget) and budget.mixed:
+        raise InfeasibleBudgetError(
+            f"adapters are new layers, which {budget} does not know: give the same bits to all layers, or another "
+            "compensator."
+        )
     paths = [path for path in wrappable(graph) if options.refusal([path]) is None]
     if not paths:
         raise InfeasibleBudgetError(

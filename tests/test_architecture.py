@@ -30,7 +30,7 @@ ROWS = [
     ["latency"],
     ["surgery", "layer_pruning"],
     ["pruning"],
-    ["training"],
+    ["training", "bits", "tfmot"],
     ["demo"],
     ["__main__"],
 ]

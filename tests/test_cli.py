@@ -66,6 +66,7 @@ def test_existing_output_is_kept_unless_overwrite(folder, capsys):
     assert (folder / "small.keras").read_text() == "mine"
     assert main([*map(str, words), "--overwrite"]) == 0
     assert keras.models.load_model(folder / "small.keras").count_params() > 0
+    capsys.readouterr()
     (folder / "report.html").write_text("mine")
     words = ["prune", folder / "model.keras", "-o", folder / "other.keras", "--report", folder / "report.html"]
     assert "already exists and is kept" in refused(capsys, *words)

@@ -188,7 +188,7 @@ def test_budget_out_of_range(chain, value):
 
 @pytest.mark.parametrize("value", ["x", None, [0.5], "0.5"])
 def test_budget_of_a_wrong_type(chain, value):
-    kinds = "MacsBudget, ParamsBudget, LatencyBudget, FiltersBudget or RedundancyBudget"
+    kinds = "MacsBudget, ParamsBudget, BopsBudget, LatencyBudget, FiltersBudget or RedundancyBudget"
     with pytest.raises(kfp.UnknownNameError, match=rf"budget is a fraction in \(0, 1\], {kinds}") as caught:
         kfp.prune_model(chain, "l2", value)
     assert f"Received: budget={value!r}." in str(caught.value)

@@ -43,7 +43,7 @@ def main() -> None:
         for name in options.nets:
             model = network(name, options.size, images)
             variants = [(mode, ()) for mode in MODES]
-            if any(activation(layer) == "hard_swish" for layer in model.layers):
+            if any(activation(layer) == "hard_silu" for layer in model.layers):
                 variants.append(("int8", ("HARD_SWISH",)))
             rows = []
             for mode, kept in variants:
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def activation(layer: keras.layers.Layer) -> str:
-    """Name of a layer's activation function, "" if it has none."""
+    """Name of a layer's activation function (Keras calls hard_swish hard_silu), "" if it has none."""
     return getattr(getattr(layer, "activation", None), "__name__", "")
 
 

@@ -1,4 +1,4 @@
-"""What the pruned model may cost: a fraction of the multiply-accumulates, of the parameters, or of every group."""
+"""What the pruned model may cost: multiply-accumulates, parameters, bit operations, or a fraction of every group."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from keras_filterprune.cost.bops import Bits, bit_operations, check_bits
 from keras_filterprune.cost.latency import LatencyBudget
 from keras_filterprune.cost.model import Cost, CostModel
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
@@ -18,6 +19,16 @@ def check_fraction(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
         raise InfeasibleBudgetError(f"{name} is the fraction that is kept, in (0, 1]. Received: {name}={value!r}.")
     return float(value)
+
+
+def _check_keep_or_count(budget: Any) -> None:
+    keep, count = budget.keep, budget.count
+    if (keep is None) == (count is None):
+        raise InfeasibleBudgetError(f"{type(budget).__name__} expects either keep= or count=. Received: {budget}.")
+    if keep is not None:
+        check_fraction("keep", keep)
+    elif isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise InfeasibleBudgetError(f"count is a positive number of {budget.unit}. Received: count={count!r}.")
 
 
 @dataclass(frozen=True)
@@ -56,12 +67,7 @@ class ParamsBudget:
     count: int | None = None
 
     def __post_init__(self):
-        if (self.keep is None) == (self.count is None):
-            raise InfeasibleBudgetError(f"ParamsBudget expects either keep= or count=. Received: {self}.")
-        if self.keep is not None:
-            check_fraction("keep", self.keep)
-        elif isinstance(self.count, bool) or not isinstance(self.count, Integral) or self.count < 1:
-            raise InfeasibleBudgetError(f"count is a positive number of parameters. Received: count={self.count!r}.")
+        _check_keep_or_count(self)
 
     unit = "parameters"
 
@@ -71,6 +77,65 @@ class ParamsBudget:
     def limit(self, model: CostModel) -> int:
         """The most that may be spent, in parameters."""
         full = model.params(model.sizes)
+        return min(self.count, full) if self.count is not None else math.floor(self.keep * full)
+
+
+@dataclass(frozen=True)
+class BopsBudget:
+    """Keep at most this fraction, or this number, of the model's bit operations.
+
+    A multiply-accumulate of b-bit weights and a-bit activations counts a * b bit operations (after Hawks et al. 2021,
+    without the carries of the sum). `keep` is relative to the whole model at the same bits: with the same bits in every
+    layer, it is `MacsBudget`. `count` trades bits for filters: half the bits of the weights leave twice the
+    multiply-accumulates. Nothing is quantised here; see `bops_table` and `export_tflite`.
+
+    Args:
+        keep: fraction kept, in (0, 1]; or
+        count: bit operations of one sample.
+        weight_bits: bits of the weights, 2 to 32 (8); or {layer name or glob: bits}, the first that fits counts.
+        activation_bits: bits of a layer's inputs, likewise (8).
+
+    Raises:
+        InfeasibleBudgetError: neither or both of `keep` and `count` are given, or one of the numbers is out of range.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> x = keras.Input((8, 8, 3))
+        >>> y = keras.layers.Conv2D(16, 3, name="first")(x)
+        >>> y = keras.layers.Conv2D(16, 3, name="second")(y)
+        >>> y = keras.layers.Dense(4, name="logits")(keras.layers.Flatten()(y))
+        >>> mixed = kfp.BopsBudget(keep=0.5, weight_bits={"second": 4, "*": 8})
+        >>> small = kfp.prune_model(keras.Model(x, y), "l2", mixed)
+    """
+
+    keep: float | None = None
+    count: int | None = None
+    weight_bits: Bits = 8
+    activation_bits: Bits = 8
+
+    def __post_init__(self):
+        _check_keep_or_count(self)
+        check_bits("weight_bits", self.weight_bits)
+        check_bits("activation_bits", self.activation_bits)
+
+    unit = "bit operations"
+
+    @property
+    def key(self) -> str:
+        """What the cost depends on, apart from the model."""
+        return repr((self.weight_bits, self.activation_bits))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether bits differ between layers."""
+        return isinstance(self.weight_bits, dict) or isinstance(self.activation_bits, dict)
+
+    def cost(self, model: CostModel) -> Cost:
+        return bit_operations(model.macs, self.weight_bits, self.activation_bits)
+
+    def limit(self, model: CostModel) -> int:
+        """The most that may be spent, in bit operations."""
+        full = self.cost(model)(model.sizes)
         return min(self.count, full) if self.count is not None else math.floor(self.keep * full)
 
 
@@ -114,7 +179,7 @@ class RedundancyBudget:
 
 # Budgets that settle how many filters every group keeps, whatever the model costs then.
 CountBudget = FiltersBudget | RedundancyBudget
-Budget = MacsBudget | ParamsBudget | LatencyBudget | CountBudget
+Budget = MacsBudget | ParamsBudget | BopsBudget | LatencyBudget | CountBudget
 
 
 def as_budget(budget: Budget | float) -> Budget:
@@ -124,7 +189,6 @@ def as_budget(budget: Budget | float) -> Budget:
     if isinstance(budget, Real):
         return MacsBudget(check_fraction("budget", budget))
     raise UnknownNameError(
-        f"budget is a fraction in (0, 1], MacsBudget, ParamsBudget, LatencyBudget, FiltersBudget or "
-        f"RedundancyBudget. "
-        f"Received: budget={budget!r}."
+        f"budget is a fraction in (0, 1], MacsBudget, ParamsBudget, BopsBudget, LatencyBudget, FiltersBudget or "
+        f"RedundancyBudget. Received: budget={budget!r}."
     )

@@ -37,6 +37,11 @@ class Cost:
         """Exact cost at `keep`, an int64 array of shape (n_groups,) of kept units per group."""
         return int(self.terms(keep).sum())
 
+    @property
+    def spending(self) -> list[str]:
+        """The layers that have a term."""
+        return [self.layers[owner] for owner in sorted(set(self.owners))]
+
     def terms(self, keep: np.ndarray) -> np.ndarray:
         """Cost of every term, int64 of shape (n_terms,)."""
         width = self.fixed + self.slope @ keep

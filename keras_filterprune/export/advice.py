@@ -132,7 +132,7 @@ def _whole_file_is_slow(operators: Sequence[FileOperator]) -> ExportWarning:
     slow = [op for op in operators if not op.delegated and op.kind not in _CONVERSIONS]
     return _warning(
         slow,
-        "XNNPACK takes no int16 activations: 50 to 110 times the time of int8 on a CPU",
+        "XNNPACK takes no int16 activations: tens to hundreds of times the time of int8 on a CPU",
         "Use quantize='int8' or 'dynamic', unless the file is for an accelerator that computes in int16.",
     )
 

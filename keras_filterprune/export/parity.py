@@ -52,23 +52,47 @@ def measure_parity(
     Raises:
         ExportError: LiteRT refuses the file, its outputs have other names or shapes, or either side is not finite.
     """
-    count = len(next(iter(samples.values())))
-    one_by_one = _slices(samples, range(count + 1))
+    expected = _run_keras(model, ports, _slices(samples, range(_count(samples) + 1)))
+    return compare_outputs(model.name, expected, content, samples, dynamic_batch)
+
+
+def compare_outputs(
+    name: str,
+    expected: dict[str, np.ndarray],
+    content: bytes,
+    samples: dict[str, np.ndarray],
+    dynamic_batch: bool = False,
+) -> Parity:
+    """Run a converted model with LiteRT and compare it with what it should give.
+
+    Args:
+        name: Name of the Keras model, for messages.
+        expected: `{output key: array of shape (samples, ...)}`.
+        content: The bytes of the `.tflite` file.
+        samples: `{port.key: array of shape (samples, *port.shape)}`.
+        dynamic_batch: The file's batch size is open.
+
+    Returns:
+        The differences.
+
+    Raises:
+        ExportError: LiteRT refuses the file, its outputs have other names or shapes, or either side is not finite.
+    """
+    count = _count(samples)
     # An open batch size has to hold for a batch of one and for one of many.
-    actual = _run_litert(content, _slices(samples, sorted({0, 1, count})) if dynamic_batch else one_by_one)
-    expected = _run_keras(model, ports, one_by_one)
+    actual = _run_litert(content, _slices(samples, sorted({0, 1, count}) if dynamic_batch else range(count + 1)))
     absolute, relative = 0.0, 0.0
     for key, reference in expected.items():
         if key not in actual or actual[key].shape != reference.shape:
-            received = {name: output.shape for name, output in actual.items()}
+            received = {other: output.shape for other, output in actual.items()}
             raise ExportError(
-                f"output {key!r} of model {model.name!r} has shape {reference.shape} for {count} samples, but the "
+                f"output {key!r} of model {name!r} has shape {reference.shape} for {count} samples, but the "
                 f"converted file has {received}. Give every layer a static output shape, with the batch as first axis."
             )
         for owner, output in (("the Keras model", reference), ("the converted file", actual[key])):
             if not np.isfinite(output).all():
                 raise ExportError(
-                    f"{owner} computes NaN or infinite values in output {key!r} of model {model.name!r}; "
+                    f"{owner} computes NaN or infinite values in output {key!r} of model {name!r}; "
                     "check its weights, and pass calibration=real inputs if random ones are out of its range."
                 )
         difference = actual[key] - reference
@@ -103,6 +127,10 @@ def _run_keras(
 
 def _slices(samples: dict[str, np.ndarray], borders: Sequence[int]) -> list[dict[str, np.ndarray]]:
     return [{key: array[start:end] for key, array in samples.items()} for start, end in itertools.pairwise(borders)]
+
+
+def _count(samples: dict[str, np.ndarray]) -> int:
+    return len(next(iter(samples.values())))
 
 
 def _root_mean_square(values: np.ndarray) -> float:

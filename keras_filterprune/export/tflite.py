@@ -23,7 +23,7 @@ from keras_filterprune.export.signature import InputPort, input_ports
 from keras_filterprune.files import check_destination, replacing
 
 MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
-_PARITY_SAMPLES = 16
+PARITY_SAMPLES = 16
 # Largest root mean square of the differences relative to the outputs'. Measured over the networks of tests/zoo, trained
 # ResNet-20s and keras.applications: up to 1e-5, 4e-3, 3e-2, 0.1 and 4e-2. Files that were really wrong (a transposed
 # layout, sums with another tensor's range) measured 0.29 to 1.5.
@@ -155,11 +155,11 @@ def export_tflite(
         content = convert_anywhere(model, ports, draft.parent, mode, dynamic_batch)
         content, kept = _checked_and_quantized(content, model, mode, samples, keep_float, integer_io)
         content = embed(content, metadata, model.name, ports)
-        parity = measure_parity(model, content, ports, _first(samples), dynamic_batch) if verify else None
+        parity = measure_parity(model, content, ports, first_samples(samples), dynamic_batch) if verify else None
         _refuse_differences(model, _TOLERANCES[mode] if tolerance is None else tolerance, parity)
         warnings = _in_float32(halves) + advise(read_operators(content, model), mode, kept)
         draft.write_bytes(content)
-    return _result(path, mode, content, parity, warnings)
+    return export_result(path, mode, content, parity, warnings)
 
 
 def _samples(ports: tuple[InputPort, ...], mode: str, calibration: Any) -> dict[str, np.ndarray]:
@@ -170,7 +170,7 @@ def _samples(ports: tuple[InputPort, ...], mode: str, calibration: Any) -> dict[
             f"quantize={mode!r} needs calibration=: about 100 inputs like the ones met in use, as an array "
             f"or a dict by input name. The inputs are {', '.join(f'{p.name!r} {p.shape}' for p in ports)}."
         )
-    return random_samples(ports, _PARITY_SAMPLES)
+    return random_samples(ports, PARITY_SAMPLES)
 
 
 def _checked_and_quantized(
@@ -187,13 +187,15 @@ def _checked_and_quantized(
     return convert_to_integers(content, model, mode, samples, keep_float, integer_io)
 
 
-def _first(samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {key: array[:_PARITY_SAMPLES] for key, array in samples.items()}
+def first_samples(samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those that serve the check."""
+    return {key: array[:PARITY_SAMPLES] for key, array in samples.items()}
 
 
-def _result(
+def export_result(
     path: Path, mode: str, content: bytes, parity: Parity | None, warnings: Sequence[ExportWarning]
 ) -> ExportResult:
+    """What is to be said of a file."""
     return ExportResult(
         path=path,
         bytes=len(content),

@@ -48,7 +48,7 @@ def prune_layers(
     Args:
         model: a built functional or Sequential model, channels last. It is not modified.
         n_layers: how many units go; or
-        budget: what may be left: a fraction of the MACs, `MacsBudget`, `ParamsBudget` or `LatencyBudget`.
+        budget: what may be left: a fraction of the MACs, `MacsBudget`, `ParamsBudget`, `BopsBudget` or `LatencyBudget`.
         criterion: a method's name or a criterion object, whose mean over a unit's filters counts; "ensemble", the sum
             of ranks by l2, taylor and taylor_gate; or "imprinting", what a unit adds to the accuracy of a classifier of
             class means ("l2").
@@ -134,7 +134,8 @@ def _checked(n_layers: Any, budget: Any) -> Budget | None:
     budget = as_budget(budget)
     if isinstance(budget, CountBudget):
         raise InfeasibleBudgetError(
-            f"prune_layers removes whole layers: give n_layers, a fraction, MacsBudget, ParamsBudget or LatencyBudget. "
+            f"prune_layers removes whole layers: give n_layers, a fraction, MacsBudget, ParamsBudget, BopsBudget or "
+            f"LatencyBudget. "
             f"Received: {budget!r}."
         )
     return budget

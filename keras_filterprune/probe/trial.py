@@ -23,7 +23,7 @@ from keras_filterprune.probe.consumers import (
     sample_rows,
 )
 from keras_filterprune.probe.execute import Executor
-from keras_filterprune.probe.masked import masked_apply, masked_weights
+from keras_filterprune.probe.masked import Values, masked_apply, masked_weights
 from keras_filterprune.probe.outlets import outlets
 from keras_filterprune.probe.regression import mixed_by_all, refit
 from keras_filterprune.progress import track
@@ -171,16 +171,19 @@ class Trial:
         return values
 
 
-def masked_outputs(graph: ChannelGraph, inputs: list[Any], kept: dict[str, np.ndarray]) -> np.ndarray:
+def masked_outputs(
+    graph: ChannelGraph, inputs: list[Any], kept: dict[str, np.ndarray], values: Values | None = None
+) -> np.ndarray:
     """Outputs of a network as if other units did not exist: all of a sample side by side, (samples, values).
 
     Args:
         graph: the channel graph.
         inputs: flat model inputs, of all samples.
         kept: {group name: indices of the units that stay}; groups left out stay whole.
+        values: what stands in for weights (None: zeros where a layer reads a removed channel).
     """
     alive = graph.kept_ids(kept)
-    return _run(graph, inputs, alive, masked_weights(graph, alive))
+    return _run(graph, inputs, alive, masked_weights(graph, alive) if values is None else values)
 
 
 def _run(graph: ChannelGraph, inputs: list[Any], alive: np.ndarray, values: Any) -> np.ndarray:

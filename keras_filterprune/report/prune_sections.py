@@ -142,8 +142,8 @@ def _costly(report: PruneReport, prediction: Prediction | None) -> Section:
 def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) -> Section:
     rows = tuple(_layer(row, prediction, tiles) for row in report.layers)
     what = prediction.what if prediction else "predicted"
-    columns = ("layer", "channels", "kept", "removed", "free", "room", "MACs, before", "after")
-    columns += ("float32 bytes, before", "after", "int8 bytes (estimate)", f"{what}, before", "after", "pinned: it")
+    columns = ("layer", "channels", "kept", "removed", "pinned: it", "free", "room", "MACs, before", "after")
+    columns += ("float32 bytes, before", "after", "int8 bytes (estimate)", f"{what}, before", "after")
     text = ["Every layer with weights, in the order of the model."]
     if tiles.step > 1:
         text.append(
@@ -169,6 +169,7 @@ def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles) -> tuple[
         count(channels),
         count(kept),
         count(channels - kept) if channels else None,
+        row.pinned,
         count(kept - tiles.before(kept, 1) - 1) if stepped else None,
         count(tiles.ceil(kept) - kept) if stepped else None,
         count(row.macs),
@@ -176,5 +177,4 @@ def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles) -> tuple[
         *(count(bytes_each * n) for bytes_each, n in ((_FLOAT32, row.params), (_FLOAT32, row.params_after))),
         count(_INT8 * row.params_after),
         *times,
-        row.pinned,
     )

@@ -20,10 +20,11 @@ table { border-collapse: separate; border-spacing: 0; width: max-content; font-s
   font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td { max-width: min(22rem, 70vw); background: rgba(var(--loss), calc(.6 * var(--shade, 0))); }
-td:first-child { max-width: min(16rem, 45vw); }
+td:first-child { max-width: min(16rem, 45vw); position: sticky; left: 0; background: var(--page); }
 tr:last-child td { border-bottom: 0; }
 th { position: sticky; top: 0; background: var(--head); vertical-align: bottom; cursor: pointer; font-weight: 600;
-  overflow-wrap: normal; }
+  overflow-wrap: normal; z-index: 1; }
+th:first-child { left: 0; z-index: 2; }
 th:focus-visible { outline: 2px solid var(--kept); outline-offset: -2px; }
 th[aria-sort=ascending]::after { content: " \\2191"; }
 th[aria-sort=descending]::after { content: " \\2193"; }
@@ -59,7 +60,7 @@ summary { cursor: pointer; }
   nav, .hint { display: none; }
   .scroll { overflow: visible; max-height: none; width: auto; border: 0; }
   table { width: auto; font-size: 8px; }
-  th, td { position: static; padding: 1px 4px; }
+  th, td { position: static !important; padding: 1px 4px; }
   td:first-child { max-width: none; overflow-wrap: normal; }
   .drawn { min-width: 7rem; }
   tr, figure { break-inside: avoid; }

@@ -1,0 +1,183 @@
+"""Filters against bits: what a network costs, weighs and still knows at several widths and precisions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from rich.table import Table
+
+from keras_filterprune.analysis import analyze
+from keras_filterprune.cost import BopsBudget, Cost, CostModel
+from keras_filterprune.cost.bops import Bits, bits_by_layer
+from keras_filterprune.cost.budgets import check_fraction
+from keras_filterprune.criteria import Criterion
+from keras_filterprune.errors import UnknownNameError
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.methods import Method
+from keras_filterprune.probe.calibration import check_class_scores, labelled_inputs
+from keras_filterprune.probe.trial import class_numbers, masked_outputs
+from keras_filterprune.progress import track
+from keras_filterprune.pruning import prune_model
+
+_SAMPLES = 10_000
+_FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class BopsRow:
+    """One width at one precision.
+
+    Attributes:
+        keep: fraction of the multiply-accumulates that was asked for.
+        weight_bits, activation_bits: as they were given.
+        macs, bops: multiply-accumulates and bit operations of one sample.
+        bytes: weights that multiply at their bits, all others at 32.
+        accuracy: share of the test samples in the right class, with rounded weights; None without test data.
+    """
+
+    keep: float
+    weight_bits: Bits
+    activation_bits: Bits
+    macs: int
+    bops: int
+    bytes: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class BopsTable:
+    """What `bops_table` found.
+
+    Attributes:
+        rows: one `BopsRow` per fraction and precision, fractions in the outer loop.
+        samples: how many test samples the accuracies are from; 0 without test data.
+    """
+
+    rows: tuple[BopsRow, ...]
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {"rows": [asdict(row) for row in self.rows], "samples": self.samples}
+
+    def table(self) -> Table:
+        """The rows for a terminal."""
+        table = Table(title="filters against bits: weights rounded per filter, activations not")
+        for name in ("keep", "weight bits", "activation bits", "MACs", "bit operations", "bytes", "accuracy"):
+            table.add_column(name, justify="right")
+        for row in self.rows:
+            accuracy = "" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
+            costs = f"{row.macs:,}", f"{row.bops:,}", f"{row.bytes:,}"
+            table.add_row(f"{row.keep:g}", str(row.weight_bits), str(row.activation_bits), *costs, accuracy)
+        return table
+
+
+def bops_table(
+    model: keras.Model,
+    keep: Sequence[float] = (1.0, 0.75, 0.5),
+    bits: Sequence[Bits | tuple[Bits, Bits]] = (8, 6, 4),
+    *,
+    method: str | Method | Criterion = "l2",
+    data: Any = None,
+    test: Any = None,
+    finetune: Callable[[keras.Model], Any] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> BopsTable:
+    """Prune to several widths, and say what each costs at several precisions.
+
+    Accuracies are those of the pruned network with its kernels rounded to the bits, symmetrically, with one scale per
+    filter. Activations are not rounded: their bits count in the bit operations alone, and the accuracy of a file
+    with activations of few bits is lower. Rounding batch normalization into the kernels first gives the same.
+
+    Args:
+        model: a built functional or Sequential model. It is not modified.
+        keep: fractions of the multiply-accumulates ((1.0, 0.75, 0.5)).
+        bits: per precision, bits of weights and activations alike, or a pair of both; each a number from 2 to 32, or
+            {layer name or glob: bits} as in `BopsBudget` ((8, 6, 4)). 32 is float32.
+        method, data: as in `prune_model` ("l2", None).
+        test: labelled samples `(x, y)` or batches of them (None: no accuracies); the first 10,000, fewer where the
+            largest activation of all would exceed 256 MiB.
+        finetune: trains every pruned model in place (None).
+        seed: seed of everything random (0).
+        progress: show a progress bar (True).
+
+    Returns:
+        A `BopsTable`.
+
+    Raises:
+        InfeasibleBudgetError: a fraction or a number of bits is out of range, or a fraction is out of reach.
+        UnknownNameError: a pattern fits no layer, or a layer no pattern.
+        CalibrationDataError: data or test do not fit the model.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Flatten()]
+        >>> model = keras.Sequential([*layers, keras.layers.Dense(2)])
+        >>> [(row.keep, row.weight_bits, row.bops) for row in kfp.bops_table(model, keep=(1, 0.5), bits=(8, 4)).rows]
+        [(1.0, 8, 1069056), (1.0, 4, 267264), (0.5, 8, 534528), (0.5, 4, 133632)]
+    """
+    fractions = [check_fraction("keep", fraction) for fraction in keep]
+    budgets = [BopsBudget(1.0, None, *(pair if isinstance(pair, tuple) else (pair, pair))) for pair in bits]
+    if not fractions or not budgets:
+        raise UnknownNameError(f"keep and bits name at least one value each. Received: keep={keep!r}, bits={bits!r}.")
+    graph = analyze(model)
+    known = CostModel(graph)
+    for budget in budgets:
+        budget.limit(known)
+    samples = None
+    if test is not None:
+        check_class_scores(graph.view, "accuracy")
+        samples = labelled_inputs(test, graph.view, "accuracy", _SAMPLES)
+    rows: list[BopsRow] = []
+    for fraction in track(fractions, "pruning", len(fractions), progress):
+        pruned = prune_model(model, method, fraction, data=data, seed=seed, progress=progress)
+        if finetune is not None:
+            finetune(pruned)
+        rows += _rows(pruned, fraction, budgets, samples)
+    return BopsTable(tuple(rows), len(samples[1]) if samples else 0)
+
+
+def _rows(pruned: keras.Model, fraction: float, budgets: list[BopsBudget], samples: Any) -> Iterator[BopsRow]:
+    graph = analyze(pruned)
+    costs = CostModel(graph)
+    for budget in budgets:
+        rounded = list(_rounded(graph, costs.macs, budget.weight_bits))
+        values: dict[str, list[tuple[Any, Any]]] = {}
+        for layer, variable, value, _ in rounded:
+            values.setdefault(layer, []).append((variable, keras.ops.convert_to_tensor(value, variable.dtype)))
+        # What is not a kernel stays float32.
+        size = costs.params(costs.sizes) * _FLOAT_BITS
+        size -= sum(value.size * (_FLOAT_BITS - bits) for _, _, value, bits in rounded)
+        accuracy = None
+        if samples is not None:
+            found = class_numbers(masked_outputs(graph, samples[0], {}, values))
+            accuracy = float(np.mean(found == samples[1]))
+        macs, bops = costs.macs(costs.sizes), budget.cost(costs)(costs.sizes)
+        yield BopsRow(fraction, budget.weight_bits, budget.activation_bits, macs, bops, -(-size // 8), accuracy)
+
+
+def _rounded(graph: ChannelGraph, macs: Cost, weight_bits: Bits) -> Iterator[tuple[str, Any, np.ndarray, int]]:
+    """(layer, variable, rounded value, bits) of every kernel of a layer that multiplies."""
+    layers = {call.path: call.op for call in graph.view.calls if call.inputs}
+    axes = {(bind.layer, bind.weight): bind.axis for bind in graph.binds if bind.role == "filter"}
+    for layer, bits in bits_by_layer("weight_bits", weight_bits, macs.spending).items():
+        for name, variable in named_weights(layers[layer]).items():
+            if len(variable.shape) > 1:
+                array = keras.ops.convert_to_numpy(variable.value)
+                yield layer, variable, round_weights(array, bits, axes.get((layer, name), -1)), bits
+
+
+def round_weights(array: np.ndarray, bits: int, axis: int) -> np.ndarray:
+    """Weights as whole multiples of one scale per index of `axis`, symmetric around zero; 32 bits change nothing."""
+    if bits == _FLOAT_BITS:
+        return array
+    others = tuple(n for n in range(array.ndim) if n != axis % array.ndim)
+    scale = np.abs(array).max(axis=others, keepdims=True) / (math.pow(2, bits - 1) - 1)
+    return np.round(array / np.where(scale, scale, 1)) * scale

@@ -1,0 +1,58 @@
+"""Bit operations: multiply-accumulates times the bits of weights and of activations, layer by layer."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from keras_filterprune.cost.model import Cost
+from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
+
+# Bits of every layer, or {layer name or glob: bits}; the first pattern that fits a layer counts.
+Bits = int | dict[str, int]
+
+
+def bits_by_layer(name: str, bits: Bits, layers: Iterable[str]) -> dict[str, int]:
+    """{layer: its bits}; `name` is what messages call `bits`.
+
+    Raises:
+        UnknownNameError: a pattern fits no layer, or a layer no pattern.
+    """
+    layers = list(layers)
+    if not isinstance(bits, dict):
+        return dict.fromkeys(layers, bits)
+    for pattern in bits:
+        if not fnmatch.filter(layers, pattern):
+            near = difflib.get_close_matches(pattern, layers, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(layers)}."
+            raise UnknownNameError(f"{name} names '{pattern}', which matches no layer that multiplies. {hint}")
+    found = {layer: next((n for p, n in bits.items() if fnmatch.fnmatch(layer, p)), None) for layer in layers}
+    missing = [layer for layer, number in found.items() if number is None]
+    if missing:
+        raise UnknownNameError(
+            f"{name} says nothing about layers {', '.join(missing)}. Name them, or end with '*': bits of all others."
+        )
+    return found
+
+
+def check_bits(name: str, bits: Any) -> None:
+    """Raise `InfeasibleBudgetError` unless these are whole numbers from 2 to 32, one or one per pattern."""
+    for number in bits.values() if isinstance(bits, dict) else [bits]:
+        if isinstance(number, bool) or not isinstance(number, Integral) or not 2 <= number <= 32:
+            raise InfeasibleBudgetError(
+                f"{name} is a number of bits from 2 to 32, or {{layer name or glob: bits}}. Received: {name}={bits!r}."
+            )
+
+
+def bit_operations(macs: Cost, weight_bits: Bits, activation_bits: Bits) -> Cost:
+    """Multiply-accumulates times the bits of both factors, as a function of the kept counts."""
+    weights = bits_by_layer("weight_bits", weight_bits, macs.spending)
+    activations = bits_by_layer("activation_bits", activation_bits, macs.spending)
+    factors = np.array([weights.get(layer, 0) * activations.get(layer, 0) for layer in macs.layers], int)
+    return replace(macs, coefficients=macs.coefficients * factors[macs.owners])

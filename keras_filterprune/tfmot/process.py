@@ -1,0 +1,119 @@
+"""Starts the process that imports tf_keras, hands it a job, and takes what it brings back."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from keras_filterprune import errors
+from keras_filterprune.errors import ExportError, UnknownNameError
+from keras_filterprune.tfmot.description import Description
+
+Train = Callable[..., Any] | str
+
+
+@dataclass(frozen=True)
+class FunctionRef:
+    """Where another process finds a function: in a module that it can import, or in a script."""
+
+    source: str
+    name: str
+    script: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with the twin of a model.
+
+    Attributes:
+        action: "save", "train" or "export".
+        name: of the model.
+        model: the model.
+        function, arguments: what trains the twin: `function(twin, *arguments)` returns the trained model.
+        inputs: per input of a `.tflite` file: its key, the shape of a sample and the dtype.
+        outputs: keys of the outputs of a `.tflite` file.
+        samples: inputs to compare on, by key.
+    """
+
+    action: str
+    name: str
+    model: Description
+    function: FunctionRef | None = None
+    arguments: tuple = ()
+    inputs: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+    outputs: tuple[str, ...] = ()
+    samples: dict[str, Any] = field(default_factory=dict)
+
+
+def check_installed() -> None:
+    """Raise `ExportError` unless tf_keras is there; nothing is imported."""
+    for module in ("tensorflow", "tf_keras"):
+        if importlib.util.find_spec(module) is None:
+            raise ExportError(f'{module} is not installed: pip install "keras-filterprune[tfmot]"')
+
+
+def find_function(train: Train) -> FunctionRef:
+    """Where the other process finds `train`.
+
+    Raises:
+        UnknownNameError: it cannot find it there.
+    """
+    advice = "Give a function at the top level of a module or script, or 'module:function'."
+    if isinstance(train, str):
+        module, colon, name = train.partition(":")
+        if not (module and colon and name):
+            raise UnknownNameError(f"train is a function or 'module:function'. Received: train={train!r}.")
+        return FunctionRef(module, name, script=False)
+    module, name = getattr(train, "__module__", None), getattr(train, "__qualname__", "")
+    if module is None or not name.isidentifier():
+        raise UnknownNameError(f"another process cannot import train={train!r}. {advice}")
+    if module != "__main__":
+        return FunctionRef(module, name, script=False)
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is None:
+        raise UnknownNameError(f"another process cannot import '{name}' from a notebook or a prompt. {advice}")
+    return FunctionRef(os.path.abspath(file), name, script=True)
+
+
+def run_elsewhere(job: Job) -> dict[str, Any]:
+    """Do a job in a process of its own, which prints to this one's streams.
+
+    Returns:
+        What the action gives.
+
+    Raises:
+        ExportError: the process ended without a result, or the function raised.
+        UnsupportedModelError: the model has no equal in tf_keras.
+        UnknownNameError: the arguments cannot be pickled.
+    """
+    try:
+        packed = pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UnknownNameError(f"arguments go to another process and have to be picklable: {error}") from error
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "KERAS_BACKEND": "tensorflow",
+        # What tfmot sets too, but too late for whatever touched tf.keras before.
+        "TF_USE_LEGACY_KERAS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "job").write_bytes(packed)
+        done = subprocess.run([sys.executable, "-m", "keras_filterprune.tfmot.child", folder], env=environment)
+        if done.returncode:
+            raise ExportError(
+                f"the process of tf_keras ended with exit code {done.returncode}; see what it printed before."
+            )
+        result = pickle.loads(Path(folder, "result").read_bytes())
+    if "error" in result:
+        kind, text = result["error"]
+        raise getattr(errors, kind)(text)
+    return result
