@@ -22,19 +22,16 @@ import numpy as np
 from keras_filterprune.errors import ExportError, UnknownNameError
 from keras_filterprune.export.file_operators import FileOperator, LayerNames, read_operators
 from keras_filterprune.export.integers import quantize_statically
-from keras_filterprune.export.signature import InputPort, input_structure, output_keys
+from keras_filterprune.export.signature import InputPort, input_ports, input_structure, output_keys
 
 INTEGER_MODES = ("int8", "int16x8")
 
 
-def convert(
-    model: keras.Model, ports: Sequence[InputPort], folder: Path, mode: str, *, dynamic_batch: bool = False
-) -> bytes:
+def convert(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool = False) -> bytes:
     """Convert a model with TFLite's own operators only.
 
     Args:
         model: The model; it is not modified.
-        ports: Its inputs.
         folder: Where to write the intermediate SavedModel.
         mode: "float32", "float16" (weights alone), or "dynamic" (int8 weights, activations rounded at run time); the
             integer modes begin with a float32 file.
@@ -51,7 +48,7 @@ def convert(
 
     serve = None
     try:
-        serve = _serving_function(model, ports, None if dynamic_batch else 1)
+        serve = _serving_function(model, input_ports(model), None if dynamic_batch else 1)
         archive = keras.export.ExportArchive()
         archive.track(model)
         archive.add_endpoint("serve", serve)

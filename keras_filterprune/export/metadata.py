@@ -77,11 +77,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def check_metadata(metadata: Metadata | None, model: keras.Model, ports: Sequence[InputPort]) -> None:
+def check_metadata(metadata: Metadata, model: keras.Model, ports: Sequence[InputPort]) -> None:
     """Compare metadata with the model that it is to describe.
 
     Args:
-        metadata: What the user gave; None fits everything.
+        metadata: What the user gave.
         model: The model.
         ports: Its inputs.
 
@@ -89,8 +89,6 @@ def check_metadata(metadata: Metadata | None, model: keras.Model, ports: Sequenc
         ExportError: Names or counts do not fit the model.
         PlanMismatchError: The plan was made for another model, or the model was not pruned with it.
     """
-    if metadata is None:
-        return
     if not isinstance(metadata, Metadata):
         raise ExportError(f"metadata must be a keras_filterprune.Metadata, got {type(metadata).__name__}.")
     structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
@@ -104,7 +102,7 @@ def check_metadata(metadata: Metadata | None, model: keras.Model, ports: Sequenc
         _check_plan(metadata.plan, model)
 
 
-def embed(content: bytes, metadata: Metadata | None, name: str, ports: Sequence[InputPort]) -> bytes:
+def embed(content: bytes, metadata: Metadata, name: str, ports: Sequence[InputPort]) -> bytes:
     """Put metadata into a `.tflite` file, where TensorFlow Lite's tools look for it.
 
     The file refers to a FlatBuffer of the official schema; an archive at its end, which LiteRT does not read, holds the
@@ -112,15 +110,13 @@ def embed(content: bytes, metadata: Metadata | None, name: str, ports: Sequence[
 
     Args:
         content: The bytes of the file.
-        metadata: Checked metadata; None leaves the file as it is.
+        metadata: Checked metadata.
         name: The model's name.
         ports: The model's inputs.
 
     Returns:
         The bytes of the new file.
     """
-    if metadata is None:
-        return content
     import flatbuffers
     from ai_edge_litert import schema_py_generated as tflite
 

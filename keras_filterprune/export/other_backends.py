@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -13,18 +12,8 @@ import keras
 from keras_filterprune import errors
 from keras_filterprune.errors import ExportError, FilterPruneError
 from keras_filterprune.export.convert import convert, quiet
-from keras_filterprune.export.signature import InputPort, input_ports
 
 _SERVE = "from keras_filterprune.export.other_backends import serve; serve()"
-
-
-def convert_anywhere(
-    model: keras.Model, ports: Sequence[InputPort], folder: Path, mode: str, dynamic_batch: bool
-) -> bytes:
-    """Convert a model, in this process if Keras runs on TensorFlow, else in a new one; arguments as in `convert`."""
-    if keras.config.backend() == "tensorflow":
-        return convert(model, ports, folder / "saved_model", mode, dynamic_batch=dynamic_batch)
-    return convert_elsewhere(model, folder / "conversion", mode, dynamic_batch)
 
 
 def convert_elsewhere(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool = False) -> bytes:
@@ -49,8 +38,8 @@ def convert_elsewhere(model: keras.Model, folder: Path, mode: str, dynamic_batch
     """
     folder.mkdir()
     _save(model, folder / "model.keras")
-    request = {"name": model.name, "modules": _modules_of_custom_objects(model)}
-    request |= {"mode": mode, "dynamic_batch": dynamic_batch}
+    options = {"mode": mode, "dynamic_batch": dynamic_batch}
+    request = {"name": model.name, "options": options, "modules": _modules_of_custom_objects(model)}
     (folder / "request.json").write_text(json.dumps(request))
     # The converter needs no GPU, and this process may hold all memory of them.
     settings = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
@@ -95,8 +84,7 @@ def _convert(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
     with quiet():
         model = _load(folder / "model.keras", request["name"], request["modules"])
-        settings = {"mode": request["mode"], "dynamic_batch": request["dynamic_batch"]}
-        content = convert(model, input_ports(model), folder / "saved_model", **settings)
+        content = convert(model, folder / "saved_model", **request["options"])
     (folder / "model.tflite").write_bytes(content)
 
 

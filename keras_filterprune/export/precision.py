@@ -26,6 +26,12 @@ def half_precision_layers(model: keras.Model) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def in_float32(model: keras.Model) -> tuple[keras.Model, list[str]]:
+    """The model, or its float32 twin where layers compute in half precision, and the names of these layers."""
+    halves = half_precision_layers(model)
+    return (float32_twin(model) if halves else model), halves
+
+
 def float32_twin(model: keras.Model) -> keras.Model:
     """Copy a model so that every layer computes in float32 with the same weights.
 

@@ -13,12 +13,12 @@ import numpy as np
 from keras_filterprune.errors import CalibrationDataError, ExportError, UnknownNameError
 from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
-from keras_filterprune.export.convert import INTEGER_MODES, convert_to_integers, quiet
+from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers, quiet
 from keras_filterprune.export.file_operators import FileOperator, count_operators, read_operators, refuse_operators
 from keras_filterprune.export.metadata import Metadata, check_metadata, embed
-from keras_filterprune.export.other_backends import convert_anywhere
+from keras_filterprune.export.other_backends import convert_elsewhere
 from keras_filterprune.export.parity import Parity, measure_parity
-from keras_filterprune.export.precision import float32_twin, half_precision_layers
+from keras_filterprune.export.precision import in_float32
 from keras_filterprune.export.signature import InputPort, input_ports
 from keras_filterprune.files import check_destination, replacing
 
@@ -129,7 +129,7 @@ def export_tflite(
         Size, operators, the measured differences, and warnings.
 
     Raises:
-        ExportError: The model cannot be converted, the file cannot be written, it differs by more than `tolerance`,
+        ExportError: The model cannot be converted, the file cannot be written, or it differs by more than `tolerance`,
             or the metadata do not fit the model. Nothing is left behind, an existing file is untouched.
         CalibrationDataError: `calibration` is missing for an integer mode, empty, not finite or of the wrong shape.
         PlanMismatchError: The plan in `metadata` was made for another model.
@@ -144,22 +144,30 @@ def export_tflite(
     path = Path(path)
     mode = "float32" if quantize is None else quantize
     _check_options(mode, keep_float, integer_io, tolerance)
-    _check_environment(mode)
     check_destination(path, overwrite)
     ports = input_ports(model)
-    check_metadata(metadata, model, ports)
     samples = _samples(ports, mode, calibration)
-    halves = half_precision_layers(model)
-    model = float32_twin(model) if halves else model
+    if metadata is not None:
+        check_metadata(metadata, model, ports)
+    model, halves = in_float32(model)
     with replacing(path) as draft, quiet():
-        content = convert_anywhere(model, ports, draft.parent, mode, dynamic_batch)
-        content, kept = _checked_and_quantized(content, model, mode, samples, keep_float, integer_io)
-        content = embed(content, metadata, model.name, ports)
+        content = _converted(model, draft.parent / "work", mode, dynamic_batch)
+        kept: list[FileOperator] = []
+        if mode in INTEGER_MODES:
+            content, kept = convert_to_integers(content, model, mode, samples, keep_float, integer_io)
+        content = content if metadata is None else embed(content, metadata, model.name, ports)
         parity = measure_parity(model, content, ports, first_samples(samples), dynamic_batch) if verify else None
         _refuse_differences(model, _TOLERANCES[mode] if tolerance is None else tolerance, parity)
         warnings = _in_float32(halves) + advise(read_operators(content, model), mode, kept)
         draft.write_bytes(content)
     return export_result(path, mode, content, parity, warnings)
+
+
+def _converted(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool) -> bytes:
+    on_tensorflow = keras.config.backend() == "tensorflow"
+    content = (convert if on_tensorflow else convert_elsewhere)(model, folder, mode, dynamic_batch)
+    refuse_operators(content, model)
+    return content
 
 
 def _samples(ports: tuple[InputPort, ...], mode: str, calibration: Any) -> dict[str, np.ndarray]:
@@ -171,20 +179,6 @@ def _samples(ports: tuple[InputPort, ...], mode: str, calibration: Any) -> dict[
             f"or a dict by input name. The inputs are {', '.join(f'{p.name!r} {p.shape}' for p in ports)}."
         )
     return random_samples(ports, PARITY_SAMPLES)
-
-
-def _checked_and_quantized(
-    content: bytes,
-    model: keras.Model,
-    mode: str,
-    samples: dict[str, np.ndarray],
-    keep_float: Sequence[str],
-    integer_io: bool,
-) -> tuple[bytes, list[FileOperator]]:
-    refuse_operators(content, model)
-    if mode not in INTEGER_MODES:
-        return content, []
-    return convert_to_integers(content, model, mode, samples, keep_float, integer_io)
 
 
 def first_samples(samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -220,6 +214,7 @@ def _check_options(mode: str, keep_float: Sequence[str], integer_io: bool, toler
         )
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance > 0):
         raise ExportError(f"tolerance must be a positive number, got tolerance={tolerance!r}.")
+    _check_environment(mode)
 
 
 def _in_float32(layers: Sequence[str]) -> list[ExportWarning]:
