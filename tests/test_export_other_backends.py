@@ -4,7 +4,6 @@ import os
 import sys
 
 import keras
-import numpy as np
 import pytest
 from other_backends import on_other_backends, run_on
 

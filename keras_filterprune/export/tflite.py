@@ -96,8 +96,7 @@ def export_tflite(
 ) -> ExportResult:
     """Write a model as a `.tflite` file, and check it with the LiteRT runtime.
 
-    The file holds TFLite's own operators only, and no variables. Inputs and outputs keep the model's dtypes. What Keras
-    computes in half precision is float32 in the file.
+    The file holds TFLite's own operators only. What Keras computes in half precision is float32 in the file.
 
     | `quantize` | weights | activations | for |
     |---|---|---|---|
