@@ -103,6 +103,15 @@ def test_modes_store_what_they_say(slow):
         assert list(given["shape_signature"]) == [1, 16, 16, 3]
 
 
+@pytest.mark.parametrize("mode", ["int8", "int16x8"])
+def test_every_filter_has_a_scale_of_its_own(slow, mode):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=os.fspath(slow[1](mode).path))
+    kernels = [tensor for tensor in interpreter.get_tensor_details() if list(tensor["shape"]) == [8, 3, 3, 8]]
+    assert [len(tensor["quantization_parameters"]["scales"]) for tensor in kernels] == [8]
+
+
 @pytest.mark.parametrize(("mode", "dtype"), [("int8", np.int8), ("int16x8", np.int16)])
 def test_integer_inputs_and_outputs(slow, mode, dtype):
     model, export = slow
