@@ -62,7 +62,9 @@ if TYPE_CHECKING:
     from keras_filterprune.errors import UnknownNameError as UnknownNameError
     from keras_filterprune.errors import UnsupportedLayerError as UnsupportedLayerError
     from keras_filterprune.errors import UnsupportedModelError as UnsupportedModelError
+    from keras_filterprune.export import Metadata as Metadata
     from keras_filterprune.export import export_tflite as export_tflite
+    from keras_filterprune.export import read_metadata as read_metadata
     from keras_filterprune.latency import measure_latency as measure_latency
     from keras_filterprune.layer_pruning import Ensemble as Ensemble
     from keras_filterprune.layer_pruning import Imprinting as Imprinting
@@ -150,7 +152,7 @@ _HOME = {
         "UnsupportedLayerError",
         "UnsupportedModelError",
     ],
-    "export": ["export_tflite"],
+    "export": ["Metadata", "export_tflite", "read_metadata"],
     "latency": ["measure_latency"],
     "layer_pruning": ["Ensemble", "Imprinting", "prune_layers"],
     "layers": ["Handler", "register_handler"],

@@ -11,6 +11,7 @@ import pytest
 
 import keras_filterprune as kfp
 import tflite_bench
+from tflite_bench.arm.prepare import prepared_folder
 
 ROOT = Path(kfp.__file__).parents[1]
 
@@ -62,6 +63,11 @@ def tflite_files(tmp_path_factory):
 @pytest.mark.parametrize("name", DOCTESTS)
 def test_docstring_examples(name, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
+    if name.startswith("tflite_bench.arm"):
+        try:
+            prepared_folder()
+        except tflite_bench.BenchError as error:
+            pytest.skip(str(error))
     if name.startswith("tflite_bench"):
         for file in request.getfixturevalue("tflite_files").iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())

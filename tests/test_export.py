@@ -319,9 +319,3 @@ def test_missing_runtime_names_the_extra(tmp_path, float_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(ExportError, match=r'ai_edge_litert, which cannot .* pip install "keras-filterprune\[tflite\]"'):
         export_tflite(float_file[0], tmp_path / "model.tflite")
-
-
-def test_other_backends_are_told_how_to_export(tmp_path, float_file, monkeypatch):
-    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
-    with pytest.raises(ExportError, match=r"the current one is 'jax'. Save the model .* KERAS_BACKEND=tensorflow"):
-        export_tflite(float_file[0], tmp_path / "model.tflite")

@@ -212,6 +212,32 @@ def test_predictions_are_those_of_the_table(run, extras, tmp_path):
             assert number(row["predicted µs, before"]) == pytest.approx(spent[row["layer"]] / 1e3, abs=0.006)
 
 
+def test_a_benchmark_of_a_phone_without_medians_is_shown_by_its_means(run, extras, tmp_path):
+    content = extras["benchmark"].to_dict()
+    content["machine"] = {"cpu": "SM8550: 1x Cortex-X3"}
+    content["models"] = [model | {"p50_ms": None, "p90_ms": None, "cpu_wall": None} for model in content["models"]]
+    content["notes"] = ["the phone was warm"]
+    page = Page(saved(run[2], tmp_path, benchmark=content))
+    rows = page.rows("file", "mean, of the first")
+    assert [row["mean"] for row in rows] == [f"{model['mean_ms']:.4f}" for model in content["models"]]
+    assert "p50" not in rows[0]
+    assert "The phone was warm." in page.text
+    assert any("SM8550" in text for text in page.text)
+
+
+def test_warnings_of_files_are_shown_with_layers_and_remedies(run, tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "report").mkdir()
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
+    parts = [keras.layers.Conv2D(8, 3), keras.layers.Activation("hard_swish", name="slow"), keras.layers.Conv2D(4, 3)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *parts])
+    result = kfp.export_tflite(model, tmp_path / "files" / "a.tflite", quantize="int8", calibration=x)
+    assert result.warnings
+    text = " ".join(Page(saved(run[2], tmp_path / "report", exports=[result])).text)
+    for warning in result.warnings:
+        assert all(part in text for part in (*warning.operators, *warning.layers, warning.problem, warning.remedy))
+
+
 @pytest.mark.parametrize("name", ["residual_projection", "depthwise", "conv1d_residual", "lambda_layer"])
 def test_operators_of_the_pruned_model_are_those_of_a_new_analysis(name):
     small, report = kfp.prune_model(ZOO[name](), return_report=True, progress=False)

@@ -7,6 +7,7 @@ go through ai-edge-quantizer.
 """
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -21,19 +22,16 @@ import numpy as np
 from keras_filterprune.errors import ExportError, UnknownNameError
 from keras_filterprune.export.file_operators import FileOperator, LayerNames, read_operators
 from keras_filterprune.export.integers import quantize_statically
-from keras_filterprune.export.signature import InputPort, input_structure, output_keys
+from keras_filterprune.export.signature import InputPort, input_ports, input_structure, output_keys
 
 INTEGER_MODES = ("int8", "int16x8")
 
 
-def convert(
-    model: keras.Model, ports: Sequence[InputPort], folder: Path, mode: str, *, dynamic_batch: bool = False
-) -> bytes:
+def convert(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool = False) -> bytes:
     """Convert a model with TFLite's own operators only.
 
     Args:
         model: The model; it is not modified.
-        ports: Its inputs.
         folder: Where to write the intermediate SavedModel.
         mode: "float32", "float16" (weights alone), or "dynamic" (int8 weights, activations rounded at run time); the
             integer modes begin with a float32 file.
@@ -50,7 +48,7 @@ def convert(
 
     serve = None
     try:
-        serve = _serving_function(model, ports, None if dynamic_batch else 1)
+        serve = _serving_function(model, input_ports(model), None if dynamic_batch else 1)
         archive = keras.export.ExportArchive()
         archive.track(model)
         archive.add_endpoint("serve", serve)
@@ -132,6 +130,10 @@ def quiet() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning)
         warnings.filterwarnings("ignore", r"Warning: Enabling `experimental_preserve_all_tensors`", UserWarning)
+        # A notebook's streams are none of the process's descriptors.
+        logger = logging.getLogger("tensorflow")
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
         sink = os.open(os.devnull, os.O_WRONLY)
         stack.callback(os.close, sink)
         for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):

@@ -8,33 +8,24 @@ import keras
 _HALF = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 
 
-def half_precision_layers(model: keras.Model) -> list[str]:
-    """Name the layers that compute in float16 or bfloat16, those of nested models too.
-
-    Args:
-        model: A built model.
-
-    Returns:
-        Layer names, without repetition.
-    """
+def _half_precision_layers(model: keras.Model) -> list[str]:
+    """Names of the layers that compute in float16 or bfloat16, those of nested models too."""
     names: list[str] = []
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            names += half_precision_layers(layer)
+            names += _half_precision_layers(layer)
         elif layer.compute_dtype in ("float16", "bfloat16"):
             names.append(layer.name)
     return list(dict.fromkeys(names))
 
 
-def float32_twin(model: keras.Model) -> keras.Model:
-    """Copy a model so that every layer computes in float32 with the same weights.
+def in_float32(model: keras.Model) -> tuple[keras.Model, list[str]]:
+    """The model, or its float32 twin where layers compute in half precision, and the names of these layers."""
+    halves = _half_precision_layers(model)
+    return (_float32_twin(model) if halves else model), halves
 
-    Args:
-        model: A built functional or Sequential model; it is not modified.
 
-    Returns:
-        An uncompiled model with the same names, inputs and outputs.
-    """
+def _float32_twin(model: keras.Model) -> keras.Model:
     sequential = isinstance(model, keras.Sequential)
     # clone_model would compile the copy, and fail on custom losses: this one shares the layers and has no loss.
     plain = keras.Model(*((model.inputs[0], model.outputs[0]) if sequential else (model.input, model.output)))

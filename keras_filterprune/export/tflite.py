@@ -15,8 +15,10 @@ from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers, quiet
 from keras_filterprune.export.file_operators import FileOperator, count_operators, read_operators, refuse_operators
+from keras_filterprune.export.metadata import Metadata, check_metadata, embed
+from keras_filterprune.export.other_backends import convert_elsewhere
 from keras_filterprune.export.parity import Parity, measure_parity
-from keras_filterprune.export.precision import float32_twin, half_precision_layers
+from keras_filterprune.export.precision import in_float32
 from keras_filterprune.export.signature import InputPort, input_ports
 from keras_filterprune.files import check_destination, replacing
 
@@ -88,13 +90,13 @@ def export_tflite(
     integer_io: bool = False,
     dynamic_batch: bool = False,
     tolerance: float | None = None,
+    metadata: Metadata | None = None,
     overwrite: bool = False,
     verify: bool = True,
 ) -> ExportResult:
     """Write a model as a `.tflite` file, and check it with the LiteRT runtime.
 
-    The file holds TFLite's own operators only, and no variables. Inputs and outputs keep the model's dtypes. What Keras
-    computes in half precision is float32 in the file.
+    The file holds TFLite's own operators only. What Keras computes in half precision is float32 in the file.
 
     | `quantize` | weights | activations | for |
     |---|---|---|---|
@@ -118,6 +120,7 @@ def export_tflite(
         dynamic_batch: Leave the batch size open. Default False: 1, which every delegate takes.
         tolerance: Largest accepted root mean square of the differences from Keras, relative to that of the outputs.
             Default: 1e-3 for float32, 0.02 for float16, 0.1 for dynamic, 0.25 for int8, 0.1 for int16x8.
+        metadata: Labels, normalisation and pruning plan to write into the file. Default: none.
         overwrite: Replace an existing file. Default False.
         verify: Compare the file with the model before putting it in place. Default True.
 
@@ -125,9 +128,10 @@ def export_tflite(
         Size, operators, the measured differences, and warnings.
 
     Raises:
-        ExportError: The model cannot be converted, the file cannot be written, or it differs by more than `tolerance`.
-            Nothing is left behind, an existing file is untouched.
+        ExportError: The model cannot be converted, the file cannot be written, or it differs by more than `tolerance`,
+            or the metadata do not fit the model. Nothing is left behind, an existing file is untouched.
         CalibrationDataError: `calibration` is missing for an integer mode, empty, not finite or of the wrong shape.
+        PlanMismatchError: The plan in `metadata` was made for another model.
         UnsupportedModelError: The model is subclassed or not built.
         UnknownNameError: `quantize` is not a known mode, or `keep_float` names nothing in the file.
 
@@ -139,23 +143,30 @@ def export_tflite(
     path = Path(path)
     mode = "float32" if quantize is None else quantize
     _check_options(mode, keep_float, integer_io, tolerance)
-    _check_environment(mode)
     check_destination(path, overwrite)
     ports = input_ports(model)
     samples = _samples(ports, mode, calibration)
-    halves = half_precision_layers(model)
-    model = float32_twin(model) if halves else model
+    if metadata is not None:
+        check_metadata(metadata, model, ports)
+    model, halves = in_float32(model)
     with replacing(path) as draft, quiet():
-        content = convert(model, ports, draft.parent / "saved_model", mode, dynamic_batch=dynamic_batch)
-        refuse_operators(content, model)
+        content = _converted(model, draft.parent / "work", mode, dynamic_batch)
         kept: list[FileOperator] = []
         if mode in INTEGER_MODES:
             content, kept = convert_to_integers(content, model, mode, samples, keep_float, integer_io)
+        content = content if metadata is None else embed(content, metadata, model.name, ports)
         parity = measure_parity(model, content, ports, first_samples(samples), dynamic_batch) if verify else None
         _refuse_differences(model, _TOLERANCES[mode] if tolerance is None else tolerance, parity)
         warnings = _in_float32(halves) + advise(read_operators(content, model), mode, kept)
         draft.write_bytes(content)
     return export_result(path, mode, content, parity, warnings)
+
+
+def _converted(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool) -> bytes:
+    on_tensorflow = keras.config.backend() == "tensorflow"
+    content = (convert if on_tensorflow else convert_elsewhere)(model, folder, mode, dynamic_batch)
+    refuse_operators(content, model)
+    return content
 
 
 def _samples(ports: tuple[InputPort, ...], mode: str, calibration: Any) -> dict[str, np.ndarray]:
@@ -202,6 +213,7 @@ def _check_options(mode: str, keep_float: Sequence[str], integer_io: bool, toler
         )
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance > 0):
         raise ExportError(f"tolerance must be a positive number, got tolerance={tolerance!r}.")
+    _check_environment(mode)
 
 
 def _in_float32(layers: Sequence[str]) -> list[ExportWarning]:
@@ -213,11 +225,6 @@ def _in_float32(layers: Sequence[str]) -> list[ExportWarning]:
 
 
 def _check_environment(mode: str) -> None:
-    if keras.config.backend() != "tensorflow":
-        raise ExportError(
-            f"export_tflite needs Keras' tensorflow backend, the current one is {keras.config.backend()!r}. Save the "
-            "model with model.save('model.keras') and export it from a process with KERAS_BACKEND=tensorflow."
-        )
     quantizer = ("ai_edge_quantizer",) if mode in INTEGER_MODES else ()
     for module in ("tensorflow", "ai_edge_litert.interpreter", *quantizer):
         try:

@@ -55,6 +55,11 @@ class PruningPlan:
         """{layer: indices of its own output channels that stay}."""
         return {layer: np.array(entry["kept"], int) for layer, entry in self.layers.items()}
 
+    @property
+    def sha256(self) -> str:
+        """Of the content of plan.json, in hexadecimal: exported files can name the plan behind them."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
         """The content of plan.json."""
         return {"format": FORMAT} | {name: getattr(self, name) for name in _FIELDS}

@@ -49,28 +49,30 @@ def benchmark_section(benchmark: Any) -> Section | None:
     with _expected("benchmark", benchmark, "what tflite_bench.benchmark returned, or its to_dict()"):
         content = _plain(benchmark)
         machine, settings, models = content["machine"], content["settings"], content["models"]
-        slowest = max(model["p50_ms"] for model in models)
+        # The tool for phones has no median where it is old.
+        key = "p50_ms" if all(model["p50_ms"] is not None for model in models) else "mean_ms"
+        slowest = max(model[key] for model in models)
         rows = tuple(
             (
                 Path(model["path"]).name,
-                Bar(models[0]["p50_ms"], model["p50_ms"], slowest),
-                number(model["p50_ms"], ".4f"),
-                number(model["p90_ms"], ".4f"),
-                number(model["min_ms"], ".4f"),
+                Bar(models[0][key], model[key], slowest),
+                *(number(model[name], ".4f") for name in ("p50_ms", "p90_ms", "mean_ms", "min_ms")),
                 number(model["load_ms"], ".2f"),
                 number(model["ratio_to_first"], ".3f"),
                 f"{model['ratio_low']:.2f} to {model['ratio_high']:.2f}",
             )
             for model in models
         )
-        load = machine["load_average_1min"]
+        runs = f"{settings['threads']} thread(s), {settings['runs']} runs, {settings['rounds']} interleaved rounds"
+        busy, version = machine.get("load_average_1min"), machine.get("litert")
+        runs += "".join([f", LiteRT {version}" * bool(version), "" if busy is None else f", load average {busy:.1f}"])
         text = (
-            f"Measured on {machine['cpu']}, {settings['threads']} thread(s), {settings['runs']} runs in "
-            f"{settings['rounds']} interleaved rounds, LiteRT {machine['litert']}"
-            f"{'' if load is None else f', load average {load:.1f}'}. Times in ms.",
+            f"Measured on {machine['cpu']}, {runs}. Times in ms.",
+            *(f"{note[:1].upper()}{note[1:]}." for note in content.get("notes", ())),
         )
-    columns = ("file", "p50, of the first", "p50", "p90", "fastest", "load", "times the first", "range over rounds")
-    return Section("Measured latency", text, Table(columns, rows))
+    columns = ("file", f"{key.removesuffix('_ms')}, of the first", "p50", "p90", "mean", "fastest", "load")
+    columns += ("times the first", "range over rounds")
+    return Section("Measured latency", text, without_empty_columns(Table(columns, rows)))
 
 
 def exports_section(exports: Iterable[Any]) -> Section | None:
@@ -90,11 +92,17 @@ def exports_section(exports: Iterable[Any]) -> Section | None:
             )
             for file in files
         )
+        text = tuple(
+            f"{Path(file['path']).name}, {', '.join(warning['operators'])} of {_some(warning['layers'])}: "
+            f"{warning['problem']}. {warning['remedy']}"
+            for file in files
+            for warning in file["warnings"]
+        )
     if not rows:
         return None
     columns = ("file", "bytes, of the first", "data type", "bytes", "largest difference from Keras", "same class")
     columns += ("operators",)
-    return Section("Files", (), without_empty_columns(Table(columns, rows)))
+    return Section("Files", text, without_empty_columns(Table(columns, rows)))
 
 
 def sensitivity_sections(sensitivity: Any) -> list[Section]:
@@ -128,6 +136,10 @@ def sensitivity_sections(sensitivity: Any) -> list[Section]:
 def _drop(cut: Any, worst: float) -> Number:
     shade = min(max(cut.drop / worst, 0.0), 1.0) if worst > 0 and math.isfinite(cut.drop) else 0.0
     return Number(cut.drop, f"{cut.drop:.3g} ({cut.low:.3g} to {cut.high:.3g})", shade)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _plain(value: Any) -> Any:

@@ -60,7 +60,7 @@ class Emulator:
 
     Example:
         >>> Emulator("cortex-a76").count([Path("model.tflite")], ["model"])
-        [Count(instructions=19712345, runs=3)]
+        [Count(instructions=..., runs=...)]
     """
 
     def __init__(self, cpu: str):

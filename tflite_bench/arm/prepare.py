@@ -74,7 +74,7 @@ def setup(*, progress: bool = False) -> Path:
 
     Example:
         >>> setup().name
-        'arm64-litert-2.3.0-qemu-7.2.22-1f0c53aa'
+        'arm64-litert-...-qemu-...'
     """
     target = _target()
     if target.is_dir():

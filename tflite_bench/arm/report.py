@@ -1,6 +1,5 @@
 """What was counted on an emulated core: values, table and JSON."""
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from tflite_bench.operators import Operator
-from tflite_bench.report import write_json
+from tflite_bench.report import JsonResult
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class InstructionCount:
 
 
 @dataclass(frozen=True)
-class InstructionReport:
+class InstructionReport(JsonResult):
     """The result of `count_instructions`.
 
     Args:
@@ -77,17 +76,6 @@ class InstructionReport:
             "models": [asdict(model) for model in self.models],
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON; an existing file is replaced only by a complete one.
-
-        Args:
-            path: The file to write.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        write_json(path, self.to_dict())
-
 
 @dataclass(frozen=True)
 class OperatorInstructions:
@@ -103,7 +91,7 @@ class OperatorInstructions:
 
 
 @dataclass(frozen=True)
-class OperatorInstructionReport:
+class OperatorInstructionReport(JsonResult):
     """The result of `count_operators`: what `OperatorReport` is, in instructions.
 
     Args:
@@ -135,14 +123,3 @@ class OperatorInstructionReport:
                 {**asdict(entry.operator), "kilo_instructions": entry.kilo_instructions} for entry in self.operators
             ],
         }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON; an existing file is replaced only by a complete one.
-
-        Args:
-            path: The file to write.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        write_json(path, self.to_dict())
