@@ -111,6 +111,11 @@ def test_export_and_bench(folder, capsys):
     assert "int8' needs calibration" in refused(capsys, *words)
     assert main([*map(str, words), "--data", str(folder / "x.npy"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["quantize"] == "int8"
+    mixed = ["--data", folder / "x.npy", "--keep-float", "CONV_2D", "--integer-io", "--dynamic-batch", "--overwrite"]
+    assert main([str(word) for word in (*words, *mixed)]) == 0
+    assert "warning: CONV_2D" not in capsys.readouterr().out
+    assert "keep_float must name operators" in refused(capsys, *words, *mixed, "--keep-float", "swish")
+    assert "expected; nothing was written" in refused(capsys, *words, *mixed, "--tolerance", "1e-9")
     assert main(["bench", str(folder / "a.tflite"), str(folder / "b.tflite"), "--runs", "20", "--json"]) == 0
     models = json.loads(capsys.readouterr().out)["models"]
     assert [m["runs"] for m in models] == [20, 20]

@@ -14,6 +14,7 @@ from zoo import ZOO, random_inputs
 from keras_filterprune.errors import ExportError, UnknownNameError
 from keras_filterprune.export import export_tflite
 from keras_filterprune.export.file_operators import count_operators, read_operators, refuse_operators
+from keras_filterprune.export.metadata import Metadata
 from keras_filterprune.export.predict import predict_tflite
 from keras_filterprune.files import replacing
 
@@ -110,6 +111,17 @@ def test_every_filter_has_a_scale_of_its_own(slow, mode):
     interpreter = Interpreter(model_path=os.fspath(slow[1](mode).path))
     kernels = [tensor for tensor in interpreter.get_tensor_details() if list(tensor["shape"]) == [8, 3, 3, 8]]
     assert [len(tensor["quantization_parameters"]["scales"]) for tensor in kernels] == [8]
+
+
+def test_big_integer_files_hold_their_weights_and_take_metadata(tmp_path):
+    x = keras.Input((600,), name="features")
+    model = keras.Model(x, layers.Dense(3)(layers.Dense(600, activation="relu")(x)))
+    metadata = Metadata(labels=["a", "b", "c"])
+    result = export_tflite(
+        model, tmp_path / "m.tflite", quantize="int8", calibration=images((600,), 16), metadata=metadata
+    )
+    assert result.bytes > 600 * 600
+    assert result.relative_difference < 0.05
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("int8", np.int8), ("int16x8", np.int16)])
