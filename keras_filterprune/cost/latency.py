@@ -50,43 +50,6 @@ class PaddedMacs:
         return macs / 1e3
 
 
-@dataclass(frozen=True, eq=False)
-class SizedOperators:
-    """The operators of a model at its kept counts, as plain data: what a table needs to say how long it takes.
-
-    Attributes:
-        listed: (layer, fields, channels, filters) of every operator.
-        unknown: {layer: class name} of what has no operator here and is left out.
-    """
-
-    listed: tuple[tuple[str, tuple[tuple[str, Any], ...], int, int], ...]
-    unknown: dict[str, str]
-
-    @classmethod
-    def of(cls, graph: ChannelGraph, keep: np.ndarray) -> SizedOperators:
-        """Operators of a graph at `keep`, int64 of shape (n_groups,)."""
-        operators, widths, unknown = list_operators(graph)
-        at = widths.at(keep)
-        return cls(tuple((o.layer, o.fields, at[o.channels], at[o.filters]) for o in operators), unknown)
-
-    def without(self, layers: Iterable[str]) -> SizedOperators:
-        """The operators of the other layers."""
-        gone = set(layers)
-        unknown = {layer: kind for layer, kind in self.unknown.items() if layer not in gone}
-        return SizedOperators(tuple(operator for operator in self.listed if operator[0] not in gone), unknown)
-
-    def by_layer(self, prices: LatencyTable | PaddedMacs) -> dict[str, float]:
-        """{layer: microseconds}, without the cost of a call; thousands of multiply-accumulates with `PaddedMacs`.
-
-        Raises:
-            InfeasibleBudgetError: a table says nothing about one of the operators.
-        """
-        spent: dict[str, float] = defaultdict(float)
-        for layer, fields, channels, filters in self.listed:
-            spent[layer] += prices.price(fields, channels, filters)
-        return dict(spent)
-
-
 class LatencyCost:
     """Predicted nanoseconds of a model as a function of the kept counts, in the place of a polynomial `Cost`.
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
+from keras_filterprune.cost.operators import DEFAULTS, PRODUCTS, STEPPED, SizedOperators, list_operators
 from keras_filterprune.cost.tiles import Tiles
 from keras_filterprune.errors import InfeasibleBudgetError, PlanMismatchError
 from keras_filterprune.files import write_json
@@ -257,10 +257,8 @@ class LatencyTable:
             InfeasibleBudgetError: the table says nothing about one of its operators.
         """
         graph = analyze(model)
-        operators, widths, _ = list_operators(graph)
-        full = widths.at(np.array([group.size for group in graph.groups], int))
-        times = [self.price(o.fields, full[o.channels], full[o.filters]) for o in operators]
-        return (sum(times) + self.floor) / 1e3
+        whole = SizedOperators.of(graph, np.array([group.size for group in graph.groups], int))
+        return (sum(whole.by_layer(self.price).values()) + self.floor) / 1e3
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the table as JSON, in one step."""

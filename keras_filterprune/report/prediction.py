@@ -36,7 +36,7 @@ def predict(
     """What the prices say of the operators before and after; None where there are no prices."""
     if operators is None or prices is None:
         return None
-    before, after = (side.by_layer(prices) for side in operators)
+    before, after = (side.by_layer(prices.price) for side in operators)
     if isinstance(prices, LatencyTable):
         unit = "µs" if prices.unit == "ms" else "thousand instructions"
         what, factor = f"predicted {unit}", 1.0
