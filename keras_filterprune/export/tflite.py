@@ -102,7 +102,7 @@ def export_tflite(
     |---|---|---|---|
     | None, `"float32"` | float32 | float32 | the reference |
     | `"float16"` | float16 | float32 | half the bytes, nothing else changes |
-    | `"dynamic"` | int8, if 1 024 values or more | float32, int8 inside convolutions | no data needed; slow depthwise layers |
+    | `"dynamic"` | int8, from 1 024 values on | float32, int8 inside convolutions | no data; slow depthwise layers |
     | `"int8"` | int8 | int8 | the smallest and fastest file; needs `calibration` |
     | `"int16x8"` | int8 | int16 | accelerators that compute in int16; very slow on a CPU; needs `calibration` |
 
