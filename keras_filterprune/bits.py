@@ -130,6 +130,7 @@ def bops_table(
     graph = analyze(model)
     known = CostModel(graph)
     for budget in budgets:
+        # Patterns that fit no layer show before anything is pruned.
         budget.limit(known)
     samples = None
     if test is not None:

@@ -50,6 +50,7 @@ def measure_latency(
 
     Raises:
         InfeasibleBudgetError: nothing of the model can be measured, or an emulated core is given several threads.
+        tflite_bench.BenchError: LiteRT is not installed, there is no such core, or the emulator is not set up.
 
     Example:
         >>> import keras, keras_filterprune as kfp

@@ -29,6 +29,7 @@ ROWS = [
     ["export"],
     ["latency"],
     ["surgery", "layer_pruning"],
+    ["reporting"],
     ["pruning"],
     ["training", "bits", "tfmot"],
     ["demo"],

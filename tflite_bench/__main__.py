@@ -11,13 +11,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from tflite_bench import android
 from tflite_bench.arm import command as arm
 from tflite_bench.bench import benchmark
+from tflite_bench.command import carry_out
 from tflite_bench.comparison import compare
 from tflite_bench.errors import BenchError
 from tflite_bench.plot import check_image_name
@@ -43,18 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _DEVICES[words[0]](words[1:])
     comparing = words[:1] == ["compare"]
     options = _compare_parser().parse_args(words[1:]) if comparing else _parser().parse_args(words)
-    try:
-        _check_destinations(options)
-        if comparing:
-            shown = _compare(options)
-        else:
-            shown = _profile(options) if options.profile else _benchmark(options)
-    except (BenchError, OSError) as error:
-        sys.stderr.write(f"tflite_bench: {error}\n")
-        return 2
-    # A sentence is one line, however long.
-    Console(soft_wrap=comparing).print(*shown, sep="\n")
-    return 0
+    work = _compare if comparing else _profile if options.profile else _benchmark
+    return carry_out("tflite_bench", options, work)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +69,6 @@ def _compare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("files", nargs=2, metavar="FILE", help=".tflite file")
     _add_settings(parser, runs=200, rounds=20)
-    parser.set_defaults(plot=None)
     return parser
 
 
@@ -94,18 +83,9 @@ def _add_settings(parser: argparse.ArgumentParser, runs: int, rounds: int) -> No
     parser.add_argument("--json", metavar="PATH", help="also write the result there")
 
 
-def _check_destinations(options: argparse.Namespace) -> None:
-    for name in ("json", "plot"):
-        path = getattr(options, name)
-        if path and not Path(path).parent.is_dir():
-            raise BenchError(f"--{name} {path}: the folder does not exist")
-        if path and Path(path).is_dir():
-            raise BenchError(f"--{name} {path}: expected a file name, this is a folder")
+def _benchmark(options: argparse.Namespace) -> list[RenderableType]:
     if options.plot:
         check_image_name(options.plot)
-
-
-def _benchmark(options: argparse.Namespace) -> list[RenderableType]:
     report = benchmark(
         options.files,
         threads=options.threads,

@@ -15,17 +15,17 @@ list the phone as `device`. The third copies program and files to the phone, mea
 import argparse
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from rich.table import Table
 
 from tflite_bench.adb import Phone
 from tflite_bench.bench import check_rounds, check_settings
 from tflite_bench.benchmark_output import PhoneBlock
+from tflite_bench.command import carry_out
 from tflite_bench.errors import BenchError
 from tflite_bench.phone_info import phone_info, thermal_status
 from tflite_bench.phone_tool import PhoneTool, check_program
@@ -226,26 +226,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (%(default)s)")
     parser.add_argument("--delay", type=float, default=1.0, help="pause before each process in s (%(default)s)")
     parser.add_argument("--json", metavar="PATH", help="also write the report there")
-    options = parser.parse_args(arguments)
-    try:
-        if options.json and not Path(options.json).parent.is_dir():
-            raise BenchError(f"--json {options.json}: the folder does not exist")
-        report = benchmark_on_android(
-            options.files,
-            binary=options.binary,
-            serial=options.serial,
-            threads=options.threads,
-            runs=options.runs,
-            warmup=options.warmup,
-            rounds=options.rounds,
-            taskset=options.taskset,
-            delay_s=options.delay,
-            progress=True,
-        )
-        if options.json:
-            report.save(options.json)
-    except (BenchError, OSError) as error:
-        sys.stderr.write(f"tflite_bench android: {error}\n")
-        return 2
-    Console().print(report.table())
-    return 0
+    return carry_out("tflite_bench android", parser.parse_args(arguments), _benchmark)
+
+
+def _benchmark(options: argparse.Namespace) -> list[Table]:
+    report = benchmark_on_android(
+        options.files,
+        binary=options.binary,
+        serial=options.serial,
+        threads=options.threads,
+        runs=options.runs,
+        warmup=options.warmup,
+        rounds=options.rounds,
+        taskset=options.taskset,
+        delay_s=options.delay,
+        progress=True,
+    )
+    if options.json:
+        report.save(options.json)
+    return [report.table()]

@@ -14,6 +14,6 @@ from keras_filterprune.cost.latency_table import LatencyTable as LatencyTable
 from keras_filterprune.cost.latency_table import operators_to_measure as operators_to_measure
 from keras_filterprune.cost.model import Cost as Cost
 from keras_filterprune.cost.model import CostModel as CostModel
-from keras_filterprune.cost.operators import SizedOperators as SizedOperators
+from keras_filterprune.cost.sized_operators import SizedOperators as SizedOperators
 from keras_filterprune.cost.tiles import Tiles as Tiles
 from keras_filterprune.cost.tiles import as_tiles as as_tiles

@@ -18,7 +18,8 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost.operators import DEFAULTS, PRODUCTS, STEPPED, SizedOperators, list_operators
+from keras_filterprune.cost.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
+from keras_filterprune.cost.sized_operators import SizedOperators
 from keras_filterprune.cost.tiles import Tiles
 from keras_filterprune.errors import InfeasibleBudgetError, PlanMismatchError
 from keras_filterprune.files import write_json

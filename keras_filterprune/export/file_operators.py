@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_filterprune.errors import ExportError
+from keras_filterprune.export.flatbuffer import unpack
 from keras_filterprune.export.signature import output_layers
 
 _VARIABLES = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
@@ -89,7 +90,7 @@ def count_operators(content: bytes) -> dict[str, int]:
     Returns:
         `{TFLite operator name: count}`, sorted by name.
     """
-    model = _parsed(content)
+    model = unpack(content)
     counts = Counter(_kind(model, operator) for graph in model.subgraphs for operator in graph.operators)
     return dict(sorted(counts.items()))
 
@@ -104,7 +105,7 @@ def read_operators(content: bytes, model: keras.Model) -> list[FileOperator]:
     Returns:
         The operators.
     """
-    parsed, layers = _parsed(content), LayerNames(model)
+    parsed, layers = unpack(content), LayerNames(model)
     graph, types = parsed.subgraphs[0], _names_of("TensorType")
     kinds = [_kind(parsed, operator) for operator in graph.operators]
     delegated, from_outputs = _delegated(content), _output_layers(parsed, kinds, model)
@@ -139,7 +140,7 @@ def refuse_operators(content: bytes, model: keras.Model) -> None:
     Raises:
         ExportError: The file holds a custom or TensorFlow ("Flex") operator, or a variable.
     """
-    parsed, layers = _parsed(content), LayerNames(model)
+    parsed, layers = unpack(content), LayerNames(model)
     for graph in parsed.subgraphs:
         for operator in graph.operators:
             kind = _kind(parsed, operator)
@@ -156,12 +157,6 @@ def refuse_operators(content: bytes, model: keras.Model) -> None:
                     f"the converted file of model {model.name!r} needs the operator {kind} for {where}, which LiteRT "
                     "does not have. Replace the layer, or cut the model before it."
                 )
-
-
-def _parsed(content: bytes) -> Any:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return schema.ModelT.InitFromPackedBuf(content, 0)
 
 
 def _names_of(enumeration: str) -> dict[int, str]:

@@ -9,11 +9,11 @@ can leave chosen operators in float32.
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from keras_filterprune.export.file_operators import FileOperator
+from keras_filterprune.export.flatbuffer import pack, unpack
 
 _ACTIVATION_BITS = {"int8": 8, "int16x8": 16}
 # What the two call differently.
@@ -71,12 +71,12 @@ def quantize_statically(
 
 def _with_weights_inside(content: bytes) -> bytes:
     """From 256 KiB on the quantizer puts weights behind the flatbuffer, where tools that rewrite the file lose them."""
-    model = _unpacked(content)
+    model = unpack(content)
     outside = [buffer for buffer in model.buffers if buffer.offset]
     for buffer in outside:
         buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
         buffer.offset = buffer.size = 0
-    return _packed(model) if outside else content
+    return pack(model) if outside else content
 
 
 def _ranges(content: bytes, samples: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -95,7 +95,7 @@ def _ranges(content: bytes, samples: dict[str, np.ndarray]) -> dict[str, dict[st
         experimental_preserve_all_tensors=True,
     )
     run = interpreter.get_signature_runner()
-    model = _unpacked(content)
+    model = unpack(content)
     stored = {
         tensor.name.decode() for tensor in model.subgraphs[0].tensors if model.buffers[tensor.buffer].data is not None
     }
@@ -122,7 +122,7 @@ def _splits_with_unread_parts(content: bytes) -> list[str]:
     """Names of their first outputs: the quantizer leaves unread outputs in float32, a mixture that XNNPACK refuses."""
     from ai_edge_litert import schema_py_generated as schema
 
-    model = _unpacked(content)
+    model = unpack(content)
     graph = model.subgraphs[0]
     read = {int(tensor) for operator in graph.operators for tensor in operator.inputs} | set(map(int, graph.outputs))
     return [
@@ -137,25 +137,10 @@ def _without_power_of_two_sums(content: bytes) -> bytes:
     """LiteRT takes int16 sums for ones of powers of two when the scales happen to be some, and refuses the file."""
     from ai_edge_litert import schema_py_generated as schema
 
-    model = _unpacked(content)
+    model = unpack(content)
     sums = (schema.BuiltinOperator.ADD, schema.BuiltinOperator.SUB)
     for graph in model.subgraphs:
         for operator in graph.operators:
             if model.operatorCodes[operator.opcodeIndex].builtinCode in sums:
                 operator.builtinOptions.potScaleInt16 = False
-    return _packed(model)
-
-
-def _unpacked(content: bytes) -> Any:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return schema.ModelT.InitFromPackedBuf(content, 0)
-
-
-def _packed(model: Any) -> bytes:
-    # ai-edge-litert's schema stands on flatbuffers, which therefore is there too.
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return pack(model)

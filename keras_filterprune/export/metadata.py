@@ -18,6 +18,7 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import ExportError, PlanMismatchError
 from keras_filterprune.export import metadata_schema as schema
+from keras_filterprune.export.flatbuffer import pack, unpack
 from keras_filterprune.export.signature import InputPort, output_keys
 from keras_filterprune.rebuild.plan import PruningPlan, package_version
 
@@ -117,10 +118,9 @@ def embed(content: bytes, metadata: Metadata, name: str, ports: Sequence[InputPo
     Returns:
         The bytes of the new file.
     """
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as tflite
 
-    model = tflite.ModelT.InitFromObj(tflite.Model.GetRootAs(content, 0))
+    model = unpack(content)
     inputs, outputs = _tensor_names(model)
     labels = _by_name(metadata.labels, outputs, "labels", "output")
     files = {key: "labels.txt" if len(outputs) == 1 else f"labels_{key}.txt" for key in labels}
@@ -136,10 +136,8 @@ def embed(content: bytes, metadata: Metadata, name: str, ports: Sequence[InputPo
     )
     model.buffers.append(tflite.BufferT(data=np.frombuffer(official, np.uint8)))
     model.metadata = [*(model.metadata or []), tflite.MetadataT(name=schema.ENTRY, buffer=len(model.buffers) - 1)]
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     archive = {file: "".join(f"{label}\n" for label in labels[key]) for key, file in files.items()}
-    return _with_archive(bytes(builder.Output()), archive | {_OWN: json.dumps(_own(metadata, files))})
+    return _with_archive(pack(model), archive | {_OWN: json.dumps(_own(metadata, files))})
 
 
 def _own(metadata: Metadata, files: dict[str, str]) -> dict[str, Any]:

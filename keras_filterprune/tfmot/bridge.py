@@ -13,7 +13,7 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.errors import ExportError
 from keras_filterprune.export.advice import advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
-from keras_filterprune.export.file_operators import read_operators
+from keras_filterprune.export.file_operators import read_operators, refuse_operators
 from keras_filterprune.export.parity import compare_outputs
 from keras_filterprune.export.signature import input_ports, output_keys
 from keras_filterprune.export.tflite import PARITY_SAMPLES, ExportResult, export_result, first_samples
@@ -177,7 +177,9 @@ def export_qat(
     )
     with replacing(path) as draft:
         result = run_elsewhere(job)
-        parity = compare_outputs(model.name, result["outputs"], result["content"], data)
-        draft.write_bytes(result["content"])
-    slow = advise(read_operators(result["content"], model), "int8", ())
-    return export_result(path, "int8", result["content"], parity, slow)
+        content = result["content"]
+        refuse_operators(content, model)
+        parity = compare_outputs(model.name, result["outputs"], content, data)
+        slow = advise(read_operators(content, model), "int8")
+        draft.write_bytes(content)
+    return export_result(path, "int8", content, parity, slow)

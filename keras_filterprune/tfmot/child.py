@@ -100,7 +100,7 @@ def _imported(function: FunctionRef) -> Any:
 
 
 def _converted(job: Job, model: Any) -> tuple[bytes, dict[str, np.ndarray]]:
-    """The `.tflite` file, and the outputs of the model for every sample, (samples, 1, ...) by key."""
+    """The `.tflite` file, and the outputs of the model for every sample, (samples, ...) by key."""
     import tensorflow as tf
 
     specs = [tf.TensorSpec((1, *shape), dtype, name=key) for key, shape, dtype in job.inputs]

@@ -1,16 +1,14 @@
 """Command line: `python -m tflite_bench arm setup`, `... count dense.tflite pruned.tflite --cpu cortex-a72`."""
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from rich.console import Console
+from rich.table import Table
 
 from tflite_bench.arm.counting import count_instructions
 from tflite_bench.arm.emulator import CORES
 from tflite_bench.arm.prepare import cache_folder, setup
-from tflite_bench.errors import BenchError
+from tflite_bench.command import carry_out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,17 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count.add_argument("--cpu", default="cortex-a76", help=f"{', '.join(CORES)} (%(default)s)")
     count.add_argument("--json", metavar="PATH", help="also write the report there")
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "setup":
-            sys.stdout.write(f"ready: {setup(progress=True)}\n")
-            return 0
-        if options.json and not Path(options.json).parent.is_dir():
-            raise BenchError(f"--json {options.json}: the folder does not exist")
-        report = count_instructions(options.files, cpu=options.cpu, progress=True)
-        if options.json:
-            report.save(options.json)
-    except (BenchError, OSError) as error:
-        sys.stderr.write(f"tflite_bench arm: {error}\n")
-        return 2
-    Console().print(report.table())
-    return 0
+    return carry_out("tflite_bench arm", options, _setup if options.command == "setup" else _count)
+
+
+def _setup(options: argparse.Namespace) -> list[str]:
+    return [f"ready: {setup(progress=True)}"]
+
+
+def _count(options: argparse.Namespace) -> list[Table]:
+    report = count_instructions(options.files, cpu=options.cpu, progress=True)
+    if options.json:
+        report.save(options.json)
+    return [report.table()]
