@@ -25,6 +25,7 @@ from keras_filterprune.cost import (
     Tiles,
     as_tiles,
 )
+from keras_filterprune.cost.latency import LatencyCost
 from keras_filterprune.cost.latency_table import MEASURED
 from keras_filterprune.cost.tiles import check_count
 from keras_filterprune.criteria import Criterion
@@ -180,10 +181,13 @@ class Task:
         cost = self.cost.macs if fixed else self.budget.cost(self.cost)
 
         def problem(tiles: Tiles) -> Allocation:
+            rungs = [tiles.rungs(group.size) for group in self.graph.groups]
+            if isinstance(cost, LatencyCost):
+                rungs = [cost.worthwhile(number, counts) for number, counts in enumerate(rungs)]
             return Allocation(
                 sizes=self.cost.sizes,
                 floors=floors,
-                tiles=tiles,
+                rungs=rungs,
                 cost=cost,
                 limit=self.limit,
                 scores=lambda number: self.recipe.criterion.scores(self.graph.groups[number], self.weights).copy(),
@@ -193,8 +197,11 @@ class Task:
                 progress=self.progress,
             )
 
-        problems = [problem(tiles) for tiles in self._tiles()]
-        return next((p for p in problems if p.feasible(p.legal(p.floors))), problems[-1])
+        for tiles in self._tiles():
+            found = problem(tiles)
+            if found.feasible(found.legal(found.floors)):
+                break
+        return found
 
     def _tiles(self) -> list[Tiles]:
         """The counts worth having: the options'; or those of measured times, finer ones where these cannot do it.

@@ -40,7 +40,7 @@ def problem_of():
         return Allocation(
             sizes=cost.sizes,
             floors=np.minimum(cost.sizes, floor),
-            tiles=Tiles(multiple),
+            rungs=[Tiles(multiple).rungs(size) for size in cost.sizes.tolist()],
             cost=budget.cost(cost),
             limit=budget.limit(cost),
             scores=lambda number: kfp.L2().scores(graph.groups[number], weights),
@@ -54,7 +54,7 @@ def steps(problem, keep):
     for number, (n, size) in enumerate(zip(keep, problem.sizes, strict=True)):
         if n < size:
             more = keep.copy()
-            more[number] = min(problem.tiles.after(n), size)
+            more[number] = next(rung for rung in problem.rungs[number] if rung > n)
             yield more
 
 
@@ -69,7 +69,7 @@ def assert_contract(problem, keep):
     assert problem.cost(keep) <= problem.limit
     assert (keep >= problem.floors).all()
     assert (keep <= problem.sizes).all()
-    assert ((keep % problem.tiles.step == 0) | (keep == problem.sizes)).all()
+    assert all(n in rungs for n, rungs in zip(keep, problem.rungs, strict=True))
     assert spent(problem, keep)
 
 
@@ -143,7 +143,7 @@ def test_the_order_of_groups_does_not_matter(problem_of, name, multiple, allocat
             moved = Allocation(
                 p.sizes[order],
                 p.floors[order],
-                p.tiles,
+                [p.rungs[group] for group in order],
                 Reordered(p.cost, order),
                 p.limit,
                 lambda number, order=order, p=p: p.scores(order[number]),

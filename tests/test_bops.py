@@ -66,7 +66,7 @@ def test_it_is_never_exceeded_and_met_within_one_unit(allocator, multiple):
         problem = Allocation(
             sizes=costs.sizes,
             floors=np.ones_like(costs.sizes),
-            tiles=Tiles(multiple),
+            rungs=[Tiles(multiple).rungs(size) for size in costs.sizes.tolist()],
             cost=budget.cost(costs),
             limit=budget.limit(costs),
             scores=lambda number: kfp.L2().scores(graph.groups[number], weights),

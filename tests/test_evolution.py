@@ -15,7 +15,6 @@ from zoo import randomise
 
 import keras_filterprune as kfp
 from keras_filterprune.allocators import Allocation
-from keras_filterprune.cost import Tiles
 
 SETTINGS = {"population": 12, "generations": 4}
 
@@ -29,7 +28,7 @@ def problem(limit: float, score, sizes=(16, 16), floors: int = 1) -> Allocation:
     return Allocation(
         costs.sizes,
         np.full(len(sizes), floors),
-        Tiles(1),
+        [range(1, size + 1) for size in sizes],
         costs.macs,
         int(limit * costs.macs(costs.sizes)),
         scores=lambda group: np.zeros(0),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from zoo import ZOO, random_inputs
 
+import tflite_bench
 from keras_filterprune.errors import ExportError, UnknownNameError
 from keras_filterprune.export import export_tflite
 from keras_filterprune.export.file_operators import count_operators, read_operators, refuse_operators
@@ -28,9 +29,10 @@ def slow_net():
     y = layers.Conv2D(8, 3, name="conv")(x)
     y = layers.Activation("hard_swish", name="conv_1")(y)
     y = layers.BatchNormalization(name="early_bn", beta_initializer="random_normal")(y)
-    y = layers.Conv2D(8, 3, name="conv_1_1")(layers.ZeroPadding2D(((0, 2), (0, 2)), name="pad")(y))
+    y = layers.Conv2D(8, 3, name="conv_1_1")(layers.ZeroPadding2D(((0, 2), (0, 2)), name="folded")(y))
     inner = keras.Sequential([keras.Input((14, 14, 8)), layers.LayerNormalization(name="conv")], name="inner")
     y = layers.PReLU(alpha_initializer="random_uniform", name="prelu")(inner(y))
+    y = layers.MaxPooling2D(2, name="pool")(layers.ZeroPadding2D(1, name="pad")(y))
     y = layers.DepthwiseConv2D(5, name="wide")(layers.UpSampling2D(name="up")(y))
     y = layers.Dense(5, activation="softmax", name="classes")(layers.GlobalAveragePooling2D(name="gap")(y))
     return keras.Model(x, y, name="slow")
@@ -218,6 +220,29 @@ def test_delegated_operators_are_read_off_the_runtime(slow):
     assert {op.delegated for op in int8 if op.kind == "HARD_SWISH"} == {False}
     wide = read_operators(export("int16x8").path.read_bytes(), model)
     assert {op.delegated for op in wide if op.kind == "CONV_2D"} == {False}
+
+
+@pytest.mark.parametrize("mode", ["float32", "float16", "dynamic", "int8", "int16x8"])
+@pytest.mark.parametrize(
+    "reader",
+    [
+        layers.Conv2D(64, 3),
+        layers.Conv2D(64, 3, strides=2, padding="same"),
+        layers.DepthwiseConv2D(3),
+        layers.DepthwiseConv2D(3, padding="same"),
+        layers.MaxPooling2D(3),
+    ],
+    ids=["conv", "same with strides", "depthwise", "same", "pooling"],
+)
+def test_padding_is_called_folded_where_the_runtime_does_not_run_it(reader, mode, tmp_path):
+    x = keras.Input((32, 32, 64))
+    model = keras.Model(x, reader(layers.ZeroPadding2D(2)(x)))
+    calibration = images((32, 32, 64)) if "int" in mode else None
+    quantize = None if mode == "float32" else mode
+    path = export_tflite(model, tmp_path / "m.tflite", quantize=quantize, calibration=calibration, verify=False).path
+    (padding,) = (op for op in read_operators(path.read_bytes(), model) if op.kind == "PAD")
+    run = [row.operator.upper() for row in tflite_bench.profile(path, runs=5).operators]
+    assert padding.folded != any("PAD" in name for name in run)
 
 
 # ------------------------------------------------------------------------------------------------------ keep_float

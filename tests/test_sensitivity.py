@@ -18,7 +18,6 @@ from zoo import ZOO, random_inputs
 import keras_filterprune as kfp
 from keras_filterprune.allocators import Allocation
 from keras_filterprune.allocators.sensitivity import equal_loss, worst_so_far
-from keras_filterprune.cost import Tiles
 from keras_filterprune.sensitivity_analysis import measure
 
 
@@ -232,7 +231,8 @@ def problem(limit: int, floors=(1, 1)) -> Allocation:
         x = layers.Conv2D(20, 1, use_bias=False)(x)
     graph = kfp.analyze(keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(1, 1, use_bias=False)(x))))
     costs = kfp.CostModel(graph)
-    return Allocation(costs.sizes, np.array(floors), Tiles(1), costs.macs, limit, scores=lambda g: np.zeros(0))
+    rungs = [range(1, size + 1) for size in costs.sizes.tolist()]
+    return Allocation(costs.sizes, np.array(floors), rungs, costs.macs, limit, scores=lambda g: np.zeros(0))
 
 
 def test_losses_are_equal_at_the_widths():

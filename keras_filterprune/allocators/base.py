@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from keras_filterprune.cost import Cost, Tiles
+from keras_filterprune.cost import Cost
 from keras_filterprune.errors import UnknownNameError
 
 
@@ -20,7 +21,7 @@ class Allocation:
     Attributes:
         sizes: int64 of shape (n_groups,), units of every group.
         floors: int64 of shape (n_groups,), the fewest units each group may keep.
-        tiles: the counts that groups keep, unless they stay whole.
+        rungs: group number -> the counts it may keep, rising, its size the last.
         cost: the budget's cost as a function of kept counts.
         limit: the most it may be.
         scores: group number -> float64 scores of its units, higher = keep, comparable between groups.
@@ -32,7 +33,7 @@ class Allocation:
 
     sizes: np.ndarray
     floors: np.ndarray
-    tiles: Tiles
+    rungs: Sequence[Sequence[int]]
     cost: Cost
     limit: int
     scores: Callable[[int], np.ndarray]
@@ -45,8 +46,19 @@ class Allocation:
         return self.cost(keep) <= self.limit
 
     def legal(self, keep: np.ndarray) -> np.ndarray:
-        """Kept counts rounded up to whole tiles, within floors and sizes."""
-        return np.minimum(self.tiles.ceil(np.maximum(keep, self.floors)), self.sizes)
+        """Kept counts rounded up to the next rungs, within floors and sizes."""
+        wanted = np.clip(keep, self.floors, self.sizes).tolist()
+        return np.array([rungs[bisect_left(rungs, n)] for rungs, n in zip(self.rungs, wanted, strict=True)], int)
+
+    def wider(self, group: int, count: int) -> int:
+        """The rung of a group above a count; its size has none."""
+        rungs = self.rungs[group]
+        return rungs[min(bisect_right(rungs, count), len(rungs) - 1)]
+
+    def narrower(self, group: int, count: int, units: int) -> int:
+        """The rung of a group below a count that is nearest to so many units less; below its lowest one, that one."""
+        below = self.rungs[group][: bisect_left(self.rungs[group], count)]
+        return min(below, key=lambda rung: (abs(count - units - rung), rung), default=count)
 
 
 class Allocator(abc.ABC):
@@ -85,15 +97,15 @@ def last_feasible(feasible: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def top_up(problem: Allocation, keep: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Spend what is left of the budget: in this order, one more step for every group it still pays for.
+    """Spend what is left of the budget: in this order, one more rung for every group it still pays for.
 
-    Goes round until 1 % of the budget is left at most, or no group's next step fits.
+    Goes round until 1 % of the budget is left at most, or no group's next rung fits.
     """
     while True:
         before = keep
         for group in order:
             more = keep.copy()
-            more[group] = min(problem.tiles.after(keep[group]), problem.sizes[group])
+            more[group] = problem.wider(group, int(keep[group]))
             if problem.feasible(more):
                 keep = more
         if problem.cost(keep) >= 0.99 * problem.limit or (keep == before).all():

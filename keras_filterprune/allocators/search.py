@@ -41,7 +41,7 @@ class Search(Allocator):
     new trial. With `prune_model(finetune=)` the model is rebuilt and handed to the hook after every round.
 
     Args:
-        beta: units removed per round (5, as in the paper), rounded up to whole steps of `channel_multiple`.
+        beta: units removed per round (5, as in the paper), or the nearest number that leaves a width worth having.
         measure: "accuracy" (default, the paper; `data` is labelled, and not the test split) or "error" (unlabelled:
             squared error of the model's outputs, the layer criterion of the TMLR 2024 successor HBGTS).
         alpha: groups are compared by loss / cost saved^alpha (1.0); 0 is the paper's plain loss.
@@ -132,7 +132,7 @@ class Search(Allocator):
 
     def _fewer(self, problem: Allocation, keep: np.ndarray, group: int) -> np.ndarray:
         fewer = keep.copy()
-        fewer[group] = problem.tiles.before(keep[group], -(-self.beta // problem.tiles.step))
+        fewer[group] = problem.narrower(group, int(keep[group]), self.beta)
         return problem.legal(fewer)
 
     def resume(self, key: str) -> tuple[SearchState, dict] | None:

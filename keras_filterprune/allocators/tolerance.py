@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 
 import numpy as np
@@ -87,17 +88,18 @@ class _Bisection:
         groups = np.flatnonzero(problem.floors < problem.sizes)
         for done, group in track(enumerate(groups, 1), f"losing {drop:.2g}", len(groups), problem.progress):
             least = self.base - drop * done / len(groups) if self.linear else score - drop / len(groups)
+            rungs = [n for n in problem.rungs[group] if n >= problem.floors[group]]
 
-            def cut(steps: int, group: int = group, keep: np.ndarray = keep) -> np.ndarray:
+            def cut(steps: int, group: int = group, keep: np.ndarray = keep, rungs: list[int] = rungs) -> np.ndarray:
                 fewer = keep.copy()
-                fewer[group] = problem.tiles.before(problem.sizes[group], steps)
-                return problem.legal(fewer)
+                fewer[group] = rungs[-1 - steps]
+                return fewer
 
-            most = problem.tiles.count(problem.sizes[group] - problem.floors[group])
-            # A tolerance of nothing still allows what rounding does.
-            keep = cut(
-                last_feasible(lambda s, least=least, cut=cut: self.score(cut(s)) >= least - _ROUNDING, 0, int(most))
-            )
+            def allowed(steps: int, cut: Callable[[int], np.ndarray] = cut, least: float = least) -> bool:
+                # A tolerance of nothing still allows what rounding does.
+                return self.score(cut(steps)) >= least - _ROUNDING
+
+            keep = cut(last_feasible(allowed, 0, len(rungs) - 1))
             score = self.score(keep)
         return keep
 

@@ -80,13 +80,30 @@ class LatencyCost:
         return dict(spent)
 
     def gradient(self, keep: np.ndarray) -> np.ndarray:
-        """Nanoseconds per unit of every group when one step of it goes, float64 of shape (n_groups,)."""
+        """Nanoseconds per unit of every group when half of it goes, float64 of shape (n_groups,).
+
+        The next unit alone would save nothing, or a whole step.
+        """
         whole, found = self(keep), np.zeros(len(keep))
         for group in np.flatnonzero(keep > 1):
             fewer = keep.copy()
-            fewer[group] = max(1, self._prices.tiles.before(int(keep[group]), 1))
+            fewer[group] //= 2
             found[group] = (whole - self(fewer)) / (keep[group] - fewer[group])
         return found
+
+    def worthwhile(self, group: int, counts: list[int]) -> list[int]:
+        """Of the rising counts of a group, those that save something against every wider one, all other groups whole.
+
+        Kernels may take longer for part of a step than for all of it.
+        """
+        keep, least, found = self.sizes.copy(), math.inf, []
+        for count in reversed(counts):
+            keep[group] = count
+            cost = self(keep)
+            if cost < least:
+                least = cost
+                found.append(count)
+        return found[::-1]
 
     def _times(self, keep: np.ndarray) -> list[int]:
         widths = (self._fixed + self._slope @ keep).tolist()

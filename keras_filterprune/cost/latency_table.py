@@ -104,13 +104,16 @@ class _Surface:
 
     def __init__(self, kind: str, points: Mapping[tuple[int, int], float]):
         self._stepped, self._product = kind in STEPPED, kind in PRODUCTS
+        self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.columns = {f: _rising((c, t) for (c, g), t in points.items() if g == f) for f in {f for _, f in points}}
 
     def row(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Output widths that were measured up to an input width, and the times there."""
-        widths = sorted(f for f, column in self.columns.items() if column[-1][0] >= channels or not self._product)
-        times = [np.interp(channels, *zip(*self.columns[f], strict=True)) for f in widths]
-        return np.array(widths, int), isotonic_regression(times).x if widths else np.zeros(0)
+        if channels not in self._rows:
+            widths = sorted(f for f, column in self.columns.items() if column[-1][0] >= channels or not self._product)
+            times = [_along(self.columns[f], channels) for f in widths]
+            self._rows[channels] = np.array(widths, int), np.array(times, float)
+        return self._rows[channels]
 
     def telling(self) -> list[dict[int, float]]:
         """{output width: time} at the widest input of all, and at the widest that the widest output was measured at."""
@@ -122,13 +125,25 @@ class _Surface:
         widths, times = self.row(channels)
         if not len(widths) or filters > widths[-1]:
             return None
-        return float(np.interp(min(tiles.ceil(filters), widths[-1]) if self._stepped else filters, widths, times))
+        if self._stepped:
+            # What is measured within a tile counts: with AVX-512, 24 float32 filters take longer than 32.
+            filters = min(widths[np.searchsorted(widths, filters)], tiles.ceil(filters))
+        return float(np.interp(filters, widths, times))
 
 
 def _rising(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
     """(width, time) in order; noise must not make a wider layer the faster one."""
     widths, times = zip(*sorted(points), strict=True)
     return list(zip(widths, isotonic_regression(times).x.tolist(), strict=True))
+
+
+def _along(column: list[tuple[int, float]], channels: int) -> float:
+    """Time between measured input widths; below the first one as the line goes on, but not below their proportion."""
+    (first, time), second = column[0], column[1:2]
+    if channels < first and second:
+        slope = (second[0][1] - time) / (second[0][0] - first)
+        return max(time - slope * (first - channels), time * channels / first)
+    return float(np.interp(channels, *zip(*column, strict=True)))
 
 
 def _fits(tiles: Tiles, rows: list[dict[int, float]]) -> bool:

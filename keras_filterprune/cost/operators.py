@@ -61,9 +61,10 @@ class Operator:
 
 
 def list_operators(graph: ChannelGraph) -> tuple[list[Operator], Widths, dict[str, str]]:
-    """Operators of a model's float32 LiteRT file, in order, as the converter fuses them.
+    """Operators of a model's float32 LiteRT file, in order, as they are run.
 
     Batch normalization is part of the convolution before it; a ReLU of the convolution, sum or product before it.
+    Zeros around the input of a convolution are part of it, in the file or at the latest in XNNPACK.
 
     Args:
         graph: the channel graph of a model of images, channels last.
@@ -127,6 +128,14 @@ class _Lister:
             return False
         self._unpadded[after] = self.inputs(number)[0]
         return True
+
+    def folds(self, number: int) -> bool:
+        """Whether XNNPACK makes zero padding part of the convolution behind it."""
+        after = self.only_reader(number)
+        op = None if after is None else self._calls[after].op
+        if not isinstance(op, L.Conv2D | L.DepthwiseConv2D | L.SeparableConv2D):
+            return False
+        return op.padding == "valid" or set(op.strides) == {1}
 
     def windowed(self, number: int, kind: str, **fields: Any) -> Operator:
         """A convolution with a window, the padding before it included where that is as by `padded`."""
@@ -249,7 +258,7 @@ def _normalization(lister: _Lister, number: int, call: Call) -> Iterator[Operato
 
 
 def _padding(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
-    if not lister.padded(number):
+    if not lister.padded(number) and not lister.folds(number):
         added = tuple(map(sum, call.op.padding))
         yield lister.one(number, "PAD", lister.inputs(number)[0], lister.output(number), kernel=added)
 

@@ -36,8 +36,8 @@ class Tiles:
     Example:
         >>> from keras_filterprune.cost import Tiles
         >>> tiles = Tiles(32, first=16)
-        >>> tiles.ceil(5), tiles.ceil(17), tiles.after(32), tiles.before(64, 2)
-        (16, 32, 64, 16)
+        >>> tiles.ceil(5), tiles.ceil(17), tiles.before(64, 2), tiles.rungs(70)
+        (16, 32, 16, [16, 32, 64, 70])
     """
 
     step: int
@@ -62,9 +62,10 @@ class Tiles:
         """The smallest worthwhile count that is at least n."""
         return self._width(self.count(n))
 
-    def after(self, n: int | np.ndarray) -> int | np.ndarray:
-        """The next worthwhile count above n."""
-        return self.ceil(n + 1)
+    def rungs(self, size: int) -> list[int]:
+        """The worthwhile counts of `size` units, rising: those up to it, and all of them."""
+        widths = self._width(np.arange(1, self.count(size) + 1))
+        return [*widths[widths < size].tolist(), size]
 
     def before(self, n: int | np.ndarray, steps: int | np.ndarray) -> int | np.ndarray:
         """The worthwhile count so many steps below n; below the smallest one, 0 or less."""

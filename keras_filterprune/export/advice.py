@@ -54,7 +54,7 @@ _UNFOLDED = _Rule(
     "Put it directly behind the convolution, where it costs nothing (int8: up to 1.6x the convolution's time).",
 )
 _PAD = _Rule(
-    lambda op: op.kind in ("PAD", "PADV2", "MIRROR_PAD"),
+    lambda op: op.kind in ("PAD", "PADV2", "MIRROR_PAD") and not op.folded,
     "the whole tensor is copied to enlarge it",
     "Use padding='same' in the layer behind it where that computes the same.",
 )

@@ -28,6 +28,7 @@ class FileOperator:
         output: Name of its first output tensor.
         data_type: TFLite's name for the type of that tensor, for example INT8.
         delegated: Whether LiteRT hands it to XNNPACK, its CPU delegate.
+        folded: Whether XNNPACK makes it part of the convolution behind it.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class FileOperator:
     output: str
     data_type: str
     delegated: bool
+    folded: bool
 
     @property
     def is_float(self) -> bool:
@@ -125,6 +127,7 @@ def read_operators(content: bytes, model: keras.Model) -> list[FileOperator]:
                 output=first.name.decode(),
                 data_type=types[first.type],
                 delegated=index in delegated,
+                folded=_folds(graph, kinds, index, delegated),
             )
         )
     return found
@@ -170,6 +173,24 @@ def _kind(parsed: Any, operator: Any) -> str:
     # Codes below 127 stand in the old one-byte field, later ones only in the new field.
     kind = _names_of("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
     return f"CUSTOM:{code.customCode.decode()}" if kind == "CUSTOM" else kind
+
+
+def _folds(graph: Any, kinds: list[str], index: int, delegated: set[int]) -> bool:
+    """Whether an operator pads the input of one convolution alone, which computes with the types it is given."""
+    output = graph.operators[index].outputs[0]
+    readers = [number for number, other in enumerate(graph.operators) if output in other.inputs]
+    if kinds[index] != "PAD" or len(readers) != 1 or not {index, *readers} <= delegated:
+        return False
+    if kinds[readers[0]] not in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+        return False
+    options = graph.operators[readers[0]].builtinOptions
+    # TFLite's padding 1 is VALID.
+    if options.padding != 1 and (options.strideH, options.strideW) != (1, 1):
+        return False
+    weights = graph.tensors[graph.operators[readers[0]].inputs[1]]
+    # Between float32 activations and int8 weights stands a conversion.
+    hybrid = _names_of("TensorType")[graph.tensors[output].type] == "FLOAT32" and weights.quantization is not None
+    return not (hybrid and weights.quantization.scale is not None)
 
 
 def _output_layers(parsed: Any, kinds: list[str], model: keras.Model) -> dict[int, str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_filterprune.allocators import Allocation
 from keras_filterprune.allocators.sensitivity import equal_loss, worst_so_far
-from keras_filterprune.cost import Budget, CostModel, CountBudget, FiltersBudget, Tiles
+from keras_filterprune.cost import Budget, CostModel, CountBudget, FiltersBudget
 from keras_filterprune.cost.budgets import as_budget
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.files import replacing
@@ -94,7 +94,8 @@ class SensitivityTable:
         floors = np.where([name in groups for name in names], self.costs.least, self.costs.sizes)
         drops = np.zeros((len(names), len(self.keep)))
         drops[[names.index(group) for group in groups]] = self.drops
-        problem = Allocation(self.costs.sizes, floors, Tiles(1), cost, limit, scores=lambda number: np.zeros(0))
+        rungs = [range(1, size + 1) for size in self.costs.sizes.tolist()]
+        problem = Allocation(self.costs.sizes, floors, rungs, cost, limit, scores=lambda number: np.zeros(0))
         if not problem.feasible(floors):
             raise InfeasibleBudgetError(
                 f"{budget} asks for at most {limit:,} {budget.unit}; with the fewest filters in all groups that were "
