@@ -1,10 +1,12 @@
 """Narrower or shallower? Accuracy against milliseconds on CIFAR-10, after equal fine-tuning; table and plot.
 
 python examples/latency_vs_accuracy.py --model resnet56.keras [--data-dir DIR] [--keeps 0.8 0.6] [--steps 150]
+    [--seeds 1] [--out DIR]
 
 Every network is pruned to the same shares of the dense one's milliseconds, by a table that is measured first: its
 filters (l2, fp_omp), its blocks (by every criterion of LayerPrune), or both, half of the way each. Then all train for
-the same number of steps, and all files are timed together. Runs that are in the results already are not repeated.
+the same number of steps, in as many orders as there are seeds, and all files are timed together. Runs that are in the
+results already are not repeated.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import matplotlib
+import numpy as np
 from cifar10 import accuracy, fit, load_cifar10
 
 import keras_filterprune as kfp
@@ -44,19 +47,21 @@ def main() -> None:
     for keep in options.keeps:
         for name in variants(dense, table, keep, data):
             key, file = f"{name} {keep}", out / f"{dense.name} {name} {keep}.keras"
-            if key in runs:
-                continue
-            try:
-                small = variants(dense, table, keep, data)[name]()
-            except kfp.InfeasibleBudgetError as error:
-                runs[key] = {"infeasible": str(error)}
-            else:
-                pruned = accuracy(small, x_test, y_test)
-                fit(small, x, y, 1, seed=0, steps=options.steps)
-                small.save(file)
-                runs[key] = {"pruned": pruned, "trained": accuracy(small, x_test, y_test), "file": os.fspath(file)}
-            results.write_text(json.dumps(runs, indent=1) + "\n")
-    runs["dense"] = {"trained": accuracy(dense, x_test, y_test), "file": options.model}
+            if key not in runs:
+                try:
+                    small = variants(dense, table, keep, data)[name]()
+                except kfp.InfeasibleBudgetError as error:
+                    runs[key] = {"infeasible": str(error)}
+                else:
+                    small.save(file)
+                    pruned = accuracy(small, x_test, y_test)
+                    runs[key] = {"pruned": pruned, "trained": [], "file": os.fspath(file)}
+            for seed in range(len(runs[key].get("trained", range(options.seeds))), options.seeds):
+                small = keras.models.load_model(file)
+                fit(small, x, y, 1, seed=seed, steps=options.steps)
+                runs[key]["trained"].append(accuracy(small, x_test, y_test))
+                results.write_text(json.dumps(runs, indent=1) + "\n")
+    runs["dense"] = {"trained": [accuracy(dense, x_test, y_test)], "file": options.model}
     timed(runs)
     results.write_text(json.dumps(runs, indent=1) + "\n")
     (out / f"latency_vs_accuracy_{dense.name}.md").write_text(as_table(runs))
@@ -100,7 +105,9 @@ def as_table(runs: dict) -> str:
     for key, run in runs.items():
         if "ms" in run:
             pruned = f"{100 * run['pruned']:.1f} %" if "pruned" in run else ""
-            cells = f"{run['ms']:.3f} | {run['ms'] / whole:.2f} | {pruned} | {100 * run['trained']:.1f} %"
+            scores = [100 * score for score in run["trained"]]
+            spread = f" ({min(scores):.1f}-{max(scores):.1f})" if len(scores) > 1 else ""
+            cells = f"{run['ms']:.3f} | {run['ms'] / whole:.2f} | {pruned} | {np.mean(scores):.1f} %{spread}"
             lines.append(f"| {key} | {cells} |")
         else:
             lines.append(f"| {key} | not reachable | | | |")
@@ -111,13 +118,15 @@ def draw(runs: dict, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     names = dict.fromkeys(key.rpartition(" ")[0] for key in runs if key != "dense")
     for name in names:
-        points = sorted(
-            (r["ms"], 100 * r["trained"]) for k, r in runs.items() if k.startswith(name + " ") and "ms" in r
+        found = sorted(
+            (run["ms"], run["trained"]) for key, run in runs.items() if key.startswith(name + " ") and "ms" in run
         )
-        if points:
+        if found:
+            means = [100 * np.mean(scores) for _, scores in found]
+            reach = [[100 * abs(end(scores) - np.mean(scores)) for _, scores in found] for end in (min, max)]
             style = "s--" if name.startswith("layers") else "o-"
-            axes.plot(*zip(*points, strict=True), style, label=name)
-    axes.plot(runs["dense"]["ms"], 100 * runs["dense"]["trained"], "k*", markersize=12, label="dense")
+            axes.errorbar([ms for ms, _ in found], means, reach, fmt=style, capsize=3, label=name)
+    axes.plot(runs["dense"]["ms"], 100 * runs["dense"]["trained"][0], "k*", markersize=12, label="dense")
     axes.set_xlabel("milliseconds, one thread")
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.3)
@@ -131,6 +140,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data-dir", help="tensorflow_datasets folder (KFP_DATA_DIR, else TFDS's default)")
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.8, 0.6], help="shares of the ms (%(default)s)")
     parser.add_argument("--steps", type=int, default=150, help="of fine-tuning, batches of 128 (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="orders of training (%(default)s)")
     parser.add_argument("--out", default="kfp-latency", help="folder for the results (./%(default)s)")
     return parser.parse_args()
 
