@@ -151,6 +151,17 @@ def test_the_order_of_groups_does_not_matter(problem_of, name, multiple, allocat
             np.testing.assert_array_equal(allocator.allocate(moved), keep[order])
 
 
+def test_rungs_are_climbed_one_by_one_and_descended_by_units():
+    sizes, rungs = np.array([70, 10]), [[16, 32, 64, 70], range(1, 11)]
+    problem = Allocation(sizes, np.array([20, 1]), rungs, kfp.MacsBudget(1.0), 1, scores=lambda group: np.zeros(0))
+    assert [problem.wider(0, count) for count in (1, 16, 63, 64, 70)] == [16, 32, 64, 70, 70]
+    assert [problem.narrower(0, count, 5) for count in (70, 64, 50, 32, 16)] == [64, 32, 32, 16, 16]
+    assert [problem.narrower(0, 70, units) for units in (1, 20, 22, 23, 100)] == [64, 64, 32, 32, 16]
+    assert [problem.narrower(1, count, 3) for count in (10, 4, 3, 1)] == [7, 1, 1, 1]
+    assert problem.legal(np.array([1, 99])).tolist() == [32, 10]
+    assert problem.legal(np.array([65, 0])).tolist() == [70, 1]
+
+
 # ------------------------------------------------------------------------------------------------ brute force
 
 

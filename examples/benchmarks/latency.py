@@ -3,9 +3,9 @@
 python examples/benchmarks/latency.py [--networks MobileNet MobileNetV2] [--models resnet20.keras ...] [--out DIR]
 
 Networks of keras.applications have random weights and take 224x224 images: time does not depend on the values. Every
-network is pruned by l2 to half of its multiply-accumulates, to the same on the steps of this processor's kernels, and
-to 0.6 of its milliseconds by a table of measured operators; all files run interleaved. Predictions are compared with
-the fastest run, ratios are medians over rounds.
+network is pruned by l2 to half of its multiply-accumulates, to the same on the steps of this processor's kernels, every
+layer alike or all filters in one ranking (`Global`), and to 0.6 of its milliseconds by a table of measured operators;
+all files run interleaved. Predictions are compared with the fastest run, ratios are medians over rounds.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ def measured(model: keras.Model, name: str, data_type: str, report: dict, second
     start = time.perf_counter()
     prices = kfp.measure_latency(model, data_type=data_type)
     table_seconds = time.perf_counter() - start
+    steps, ranked = {"channel_multiple": TARGETS[data_type]}, kfp.Method(kfp.L2(), kfp.Global())
     variants = {
         "dense": model,
         "half the MACs": _pruned(model, 0.5),
-        f"half the MACs, {TARGETS[data_type]}": _pruned(model, 0.5, channel_multiple=TARGETS[data_type]),
+        "half the MACs, steps": _pruned(model, 0.5, **steps),
+        "half the MACs, steps, ranked": _pruned(model, 0.5, ranked, **steps),
         f"{KEEP} of the ms": _pruned(model, kfp.LatencyBudget(keep=KEEP, table=prices)),
     }
     shape = (16, *model.input_shape[1:])
@@ -84,8 +86,8 @@ def measured(model: keras.Model, name: str, data_type: str, report: dict, second
     return rows
 
 
-def _pruned(model: keras.Model, budget, **options) -> keras.Model:
-    return kfp.prune_model(model, "l2", budget, compensate="none", verify=False, progress=False, **options)
+def _pruned(model: keras.Model, budget, method="l2", **options) -> keras.Model:
+    return kfp.prune_model(model, method, budget, compensate="none", verify=False, progress=False, **options)
 
 
 def table(report: dict) -> str:
