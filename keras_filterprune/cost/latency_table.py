@@ -29,6 +29,8 @@ from keras_filterprune.graph.types import ChannelGraph
 MEASURED, _DENSE, _COARSE = 8, 64, 16
 # A width costs as much as the end of its tile if it takes at least this share of the time.
 _SAME = 0.93
+# Input channels of int8 kernels (x86-avx512-int8 and arm64-int8; 4 with dot products).
+_INT8_INPUTS = 8
 _CANDIDATES = (Tiles(32), Tiles(32, first=16), Tiles(16), Tiles(16, first=8), Tiles(8))
 _FORMAT = 1
 _DATA_TYPES = ("float32", "int8")
@@ -102,8 +104,11 @@ def _checked(name: str, value: Any, kind: type, least: int) -> Any:
 class _Surface:
     """Times of one operator over its widths: steps in the output of matrix products, straight lines elsewhere."""
 
-    def __init__(self, kind: str, points: Mapping[tuple[int, int], float]):
+    def __init__(self, kind: str, data_type: str, points: Mapping[tuple[int, int], float]):
         self._stepped, self._product = kind in STEPPED, kind in PRODUCTS
+        # Integer kernels multiply several input channels at once.
+        self._inputs = _INT8_INPUTS if self._product and data_type == "int8" else 1
+        self._most = max(channels for channels, _ in points)
         self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.columns = {f: _rising((c, t) for (c, g), t in points.items() if g == f) for f in {f for _, f in points}}
 
@@ -122,6 +127,8 @@ class _Surface:
         return [dict(zip(widths.tolist(), times.tolist(), strict=True)) for widths, times in rows]
 
     def __call__(self, channels: int, filters: int, tiles: Tiles) -> float | None:
+        if channels <= self._most:
+            channels = min(-(-channels // self._inputs) * self._inputs, self._most)
         widths, times = self.row(channels)
         if not len(widths) or filters > widths[-1]:
             return None
@@ -196,7 +203,7 @@ class LatencyTable:
                 fields.pop("p50_us", None)
                 signature = _signature(fields.items(), fields.pop("data_type"))
                 points[signature][widths] = max(time - self.floor, 0.0)
-            self._surfaces = {s: _Surface(dict(s)["kind"], found) for s, found in points.items()}
+            self._surfaces = {s: _Surface(dict(s)["kind"], dict(s)["data_type"], found) for s, found in points.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanMismatchError(
                 f"expected the JSON of tflite_bench.time_operators, and {error!r} stands in the way. Time the "
