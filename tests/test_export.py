@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from keras_filterprune.errors import CalibrationDataError, ExportError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.export import export_tflite
@@ -60,8 +61,6 @@ def images(count=24, seed=0):
 
 
 def run_file(path, **inputs):
-    from ai_edge_litert.interpreter import Interpreter
-
     return Interpreter(model_path=os.fspath(path)).get_signature_runner()(**inputs)
 
 
@@ -100,6 +99,39 @@ def test_nothing_but_the_file_is_left_and_the_model_is_unchanged(tmp_path):
     assert model.compiled
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_values_per_channel_of_an_image_are_stored_by_column(quantize, tmp_path):
+    x = keras.Input((12, 10, 3))
+    y = keras.layers.Rescaling([0.5, 2.0, 1.0], offset=[1.0, 0.0, -1.0], name="rescaling")(x)
+    y = keras.layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0], name="normalization")(y)
+    model = keras.Model(x, keras.layers.Rescaling(0.1, name="last")(keras.layers.Conv2D(16, 3)(y)))
+    rescaling, normalization = model.get_layer("rescaling"), model.get_layer("normalization")
+    before = [np.array(v) for v in (rescaling.scale, rescaling.offset, normalization.mean, normalization.variance)]
+    samples = np.random.default_rng(0).standard_normal((24, 12, 10, 3)).astype("float32")
+    result = export_tflite(model, tmp_path / "m.tflite", quantize=quantize, calibration=samples)
+    assert result.relative_difference < (1e-6 if quantize is None else 0.04)
+    interpreter = Interpreter(os.fspath(result.path), experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    shapes = [tuple(detail["shape"]) for detail in interpreter.get_tensor_details()]
+    assert sum((shape[-2:] == (10, 3) and len(shape) < 4) or shape == (1, 1, 10, 3) for shape in shapes) == 4
+    assert not any(shape in ((3,), (1, 1, 1, 3)) for shape in shapes)
+    after = rescaling.scale, rescaling.offset, normalization.mean, normalization.variance
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("scale", [2.0, [[[0.5]], [[2.0]], [[1.0]]], np.arange(36.0).reshape(3, 4, 3)], ids=np.shape)
+def test_other_values_of_an_image_stay_as_they_are(scale, tmp_path):
+    model = keras.Sequential([keras.Input((3, 4, 3)), keras.layers.Rescaling(scale)])
+    assert export_tflite(model, tmp_path / "m.tflite").relative_difference < 1e-6
+
+
+def test_a_layer_on_images_of_two_sizes_keeps_its_values(tmp_path):
+    rescaling = keras.layers.Rescaling([0.5, 2.0, 1.0])
+    inputs = [keras.Input((8, width, 3)) for width in (6, 7)]
+    model = keras.Model(inputs, [rescaling(x) for x in inputs])
+    result = export_tflite(model, tmp_path / "m.tflite")
+    assert result.relative_difference < 1e-6
 
 
 def test_dict_inputs_and_nested_outputs_keep_their_names(tmp_path):

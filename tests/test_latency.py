@@ -116,7 +116,11 @@ def operator(kind, node, inputs, stored, output) -> tflite_bench.Operator:
     if len(x) == 4 and kind != "FULLY_CONNECTED":
         given["size"] = x[1:3]
     if kind in ("ADD", "MUL"):
-        given["second"] = "constant" if any(stored) else "gate" if shapes[0] != shapes[1] else None
+        given["second"] = "gate" if shapes[0] != shapes[1] else None
+        if any(stored):
+            # A single value is listed like a row of them.
+            by_channel = x[1:3] == (1, 1) or x[-1] >= 16 or shapes[stored.index(True)] == x[-1:]
+            given["second"] = "constant" if by_channel else "row"
     if kind in tflite_bench.operators.FIELDS_OF_KIND and hasattr(options, "fusedActivationFunction"):
         given["activation"] = None if kind == "CONCATENATION" else FUSED[options.fusedActivationFunction]
     if hasattr(options, "padding"):
@@ -265,7 +269,16 @@ def test_constants_on_the_image_are_listed_and_those_that_do_nothing_are_not():
     parts = [layers.Rescaling(1.0), layers.Rescaling(1.0, offset=2.0), layers.Rescaling(0.5, offset=1.0)]
     assert [f["kind"] for f in fields(*parts)] == ["ADD", "MUL", "ADD"]
     parts = [layers.Normalization(mean=[1.0, 2, 3], variance=[1.0, 2, 3])]
-    assert [f["second"] for f in fields(*parts)] == ["constant", "constant"]
+    assert [f["second"] for f in fields(*parts)] == ["row", "row"]
+    assert [f["second"] for f in fields(layers.Rescaling(list(range(16))), shape=(8, 8, 16))] == ["constant"]
+
+
+@pytest.mark.parametrize("channels", [3, 15, 16])
+def test_the_list_has_the_constants_of_the_file(channels, tmp_path):
+    values = np.linspace(0.5, 2, channels)
+    for layer in (layers.Rescaling(values, offset=1 - values), layers.Rescaling(0.5, offset=2.0)):
+        model = sequential(layer, layers.Conv2D(4, 3, padding="same"), shape=(8, 6, channels))
+        assert counted(listed(model)) == counted(in_file(model, tmp_path))
 
 
 def test_a_dense_layer_on_a_map_is_a_convolution_of_one_pixel():

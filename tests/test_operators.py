@@ -23,6 +23,8 @@ from tflite_bench.one_op_model import _KINDS
 from tflite_bench.operators import FIELDS_OF_KIND
 from tflite_bench.runner import Runner
 
+# Shape of the second input of sums and products of (1, 4, 5, 8).
+SECONDS = {None: [1, 4, 5, 8], "gate": [1, 1, 1, 8], "constant": [8], "row": [5, 8]}
 CASES = [
     Operator("CONV_2D", 4, (6, 5), filters=8),
     Operator("CONV_2D", 4, (7, 6), filters=8, kernel=(3, 2), activation="relu"),
@@ -38,7 +40,7 @@ CASES = [
     Operator("TRANSPOSE_CONV", 4, (4, 3), filters=6, kernel=(4, 3), strides=(2, 1), padding="valid", activation="relu"),
     Operator("FULLY_CONNECTED", 12, (), filters=5),
     Operator("FULLY_CONNECTED", 12, filters=20, activation="relu"),
-    *(Operator(kind, 8, (4, 5), second=second) for kind in ("ADD", "MUL") for second in (None, "gate", "constant")),
+    *(Operator(kind, 8, (4, 5), second=second) for kind in ("ADD", "MUL") for second in SECONDS),
     Operator("ADD", 8, (4, 5), activation="relu"),
     Operator("MUL", 8, (4, 5), second="constant", activation="relu6"),
     Operator("MEAN", 8, (4, 5)),
@@ -217,10 +219,10 @@ def test_int8_computes_the_same_to_one_step(case):
 
 @pytest.mark.parametrize("kind", ["ADD", "MUL"])
 def test_the_second_input_is_the_one_described(kind):
-    for second, shape, count in ((None, [1, 4, 5, 8], 2), ("gate", [1, 1, 1, 8], 2), ("constant", [8], 1)):
+    for second, shape in SECONDS.items():
         interpreter = Runner(kind, content=operator_model(Operator(kind, 8, (4, 5), second=second))).runtime.interpreter
         assert interpreter.get_tensor_details()[1]["shape"].tolist() == shape
-        assert [detail["index"] for detail in interpreter.get_input_details()] == [0, 1][:count]
+        assert [detail["index"] for detail in interpreter.get_input_details()] == [0, 1][: 1 if len(shape) < 4 else 2]
 
 
 def test_int8_weights_have_a_scale_per_channel():
@@ -264,7 +266,7 @@ def test_an_operator_has_a_short_name():
     [
         ({"kind": "CONV"}, r"Operator CONV: kind must be one of CONV_2D, .*, SOFTMAX, got kind='CONV'"),
         ({"padding": "SAME"}, r"Operator CONV_2D: padding must be one of same, valid, got padding='SAME'"),
-        ({"second": "vector"}, r"second must be one of None, gate, constant, got second='vector'"),
+        ({"second": "vector"}, r"second must be one of None, gate, constant, row, got second='vector'"),
         ({"activation": "tanh"}, r"activation must be one of None, relu, relu6, got activation='tanh'"),
         ({"data_type": "int16"}, r"data_type must be one of float32, int8, got data_type='int16'"),
         ({"channels": 0}, r"channels must be an integer of at least 1, got channels=0"),

@@ -147,7 +147,7 @@ def _weights_and_bias(
     deviation = (np.prod(shape) / count) ** -0.5
     if operator.data_type == "float32":
         weights = generator.standard_normal(shape, np.float32) * np.float32(deviation)
-        return _Tensor(shape, "float32", weights), _vector(operator, generator, count)
+        return _Tensor(shape, "float32", weights), _stored(operator, generator, (count,))
     weights = generator.integers(-127, 127, shape, np.int8, endpoint=True)
     scales = deviation / weights.std() * np.linspace(0.5, 1, count)
     bias = np.round(generator.standard_normal(count) / (_SCALE * scales)).astype(np.int32)
@@ -157,11 +157,11 @@ def _weights_and_bias(
     )
 
 
-def _vector(operator: Operator, generator: np.random.Generator, count: int) -> _Tensor:
+def _stored(operator: Operator, generator: np.random.Generator, shape: tuple[int, ...]) -> _Tensor:
     if operator.data_type == "float32":
-        return _Tensor((count,), "float32", generator.standard_normal(count, np.float32))
-    data = generator.integers(-127, 127, count, np.int8, endpoint=True)
-    return _Tensor((count,), "int8", data, np.array([_SCALE]), _ZERO_POINT)
+        return _Tensor(shape, "float32", generator.standard_normal(shape, np.float32))
+    data = generator.integers(-127, 127, shape, np.int8, endpoint=True)
+    return _Tensor(shape, "int8", data, np.array([_SCALE]), _ZERO_POINT)
 
 
 def _convolution(operator: Operator, generator: np.random.Generator) -> list[_Tensor]:
@@ -188,8 +188,9 @@ def _fully_connected(operator: Operator, generator: np.random.Generator) -> list
 
 def _binary(operator: Operator, generator: np.random.Generator) -> list[_Tensor]:
     first = _input(operator)
-    if operator.second == "constant":
-        return [first, _vector(operator, generator, operator.channels)]
+    if operator.second in ("constant", "row"):
+        columns = operator.size[1:] if operator.second == "row" else ()
+        return [first, _stored(operator, generator, (*columns, operator.channels))]
     gate = _activation(operator, (1, 1, 1, operator.channels))
     return [first, gate if operator.second == "gate" else first]
 

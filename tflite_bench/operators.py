@@ -29,7 +29,7 @@ FIELDS_OF_KIND: dict[str, tuple[str, ...]] = {
 _CHOICES = {
     "kind": tuple(FIELDS_OF_KIND),
     "padding": ("same", "valid"),
-    "second": (None, "gate", "constant"),
+    "second": (None, "gate", "constant", "row"),
     "activation": (None, "relu", "relu6"),
     "data_type": ("float32", "int8"),
 }
@@ -54,7 +54,8 @@ class Operator:
         padding: "same" or "valid".
         groups: Groups of a CONV_2D.
         second: What ADD and MUL take beside their input: None another input of the same shape, "gate" an input of
-            shape (1, 1, channels) as in squeeze-and-excite, "constant" a stored vector of `channels` values.
+            shape (1, 1, channels) as in squeeze-and-excite, "constant" a stored vector of `channels` values, "row"
+            stored values for every column and channel.
         activation: None, "relu" or "relu6", computed by the operator itself.
         data_type: "float32" or "int8" (weights per channel, int32 bias).
 

@@ -21,6 +21,8 @@ DEFAULTS: dict[str, Any] = {
 # Operators that multiply every output channel with every input channel, and all that compute channels by the tile.
 PRODUCTS = ("CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 STEPPED = (*PRODUCTS, "DEPTHWISE_CONV_2D")
+# With fewer channels, LiteRT would apply a value per channel pixel by pixel: the exporter stores one per column.
+NARROW = 16
 # Free: they move no data, or are gone at inference.
 _FREE = (
     L.Dropout, L.SpatialDropout2D, L.AlphaDropout, L.GaussianDropout, L.GaussianNoise, L.ActivityRegularization,
@@ -170,7 +172,8 @@ class _Lister:
         yield operator if fused is None else _with(operator, activation=fused)
         if name == "hard_sigmoid":
             # relu6(x + 3) / 6, the sum of which is part of the bias.
-            yield self.one(number, "MUL", self.output(number), self.output(number), second="constant")
+            y = self.output(number)
+            yield self.one(number, "MUL", y, y, second=_stored(y))
         elif fused is None:
             yield from self.alone(number, name)
 
@@ -306,15 +309,20 @@ def _activation(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
 def _scaling(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
     y = lister.output(number)
     if np.any(np.asarray(call.op.scale) != 1):
-        yield lister.one(number, "MUL", y, y, second="constant")
+        yield lister.one(number, "MUL", y, y, second=_stored(y))
     if np.any(np.asarray(call.op.offset) != 0):
-        yield lister.one(number, "ADD", y, y, second="constant")
+        yield lister.one(number, "ADD", y, y, second=_stored(y))
 
 
 def _normalized(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
     y = lister.output(number)
     for kind in ("ADD", "MUL"):
-        yield lister.one(number, kind, y, y, second="constant")
+        yield lister.one(number, kind, y, y, second=_stored(y))
+
+
+def _stored(y: Tensor) -> str:
+    """How LiteRT applies a stored value per image, or per channel of one: by rows where there are few channels."""
+    return "row" if len(y.shape) == 4 and set(y.shape[1:3]) != {1} and y.shape[3] < NARROW else "constant"
 
 
 _MAKERS = {

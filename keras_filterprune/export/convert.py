@@ -21,6 +21,7 @@ import numpy as np
 
 from keras_filterprune.errors import ExportError, UnknownNameError
 from keras_filterprune.export.file_operators import FileOperator, LayerNames, read_operators
+from keras_filterprune.export.image_constants import stored_by_column
 from keras_filterprune.export.integers import quantize_statically
 from keras_filterprune.export.signature import InputPort, input_ports, input_structure, output_keys
 
@@ -48,7 +49,8 @@ def convert(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool = F
 
     serve = None
     try:
-        serve = _serving_function(model, input_ports(model), None if dynamic_batch else 1)
+        with stored_by_column(model):
+            serve = _serving_function(model, input_ports(model), None if dynamic_batch else 1)
         archive = keras.export.ExportArchive()
         archive.track(model)
         archive.add_endpoint("serve", serve)

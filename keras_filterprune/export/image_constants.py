@@ -1,0 +1,50 @@
+"""Values per channel of an image, stored for every column of it: LiteRT then computes whole rows.
+
+With three values, XNNPACK takes an image pixel by pixel. On 224x224x3 and AVX-512 a `Rescaling` with a scale and an
+offset per channel took 0.39 ms in float32 and 0.79 ms in int8, more than a third of an int8 MobileNet, and 0.02 and
+0.04 ms with the values stored by column.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.cost.operators import NARROW
+from keras_filterprune.graph.keras_view import view_model
+
+_VALUES = {keras.layers.Rescaling: ("scale", "offset"), keras.layers.Normalization: ("mean", "variance")}
+
+
+@contextlib.contextmanager
+def stored_by_column(model: keras.Model) -> Iterator[None]:
+    """While it lasts, `Rescaling` and `Normalization` layers on images of few channels compute with rows of values.
+
+    Args:
+        model: The model to convert; it computes the same, and is afterwards as it was.
+
+    Returns:
+        A context manager.
+    """
+    shapes: dict[keras.Layer, set[tuple[int | None, ...]]] = {}
+    for call in view_model(model).calls:
+        if isinstance(call.op, tuple(_VALUES)):
+            shapes.setdefault(call.op, set()).add(call.input_shapes[0][1:])
+    with contextlib.ExitStack() as stack:
+        for layer, (shape, *others) in shapes.items():
+            if not others and len(shape) == 3 and shape[2] < NARROW:
+                for name in next(names for kind, names in _VALUES.items() if isinstance(layer, kind)):
+                    value = getattr(layer, name)
+                    stack.callback(setattr, layer, name, value)
+                    setattr(layer, name, _by_column(value, shape))
+        yield
+
+
+def _by_column(value: Any, shape: tuple[int, ...]) -> Any:
+    """A value per channel, last of all axes, for every column; anything else stays as it is."""
+    values = keras.ops.convert_to_numpy(value)
+    if values.size != shape[2] or values.shape[-1:] != (shape[2],):
+        return value
+    return np.broadcast_to(values.reshape(shape[2]), shape[1:]).copy()
