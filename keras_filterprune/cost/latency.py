@@ -121,7 +121,8 @@ class LatencyBudget:
     """Keep at most this fraction of the model's latency, or so many milliseconds, as a table predicts it.
 
     Unless `channel_multiple` is given, kept counts are multiples of 8, which tables hold, and finer ones only where
-    these cannot meet the budget.
+    these cannot meet the budget. Counts that a wider one undercuts are left out: part of a kernel's step may take
+    longer than all of it.
 
     Args:
         ms: milliseconds; or
