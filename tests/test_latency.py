@@ -66,7 +66,9 @@ def listed(model: keras.Model, kept: dict | None = None) -> list[tflite_bench.Op
     graph = kfp.analyze(model)
     operators, widths, _ = list_operators(graph)
     at = widths.at(sizes(graph) if kept is None else np.array([len(kept[g.name]) for g in graph.groups], int))
-    return [tflite_bench.Operator(channels=at[o.channels], filters=at[o.filters], **dict(o.fields)) for o in operators]
+    own = [{name: value for name, value in o.fields if name != "folds"} for o in operators]
+    pairs = zip(operators, own, strict=True)
+    return [tflite_bench.Operator(channels=at[o.channels], filters=at[o.filters], **fields) for o, fields in pairs]
 
 
 def unknown(*parts, shape=(8, 8, 3)) -> list[str]:
@@ -208,6 +210,19 @@ def test_activations_of_layers_are_listed_as_the_file_has_them(tmp_path):
     ]
     model = sequential(*parts, shape=(12, 12, 3))
     assert counted(listed(model)) == counted(in_file(model, tmp_path))
+
+
+@pytest.mark.parametrize(("quantize", "products"), [(None, 1), ("int8", 0)])
+def test_silu_is_one_operator_in_int8(quantize, products, tmp_path):
+    model, path = sequential(layers.Conv2D(64, 3, activation="silu"), shape=(64, 64, 16)), tmp_path / "model.tflite"
+    samples = np.random.default_rng(0).normal(size=(4, 64, 64, 16)).astype("float32") if quantize else None
+    kfp.export_tflite(model, path, quantize=quantize, calibration=samples, verify=False)
+    names = [row.operator for row in tflite_bench.profile(path).operators]
+    data_type = quantize or "float32"
+    measured = [entry["kind"] for entry in operators_to_measure(kfp.analyze(model), data_type)]
+    assert sum("Multiply" in name for name in names) == products == (1 if "MUL" in measured else 0)
+    cost = LatencyCost(kfp.analyze(model), table_of(model, data_type=data_type))
+    assert cost(cost.sizes) > 0
 
 
 def test_a_relu_is_fused_into_the_last_of_several_sums_and_not_where_it_is_not_alone(tmp_path):

@@ -58,6 +58,8 @@ def operators_to_measure(graph: ChannelGraph, data_type: str = "float32") -> lis
     shrinks = np.diff(slope.indptr) > 0
     found: dict[Signature, set[tuple[int, int]]] = defaultdict(set)
     for operator in operators:
+        if dict(operator.fields).get("folds") == data_type:
+            continue
         c, f = operator.channels, operator.filters
         steps = [_steps(full[n]) if shrinks[n] else {full[n]} for n in (c, f)]
         kind = dict(operator.fields)["kind"]
@@ -90,7 +92,8 @@ def _exists(fields: Mapping[str, Any], channels: int, filters: int) -> bool:
 def _signature(fields: Iterable[tuple[str, Any]], data_type: str) -> Signature:
     kept = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(fields).items()}
     # A fused activation is free: kernels clamp anyway. What is fused where changes when blocks are removed.
-    kept = {name: v for name, v in kept.items() if v not in (None, DEFAULTS.get(name)) and name != "activation"}
+    free = ("activation", "folds")
+    kept = {name: v for name, v in kept.items() if v not in (None, DEFAULTS.get(name)) and name not in free}
     return tuple(sorted((kept | {"data_type": data_type}).items()))
 
 
@@ -262,6 +265,8 @@ class LatencyTable:
         Raises:
             InfeasibleBudgetError: the table says nothing about it.
         """
+        if dict(fields).get("folds") == self.data_type:
+            return 0.0
         signature = _signature(fields, self.data_type)
         surface = self._surfaces.get(signature)
         found = None if surface is None else surface(channels, filters, self._tiles(dict(signature)["kind"]))

@@ -53,7 +53,8 @@ class Operator:
     Attributes:
         layer: path of the layer it comes from.
         channels, filters: numbers of the widths of its input and output, see `Widths`.
-        fields: what else a `tflite_bench.Operator` says of it: kind, size, kernel, strides ...
+        fields: what else a `tflite_bench.Operator` says of it: kind, size, kernel, strides ...; and "folds", the data
+            type in which XNNPACK makes it part of the operator before it.
     """
 
     layer: str
@@ -184,7 +185,8 @@ class _Lister:
             return
         y = self.output(number)
         for kind in _ACTIVATIONS[name]:
-            yield self.one(number, kind, y, y)
+            # In int8, x * sigmoid(x) is one look into a table.
+            yield self.one(number, kind, y, y, folds="int8" if kind == "MUL" else None)
 
 
 def _with(operator: Operator, **fields: Any) -> Operator:
