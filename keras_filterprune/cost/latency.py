@@ -97,18 +97,22 @@ class LatencyCost:
         Kernels may take longer for part of a step than for all of it.
         """
         keep, least, found = self.sizes.copy(), math.inf, []
+        follow = set(self._slope[:, [group]].nonzero()[0].tolist())
+        concerned = [n for n, o in enumerate(self._operators) if not follow.isdisjoint((o.channels, o.filters))]
         for count in reversed(counts):
             keep[group] = count
-            cost = self(keep)
+            cost = sum(self._times(keep, concerned))
             if cost < least:
                 least = cost
                 found.append(count)
         return found[::-1]
 
-    def _times(self, keep: np.ndarray) -> list[int]:
+    def _times(self, keep: np.ndarray, numbers: Iterable[int] | None = None) -> list[int]:
+        """Of the operators with these numbers, or of all."""
         widths = (self._fixed + self._slope @ keep).tolist()
         times = []
-        for number, operator in enumerate(self._operators):
+        for number in range(len(self._operators)) if numbers is None else numbers:
+            operator = self._operators[number]
             key = number, widths[operator.channels], widths[operator.filters]
             if key not in self._known:
                 self._known[key] = round(1e3 * self._prices.price(operator.fields, *key[1:]))
