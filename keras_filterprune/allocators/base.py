@@ -51,12 +51,12 @@ class Allocation:
         return np.array([rungs[bisect_left(rungs, n)] for rungs, n in zip(self.rungs, wanted, strict=True)], int)
 
     def wider(self, group: int, count: int) -> int:
-        """The rung of a group above a count; its size has none."""
+        """The lowest rung of a group above a count, its size if there is none."""
         rungs = self.rungs[group]
         return rungs[min(bisect_right(rungs, count), len(rungs) - 1)]
 
     def narrower(self, group: int, count: int, units: int) -> int:
-        """The rung of a group below a count that is nearest to so many units less; below its lowest one, that one."""
+        """The rung of a group below a count that is nearest to so many units less, or the count itself."""
         below = self.rungs[group][: bisect_left(self.rungs[group], count)]
         return min(below, key=lambda rung: (abs(count - units - rung), rung), default=count)
 

@@ -108,7 +108,7 @@ class LatencyCost:
         return found[::-1]
 
     def _times(self, keep: np.ndarray, numbers: Iterable[int] | None = None) -> list[int]:
-        """Of the operators with these numbers, or of all."""
+        """Nanoseconds of the operators with these numbers, or of all, at `keep`."""
         widths = (self._fixed + self._slope @ keep).tolist()
         times = []
         for number in range(len(self._operators)) if numbers is None else numbers:
