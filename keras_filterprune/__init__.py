@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from keras_filterprune.layer_pruning import Ensemble as Ensemble
     from keras_filterprune.layer_pruning import Imprinting as Imprinting
     from keras_filterprune.layer_pruning import prune_layers as prune_layers
-    from keras_filterprune.layers import Handler as Handler
-    from keras_filterprune.layers import register_handler as register_handler
+    from keras_filterprune.handlers import Handler as Handler
+    from keras_filterprune.handlers import register_handler as register_handler
     from keras_filterprune.methods import Method as Method
     from keras_filterprune.methods import list_methods as list_methods
     from keras_filterprune.methods import register_method as register_method
@@ -155,7 +155,7 @@ _HOME = {
     "export": ["Metadata", "export_tflite", "read_metadata"],
     "latency": ["measure_latency"],
     "layer_pruning": ["Ensemble", "Imprinting", "prune_layers"],
-    "layers": ["Handler", "register_handler"],
+    "handlers": ["Handler", "register_handler"],
     "methods": ["Method", "list_methods", "register_method"],
     "pruning": ["apply_plan", "plan_pruning", "prune_model"],
     "rebuild": ["PruningPlan"],

@@ -9,7 +9,7 @@ import keras
 from keras_filterprune.graph.keras_view import named_weights, view_model
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor, TensorRef
-from keras_filterprune.layers.base import describe, handler_for
+from keras_filterprune.handlers.base import describe, handler_for
 
 
 def analyze(model: keras.Model) -> ChannelGraph:

@@ -17,7 +17,7 @@ ROWS = [
     ["progress", "files"],
     ["checkpoint"],
     ["graph"],
-    ["layers"],
+    ["handlers"],
     ["analysis"],
     ["cost"],
     ["probe"],
@@ -100,7 +100,7 @@ def test_imports_point_to_rows_above(name):
     ("name", "line"),
     [
         ("keras_filterprune.criteria.base", "from keras_filterprune.allocators.base import Allocation"),
-        ("keras_filterprune.graph.types", "from keras_filterprune.layers import Handler"),
+        ("keras_filterprune.graph.types", "from keras_filterprune.handlers import Handler"),
         ("keras_filterprune.graph.types", "def f():\n    import keras_filterprune.rebuild.plan"),
         ("keras_filterprune.probe.data", "from ..rebuild import plan"),
         ("keras_filterprune.report.result", "from keras_filterprune import methods"),

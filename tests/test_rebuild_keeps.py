@@ -608,7 +608,7 @@ class MyConv(layers.Conv2D):
 @pytest.fixture
 def registry(monkeypatch):
     """Registrations made in a test end with it."""
-    from keras_filterprune.layers import base
+    from keras_filterprune.handlers import base
 
     monkeypatch.setattr(base, "_BY_TYPE", dict(base._BY_TYPE))
 

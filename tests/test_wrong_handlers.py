@@ -13,14 +13,14 @@ from zoo import randomise
 import keras_filterprune as kfp
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Tensor
-from keras_filterprune.layers import base
-from keras_filterprune.layers.activation import Elementwise, PReLU
-from keras_filterprune.layers.base import last_axis_ids, untracked, weight_axis
-from keras_filterprune.layers.convolution import Conv, ConvTranspose, Dense, DepthwiseConv, SeparableConv, _finish
-from keras_filterprune.layers.joining import Concatenate, GetItem, Split
-from keras_filterprune.layers.normalization import BatchNormalization, GroupNormalization, LayerNormalization
-from keras_filterprune.layers.reshaping import Permutation, ReshapeLayer, Reshaping
-from keras_filterprune.layers.spatial import Pad, Reduction
+from keras_filterprune.handlers import base
+from keras_filterprune.handlers.activation import Elementwise, PReLU
+from keras_filterprune.handlers.base import last_axis_ids, untracked, weight_axis
+from keras_filterprune.handlers.convolution import Conv, ConvTranspose, Dense, DepthwiseConv, SeparableConv, _finish
+from keras_filterprune.handlers.joining import Concatenate, GetItem, Split
+from keras_filterprune.handlers.normalization import BatchNormalization, GroupNormalization, LayerNormalization
+from keras_filterprune.handlers.reshaping import Permutation, ReshapeLayer, Reshaping
+from keras_filterprune.handlers.spatial import Pad, Reduction
 from keras_filterprune.rebuild import rebuild, verify
 
 

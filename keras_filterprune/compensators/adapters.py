@@ -10,7 +10,7 @@ import numpy as np
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.least_squares import LeastSquares
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
-from keras_filterprune.layers.base import Rebuilt
+from keras_filterprune.handlers.base import Rebuilt
 from keras_filterprune.probe.consumers import assign_kernel, kernel_matrix
 from keras_filterprune.probe.regression import coefficients
 

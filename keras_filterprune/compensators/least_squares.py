@@ -11,7 +11,7 @@ from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call
-from keras_filterprune.layers.base import Rebuilt
+from keras_filterprune.handlers.base import Rebuilt
 from keras_filterprune.probe.consumers import (
     Rows,
     assign_kernel,

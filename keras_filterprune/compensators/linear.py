@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.graph.keras_view import named_weights
-from keras_filterprune.layers.base import Rebuilt, Resize
+from keras_filterprune.handlers.base import Rebuilt, Resize
 from keras_filterprune.probe.consumers import assign_kernel, is_transposed, kernel_matrix, mixes, read_ids
 from keras_filterprune.probe.gaussian import Channels, gaussian_inputs, read_moments
 from keras_filterprune.probe.outlets import add_constant, outlets

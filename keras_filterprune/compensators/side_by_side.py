@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call
-from keras_filterprune.layers.base import Rebuilt
+from keras_filterprune.handlers.base import Rebuilt
 from keras_filterprune.probe.calibration import calibration_inputs
 from keras_filterprune.probe.consumers import linear_part
 from keras_filterprune.probe.execute import Executor

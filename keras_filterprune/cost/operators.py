@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_filterprune.cost.widths import Widths
 from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
-from keras_filterprune.layers.activation import is_relu
+from keras_filterprune.handlers.activation import is_relu
 
 L = keras.layers
 # What a `tflite_bench.Operator` is unless it says otherwise.

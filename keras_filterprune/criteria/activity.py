@@ -13,7 +13,7 @@ import numpy as np
 from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import ChannelGraph, Group
-from keras_filterprune.layers.activation import is_activation
+from keras_filterprune.handlers.activation import is_activation
 from keras_filterprune.probe.calibration import calibration_inputs
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.progress import track

@@ -13,7 +13,7 @@ from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.criteria.greedy import backward_order
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import Call, ChannelGraph, Group
-from keras_filterprune.layers.base import volume
+from keras_filterprune.handlers.base import volume
 from keras_filterprune.probe.calibration import calibration_inputs
 from keras_filterprune.probe.consumers import generator_for, kernel_matrix, moments, sample_rows
 from keras_filterprune.probe.execute import Executor

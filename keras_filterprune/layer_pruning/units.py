@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import keras
 
 from keras_filterprune.graph.types import ChannelGraph, TensorRef
-from keras_filterprune.layers.activation import is_activation, is_relu
+from keras_filterprune.handlers.activation import is_activation, is_relu
 
 L = keras.layers
 # Layers and operations; the second is of InceptionResNetV2 in keras.applications: x + scale * branch.

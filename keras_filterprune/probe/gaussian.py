@@ -14,8 +14,8 @@ import numpy as np
 
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
-from keras_filterprune.layers.activation import Elementwise
-from keras_filterprune.layers.base import handler_for
+from keras_filterprune.handlers.activation import Elementwise
+from keras_filterprune.handlers.base import handler_for
 from keras_filterprune.probe.consumers import DEPTHWISE, is_transposed, kernel_matrix, read_ids
 from keras_filterprune.probe.execute import Executor, inference
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph
-from keras_filterprune.layers.base import Resize, handler_for
+from keras_filterprune.handlers.base import Resize, handler_for
 
 # {layer path: [(variable, value that stands in for it)]}
 Values = Mapping[str, list[tuple[Any, Any]]]

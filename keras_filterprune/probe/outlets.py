@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
-from keras_filterprune.layers.activation import is_relu
-from keras_filterprune.layers.base import Rebuilt
+from keras_filterprune.handlers.activation import is_relu
+from keras_filterprune.handlers.base import Rebuilt
 
 L = keras.layers
 

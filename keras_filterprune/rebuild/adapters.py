@@ -14,7 +14,7 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions
 from keras_filterprune.graph.keras_view import copy_value
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.layers.base import volume
+from keras_filterprune.handlers.base import volume
 from keras_filterprune.probe.consumers import assign_kernel, kernel_matrix
 from keras_filterprune.rebuild.clone import Rewriter, without_old_shapes
 

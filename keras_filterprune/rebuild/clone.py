@@ -13,7 +13,7 @@ import numpy as np
 from keras_filterprune.errors import SurgeryError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import copy_value, first_line, named_weights
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.layers.base import Handler, Rebuilt, Resize, handler_for
+from keras_filterprune.handlers.base import Handler, Rebuilt, Resize, handler_for
 
 
 def rebuild(model: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]) -> Rebuilt:

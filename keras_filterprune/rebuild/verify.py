@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor
-from keras_filterprune.layers.base import Rebuilt, describe
+from keras_filterprune.handlers.base import Rebuilt, describe
 from keras_filterprune.probe.execute import Executor, random_inputs
 from keras_filterprune.probe.masked import masked_apply, masked_weights
 from keras_filterprune.progress import track

@@ -9,7 +9,7 @@ import keras
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.layers.wrapping import Wrapper
+from keras_filterprune.handlers.wrapping import Wrapper
 
 
 class TrainingWrapper(keras.layers.Wrapper):

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_filterprune.errors import UnknownNameError, UnsupportedLayerError, UnsupportedModelError
-from keras_filterprune.layers.base import register_handler
+from keras_filterprune.handlers.base import register_handler
 from keras_filterprune.training.base import TrainingWrapper, Transparent, wrappers_of
 
 L = keras.layers

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.layers.base import (
+from keras_filterprune.handlers.base import (
     UNTRACKED,
     Handler,
     Resize,

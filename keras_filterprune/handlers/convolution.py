@@ -10,8 +10,8 @@ import numpy as np
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.layers.activation import pin_mixing_activation
-from keras_filterprune.layers.base import Handler, Resize, last_axis_ids, register_handler, volume, weight_axis
+from keras_filterprune.handlers.activation import pin_mixing_activation
+from keras_filterprune.handlers.base import Handler, Resize, last_axis_ids, register_handler, volume, weight_axis
 
 L = keras.layers
 

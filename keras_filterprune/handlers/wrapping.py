@@ -11,7 +11,7 @@ import keras
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.layers.base import (
+from keras_filterprune.handlers.base import (
     Handler,
     Resize,
     give_up,
@@ -21,7 +21,7 @@ from keras_filterprune.layers.base import (
     untracked,
     volume,
 )
-from keras_filterprune.layers.convolution import Conv, Dense
+from keras_filterprune.handlers.convolution import Conv, Dense
 
 L = keras.layers
 _GATES = {L.LSTM: 4, L.GRU: 3, L.SimpleRNN: 1}

@@ -11,7 +11,7 @@ import numpy as np
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.layers.base import Handler, Resize, describe, register_handler, register_keras_names
+from keras_filterprune.handlers.base import Handler, Resize, describe, register_handler, register_keras_names
 
 L = keras.layers
 ops = keras.ops

@@ -1,0 +1,13 @@
+"""Layer handlers; importing this package registers those of Keras' own layers and operations."""
+
+from keras_filterprune.handlers import activation as activation
+from keras_filterprune.handlers import convolution as convolution
+from keras_filterprune.handlers import joining as joining
+from keras_filterprune.handlers import normalization as normalization
+from keras_filterprune.handlers import reshaping as reshaping
+from keras_filterprune.handlers import spatial as spatial
+from keras_filterprune.handlers import wrapping as wrapping
+from keras_filterprune.handlers.base import Handler as Handler
+from keras_filterprune.handlers.base import Resize as Resize
+from keras_filterprune.handlers.base import handler_for as handler_for
+from keras_filterprune.handlers.base import register_handler as register_handler
