@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_filterprune as kfp
-from keras_filterprune.export.predict import predict_tflite
+from keras_filterprune.export.runtime import predict_tflite
 from tflite_bench import benchmark
 
 CALIBRATION = 1024

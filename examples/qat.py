@@ -44,7 +44,7 @@ def one_run(seed: int, keep: float, epochs: int, out: Path) -> dict[str, tuple[f
 
     import keras_filterprune as kfp
     from keras_filterprune.demo import residual_net
-    from keras_filterprune.export.predict import predict_tflite
+    from keras_filterprune.export.runtime import predict_tflite
 
     keras.utils.set_random_seed(seed)
     (x, y), (x_test, y_test) = digits(seed)

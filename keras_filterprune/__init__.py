@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from keras_filterprune.allocators import Tolerance as Tolerance
     from keras_filterprune.allocators import Uniform as Uniform
     from keras_filterprune.analysis import analyze as analyze
-    from keras_filterprune.bits import BopsTable as BopsTable
-    from keras_filterprune.bits import bops_table as bops_table
     from keras_filterprune.compensators import Adapters as Adapters
     from keras_filterprune.compensators import BNRecalibration as BNRecalibration
     from keras_filterprune.compensators import LeastSquares as LeastSquares
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from keras_filterprune.cost import BopsBudget as BopsBudget
     from keras_filterprune.cost import CostModel as CostModel
     from keras_filterprune.cost import FiltersBudget as FiltersBudget
-    from keras_filterprune.cost import LatencyBudget as LatencyBudget
-    from keras_filterprune.cost import LatencyTable as LatencyTable
     from keras_filterprune.cost import MacsBudget as MacsBudget
     from keras_filterprune.cost import ParamsBudget as ParamsBudget
     from keras_filterprune.cost import RedundancyBudget as RedundancyBudget
@@ -65,12 +61,14 @@ if TYPE_CHECKING:
     from keras_filterprune.export import Metadata as Metadata
     from keras_filterprune.export import export_tflite as export_tflite
     from keras_filterprune.export import read_metadata as read_metadata
-    from keras_filterprune.latency import measure_latency as measure_latency
+    from keras_filterprune.handlers import Handler as Handler
+    from keras_filterprune.handlers import register_handler as register_handler
+    from keras_filterprune.latency import LatencyBudget as LatencyBudget
+    from keras_filterprune.latency import LatencyTable as LatencyTable
     from keras_filterprune.layer_pruning import Ensemble as Ensemble
     from keras_filterprune.layer_pruning import Imprinting as Imprinting
     from keras_filterprune.layer_pruning import prune_layers as prune_layers
-    from keras_filterprune.handlers import Handler as Handler
-    from keras_filterprune.handlers import register_handler as register_handler
+    from keras_filterprune.measuring import measure_latency as measure_latency
     from keras_filterprune.methods import Method as Method
     from keras_filterprune.methods import list_methods as list_methods
     from keras_filterprune.methods import register_method as register_method
@@ -80,8 +78,10 @@ if TYPE_CHECKING:
     from keras_filterprune.rebuild import PruningPlan as PruningPlan
     from keras_filterprune.report import LayerReport as LayerReport
     from keras_filterprune.report import PruneReport as PruneReport
-    from keras_filterprune.sensitivity_analysis import SensitivityTable as SensitivityTable
-    from keras_filterprune.sensitivity_analysis import sensitivity as sensitivity
+    from keras_filterprune.studies import BopsTable as BopsTable
+    from keras_filterprune.studies import SensitivityTable as SensitivityTable
+    from keras_filterprune.studies import bops_table as bops_table
+    from keras_filterprune.studies import sensitivity as sensitivity
     from keras_filterprune.tfmot import export_qat as export_qat
     from keras_filterprune.tfmot import to_tf_keras as to_tf_keras
     from keras_filterprune.tfmot import train_in_tf_keras as train_in_tf_keras
@@ -107,13 +107,10 @@ if TYPE_CHECKING:
 _HOME = {
     "allocators": ["Evolution", "Global", "Search", "Sensitivity", "Tolerance", "Uniform"],
     "analysis": ["analyze"],
-    "bits": ["BopsTable", "bops_table"],
     "cost": [
         "BopsBudget",
         "CostModel",
         "FiltersBudget",
-        "LatencyBudget",
-        "LatencyTable",
         "MacsBudget",
         "ParamsBudget",
         "RedundancyBudget",
@@ -153,14 +150,15 @@ _HOME = {
         "UnsupportedModelError",
     ],
     "export": ["Metadata", "export_tflite", "read_metadata"],
-    "latency": ["measure_latency"],
+    "latency": ["LatencyBudget", "LatencyTable"],
+    "measuring": ["measure_latency"],
     "layer_pruning": ["Ensemble", "Imprinting", "prune_layers"],
     "handlers": ["Handler", "register_handler"],
     "methods": ["Method", "list_methods", "register_method"],
     "pruning": ["apply_plan", "plan_pruning", "prune_model"],
     "rebuild": ["PruningPlan"],
     "report": ["LayerReport", "PruneReport"],
-    "sensitivity_analysis": ["SensitivityTable", "sensitivity"],
+    "studies": ["BopsTable", "SensitivityTable", "bops_table", "sensitivity"],
     "tfmot": ["export_qat", "to_tf_keras", "train_in_tf_keras"],
     "training": [
         "BatchBridgeout",

@@ -130,8 +130,7 @@ def _scan(options: argparse.Namespace) -> None:
 
 def _prune(options: argparse.Namespace) -> None:
     from keras_filterprune.cost import FiltersBudget, MacsBudget, ParamsBudget
-    from keras_filterprune.export.keras_file import save_keras
-    from keras_filterprune.files import check_destination
+    from keras_filterprune.files import check_destination, save_keras
     from keras_filterprune.pruning import prune_model
     from keras_filterprune.report import check_report_path
 

@@ -11,10 +11,9 @@ from rich.table import Table
 
 from keras_filterprune.errors import ExportError
 from keras_filterprune.export import export_tflite
-from keras_filterprune.export.keras_file import save_keras
-from keras_filterprune.export.predict import predict_tflite
-from keras_filterprune.files import write_json
-from keras_filterprune.latency import measure_latency
+from keras_filterprune.export.runtime import predict_tflite
+from keras_filterprune.files import save_keras, write_json
+from keras_filterprune.measuring import measure_latency
 from keras_filterprune.progress import track
 from keras_filterprune.pruning import prune_model
 from tflite_bench import benchmark

@@ -49,3 +49,22 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write plain data as JSON, in one step."""
     with replacing(path) as draft:
         draft.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def save_keras(model: Any, path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Save a model as `.keras`, in one step.
+
+    Args:
+        model: the model.
+        path: a name that ends in `.keras`.
+        overwrite: replace an existing file (False).
+
+    Raises:
+        ExportError: the name is wrong, the file exists, or it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise ExportError(f"expected a name that ends in .keras. Received: {path}.")
+    check_destination(path, overwrite)
+    with replacing(path) as draft:
+        model.save(draft)

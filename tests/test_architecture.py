@@ -20,24 +20,23 @@ ROWS = [
     ["handlers"],
     ["analysis"],
     ["cost"],
+    ["latency"],
     ["probe"],
     ["criteria", "allocators", "compensators"],
     ["rebuild"],
     ["report"],
     ["methods"],
-    ["planning", "sensitivity_analysis"],
     ["export"],
-    ["latency"],
-    ["surgery", "layer_pruning"],
-    ["reporting"],
+    ["measuring"],
     ["pruning"],
-    ["training", "bits", "tfmot"],
+    ["layer_pruning", "studies"],
+    ["training", "tfmot"],
     ["demo"],
     ["__main__"],
 ]
 ROW_OF = {package: number for number, row in enumerate(ROWS) for package in row}
 # What times the files it writes; nothing else knows the benchmark.
-MAY_BENCHMARK = {"demo", "latency", "__main__"}
+MAY_BENCHMARK = {"demo", "measuring", "__main__"}
 PRIVATE = ("keras.src", "tensorflow.python", "_inbound_nodes", "_nodes_by_depth", "_keras_history", "tf.keras")
 HEAVY = ("keras", "tensorflow", "scipy", "matplotlib", "tensorflow_model_optimization", "jax", "torch")
 
@@ -103,7 +102,7 @@ def test_imports_point_to_rows_above(name):
         ("keras_filterprune.graph.types", "from keras_filterprune.handlers import Handler"),
         ("keras_filterprune.graph.types", "def f():\n    import keras_filterprune.rebuild.plan"),
         ("keras_filterprune.probe.data", "from ..rebuild import plan"),
-        ("keras_filterprune.report.result", "from keras_filterprune import methods"),
+        ("keras_filterprune.report.prune_report", "from keras_filterprune import methods"),
         ("keras_filterprune.export.tflite", "import tflite_bench"),
         ("keras_filterprune.cost.model", "import keras_filterprune"),
     ],

@@ -19,7 +19,7 @@ from zoo import randomise
 
 import keras_filterprune as kfp
 from keras_filterprune.cost import Tiles
-from keras_filterprune.latency import require_faster
+from keras_filterprune.measuring import require_faster
 from tflite_bench import BenchError, Operator, operator_model
 from tflite_bench.arm import CORES, Emulator, core_of, count_instructions, count_operators, setup
 from tflite_bench.arm.command import main

@@ -10,9 +10,9 @@ from zoo import ZOO
 
 import keras_filterprune as kfp
 from keras_filterprune.allocators import Allocation
-from keras_filterprune.bits import round_weights
 from keras_filterprune.cost import Tiles
 from keras_filterprune.probe import Weights
+from keras_filterprune.studies.bops import round_weights
 
 MIXED = {"stem": 8, "head": 8, "*": 4}
 

@@ -14,9 +14,9 @@ from zoo import ZOO, random_inputs
 import tflite_bench
 from keras_filterprune.errors import ExportError, UnknownNameError
 from keras_filterprune.export import export_tflite
-from keras_filterprune.export.file_operators import count_operators, read_operators, refuse_operators
 from keras_filterprune.export.metadata import Metadata
-from keras_filterprune.export.predict import predict_tflite
+from keras_filterprune.export.runtime import predict_tflite
+from keras_filterprune.export.tflite_file import count_operators, read_operators, refuse_operators
 from keras_filterprune.files import replacing
 
 layers = keras.layers

@@ -19,10 +19,10 @@ from zoo import ZOO, randomise
 import keras_filterprune as kfp
 import tflite_bench
 from keras_filterprune.cost import Tiles, operators_to_measure
-from keras_filterprune.cost.latency import LatencyCost, PaddedMacs
-from keras_filterprune.cost.operators import list_operators
 from keras_filterprune.cost.tiles import TARGETS
-from keras_filterprune.latency import require_faster
+from keras_filterprune.latency.budget import LatencyCost, PaddedMacs
+from keras_filterprune.latency.operators import list_operators
+from keras_filterprune.measuring import require_faster
 from tflite_bench.report import machine_info
 
 OTHER = "Cortex-A76"
@@ -777,9 +777,10 @@ def test_layers_of_other_names_stay_whole_under_a_latency_budget():
 
 def test_another_table_is_another_search(tmp_path):
     """A search that was broken off is taken up again only for the same table and tiles."""
-    from keras_filterprune.cost import as_budget
+    from keras_filterprune.latency import as_budget
     from keras_filterprune.methods import as_method
-    from keras_filterprune.planning import Options, Task
+    from keras_filterprune.pruning.options import Options
+    from keras_filterprune.pruning.task import Task
 
     model = chain((32, 32))
 

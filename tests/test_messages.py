@@ -12,7 +12,7 @@ from zoo import ZOO, randomise
 
 import keras_filterprune as kfp
 from keras_filterprune.compensators import BNRecalibration
-from keras_filterprune.cost import as_budget
+from keras_filterprune.latency import as_budget
 
 
 class Bad:
@@ -596,7 +596,7 @@ def test_wrong_channels_on_a_model_with_open_sides():
 
 
 def test_a_compensator_without_its_data_stops_before_any_work(chain, monkeypatch):
-    monkeypatch.setattr("keras_filterprune.surgery.rebuild", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr("keras_filterprune.pruning.rounds.rebuild", lambda *_: pytest.fail("work was done"))
     sentence = r"BNRecalibration\(\) needs calibration inputs: pass data=\. A few hundred are enough\."
     fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, compensate=BNRecalibration())
 

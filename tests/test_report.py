@@ -14,8 +14,9 @@ from zoo import ZOO, randomise
 
 import keras_filterprune as kfp
 import tflite_bench
-from keras_filterprune.cost import PaddedMacs, SizedOperators, Tiles
-from keras_filterprune.cost.latency import LatencyCost
+from keras_filterprune.cost import Tiles
+from keras_filterprune.latency import PaddedMacs, SizedOperators
+from keras_filterprune.latency.budget import LatencyCost
 from keras_filterprune.report.document import Bar, Curves, Number, Section, Table
 from keras_filterprune.report.figures import draw_curves
 from keras_filterprune.report.html import render

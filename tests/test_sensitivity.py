@@ -18,7 +18,7 @@ from zoo import ZOO, random_inputs
 import keras_filterprune as kfp
 from keras_filterprune.allocators import Allocation
 from keras_filterprune.allocators.sensitivity import equal_loss, worst_so_far
-from keras_filterprune.sensitivity_analysis import measure
+from keras_filterprune.studies.sensitivity import Measured
 
 
 def digits(count: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):
     data, path = digits(100), tmp_path / "cache.json"
     whole = kfp.sensitivity(trained, data, progress=False)
     calls = []
-    real = measure.Measured.__call__
+    real = Measured.__call__
 
     def dies(self, kept):
         calls.append(kept)
@@ -142,13 +142,13 @@ def test_a_killed_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(self, kept)
 
-    monkeypatch.setattr(measure.Measured, "__call__", dies)
+    monkeypatch.setattr(Measured, "__call__", dies)
     with pytest.raises(KeyboardInterrupt):
         kfp.sensitivity(trained, data, cache=path, progress=False)
     # The whole network and three cuts.
     assert len(json.loads(path.read_text())["cuts"]) == 3
     calls.clear()
-    monkeypatch.setattr(measure.Measured, "__call__", lambda self, kept: calls.append(kept) or real(self, kept))
+    monkeypatch.setattr(Measured, "__call__", lambda self, kept: calls.append(kept) or real(self, kept))
     again = kfp.sensitivity(trained, data, cache=path, progress=False)
     assert rows(again) == rows(whole)
     assert len(calls) == 1 + len(whole.cuts) - 3

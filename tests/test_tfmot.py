@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import keras_filterprune as kfp
-from keras_filterprune.export.predict import predict_tflite
+from keras_filterprune.export.runtime import predict_tflite
 from keras_filterprune.tfmot import child, process, twin
 from keras_filterprune.tfmot.description import describe
 

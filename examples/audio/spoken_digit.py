@@ -23,7 +23,7 @@ import numpy as np
 from networks import dcase21_net
 
 import keras_filterprune as kfp
-from keras_filterprune.export.predict import predict_tflite
+from keras_filterprune.export.runtime import predict_tflite
 from tflite_bench import benchmark
 
 RATE, SAMPLES, BANDS, FRAMES = 8000, 8000, 40, 50

@@ -25,7 +25,7 @@ from cifar10 import load_cifar10
 
 import keras_filterprune as kfp
 import tflite_bench
-from keras_filterprune.export.predict import predict_tflite
+from keras_filterprune.export.runtime import predict_tflite
 
 MODES = ("float32", "float16", "dynamic", "int8")
 IMAGES, CALIBRATION = 2048, 256

@@ -12,8 +12,8 @@ import numpy as np
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.base import Rebuilt
-from keras_filterprune.probe.calibration import calibration_inputs
 from keras_filterprune.probe.consumers import linear_part
+from keras_filterprune.probe.data import calibration_inputs
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.outlets import add_constant, outlets
 from keras_filterprune.progress import track

@@ -9,7 +9,6 @@ from numbers import Integral, Real
 from typing import Any
 
 from keras_filterprune.cost.bops import Bits, bit_operations, check_bits
-from keras_filterprune.cost.latency import LatencyBudget
 from keras_filterprune.cost.model import Cost, CostModel
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
 
@@ -179,16 +178,3 @@ class RedundancyBudget:
 
 # Budgets that settle how many filters every group keeps, whatever the model costs then.
 CountBudget = FiltersBudget | RedundancyBudget
-Budget = MacsBudget | ParamsBudget | BopsBudget | LatencyBudget | CountBudget
-
-
-def as_budget(budget: Budget | float) -> Budget:
-    """A budget object; a float is `MacsBudget(keep=float)`."""
-    if isinstance(budget, Budget):
-        return budget
-    if isinstance(budget, Real):
-        return MacsBudget(check_fraction("budget", budget))
-    raise UnknownNameError(
-        f"budget is a fraction in (0, 1], MacsBudget, ParamsBudget, BopsBudget, LatencyBudget, FiltersBudget or "
-        f"RedundancyBudget. Received: budget={budget!r}."
-    )

@@ -14,7 +14,7 @@ from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.handlers.activation import is_activation
-from keras_filterprune.probe.calibration import calibration_inputs
+from keras_filterprune.probe.data import calibration_inputs
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.progress import track
 

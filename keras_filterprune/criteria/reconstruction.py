@@ -14,8 +14,8 @@ from keras_filterprune.criteria.greedy import backward_order
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import Call, ChannelGraph, Group
 from keras_filterprune.handlers.base import volume
-from keras_filterprune.probe.calibration import calibration_inputs
 from keras_filterprune.probe.consumers import generator_for, kernel_matrix, moments, sample_rows
+from keras_filterprune.probe.data import calibration_inputs
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.gradients import output_sensitivity
 from keras_filterprune.progress import track

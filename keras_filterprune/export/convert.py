@@ -20,10 +20,10 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import ExportError, UnknownNameError
-from keras_filterprune.export.file_operators import FileOperator, LayerNames, read_operators
 from keras_filterprune.export.image_constants import stored_by_column
 from keras_filterprune.export.integers import quantize_statically
 from keras_filterprune.export.signature import InputPort, input_ports, input_structure, output_keys
+from keras_filterprune.export.tflite_file import FileOperator, LayerNames, read_operators
 
 INTEGER_MODES = ("int8", "int16x8")
 

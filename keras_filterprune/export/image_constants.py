@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.cost.operators import NARROW
 from keras_filterprune.graph.keras_view import view_model
+from keras_filterprune.latency.operators import NARROW
 
 _VALUES = {keras.layers.Rescaling: ("scale", "offset"), keras.layers.Normalization: ("mean", "variance")}
 

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_filterprune.export.file_operators import FileOperator
-from keras_filterprune.export.flatbuffer import pack, unpack
+from keras_filterprune.export.tflite_file import FileOperator, pack, unpack
 
 _ACTIVATION_BITS = {"int8": 8, "int16x8": 16}
 # What the two call differently.

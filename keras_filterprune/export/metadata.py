@@ -18,8 +18,8 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import ExportError, PlanMismatchError
 from keras_filterprune.export import metadata_schema as schema
-from keras_filterprune.export.flatbuffer import pack, unpack
 from keras_filterprune.export.signature import InputPort, output_keys
+from keras_filterprune.export.tflite_file import pack, unpack
 from keras_filterprune.rebuild.plan import PruningPlan, package_version
 
 _OWN = "keras_filterprune.json"

@@ -1,5 +1,8 @@
 """Run a `.tflite` file with real numbers in and out, whatever integers it takes itself."""
 
+from __future__ import annotations
+
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,3 +51,18 @@ def _to_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
 def _to_real(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     scale, zero_point = details["quantization"]
     return (values.astype(np.float32) - zero_point) * np.float32(scale) if scale else values
+
+
+def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
+    """Outputs of a single-input, single-output `.tflite` file, batch of one by batch of one.
+
+    Args:
+        path: the file, as `export_tflite` writes it.
+        x: samples of shape (samples, *input shape).
+
+    Returns:
+        Float array of shape (samples, *output shape).
+    """
+    run = SignatureRunner(model_path=os.fspath(path))
+    (name,) = run.inputs
+    return np.concatenate([next(iter(run({name: sample[None]}).values())) for sample in x])

@@ -15,7 +15,7 @@ from keras_filterprune.graph.types import ChannelGraph, Group, Member, TensorRef
 from keras_filterprune.layer_pruning.units import Unit
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Executor, Weights
-from keras_filterprune.probe.calibration import labelled_inputs
+from keras_filterprune.probe.data import labelled_inputs
 from keras_filterprune.progress import track
 
 # Values of an embedding, about.

@@ -10,17 +10,18 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import Budget, Cost, CostModel, CountBudget, LatencyBudget, SizedOperators, as_budget
+from keras_filterprune.cost import Cost, CostModel, CountBudget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.latency import require_faster
+from keras_filterprune.latency import Budget, LatencyBudget, SizedOperators, as_budget
 from keras_filterprune.layer_pruning.importance import Importance, as_importance
 from keras_filterprune.layer_pruning.removal import verify_removal, without_units
 from keras_filterprune.layer_pruning.units import Unit, find_units
-from keras_filterprune.planning import Options
+from keras_filterprune.measuring import require_faster
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
+from keras_filterprune.pruning.options import Options
 from keras_filterprune.report import LayerReport, UnitRow
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph
-from keras_filterprune.probe.calibration import calibration_inputs, check_class_scores, labelled_inputs
 from keras_filterprune.probe.consumers import (
     generator_for,
     is_transposed,
@@ -22,8 +21,8 @@ from keras_filterprune.probe.consumers import (
     read_ids,
     sample_rows,
 )
-from keras_filterprune.probe.execute import Executor
-from keras_filterprune.probe.masked import Values, masked_apply, masked_weights
+from keras_filterprune.probe.data import calibration_inputs, check_class_scores, labelled_inputs
+from keras_filterprune.probe.execute import Executor, Values, masked_apply, masked_weights
 from keras_filterprune.probe.outlets import outlets
 from keras_filterprune.probe.regression import mixed_by_all, refit
 from keras_filterprune.progress import track

@@ -10,8 +10,7 @@ import numpy as np
 from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor
 from keras_filterprune.handlers.base import Rebuilt, describe
-from keras_filterprune.probe.execute import Executor, random_inputs
-from keras_filterprune.probe.masked import masked_apply, masked_weights
+from keras_filterprune.probe.execute import Executor, masked_apply, masked_weights, random_inputs
 from keras_filterprune.progress import track
 
 # Largest difference relative to the largest value of a tensor; half precision rounds at 2^-11 and 2^-8.

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keras_filterprune.cost import LatencyTable, PaddedMacs, SizedOperators
+from keras_filterprune.latency import LatencyTable, PaddedMacs, SizedOperators
 from keras_filterprune.report.document import Cell, Number, count, number, share
+
+# Bytes per parameter.
+FLOAT32, INT8 = 4, 1
+COST_COLUMNS = ("whole model", "before", "after", "left")
 
 
 @dataclass(frozen=True)
@@ -53,3 +57,15 @@ def predict(
     cells = (count(round(a)), count(round(b))) if factor == 1e3 else (number(a / 1e3, ".3f"), number(b / 1e3, ".3f"))
     whole = (f"predicted {prices.unit}" if isinstance(prices, LatencyTable) else what, *cells, share(b, a))
     return Prediction(what, whole, before, after, tuple(notes))
+
+
+def cost_rows(macs: tuple[int, int], params: tuple[int, int], prediction: Prediction | None) -> list[tuple[Cell, ...]]:
+    """What the whole model costs: (what, before, after, what is left)."""
+    rows = [
+        ("multiply-accumulates (MACs)", *macs),
+        ("parameters", *params),
+        ("bytes of the weights, float32", *(FLOAT32 * n for n in params)),
+        ("bytes of the weights, int8 (estimate: one per parameter)", *(INT8 * n for n in params)),
+    ]
+    cells = [(what, count(a), count(b), share(b, a)) for what, a, b in rows]
+    return cells + ([prediction.whole] if prediction else [])

@@ -13,10 +13,10 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.errors import ExportError
 from keras_filterprune.export.advice import advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
-from keras_filterprune.export.file_operators import read_operators, refuse_operators
 from keras_filterprune.export.parity import compare_outputs
 from keras_filterprune.export.signature import input_ports, output_keys
 from keras_filterprune.export.tflite import PARITY_SAMPLES, ExportResult, export_result, first_samples
+from keras_filterprune.export.tflite_file import read_operators, refuse_operators
 from keras_filterprune.files import check_destination, replacing
 from keras_filterprune.rebuild.clone import Rewriter
 from keras_filterprune.tfmot.description import describe

@@ -18,7 +18,8 @@ from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError, Un
 from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
-from keras_filterprune.planning import Options, Task
+from keras_filterprune.pruning.options import Options
+from keras_filterprune.pruning.task import Task
 from keras_filterprune.training.base import sync_variables, wrappers_of
 from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.logs import if_pruned

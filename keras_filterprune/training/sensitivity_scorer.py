@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_filterprune.errors import UnknownNameError
-from keras_filterprune.sensitivity_analysis import SensitivityTable, sensitivity
+from keras_filterprune.studies import SensitivityTable, sensitivity
 from keras_filterprune.training.wrapping import strip_wrappers
 
 

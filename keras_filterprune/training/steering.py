@@ -12,11 +12,11 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import Budget, CostModel, CountBudget
-from keras_filterprune.cost.budgets import as_budget
+from keras_filterprune.cost import CostModel, CountBudget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.latency import Budget, as_budget
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.training.base import sync_variables, wrappers_of

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.cost.latency_table import LatencyTable
-from keras_filterprune.cost.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
+from keras_filterprune.cost import BopsBudget, CountBudget, MacsBudget, ParamsBudget
+from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.cost.tiles import as_tiles
-from keras_filterprune.errors import InfeasibleBudgetError
+from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.latency.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
+from keras_filterprune.latency.table import LatencyTable
 
 
 class PaddedMacs:
@@ -191,3 +193,18 @@ class LatencyBudget:
         cost = self.cost(model)
         full = cost(cost.sizes)
         return math.floor(min(1e6 * self.ms, full) if self.ms is not None else self.keep * full)
+
+
+Budget = MacsBudget | ParamsBudget | BopsBudget | LatencyBudget | CountBudget
+
+
+def as_budget(budget: Budget | float) -> Budget:
+    """A budget object; a float is `MacsBudget(keep=float)`."""
+    if isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, Real):
+        return MacsBudget(check_fraction("budget", budget))
+    raise UnknownNameError(
+        f"budget is a fraction in (0, 1], MacsBudget, ParamsBudget, BopsBudget, LatencyBudget, FiltersBudget or "
+        f"RedundancyBudget. Received: budget={budget!r}."
+    )

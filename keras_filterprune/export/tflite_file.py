@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from keras_filterprune.errors import ExportError
-from keras_filterprune.export.flatbuffer import unpack
 from keras_filterprune.export.signature import output_layers
 
 _VARIABLES = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
@@ -232,3 +231,20 @@ def _delegated(content: bytes) -> set[int]:
                 inside.add(node["index"])
                 waiting += map(int, node["inputs"])
     return inside
+
+
+def unpack(content: bytes) -> Any:
+    """The `ModelT` of LiteRT's schema that a file holds."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromPackedBuf(content, 0)
+
+
+def pack(model: Any) -> bytes:
+    """The content of a file that holds this `ModelT`."""
+    # ai-edge-litert's schema stands on flatbuffers, which therefore is there too.
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())

@@ -1,16 +1,18 @@
-"""What one run of layer pruning did, as a value, as JSON and as a table."""
+"""What one run of layer pruning did: as a value, as JSON, as a table, and section by section."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from rich.table import Table
+import rich.table
 
-from keras_filterprune.cost import LatencyTable, PaddedMacs, SizedOperators
-from keras_filterprune.report.document import Section
-from keras_filterprune.report.layer_sections import layer_closing, layer_sections
-from keras_filterprune.report.saving import SavedReport
+from keras_filterprune.latency import LatencyTable, PaddedMacs, SizedOperators
+from keras_filterprune.report.base import SavedReport
+from keras_filterprune.report.document import Bar, Section, Table, count, number, share
+from keras_filterprune.report.prediction import COST_COLUMNS, cost_rows, predict
+
+_NAMES = 6
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ class LayerReport(SavedReport):
         lines = [f"{len(self.removed)} of {len(self.units)} units removed: {gone}", f"{costs}; {proof}"]
         return "\n".join(lines + self.notes)
 
-    def table(self) -> Table:
+    def table(self) -> rich.table.Table:
         """Importance and cost of every unit, the least important first."""
-        table = Table(title=f"{self.model}: {self.criterion}")
+        table = rich.table.Table(title=f"{self.model}: {self.criterion}")
         table.add_column("unit", overflow="fold")
         table.add_column("kind")
         for name in ("layers", "importance", self.unit, ""):
@@ -98,7 +100,57 @@ class LayerReport(SavedReport):
         return f"{self.model}, layers removed by {self.criterion}"
 
     def _sections(self, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
-        return layer_sections(self, prices)
+        return _layer_sections(self, prices)
 
     def _closing(self) -> list[Section]:
-        return layer_closing(self)
+        return _layer_closing(self)
+
+
+def _layer_sections(report: LayerReport, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+    """Cost, units, and layers that are in none."""
+    prediction = predict(report.operators, prices)
+    rows = cost_rows(report.cost["macs"], report.cost["params"], prediction)
+    others = {unit: pair for unit, pair in report.cost.items() if unit not in ("macs", "params")}
+    rows += [(unit, count(before), count(after), share(after, before)) for unit, (before, after) in others.items()]
+    gone = ", ".join(report.removed) or "nothing"
+    text = (f"{len(report.removed)} of {len(report.units)} units removed: {gone}.",)
+    text += prediction.notes if prediction else ()
+    sections = [Section("At a glance", text, Table(COST_COLUMNS, tuple(rows))), _units(report)]
+    if report.unremovable:
+        table = Table(("layer", "because it"), tuple(report.unremovable.items()))
+        sections.append(Section("Layers that could not be removed, and why", (), table))
+    return sections
+
+
+def _layer_closing(report: LayerReport) -> list[Section]:
+    """Proof, notes, and how the run was made."""
+    proof = (
+        "The surgery was not verified."
+        if report.verification is None
+        else f"The surgery is verified to {report.verification:.1e} relative, against the original without the units."
+    )
+    made = (("model", report.model), ("criterion", report.criterion))
+    return [
+        Section("Proof and notes", (proof, *report.notes)),
+        Section("How it was made", (), Table(("part of the run", "value"), made)),
+    ]
+
+
+def _units(report: LayerReport) -> Section:
+    """Cost and importance of every unit, in the order of the model."""
+    scale = max((row.cost for row in report.units), default=1)
+    rows = tuple(
+        (
+            row.name,
+            Bar(row.cost, 0 if row.removed else row.cost, scale),
+            "removed" if row.removed else "stays",
+            number(row.importance, ".4g"),
+            count(row.cost),
+            row.kind,
+            ", ".join(row.layers[:_NAMES]) + (" ..." if len(row.layers) > _NAMES else ""),
+        )
+        for row in report.units
+    )
+    columns = ("unit", "what stays of its cost", "", "importance", f"cost, {report.unit}", "kind", "layers")
+    text = (f"Blocks and layers that could go, in the order of the model; importance by {report.criterion}.",)
+    return Section("Units", text, Table(columns, rows))

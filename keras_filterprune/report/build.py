@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from keras_filterprune.cost import CostModel, LatencyTable, PaddedMacs, SizedOperators, as_tiles
+from keras_filterprune.cost import CostModel, as_tiles
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.latency import LatencyTable, PaddedMacs, SizedOperators
+from keras_filterprune.rebuild.outcome import Outcome
 from keras_filterprune.rebuild.plan import PruningPlan, kept_channels
 from keras_filterprune.report import LayerRow, PruneReport
-from keras_filterprune.surgery import Outcome
 
 
 def prune_report(

@@ -21,12 +21,12 @@ from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
-from keras_filterprune.probe.calibration import calibration_inputs, check_class_scores, labelled_inputs
+from keras_filterprune.probe.data import calibration_inputs, check_class_scores, labelled_inputs
 from keras_filterprune.probe.trial import class_numbers, masked_outputs
 from keras_filterprune.probe.workers import spread
 from keras_filterprune.progress import track
 from keras_filterprune.rebuild.plan import fingerprint
-from keras_filterprune.sensitivity_analysis.table import Cut, SensitivityTable
+from keras_filterprune.studies.sensitivity_table import Cut, SensitivityTable
 
 _RESAMPLES = 1000
 Metric = Callable[[Any, np.ndarray], np.ndarray]

@@ -12,36 +12,23 @@ from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Adapters, Compensator, as_compensator
 from keras_filterprune.compensators.adapters import BEFORE
-from keras_filterprune.cost import (
-    BopsBudget,
-    Budget,
-    CostModel,
-    CountBudget,
-    LatencyBudget,
-    LatencyTable,
-    PaddedMacs,
-    as_budget,
-)
+from keras_filterprune.cost import BopsBudget, CostModel, CountBudget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.latency import require_faster
+from keras_filterprune.latency import Budget, LatencyBudget, LatencyTable, PaddedMacs, as_budget
+from keras_filterprune.measuring import require_faster
 from keras_filterprune.methods import Method, as_method, list_methods
-from keras_filterprune.planning import Options, Task
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
+from keras_filterprune.pruning.options import Options
+from keras_filterprune.pruning.rounds import choose_in_rounds, one_by_one, search_with_training, train_in_rounds
+from keras_filterprune.pruning.task import Task
 from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
+from keras_filterprune.rebuild.outcome import Outcome, operate
 from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, units_of
 from keras_filterprune.report import PruneReport
-from keras_filterprune.reporting import prune_report
-from keras_filterprune.surgery import (
-    Outcome,
-    choose_in_rounds,
-    one_by_one,
-    operate,
-    search_with_training,
-    train_in_rounds,
-)
+from keras_filterprune.report.build import prune_report
 
 
 def prune_model(

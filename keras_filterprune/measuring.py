@@ -9,12 +9,12 @@ from pathlib import Path
 import keras
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import LatencyTable, operators_to_measure
-from keras_filterprune.cost.latency import PaddedMacs
 from keras_filterprune.errors import ExportError, InfeasibleBudgetError
 from keras_filterprune.export import export_tflite
 from keras_filterprune.export.calibration import random_samples
 from keras_filterprune.export.signature import input_ports
+from keras_filterprune.latency import LatencyTable, operators_to_measure
+from keras_filterprune.latency.budget import PaddedMacs
 
 # Time for the runs of each model, and their number.
 _SECONDS, _FEWEST, _MOST, _ROUNDS = 1.0, 20, 1000, 10

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_filterprune.cost import LatencyTable, PaddedMacs
 from keras_filterprune.errors import ExportError, UnknownNameError
 from keras_filterprune.files import check_destination, replacing
+from keras_filterprune.latency import LatencyTable, PaddedMacs
 from keras_filterprune.report import html, markdown
 from keras_filterprune.report.document import Section
-from keras_filterprune.report.extras import accuracy_section, benchmark_section, exports_section, sensitivity_sections
+from keras_filterprune.report.measured import accuracy_section, benchmark_section, exports_section, sensitivity_sections
 
 _RENDERERS = {".html": html.render, ".md": markdown.render}
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
-import fnmatch
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,78 +12,19 @@ import numpy as np
 
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import (
-    BopsBudget,
-    Budget,
-    CostModel,
-    CountBudget,
-    FiltersBudget,
-    LatencyBudget,
-    Tiles,
-    as_tiles,
-)
-from keras_filterprune.cost.latency import LatencyCost
-from keras_filterprune.cost.latency_table import MEASURED
-from keras_filterprune.cost.tiles import check_count
-from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
+from keras_filterprune.cost import BopsBudget, CostModel, CountBudget, FiltersBudget, Tiles
+from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph, Group
+from keras_filterprune.latency import Budget, LatencyBudget
+from keras_filterprune.latency.budget import LatencyCost
+from keras_filterprune.latency.table import MEASURED
 from keras_filterprune.methods import Method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.trial import Trial
 from keras_filterprune.probe.workers import spread
 from keras_filterprune.progress import track
+from keras_filterprune.pruning.options import Options
 from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, versions
-
-
-class Options:
-    """Checked options that decide which groups may shrink, and how far; arguments as in `prune_model`."""
-
-    def __init__(self, include: Any, exclude: Any, min_filters: int, channel_multiple: int | str):
-        self.include = None if include is None else _patterns(include)
-        self.exclude = _patterns(exclude or ())
-        self.min_filters, self.tiles = check_count("min_filters", min_filters), as_tiles(channel_multiple)
-
-    def refusals(self, graph: ChannelGraph, criterion: Criterion) -> dict[str, str]:
-        """{group: why it stays whole}."""
-        self.check_names(graph)
-        refused = {}
-        for group in graph.groups:
-            why = self.refusal([m.layer for m in group.members if m.role == "filter"]) or criterion.refuses(group)
-            if why is not None:
-                refused[group.name] = why
-        return refused
-
-    def check_names(self, graph: ChannelGraph) -> None:
-        """Raise `UnknownNameError` for a pattern that matches no layer."""
-        layers = [call.path for call in graph.view.calls]
-        for pattern in (*(self.include or ()), *self.exclude):
-            if not fnmatch.filter(layers, pattern):
-                near = difflib.get_close_matches(pattern, layers, n=1)
-                hint = f" Did you mean '{near[0]}'?" if near else " analyze(model).groups lists the layers."
-                raise UnknownNameError(f"no layer matches {pattern!r}.{hint}")
-
-    def refusal(self, names: Sequence[str]) -> str | None:
-        """Why the filters of these layers stay whole, None if they do not."""
-        hit = next((p for p in self.exclude if fnmatch.filter(names, p)), None)
-        if hit is not None:
-            return f"is excluded by '{hit}'"
-        included = self.include is None or any(fnmatch.filter(names, p) for p in self.include)
-        return None if included else "is not included"
-
-    def only(self, names: Iterable[str]) -> Options:
-        """These options for these layers alone."""
-        same = copy.copy(self)
-        same.include, same.exclude = tuple(names), ()
-        return same
-
-
-def _patterns(names: str | Iterable[str]) -> tuple[str, ...]:
-    patterns = (names,) if isinstance(names, str) else tuple(names)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise UnknownNameError(f"include and exclude take layer names or globs. Received: {pattern!r}.")
-    return patterns
 
 
 class Task:

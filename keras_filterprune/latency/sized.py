@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.cost.operators import list_operators
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.latency.operators import list_operators
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,12 +18,12 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
-from keras_filterprune.cost.sized_operators import SizedOperators
 from keras_filterprune.cost.tiles import Tiles
 from keras_filterprune.errors import InfeasibleBudgetError, PlanMismatchError
 from keras_filterprune.files import write_json
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.latency.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
+from keras_filterprune.latency.sized import SizedOperators
 
 # Output widths are measured in steps of 8 up to 64, and 16 more up to the full one.
 MEASURED, _DENSE, _COARSE = 8, 64, 16

@@ -1,10 +1,16 @@
-"""What a `PruneReport` says, section by section."""
+"""What one pruning run did: as a value, as JSON, as a table, and section by section."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from keras_filterprune.cost import LatencyTable, PaddedMacs, Tiles, as_tiles
+import rich.table
+
+from keras_filterprune.cost import Tiles, as_tiles
+from keras_filterprune.latency import LatencyTable, PaddedMacs, SizedOperators
+from keras_filterprune.rebuild.plan import PruningPlan
+from keras_filterprune.report.base import SavedReport
 from keras_filterprune.report.document import (
     Bar,
     Cell,
@@ -15,32 +21,107 @@ from keras_filterprune.report.document import (
     share,
     without_empty_columns,
 )
-from keras_filterprune.report.prediction import Prediction, predict
-
-if TYPE_CHECKING:
-    from keras_filterprune.report.result import LayerRow, PruneReport
+from keras_filterprune.report.prediction import COST_COLUMNS, FLOAT32, INT8, Prediction, cost_rows, predict
 
 _TOP, _NAMES = 10, 2
-# Bytes per parameter.
-_FLOAT32, _INT8 = 4, 1
 
 
-def cost_rows(macs: tuple[int, int], params: tuple[int, int], prediction: Prediction | None) -> list[tuple[Cell, ...]]:
-    """What the whole model costs: (what, before, after, what is left)."""
-    rows = [
-        ("multiply-accumulates (MACs)", *macs),
-        ("parameters", *params),
-        ("bytes of the weights, float32", *(_FLOAT32 * n for n in params)),
-        ("bytes of the weights, int8 (estimate: one per parameter)", *(_INT8 * n for n in params)),
-    ]
-    cells = [(what, count(a), count(b), share(b, a)) for what, a, b in rows]
-    return cells + ([prediction.whole] if prediction else [])
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer before and after: channels, multiply-accumulates and parameters; `pinned` is why filters of it stay."""
+
+    layer: str
+    channels: int
+    kept: int
+    macs: int
+    macs_after: int
+    params: int
+    params_after: int
+    pinned: str = ""
 
 
-COST_COLUMNS = ("whole model", "before", "after", "left")
+@dataclass(frozen=True, eq=False)
+class PruneReport(SavedReport):
+    """What was removed, what was not and why, and how far the result is proven.
+
+    Attributes:
+        plan: the `PruningPlan` that was applied.
+        layers: one `LayerRow` per layer that has weights.
+        pinned: [{"layer", "channels", "reason"}], what could not be pruned.
+        approximate: {group: reasons} for groups that cross statistics over channels.
+        verification: largest relative difference to the masked original, None when `verify=False`.
+        compensation: what the compensator did, in one sentence; "none" if nothing.
+        notes: everything else worth knowing.
+        channel_multiple: as in `prune_model`.
+        operators: of the LiteRT files before and after, for predictions (None: not known).
+        prices: what a `LatencyBudget` was given, None for other budgets.
+    """
+
+    plan: PruningPlan
+    layers: tuple[LayerRow, ...]
+    approximate: dict[str, list[str]]
+    verification: float | None
+    compensation: str
+    notes: list[str] = field(default_factory=list)
+    channel_multiple: int | str = 1
+    operators: tuple[SizedOperators, SizedOperators] | None = field(default=None, repr=False)
+    prices: LatencyTable | PaddedMacs | None = None
+
+    @property
+    def pinned(self) -> list[dict[str, Any]]:
+        return self.plan.pinned
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            "plan": self.plan.to_dict(),
+            "layers": [asdict(row) for row in self.layers],
+            "approximate": self.approximate,
+            "verification": self.verification,
+            "compensation": self.compensation,
+            "notes": self.notes,
+        }
+
+    def summary(self) -> str:
+        """Two or three lines: cost before and after, proof, notes."""
+        (macs, macs_after), (params, params_after) = self.plan.cost["macs"], self.plan.cost["params"]
+        proof = "not verified" if self.verification is None else f"verified to {self.verification:.1e} relative"
+        lines = [
+            f"MACs {macs:,} -> {macs_after:,} ({_percent(macs_after, macs)}), "
+            f"params {params:,} -> {params_after:,} ({_percent(params_after, params)})",
+            f"surgery {proof}; compensation: {self.compensation}",
+        ]
+        if self.approximate:
+            lines.append(f"{len(self.approximate)} groups cross statistics over channels and are approximate")
+        return "\n".join(lines + self.notes)
+
+    def table(self) -> rich.table.Table:
+        """Channels, MACs and parameters per layer."""
+        table = rich.table.Table(title=f"{self.plan.model['name']}: {self.plan.method}")
+        table.add_column("layer")
+        for name in ("channels", "kept", "MACs", "after", "params", "after"):
+            table.add_column(name, justify="right")
+        for row in self.layers:
+            numbers = (row.channels, row.kept, row.macs, row.macs_after, row.params, row.params_after)
+            table.add_row(row.layer, *(f"{n:,}" for n in numbers))
+        return table
+
+    @property
+    def _title(self) -> str:
+        return f"{self.plan.model['name']}, pruned by {self.plan.method}"
+
+    def _sections(self, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+        return _prune_sections(self, prices)
+
+    def _closing(self) -> list[Section]:
+        return _prune_closing(self)
 
 
-def prune_sections(report: PruneReport, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+def _percent(after: int, before: int) -> str:
+    return f"{100 * after / before:.1f} %" if before else "nothing"
+
+
+def _prune_sections(report: PruneReport, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
     """Cost, widths, layers, and what stays whole."""
     prediction = predict(report.operators, prices)
     tiles = as_tiles(report.channel_multiple) if prices is None else prices.tiles
@@ -57,7 +138,7 @@ def prune_sections(report: PruneReport, prices: LatencyTable | PaddedMacs | None
     return sections
 
 
-def prune_closing(report: PruneReport) -> list[Section]:
+def _prune_closing(report: PruneReport) -> list[Section]:
     """Proof, notes, and how the run was made."""
     plan = report.plan
     made = {
@@ -174,7 +255,7 @@ def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles) -> tuple[
         count(tiles.ceil(kept) - kept) if stepped else None,
         count(row.macs),
         count(row.macs_after),
-        *(count(bytes_each * n) for bytes_each, n in ((_FLOAT32, row.params), (_FLOAT32, row.params_after))),
-        count(_INT8 * row.params_after),
+        *(count(bytes_each * n) for bytes_each, n in ((FLOAT32, row.params), (FLOAT32, row.params_after))),
+        count(INT8 * row.params_after),
         *times,
     )

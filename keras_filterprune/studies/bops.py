@@ -20,7 +20,7 @@ from keras_filterprune.errors import UnknownNameError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method
-from keras_filterprune.probe.calibration import check_class_scores, labelled_inputs
+from keras_filterprune.probe.data import check_class_scores, labelled_inputs
 from keras_filterprune.probe.trial import class_numbers, masked_outputs
 from keras_filterprune.progress import track
 from keras_filterprune.pruning import prune_model

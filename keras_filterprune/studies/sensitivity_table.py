@@ -12,10 +12,10 @@ import numpy as np
 
 from keras_filterprune.allocators import Allocation
 from keras_filterprune.allocators.sensitivity import equal_loss, worst_so_far
-from keras_filterprune.cost import Budget, CostModel, CountBudget, FiltersBudget
-from keras_filterprune.cost.budgets import as_budget
+from keras_filterprune.cost import CostModel, CountBudget, FiltersBudget
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.files import replacing
+from keras_filterprune.latency import Budget, as_budget
 
 _HIGHLIGHTED = 10
 
