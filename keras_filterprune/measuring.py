@@ -95,7 +95,7 @@ def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable 
     """
     from tflite_bench import BenchError
     from tflite_bench.arm import Emulator, core_of
-    from tflite_bench.report import machine_info
+    from tflite_bench.machine import machine_info
 
     core, here = core_of(table.device), machine_info()["cpu"]
     if core is None and table.device != here:

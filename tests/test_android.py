@@ -15,8 +15,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from rich.console import Console
 
 from tflite_bench import BenchError
-from tflite_bench.android import benchmark_on_android
-from tflite_bench.benchmark_output import read_result_file, read_text
+from tflite_bench.android.benchmark import benchmark_on_android
+from tflite_bench.android.output import read_result_file, read_text
 
 TESTS = Path(__file__).parent
 

@@ -116,6 +116,34 @@ def test_the_import_check_can_pass():
     assert wrong_imports("keras_filterprune.criteria.x", line) == []
 
 
+def circles(sources):
+    """Groups of modules that import each other, given {dotted name: source}; what a package re-exports counts too."""
+    names = {name.removesuffix(".__init__"): name for name in sources}
+    arrows = {}
+    for name, source in sources.items():
+        found = {dotted if dotted in names else dotted.rpartition(".")[0] for dotted in imports(source, name)}
+        arrows[name.removesuffix(".__init__")] = (found & set(names)) - {name.removesuffix(".__init__")}
+    reached = {name: set() for name in arrows}
+    for name in arrows:
+        waiting = list(arrows[name])
+        while waiting:
+            if (other := waiting.pop()) not in reached[name]:
+                reached[name].add(other)
+                waiting += arrows[other]
+    return {frozenset({name, *(o for o in reached[name] if name in reached[o])}) for name in arrows if name in reached[name]}
+
+
+@pytest.mark.parametrize("package", [LIBRARY, BENCH], ids=["keras_filterprune", "tflite_bench"])
+def test_no_modules_import_each_other(package):
+    assert circles({name: path.read_text() for name, path in package.items()}) == set()
+
+
+def test_the_check_for_circles_can_fail():
+    sources = {"p.a": "from p.b import x", "p.b": "def f():\n    import p.c", "p.c": "from p import a", "p.d": "import p.a"}
+    assert circles(sources) == {frozenset({"p.a", "p.b", "p.c"})}
+    assert circles({"p.a": "from p.b import x", "p.b": "import os"}) == set()
+
+
 @pytest.mark.parametrize("name", BENCH)
 def test_the_benchmark_stands_alone(name):
     tops = {dotted.split(".")[0] for dotted in imports(BENCH[name].read_text(), name)}

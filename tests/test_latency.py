@@ -23,7 +23,7 @@ from keras_filterprune.cost.tiles import TARGETS
 from keras_filterprune.latency.budget import LatencyCost, PaddedMacs
 from keras_filterprune.latency.operators import list_operators
 from keras_filterprune.measuring import require_faster
-from tflite_bench.report import machine_info
+from tflite_bench.machine import machine_info
 
 OTHER = "Cortex-A76"
 QUIET = {"progress": False}

@@ -19,8 +19,8 @@ from tflite_bench import (
     operators_bench,
     time_operators,
 )
-from tflite_bench.one_op_model import _KINDS
-from tflite_bench.operators import FIELDS_OF_KIND
+from tflite_bench.operators.model import _KINDS
+from tflite_bench.operators.operator import FIELDS_OF_KIND
 from tflite_bench.runner import Runner
 
 # Shape of the second input of sums and products of (1, 4, 5, 8).

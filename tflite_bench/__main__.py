@@ -20,9 +20,9 @@ from tflite_bench.bench import benchmark
 from tflite_bench.command import carry_out
 from tflite_bench.comparison import compare
 from tflite_bench.errors import BenchError
+from tflite_bench.files import write_json
 from tflite_bench.plot import check_image_name
 from tflite_bench.profiling import profile
-from tflite_bench.report import write_json
 from tflite_bench.runtimes import RUNTIMES
 
 # Commands of their own: files are measured elsewhere.

@@ -7,8 +7,9 @@ import numpy as np
 
 from tflite_bench.cold import Cold, measure_cold
 from tflite_bench.errors import BenchError
+from tflite_bench.machine import LoadWatch
 from tflite_bench.pinning import choose_cores, pinned
-from tflite_bench.report import BenchReport, LoadWatch, ModelTiming
+from tflite_bench.report import BenchReport, ModelTiming
 from tflite_bench.rounds import progress_bar, run_interleaved
 from tflite_bench.runner import Block, Runner
 

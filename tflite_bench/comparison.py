@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tflite_bench.bench import check_rounds, check_settings
+from tflite_bench.machine import LoadWatch
 from tflite_bench.pinning import choose_cores, pinned
-from tflite_bench.report import JsonResult, LoadWatch
+from tflite_bench.report import JsonResult
 from tflite_bench.rounds import progress_bar
 from tflite_bench.runner import Runner
 

@@ -1,15 +1,14 @@
 """The picture of a report."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from tflite_bench.errors import BenchError
-
-if TYPE_CHECKING:
-    from tflite_bench.report import BenchReport
+from tflite_bench.files import replacing
 
 _BAR, _FASTEST = "#8fb8de", "#1b3a57"
 
@@ -24,11 +23,12 @@ def check_image_name(path: str | os.PathLike[str]) -> None:
         raise BenchError(f"{os.fspath(path)}: expected the name of an image, such as latency.png, .svg or .pdf")
 
 
-def draw(report: "BenchReport", path: str | os.PathLike[str]) -> None:
+def draw(models: Sequence[Any], title: str, path: str | os.PathLike[str]) -> None:
     """Draw the median of each file as a bar, with its spread and the fastest run.
 
     Args:
-        report: What was measured.
+        models: `ModelTiming` of every file.
+        title: What they were measured on.
         path: The image to write.
 
     Raises:
@@ -38,9 +38,6 @@ def draw(report: "BenchReport", path: str | os.PathLike[str]) -> None:
     check_image_name(path)
     from matplotlib.figure import Figure
 
-    from tflite_bench.report import replacing
-
-    models = report.models
     figure = Figure(figsize=(8, 1.6 + 0.45 * len(models)), layout="constrained")
     axes = figure.add_subplot()
     rows = np.arange(len(models))
@@ -58,7 +55,7 @@ def draw(report: "BenchReport", path: str | os.PathLike[str]) -> None:
     axes.set(xlabel="latency in ms", xlim=(0, 1.15 * np.nanmax([median, high, fastest])))
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"{report.machine['cpu']}, {report.settings['threads']} thread(s)", fontsize="medium", loc="left")
+    axes.set_title(title, fontsize="medium", loc="left")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     with replacing(path) as draft:
         figure.savefig(draft, dpi=150)

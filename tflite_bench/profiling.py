@@ -11,7 +11,8 @@ from rich.table import Table
 from tflite_bench.bench import check_settings
 from tflite_bench.errors import BenchError
 from tflite_bench.fresh import run_fresh
-from tflite_bench.report import JsonResult, machine_info
+from tflite_bench.machine import machine_info
+from tflite_bench.report import JsonResult
 from tflite_bench.runner import Runner
 
 # The profiler's interface is not a promise of LiteRT's.

@@ -1,19 +1,16 @@
 """What a benchmark measured: values, table and JSON."""
 
-import json
 import os
-import platform
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
+
+from tflite_bench.files import write_json
+from tflite_bench.plot import draw
 
 
 @dataclass(frozen=True)
@@ -147,103 +144,8 @@ class BenchReport(JsonResult):
             BenchError: matplotlib does not write such files, or is not installed.
             OSError: The file cannot be written.
         """
-        from tflite_bench.plot import draw
-
-        draw(self, path)
+        draw(self.models, f"{self.machine['cpu']}, {self.settings['threads']} thread(s)", path)
 
 
 def _cell(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a draft path of the same name next to `path`; on success the draft takes its place.
-
-    Args:
-        path: The file to write.
-
-    Yields:
-        The draft's path.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    path = Path(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        draft = Path(folder, path.name)
-        yield draft
-        os.replace(draft, path)
-
-
-def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
-    """Write values as JSON; an existing file is replaced only by a complete one.
-
-    Args:
-        path: The file to write.
-        values: JSON-ready values.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def machine_info() -> dict[str, Any]:
-    """Describe this computer and how busy it is.
-
-    Returns:
-        cpu, cores, load_average_1min (None where the system has none), system, litert and python versions.
-    """
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "litert": version("ai-edge-litert"),
-    }
-
-
-class LoadWatch:
-    """How busy this computer was, from the making of this object to the question."""
-
-    def __init__(self):
-        self._machine, self._ticks = machine_info(), _cpu_ticks()
-
-    def machine(self) -> dict[str, Any]:
-        """Describe this computer and how busy it was.
-
-        Returns:
-            `machine_info` of the beginning, load_average_1min_end, and steal_percent: the part of the cores' time
-            that a virtual machine's host withheld (None where the system does not count it).
-        """
-        ticks = _cpu_ticks()
-        if ticks is None or self._ticks is None:
-            steal_percent = None
-        else:
-            stolen, passed = (end - start for start, end in zip(self._ticks, ticks, strict=True))
-            steal_percent = 100 * stolen / max(passed, 1)
-        load = machine_info()["load_average_1min"]
-        return self._machine | {"load_average_1min_end": load, "steal_percent": steal_percent}
-
-
-def _cpu_ticks() -> tuple[int, int] | None:
-    # Withheld, and all; summed over the cores.
-    stat = Path("/proc/stat")
-    if not stat.is_file():
-        return None
-    fields = [int(field) for field in stat.read_text(encoding="ascii").splitlines()[0].split()[1:]]
-    # The last two, time for guests, are counted in the first two already.
-    return fields[7], sum(fields[:8])
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()

@@ -12,9 +12,9 @@ from tflite_bench.arm.report import (
     OperatorInstructions,
 )
 from tflite_bench.errors import BenchError
-from tflite_bench.one_op_model import operator_model
-from tflite_bench.operators import Operator
-from tflite_bench.operators_bench import CALL_FLOOR, distinct_operators
+from tflite_bench.operators.model import operator_model
+from tflite_bench.operators.operator import Operator
+from tflite_bench.operators.timing import CALL_FLOOR, distinct_operators
 from tflite_bench.rounds import progress_bar
 
 # Operators in one process: each is a file of its own on disk while it runs.

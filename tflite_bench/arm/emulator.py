@@ -14,7 +14,7 @@ import numpy as np
 
 from tflite_bench.arm.prepare import prepared_folder, qemu_version
 from tflite_bench.errors import BenchError
-from tflite_bench.report import machine_info
+from tflite_bench.machine import machine_info
 from tflite_bench.runtimes import litert_module
 
 _ARMV8 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"

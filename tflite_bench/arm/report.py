@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from tflite_bench.operators import Operator
+from tflite_bench.operators.operator import Operator
 from tflite_bench.report import JsonResult
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tflite_bench.operators import Operator
+from tflite_bench.operators.operator import Operator
 from tflite_bench.runtimes import litert_module
 
 _SEED = 0

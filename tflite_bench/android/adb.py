@@ -6,7 +6,7 @@ import subprocess
 import uuid
 from pathlib import Path
 
-from tflite_bench.benchmark_output import one_line
+from tflite_bench.android.output import one_line
 from tflite_bench.errors import BenchError
 
 _INSTALL = (

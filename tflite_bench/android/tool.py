@@ -5,8 +5,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tflite_bench.adb import Phone
-from tflite_bench.benchmark_output import PhoneBlock, one_line, read_result_file, read_text
+from tflite_bench.android.adb import Phone
+from tflite_bench.android.output import PhoneBlock, one_line, read_result_file, read_text
 from tflite_bench.errors import BenchError
 
 _ELF_MACHINES = {3: "x86", 40: "32-bit Arm", 62: "x86-64", 183: "arm64"}

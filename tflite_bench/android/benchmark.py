@@ -1,16 +1,4 @@
-"""Times `.tflite` files on an Android phone with the official `benchmark_model`, through adb.
-
-Three commands, with the phone plugged in and USB debugging switched on:
-
-    curl -LO https://storage.googleapis.com/litert/binaries/latest/android_arm64/benchmark_model
-    adb devices
-    python -m tflite_bench android dense.tflite pruned.tflite --binary benchmark_model --taskset f0
-
-The first fetches Google's program for LiteRT; the TensorFlow Lite program of the same name works too. The second must
-list the phone as `device`. The third copies program and files to the phone, measures, and removes them again.
-`--taskset` names the cores as a hexadecimal mask, here cores 4 to 7, which are the fast ones on many phones;
-`core_max_mhz` in the JSON report shows which they are.
-"""
+"""Rounds of `benchmark_model` on a phone, made into a report; and their command line."""
 
 import argparse
 import os
@@ -22,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from tflite_bench.adb import Phone
+from tflite_bench.android.adb import Phone
+from tflite_bench.android.output import PhoneBlock
+from tflite_bench.android.phone import phone_info, thermal_status
+from tflite_bench.android.tool import PhoneTool, check_program
 from tflite_bench.bench import check_rounds, check_settings
-from tflite_bench.benchmark_output import PhoneBlock
 from tflite_bench.command import carry_out
 from tflite_bench.errors import BenchError
-from tflite_bench.phone_info import phone_info, thermal_status
-from tflite_bench.phone_tool import PhoneTool, check_program
 from tflite_bench.report import BenchReport, ModelTiming
 from tflite_bench.rounds import progress_bar
 

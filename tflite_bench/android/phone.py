@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from tflite_bench.adb import Phone
+from tflite_bench.android.adb import Phone
 
 # Part numbers of Arm's own cores, which report implementer 0x41; others are shown as numbers.
 _CORES = {

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from tflite_bench.errors import BenchError
-from tflite_bench.one_op_model import operator_model
-from tflite_bench.operators import Operator
-from tflite_bench.operators_report import OperatorReport, OperatorTiming
-from tflite_bench.report import machine_info
+from tflite_bench.machine import machine_info
+from tflite_bench.operators.model import operator_model
+from tflite_bench.operators.operator import Operator
+from tflite_bench.operators.report import OperatorReport, OperatorTiming
 from tflite_bench.rounds import progress_bar, run_interleaved
 from tflite_bench.runner import Runner
 

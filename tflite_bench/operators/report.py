@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tflite_bench.errors import BenchError
-from tflite_bench.operators import Operator
+from tflite_bench.operators.operator import Operator
 from tflite_bench.report import JsonResult
 
 
