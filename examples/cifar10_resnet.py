@@ -50,7 +50,7 @@ def main() -> None:
 
     def add(name: str, model: keras.Model, quantize: str | None = None) -> None:
         path = out / f"{name}.tflite"
-        size = kfp.export_tflite(model, path, quantize=quantize, calibration=calibration[:256], overwrite=True).bytes
+        size = kfp.export_tflite(model, path, quantize=quantize, data=calibration[:256], overwrite=True).bytes
         score = accuracy(model, x_test, y_test)
         if quantize:
             score = float(np.mean(predict_tflite(path, x_test).argmax(-1) == y_test))

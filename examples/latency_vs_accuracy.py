@@ -50,7 +50,7 @@ def main() -> None:
             if key not in runs:
                 try:
                     small = variants(dense, table, keep, data)[name]()
-                except kfp.InfeasibleBudgetError as error:
+                except kfp.errors.InfeasibleBudgetError as error:
                     runs[key] = {"infeasible": str(error)}
                 else:
                     small.save(file)
@@ -78,7 +78,7 @@ def variants(dense: keras.Model, table: kfp.LatencyTable, keep: float, data: tup
 
     def layers(criterion: str, share: float) -> keras.Model:
         budget = kfp.LatencyBudget(keep=share, table=table)
-        return kfp.prune_layers(dense, budget=budget, criterion=criterion, data=data, **quiet)
+        return kfp.prune_layers(dense, budget=budget, method=criterion, data=data, **quiet)
 
     whole = table.predict(dense)
     return (

@@ -63,9 +63,9 @@ def one_run(seed: int, keep: float, epochs: int, out: Path) -> dict[str, tuple[f
     whole.set_weights(half.get_weights())
     fit(keras, whole, x, y, epochs // 2, RATE)
     add("pruned float32", kfp.export_tflite(whole, out / "pruned.tflite", overwrite=True))
-    int8 = kfp.export_tflite(whole, out / "int8.tflite", quantize="int8", calibration=x[:256], overwrite=True)
+    int8 = kfp.export_tflite(whole, out / "int8.tflite", quantize="int8", data=x[:256], overwrite=True)
     add("pruned int8, post-training", int8)
-    qat = kfp.export_qat(half, out / "qat.tflite", quantized, x, y, epochs // 2, samples=x, overwrite=True)
+    qat = kfp.tfmot.export_qat(half, out / "qat.tflite", quantized, x, y, epochs // 2, data=x, overwrite=True)
     add("pruned int8, quantization-aware", qat)
     return found
 

@@ -175,7 +175,7 @@ def _export(options: argparse.Namespace) -> None:
         _load(options.model),
         options.output,
         quantize=options.quantize,
-        calibration=_array(options.data),
+        data=_array(options.data),
         keep_float=options.keep_float,
         integer_io=options.integer_io,
         dynamic_batch=options.dynamic_batch,

@@ -53,7 +53,7 @@ def run_demo(folder: Path) -> tuple[dict[str, Any], Table]:
     ):
         if quantize is None:
             save_keras(model, folder / f"{name}.keras", overwrite=True)
-        result = export_tflite(model, folder / f"{name}.tflite", quantize=quantize, calibration=x[:256], overwrite=True)
+        result = export_tflite(model, folder / f"{name}.tflite", quantize=quantize, data=x[:256], overwrite=True)
         files.append(result)
         accuracy = float(np.mean(predict_tflite(result.path, test[0]).argmax(-1) == test[1]))
         macs = report.plan.cost["macs"][name != "dense"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import renamed_arguments
 from keras_filterprune.errors import ExportError, InfeasibleBudgetError
 from keras_filterprune.export import export_tflite
 from keras_filterprune.export.calibration import random_samples
@@ -23,11 +24,12 @@ _CALIBRATION = 16
 _SECONDS_EACH = 0.02
 
 
+@renamed_arguments(data_type="quantize")
 def measure_latency(
     model: keras.Model,
     path: str | os.PathLike | None = None,
     *,
-    data_type: str = "float32",
+    quantize: str | None = None,
     threads: int = 1,
     device: str | None = None,
     progress: bool = True,
@@ -39,7 +41,7 @@ def measure_latency(
     Args:
         model: a built functional or Sequential model of images, of fixed size. It is not modified.
         path: also write the table there, as JSON (None).
-        data_type: "float32" or "int8" ("float32").
+        quantize: None, "float32" or "int8", as in `export_tflite` (None).
         threads: of the LiteRT interpreter (1).
         device: a core of `tflite_bench.arm.CORES`, as in "cortex-a76" (None: this computer). It has one thread, and
             `python -m tflite_bench arm setup` prepares it.
@@ -64,7 +66,7 @@ def measure_latency(
 
     if device is not None and threads != 1:
         raise InfeasibleBudgetError(f"an emulated core has one thread. Received: device={device!r}, threads={threads}.")
-    wanted = operators_to_measure(analyze(model), data_type)
+    wanted = operators_to_measure(analyze(model), quantize or "float32")
     if not wanted:
         raise InfeasibleBudgetError(f"model '{model.name}' has no operator whose time could be measured.")
     operators = [tflite_bench.Operator(**fields) for fields in wanted]
@@ -111,7 +113,7 @@ def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable 
             for model, file in zip((dense, pruned), files, strict=True):
                 quantize, ports = (None, None) if table.data_type == "float32" else ("int8", input_ports(model))
                 samples = None if ports is None else random_samples(ports, _CALIBRATION)
-                export_tflite(model, file, quantize=quantize, calibration=samples, verify=False)
+                export_tflite(model, file, quantize=quantize, data=samples, verify=False)
         except ExportError as error:
             if keras.config.backend() == "tensorflow":
                 raise

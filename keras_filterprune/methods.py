@@ -21,7 +21,6 @@ from keras_filterprune.criteria import (
     Criterion,
     Dead,
     Energy,
-    GateTaylor,
     Genetic,
     GeometricMean,
     MeanActivation,
@@ -31,6 +30,7 @@ from keras_filterprune.criteria import (
     Random,
     Similarity,
     Taylor,
+    TaylorGate,
 )
 from keras_filterprune.errors import UnknownNameError
 
@@ -51,7 +51,7 @@ class Method:
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Method(kfp.L2(aggregate="max"), kfp.Global(alpha=1.0)).allocator
+        >>> kfp.Method(kfp.criteria.L2(aggregate="max"), kfp.allocators.Global(alpha=1.0)).allocator
         Global(alpha=1.0)
     """
 
@@ -168,7 +168,7 @@ for _name, _needs, _summary, *_make in (
         "taylor_gate",
         "labels",
         "change of the loss with a filter's channels, to first order",
-        _fixed(GateTaylor, Global()),
+        _fixed(TaylorGate, Global()),
     ),
     ("apoz", "inputs", "how often a filter is not zero", _fixed(APoZ, Uniform())),
     ("mean_activation", "inputs", "mean of a filter's activations", _fixed(MeanActivation, Uniform())),

@@ -9,6 +9,7 @@ from keras import layers, ops
 from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, criteria, errors
 from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
 
 MODELS = [
@@ -73,7 +74,7 @@ def adapters(model: keras.Model) -> list[str]:
 
 
 def macs(model: keras.Model) -> int:
-    cost = kfp.CostModel(kfp.analyze(model))
+    cost = kfp.budgets.CostModel(kfp.analyze(model))
     return cost.macs(cost.sizes)
 
 
@@ -203,7 +204,7 @@ def low_rank(model: keras.Model, names: tuple[str, ...], side: str, rank: int = 
     return model
 
 
-CRITERIA = [kfp.FPOMP(), kfp.FPOMP("gain"), kfp.FPOMP("backward"), kfp.LRF()]
+CRITERIA = [criteria.FPOMP(), criteria.FPOMP("gain"), criteria.FPOMP("backward"), criteria.LRF()]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=repr)
@@ -218,7 +219,7 @@ def test_half_of_the_filters_and_slices_say_everything_where_they_span_the_rest(
 
 def test_a_criterion_with_data_is_still_that_criterion():
     """Its own recipe, without labels, rounds or another allocator."""
-    small = pruned(block(), kfp.FiltersBudget(0.5), kfp.FPOMP("gain"), data=images())
+    small = pruned(block(), kfp.FiltersBudget(0.5), criteria.FPOMP("gain"), data=images())
     assert [small.get_layer(name).filters for name in ("conv2_before", "conv2", "conv2_after")] == [4, 4, 8]
 
 
@@ -227,7 +228,7 @@ def test_one_side_alone(side):
     model = low_rank(block(bias=False), ("conv2", "conv4"), side)
     ending = {"filters": "", "slices": "_before"}[side]
     budget = kfp.FiltersBudget({"conv2" + ending: 0.5, "conv4" + ending: 0.5})
-    small = pruned(model, budget, kfp.FPOMP("gain"))
+    small = pruned(model, budget, criteria.FPOMP("gain"))
     kept = {"filters": "_after", "slices": "_before"}[side]
     assert adapters(small) == ["conv2" + kept, "conv4" + kept]
     assert_same_outputs(model, small, images())
@@ -273,7 +274,7 @@ def test_compensation_is_better_than_leaving_out():
     plain = kfp.apply_plan(wide, report.plan, compensate="none", progress=False)
     # 0.6 is seen.
     assert squared_error(model, small, x) < 0.8 * squared_error(model, plain, x)
-    method = kfp.Method(kfp.FPOMP(), kfp.Uniform())
+    method = kfp.Method(criteria.FPOMP(), allocators.Uniform())
     refit = pruned(model, kfp.FiltersBudget(0.6), method, data=images(256, seed=2))
     # 0.2 is seen.
     assert squared_error(model, refit, x) < 0.5 * squared_error(model, small, x)
@@ -317,7 +318,7 @@ def test_the_order_of_filters_does_not_matter():
             variable.assign(ops.convert_to_numpy(variable.value)[..., order])
     shuffled.get_layer("conv3").kernel.assign(kernel(model, "conv3")[:, :, order])
     assert_same_outputs(model, shuffled, x)
-    for method in (kfp.FPOMP(), kfp.FPOMP("backward"), kfp.LRF()):
+    for method in (criteria.FPOMP(), criteria.FPOMP("backward"), criteria.LRF()):
         one, two = (pruned(m, kfp.FiltersBudget(0.5), method) for m in (model, shuffled))
         assert_same_outputs(one, two, x)
 
@@ -392,7 +393,7 @@ def test_a_budget_is_a_share_of_the_original_and_never_exceeded(kind, strides, k
 
 def test_the_smallest_reachable_budget_is_named_as_a_share_of_the_original():
     model = block()
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"smallest reachable is ([\d,]+) \(([\d.]+) % of") as caught:
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"smallest reachable is ([\d,]+) \(([\d.]+) % of") as caught:
         pruned(model, 0.01)
     assert f"% of {macs(model):,})" in str(caught.value)
 
@@ -502,7 +503,7 @@ def test_options_choose_what_is_wrapped(options, wrapped):
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_an_unknown_name_is_an_error_as_it_is_without_adapters(option):
-    with pytest.raises(kfp.UnknownNameError, match=r"no layer matches 'convv2'\. Did you mean 'conv2'\?"):
+    with pytest.raises(errors.UnknownNameError, match=r"no layer matches 'convv2'\. Did you mean 'conv2'\?"):
         pruned(block(), kfp.FiltersBudget(0.5), **{option: "convv2"})
 
 
@@ -515,7 +516,9 @@ def test_a_floor_and_a_multiple_hold_between_adapters():
 def test_a_model_with_nothing_to_wrap_is_a_clear_error(name):
     model = ZOO[name]()
     more = {"exclude": "block*_2"} if name == "bottleneck" else {}
-    with pytest.raises(kfp.InfeasibleBudgetError, match=rf"model '{model.name}' has no convolution that adapters fit"):
+    with pytest.raises(
+        errors.InfeasibleBudgetError, match=rf"model '{model.name}' has no convolution that adapters fit"
+    ):
         pruned(model, 0.5, **more)
 
 
@@ -538,7 +541,7 @@ def test_layers_that_are_named_like_adapters_are_no_adapters(around):
     model = randomise(keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(y))))
     if around == "conv2":
         # Adapters are known by their names: a convolution whose names are taken stays as it is.
-        with pytest.raises(kfp.InfeasibleBudgetError, match="no convolution that adapters fit around"):
+        with pytest.raises(errors.InfeasibleBudgetError, match="no convolution that adapters fit around"):
             pruned(model, kfp.FiltersBudget(0.5))
         return
     small = pruned(model, kfp.FiltersBudget(0.5))

@@ -13,12 +13,18 @@ import pytest
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, criteria, errors
 from keras_filterprune.allocators import Allocation, simple
 from keras_filterprune.cost import Tiles
 from keras_filterprune.probe import Weights
 from keras_filterprune.rebuild import rebuild
 
-ALLOCATORS = {"uniform": kfp.Uniform(), "global0": kfp.Global(0.0), "global": kfp.Global(), "global1": kfp.Global(1.0)}
+ALLOCATORS = {
+    "uniform": allocators.Uniform(),
+    "global0": allocators.Global(0.0),
+    "global": allocators.Global(),
+    "global1": allocators.Global(1.0),
+}
 BUDGETS = (0.15, 0.3, 0.5, 0.77, 0.95)
 every_allocator = pytest.mark.parametrize("allocator", ALLOCATORS.values(), ids=ALLOCATORS)
 every_multiple = pytest.mark.parametrize("multiple", [1, 8])
@@ -34,7 +40,7 @@ def problem_of():
             model = ZOO[name]()
             graph = kfp.analyze(model)
             live = Weights(graph.view)
-            known[name] = graph, kfp.CostModel(graph), {key: live[key] for key in live}
+            known[name] = graph, kfp.budgets.CostModel(graph), {key: live[key] for key in live}
         graph, cost, weights = known[name]
         budget = kind(keep=budget)
         return Allocation(
@@ -43,7 +49,7 @@ def problem_of():
             rungs=[Tiles(multiple).rungs(size) for size in cost.sizes.tolist()],
             cost=budget.cost(cost),
             limit=budget.limit(cost),
-            scores=lambda number: kfp.L2().scores(graph.groups[number], weights),
+            scores=lambda number: criteria.L2().scores(graph.groups[number], weights),
         )
 
     return make
@@ -208,15 +214,15 @@ def test_global_equals_one_ranking_by_brute_force(problem_of, name, alpha):
             removed.append(number)
         # What is left over after the ranking goes to the groups that lost a unit last.
         expected = spend_rest(problem, plain, dict.fromkeys(reversed(removed)))
-        np.testing.assert_array_equal(kfp.Global(alpha).allocate(problem), expected)
+        np.testing.assert_array_equal(allocators.Global(alpha).allocate(problem), expected)
 
 
 @pytest.mark.parametrize("budget", [0.3, 0.5, 0.7])
 def test_global_with_alpha_zero_is_the_plain_magnitude_ranking(budget):
     """By name of filter: the globally largest ones that the budget pays for, and then the next of single layers."""
     model = ZOO["conv_bn_relu_chain"]()
-    plan = kfp.plan_pruning(model, kfp.Method(kfp.L1("first"), kfp.Global(0.0)), budget)
-    cost = kfp.CostModel(kfp.analyze(model))
+    plan = kfp.plan_pruning(model, kfp.Method(criteria.L1("first"), allocators.Global(0.0)), budget)
+    cost = kfp.budgets.CostModel(kfp.analyze(model))
     names = [g["name"] for g in plan.groups]
     scores, floors = [], set()
     for layer in names:
@@ -259,7 +265,7 @@ def test_uniform_is_the_largest_common_fraction_by_brute_force(problem_of, name,
     # What is left over goes to the groups that rounding cheated most.
     order = sorted(range(len(sizes)), key=lambda i: at(fraction)[i] - fraction * sizes[i])
     expected = spend_rest(problem, at(fraction), order)
-    np.testing.assert_array_equal(kfp.Uniform().allocate(problem), expected)
+    np.testing.assert_array_equal(allocators.Uniform().allocate(problem), expected)
 
 
 def tiny_model():
@@ -290,7 +296,7 @@ def recount(model):
 def test_cost_polynomial_equals_a_recount_of_every_possible_model():
     model = tiny_model()
     graph = kfp.analyze(model)
-    cost = kfp.CostModel(graph)
+    cost = kfp.budgets.CostModel(graph)
     assert sorted(cost.sizes.tolist()) == [2, 2, 3]
     seen = set()
     for keep in itertools.product(*(range(1, n + 1) for n in cost.sizes)):
@@ -435,11 +441,11 @@ def test_groups_with_statistics_over_channels_keep_two_units(name):
     least = {g.name: min(g.size, 2 if g.approximate else 1) for g in graph.groups}
     assert 2 in least.values()
     assert counts(kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1e-6))) == least
-    cost = kfp.CostModel(graph)
+    cost = kfp.budgets.CostModel(graph)
     reachable = cost.macs(np.array([least[g.name] for g in graph.groups])) / cost.macs(cost.sizes)
     plan = kfp.plan_pruning(model, "l2", reachable * (1 + 1e-9))
     assert counts(plan) == least
-    with pytest.raises(kfp.InfeasibleBudgetError, match="smallest reachable"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="smallest reachable"):
         kfp.plan_pruning(model, "l2", reachable * (1 - 1e-3))
     more = counts(kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1e-6), min_filters=3))
     assert more == {g.name: min(g.size, 3) for g in graph.groups}

@@ -2,10 +2,12 @@
 
 import ast
 import importlib
+import operator
 import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 import keras_filterprune as kfp
@@ -14,14 +16,14 @@ ROOT = Path(kfp.__file__).parents[1]
 # A module imports from the rows above its own and from its own package, never from a neighbour in its row.
 ROWS = [
     ["errors"],
-    ["progress", "files"],
+    ["checks", "progress", "files"],
     ["checkpoint"],
     ["graph"],
     ["handlers"],
     ["analysis"],
     ["cost"],
     ["latency"],
-    ["probe"],
+    ["budgets", "probe"],
     ["criteria", "allocators", "compensators"],
     ["rebuild"],
     ["report"],
@@ -31,6 +33,7 @@ ROWS = [
     ["pruning"],
     ["layer_pruning", "studies"],
     ["training", "tfmot"],
+    ["callbacks", "layers", "regularizers"],
     ["demo"],
     ["__main__"],
 ]
@@ -130,7 +133,9 @@ def circles(sources):
             if (other := waiting.pop()) not in reached[name]:
                 reached[name].add(other)
                 waiting += arrows[other]
-    return {frozenset({name, *(o for o in reached[name] if name in reached[o])}) for name in arrows if name in reached[name]}
+    return {
+        frozenset({name, *(o for o in reached[name] if name in reached[o])}) for name in arrows if name in reached[name]
+    }
 
 
 @pytest.mark.parametrize("package", [LIBRARY, BENCH], ids=["keras_filterprune", "tflite_bench"])
@@ -139,7 +144,12 @@ def test_no_modules_import_each_other(package):
 
 
 def test_the_check_for_circles_can_fail():
-    sources = {"p.a": "from p.b import x", "p.b": "def f():\n    import p.c", "p.c": "from p import a", "p.d": "import p.a"}
+    sources = {
+        "p.a": "from p.b import x",
+        "p.b": "def f():\n    import p.c",
+        "p.c": "from p import a",
+        "p.d": "import p.a",
+    }
     assert circles(sources) == {frozenset({"p.a", "p.b", "p.c"})}
     assert circles({"p.a": "from p.b import x", "p.b": "import os"}) == set()
 
@@ -266,10 +276,26 @@ def test_public_names_are_what_type_checkers_see():
 
 @pytest.mark.parametrize("name", kfp.__all__)
 def test_public_names_resolve_to_documented_objects(name):
-    value = getattr(kfp, name)
-    assert value is getattr(importlib.import_module(reexports()[name]), name)
+    value, home = getattr(kfp, name), reexports()[name]
+    module = f"{home}.{name}" if home == "keras_filterprune" else home
+    assert value is (
+        importlib.import_module(module) if module != home else getattr(importlib.import_module(home), name)
+    )
     assert value.__doc__
     assert name in dir(kfp)
+
+
+def test_the_top_level_is_small_and_shows_nothing_else():
+    assert sorted(name for name in dir(kfp) if name[0] != "_") == kfp.__all__
+    assert len(kfp.__all__) <= 45
+    assert kfp.__version__
+
+
+@pytest.mark.parametrize("old", kfp._MOVED)
+def test_names_that_moved_still_work_and_say_where_to(old):
+    with pytest.warns(DeprecationWarning, match=rf"kfp\.{old} is kfp\.{kfp._MOVED[old]} now\."):
+        found = getattr(kfp, old)
+    assert found is operator.attrgetter(kfp._MOVED[old])(kfp)
 
 
 def test_unknown_attributes_are_attribute_errors():
@@ -284,3 +310,43 @@ def test_star_import_and_packages():
     assert set(kfp.__all__) <= set(names)
     for package in {package_of(n) for n in LIBRARY} - {None, "__main__", "demo"}:
         importlib.import_module(f"keras_filterprune.{package}")
+
+
+SAVED = {
+    "FilterPruning": lambda model: kfp.apply_filter_pruning(model),
+    "BatchBridgeout": lambda model: kfp.apply_bridgeout(model),
+    "GroupLasso": lambda model: kfp.apply_penalty(model, kfp.regularizers.GroupLasso()),
+    "BridgePenalty": lambda model: kfp.apply_penalty(model, kfp.regularizers.BridgePenalty()),
+}
+IMPORTS = "import keras, keras_filterprune", "import keras_filterprune, keras"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """{class: a saved model with it}."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(2, 1)])
+    files = {}
+    for name, make in SAVED.items():
+        files[name] = folder / f"{name}.keras"
+        make(model).save(files[name])
+    return files
+
+
+@pytest.mark.parametrize("line", IMPORTS)
+def test_saved_models_load_after_the_plain_import(saved, line):
+    code = f"{line}\nfor p in {[*map(str, saved.values())]}: keras.saving.load_model(p).get_config()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_saved_class_is_known_before_its_module_is_loaded():
+    """What `register_keras_serializable` marks anywhere stands in the table of the plain import."""
+    marked = {
+        node.name
+        for path in LIBRARY.values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and any("register_keras_serializable" in ast.unparse(d) for d in node.decorator_list)
+    }
+    assert marked == set(SAVED)

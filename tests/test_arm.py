@@ -18,6 +18,7 @@ from rich.console import Console
 from zoo import randomise
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 from keras_filterprune.cost import Tiles
 from keras_filterprune.measuring import require_faster
 from tflite_bench import BenchError, Operator, operator_model
@@ -65,7 +66,7 @@ def files(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("files")
     images = np.random.default_rng(0).standard_normal((8, *model.input_shape[1:])).astype("float32")
     kfp.export_tflite(model, folder / "float32.tflite", verify=False)
-    kfp.export_tflite(model, folder / "int8.tflite", quantize="int8", calibration=images, verify=False)
+    kfp.export_tflite(model, folder / "int8.tflite", quantize="int8", data=images, verify=False)
     kfp.export_tflite(two_ports(), folder / "two.tflite", verify=False)
     for width in (7, 8, 32):
         for data_type in ("float32", "int8"):
@@ -214,9 +215,9 @@ def test_a_budget_in_instructions_is_met_and_counted(model, files, tmp_path):
     said = re.fullmatch(r"Measured instructions: .* million pruned \((.*)x\); (.*)x was predicted\.", report.notes[-1])
     assert float(said[2]) <= 0.6
     assert float(said[1]) == pytest.approx(float(said[2]), abs=0.03)
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"[\d,]+ instructions; the smallest reachable is"):
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"[\d,]+ instructions; the smallest reachable is"):
         kfp.prune_model(model, "l2", kfp.LatencyBudget(keep=0.001, table=table), **QUIET)
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"not faster: measured .* million instructions dense"):
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"not faster: measured .* million instructions dense"):
         require_faster(small, model, table)
 
 
@@ -232,19 +233,21 @@ COUNTED = {
 
 
 def test_milliseconds_and_a_table_of_instructions_do_not_go_together():
-    with pytest.raises(kfp.InfeasibleBudgetError, match="counts instructions, which are not milliseconds: give keep="):
+    with pytest.raises(
+        errors.InfeasibleBudgetError, match="counts instructions, which are not milliseconds: give keep="
+    ):
         kfp.LatencyBudget(ms=3, table=kfp.LatencyTable(COUNTED))
     assert kfp.LatencyBudget(keep=0.5, table=kfp.LatencyTable(COUNTED)).unit == "instructions"
 
 
 @pytest.mark.parametrize("damage", [{"unit": "us"}, {"unit": "bananas"}, {"unit": []}, {"unit": None}])
 def test_a_table_says_what_it_counts(damage):
-    with pytest.raises(kfp.PlanMismatchError, match="stands in the way"):
+    with pytest.raises(errors.PlanMismatchError, match="stands in the way"):
         kfp.LatencyTable(COUNTED | damage)
 
 
 def test_an_emulated_core_has_one_thread():
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"one thread.*device='cortex-a76', threads=2"):
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"one thread.*device='cortex-a76', threads=2"):
         kfp.measure_latency(net(8), device="cortex-a76", threads=2, **QUIET)
 
 

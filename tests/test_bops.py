@@ -9,6 +9,7 @@ from test_allocators import assert_contract
 from zoo import ZOO
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, criteria, errors
 from keras_filterprune.allocators import Allocation
 from keras_filterprune.cost import Tiles
 from keras_filterprune.probe import Weights
@@ -32,13 +33,13 @@ def kept(plan):
 
 
 def spent(model, budget):
-    costs = kfp.CostModel(kfp.analyze(model))
+    costs = kfp.budgets.CostModel(kfp.analyze(model))
     return budget.cost(costs)(costs.sizes)
 
 
 def test_bit_operations_are_macs_times_the_bits_of_both_factors():
     model = chain()
-    costs = kfp.CostModel(kfp.analyze(model))
+    costs = kfp.budgets.CostModel(kfp.analyze(model))
     macs = costs.macs.by_layer(costs.sizes)
     mixed = kfp.BopsBudget(keep=1.0, weight_bits=MIXED, activation_bits={"stem": 16, "*": 6})
     expected = 8 * 16 * macs["stem"] + 4 * 6 * (macs["conv1"] + macs["conv2"]) + 8 * 6 * macs["head"]
@@ -56,11 +57,11 @@ def test_with_equal_bits_it_is_a_macs_budget(name, bits):
         assert kept(bops) == kept(macs)
 
 
-@pytest.mark.parametrize("allocator", [kfp.Uniform(), kfp.Global()], ids=["uniform", "global"])
+@pytest.mark.parametrize("allocator", [allocators.Uniform(), allocators.Global()], ids=["uniform", "global"])
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_it_is_never_exceeded_and_met_within_one_unit(allocator, multiple):
     graph = kfp.analyze(chain())
-    costs, weights = kfp.CostModel(graph), Weights(graph.view)
+    costs, weights = kfp.budgets.CostModel(graph), Weights(graph.view)
     for keep in (0.2, 0.45, 0.8):
         budget = kfp.BopsBudget(keep=keep, weight_bits=MIXED, activation_bits={"stem": 8, "*": 4})
         problem = Allocation(
@@ -69,7 +70,7 @@ def test_it_is_never_exceeded_and_met_within_one_unit(allocator, multiple):
             rungs=[Tiles(multiple).rungs(size) for size in costs.sizes.tolist()],
             cost=budget.cost(costs),
             limit=budget.limit(costs),
-            scores=lambda number: kfp.L2().scores(graph.groups[number], weights),
+            scores=lambda number: criteria.L2().scores(graph.groups[number], weights),
         )
         if problem.feasible(problem.legal(problem.floors)):
             assert_contract(problem, allocator.allocate(problem))
@@ -81,18 +82,20 @@ def test_the_pruned_model_spends_what_it_may():
         kfp.BopsBudget(keep=0.4, weight_bits=MIXED),
         kfp.BopsBudget(count=9_000_000, weight_bits={"conv?": 2, "*": 8}),
     ):
-        limit = budget.limit(kfp.CostModel(kfp.analyze(model)))
+        limit = budget.limit(kfp.budgets.CostModel(kfp.analyze(model)))
         small = kfp.prune_model(model, "l2", budget)
         assert 0.97 * limit < spent(small, budget) <= limit
 
 
 def test_fewer_bits_leave_more_filters():
     model = chain()
-    limit = kfp.BopsBudget(keep=0.3).limit(kfp.CostModel(kfp.analyze(model)))
+    limit = kfp.BopsBudget(keep=0.3).limit(kfp.budgets.CostModel(kfp.analyze(model)))
     found = []
     for bits in (8, 6, 4):
         small = kfp.prune_model(model, "l2", kfp.BopsBudget(count=limit, weight_bits=bits))
-        found.append(kfp.CostModel(kfp.analyze(small)).macs(np.array([g.size for g in kfp.analyze(small).groups])))
+        found.append(
+            kfp.budgets.CostModel(kfp.analyze(small)).macs(np.array([g.size for g in kfp.analyze(small).groups]))
+        )
     assert found[0] < found[1] < found[2]
     assert found[2] == pytest.approx(2 * found[0], rel=0.03)
 
@@ -103,14 +106,14 @@ def test_it_steers_whole_layers_and_searches_too(tmp_path):
         x = keras.layers.Add()([x, keras.layers.Conv2D(6, 3, padding="same", name=name)(x)])
     deep = keras.Model(inputs, keras.layers.Dense(2, name="head")(keras.layers.GlobalAveragePooling2D()(x)))
     budget = kfp.BopsBudget(keep=0.75, weight_bits={"b": 2, "*": 8})
-    shallow = kfp.prune_layers(deep, budget=budget, criterion="l1")
+    shallow = kfp.prune_layers(deep, budget=budget, method="l1")
     assert spent(shallow, kfp.BopsBudget(keep=1.0)) < spent(deep, kfp.BopsBudget(keep=1.0))
     samples = np.random.default_rng(0).normal(size=(16, 12, 12, 3))
     model = chain((6, 6))
-    search = kfp.Method(kfp.L2(), kfp.Search(beta=2, measure="error", checkpoint=tmp_path / "search.json"))
+    search = kfp.Method(criteria.L2(), allocators.Search(beta=2, measure="error", checkpoint=tmp_path / "search.json"))
     for bits in (8, 8, 4):
         budget = kfp.BopsBudget(0.5, weight_bits={"head": 8, "*": bits})
-        with nullcontext() if bits == 8 else pytest.raises(kfp.PlanMismatchError, match="belongs to another search"):
+        with nullcontext() if bits == 8 else pytest.raises(errors.PlanMismatchError, match="belongs to another search"):
             kfp.plan_pruning(model, search, budget, data=samples, progress=False)
 
 
@@ -127,7 +130,7 @@ def test_it_steers_whole_layers_and_searches_too(tmp_path):
     ],
 )
 def test_numbers_out_of_range(arguments, sentence):
-    with pytest.raises(kfp.InfeasibleBudgetError, match=sentence):
+    with pytest.raises(errors.InfeasibleBudgetError, match=sentence):
         kfp.BopsBudget(**arguments)
 
 
@@ -139,14 +142,14 @@ def test_numbers_out_of_range(arguments, sentence):
     ],
 )
 def test_patterns_and_layers_that_do_not_meet(bits, sentence):
-    with pytest.raises(kfp.UnknownNameError, match=sentence):
+    with pytest.raises(errors.UnknownNameError, match=sentence):
         kfp.prune_model(chain(), "l2", kfp.BopsBudget(keep=0.5, weight_bits=bits))
 
 
 def test_a_budget_out_of_reach_and_adapters_are_refused():
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"at most 100 bit operations; the smallest reachable is"):
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"at most 100 bit operations; the smallest reachable is"):
         kfp.prune_model(chain(), "l2", kfp.BopsBudget(count=100))
-    with pytest.raises(kfp.InfeasibleBudgetError, match="adapters are new layers"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="adapters are new layers"):
         kfp.prune_model(chain(), "l2", kfp.BopsBudget(keep=0.5, weight_bits=MIXED), compensate="adapter")
 
 
@@ -171,7 +174,7 @@ def test_the_table_joins_keep_and_bits():
     before = [w.copy() for w in model.get_weights()]
     x = np.random.default_rng(0).normal(size=(64, 12, 12, 3)).astype("float32")
     y = model.predict(x, verbose=0).argmax(-1)
-    found = kfp.bops_table(model, keep=(1.0, 0.5), bits=(32, (MIXED, 8), 2), test=(x, y), progress=False)
+    found = kfp.studies.compare_bits(model, keep=(1.0, 0.5), bits=(32, (MIXED, 8), 2), test=(x, y), progress=False)
     assert [(row.keep, row.weight_bits) for row in found.rows] == [(k, b) for k in (1.0, 0.5) for b in (32, MIXED, 2)]
     assert found.samples == 64
     whole, mixed, coarse = found.rows[:3]
@@ -191,12 +194,12 @@ def test_the_table_joins_keep_and_bits():
 
 def test_the_table_trains_every_width_once_and_checks_first():
     trained = []
-    found = kfp.bops_table(chain(), keep=(1.0, 0.5), bits=(8, 4), finetune=trained.append, progress=False)
+    found = kfp.studies.compare_bits(chain(), keep=(1.0, 0.5), bits=(8, 4), finetune=trained.append, progress=False)
     assert len(trained) == 2
     assert [row.accuracy for row in found.rows] == [None] * 4
     for bits, sentence in (((), "at least one value each"), (({"no": 4},), "matches no layer")):
-        with pytest.raises(kfp.UnknownNameError, match=sentence):
-            kfp.bops_table(chain(), bits=bits, finetune=trained.append)
-    with pytest.raises(kfp.CalibrationDataError, match="accuracy needs labelled samples"):
-        kfp.bops_table(chain(), test=np.zeros((4, 12, 12, 3)), finetune=trained.append)
+        with pytest.raises(errors.UnknownNameError, match=sentence):
+            kfp.studies.compare_bits(chain(), bits=bits, finetune=trained.append)
+    with pytest.raises(errors.CalibrationDataError, match="accuracy needs labelled samples"):
+        kfp.studies.compare_bits(chain(), test=np.zeros((4, 12, 12, 3)), finetune=trained.append)
     assert len(trained) == 2

@@ -12,6 +12,7 @@ from other_backends import on_other_backends, run_on
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 
 KINDS = {
     "conv1d": (lambda: layers.Conv1D(4, 3, name="layer"), (9, 5)),
@@ -30,12 +31,12 @@ KINDS = {
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def wrapped(kind: str, **settings) -> tuple[kfp.BatchBridgeout, np.ndarray]:
+def wrapped(kind: str, **settings) -> tuple[kfp.layers.BatchBridgeout, np.ndarray]:
     """A built wrapper and inputs for it."""
     make, shape = KINDS[kind]
     x = np.random.default_rng(0).normal(size=(3, *shape)).astype("float32")
     keras.utils.set_random_seed(1)
-    layer = kfp.BatchBridgeout(make(), **{"seed": 5} | settings)
+    layer = kfp.layers.BatchBridgeout(make(), **{"seed": 5} | settings)
     layer(x)
     return layer, x
 
@@ -46,7 +47,7 @@ def array(value) -> np.ndarray:
 
 def drawn(shape: tuple[int, ...], kernel, **settings) -> np.ndarray:
     """Kernels of a Dense layer as it sees them in one training call."""
-    layer = kfp.BatchBridgeout(layers.Dense(shape[1], use_bias=False), **settings)
+    layer = kfp.layers.BatchBridgeout(layers.Dense(shape[1], use_bias=False), **settings)
     layer.build((None, shape[0]))
     layer.layer.kernel.assign(np.broadcast_to(kernel, shape))
     return array(layer(np.eye(shape[0], dtype="float32"), training=True))
@@ -146,7 +147,7 @@ def test_gradients_are_those_of_finite_differences_with_the_mask_fixed(norm):
     import tensorflow as tf
 
     plain = layers.Conv2D(4, 3, dtype="float64")
-    layer, x = kfp.BatchBridgeout(plain, rate=0.4, norm=norm, target_fraction=0.7, seed=5), images(3)[0]
+    layer, x = kfp.layers.BatchBridgeout(plain, rate=0.4, norm=norm, target_fraction=0.7, seed=5), images(3)[0]
     layer.build(x.shape)
     layer.layer.kernel.assign(np.random.default_rng(6).uniform(0.2, 1, size=layer.layer.kernel.shape))
     state = array(layer.generator.state.value)
@@ -174,7 +175,7 @@ def test_every_convolution_with_a_window_is_wrapped_and_the_original_is_not_touc
     model, (x, _) = classifier(), images()
     before, config = model.get_weights(), model.get_config()
     other = kfp.apply_bridgeout(model, rate=0.2, norm=1.2, target_fraction=0.5)
-    wrappers = {layer.name for layer in other.layers if isinstance(layer, kfp.BatchBridgeout)}
+    wrappers = {layer.name for layer in other.layers if isinstance(layer, kfp.layers.BatchBridgeout)}
     assert wrappers == {"conv1_bridgeout", "shared_bridgeout"}
     np.testing.assert_array_equal(array(model(x)), array(other(x)))
     assert np.abs(array(other(x, training=True)) - array(model(x, training=False))).max() > 1e-4
@@ -188,7 +189,7 @@ def test_every_convolution_with_a_window_is_wrapped_and_the_original_is_not_touc
 
 def test_layers_are_chosen_by_name():
     other = kfp.apply_bridgeout(classifier(), include=["head", "point*"])
-    assert [layer.name for layer in other.layers if isinstance(layer, kfp.BatchBridgeout)] == [
+    assert [layer.name for layer in other.layers if isinstance(layer, kfp.layers.BatchBridgeout)] == [
         "pointwise_bridgeout",
         "head_bridgeout",
     ]
@@ -209,7 +210,7 @@ def test_stripping_gives_the_plain_model_back(name):
         np.testing.assert_array_equal(array(a), array(b))
     kinds = [type(call.op) for call in kfp.analyze(plain).view.calls]
     assert kinds == [type(call.op) for call in kfp.analyze(model).view.calls]
-    assert kfp.BatchBridgeout in [type(call.op) for call in kfp.analyze(other).view.calls]
+    assert kfp.layers.BatchBridgeout in [type(call.op) for call in kfp.analyze(other).view.calls]
     names = [call.path for call in kfp.analyze(plain).view.calls]
     assert names == [call.path for call in kfp.analyze(model).view.calls]
 
@@ -279,7 +280,7 @@ def test_a_schedule_sets_rate_and_norm_of_every_wrapper():
             [(round(float(w.rate.value), 3), round(float(w.norm.value), 3)) for w in model.layers if hasattr(w, "norm")]
         )
     )
-    schedule = kfp.BridgeoutSchedule(rate=lambda epoch: 0.1 * epoch, norm=lambda epoch: 2 - 0.5 * epoch)
+    schedule = kfp.callbacks.BridgeoutSchedule(rate=lambda epoch: 0.1 * epoch, norm=lambda epoch: 2 - 0.5 * epoch)
     model.fit(x, y, epochs=3, verbose=0, callbacks=[schedule, watch])
     assert seen == [[(0.0, 2.0)] * 2, [(0.1, 1.5)] * 2, [(0.2, 1.0)] * 2]
 
@@ -287,7 +288,7 @@ def test_a_schedule_sets_rate_and_norm_of_every_wrapper():
 def test_a_configuration_is_left_as_it_is():
     layer, x = wrapped("conv2d", rate=0.2, norm=1.1, target_fraction=0.6)
     config = layer.get_config()
-    copy = kfp.BatchBridgeout.from_config(config)
+    copy = kfp.layers.BatchBridgeout.from_config(config)
     assert config == layer.get_config()
     copy(x)
     assert copy.get_config() == config
@@ -300,21 +301,21 @@ def test_a_configuration_is_left_as_it_is():
 def test_the_penalty_is_the_norm_and_its_gradient_is_finite(q):
     import tensorflow as tf
 
-    penalty, kernel = kfp.BridgePenalty(q, 0.01), np.random.default_rng(8).normal(size=(3, 3, 2, 4))
+    penalty, kernel = kfp.regularizers.BridgePenalty(q, 0.01), np.random.default_rng(8).normal(size=(3, 3, 2, 4))
     kernel[0, 0] = 0
     x = tf.Variable(kernel)
     with tf.GradientTape() as tape:
         value = penalty(x)
     assert float(value) == pytest.approx(0.01 * (np.abs(kernel) ** q).sum(), rel=1e-4)
     assert np.isfinite(tape.gradient(value, x)).all()
-    assert kfp.BridgePenalty.from_config(penalty.get_config()).get_config() == {"q": q, "strength": 0.01}
+    assert kfp.regularizers.BridgePenalty.from_config(penalty.get_config()).get_config() == {"q": q, "strength": 0.01}
 
 
 @pytest.mark.parametrize("axis", [-1, -2, 0])
 def test_the_group_lasso_sums_the_norms_of_filters_and_keeps_zeros(axis):
     import tensorflow as tf
 
-    penalty, kernel = kfp.GroupLasso(0.1, axis), np.random.default_rng(9).normal(size=(3, 2, 4, 5))
+    penalty, kernel = kfp.regularizers.GroupLasso(0.1, axis), np.random.default_rng(9).normal(size=(3, 2, 4, 5))
     np.moveaxis(kernel, axis, 0)[1] = 0
     x = tf.Variable(kernel)
     with tf.GradientTape() as tape:
@@ -324,14 +325,14 @@ def test_the_group_lasso_sums_the_norms_of_filters_and_keeps_zeros(axis):
     gradient = np.moveaxis(tape.gradient(value, x).numpy(), axis, 0)
     assert np.abs(gradient[1]).max() == 0
     assert np.abs(gradient[0]).max() > 0
-    assert kfp.GroupLasso.from_config(penalty.get_config()).get_config() == {"strength": 0.1, "axis": axis}
-    with pytest.raises(kfp.UnknownNameError, match=r"axis is an integer\. Received: axis='last'"):
-        kfp.GroupLasso(axis="last")
+    assert kfp.regularizers.GroupLasso.from_config(penalty.get_config()).get_config() == {"strength": 0.1, "axis": axis}
+    with pytest.raises(errors.UnknownNameError, match=r"axis is an integer\. Received: axis='last'"):
+        kfp.regularizers.GroupLasso(axis="last")
 
 
 def test_the_penalty_is_saved_with_the_model(tmp_path):
     x = keras.Input((4,))
-    model = keras.Model(x, layers.Dense(2, kernel_regularizer=kfp.BridgePenalty(1.2, 0.5))(x))
+    model = keras.Model(x, layers.Dense(2, kernel_regularizer=kfp.regularizers.BridgePenalty(1.2, 0.5))(x))
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     assert float(again.losses[0]) == pytest.approx(0.5 * (np.abs(array(model.layers[1].kernel)) ** 1.2).sum(), rel=1e-5)
@@ -342,59 +343,59 @@ def test_the_penalty_is_saved_with_the_model(tmp_path):
 
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.5, True, "0.3", None, float("nan")])
 def test_rates_that_are_none(rate):
-    with pytest.raises(kfp.UnknownNameError, match=r"rate is the probability that a weight is dropped, in \[0, 1\)"):
-        kfp.BatchBridgeout(layers.Dense(2), rate=rate)
+    with pytest.raises(errors.UnknownNameError, match=r"rate is the probability that a weight is dropped, in \[0, 1\)"):
+        kfp.layers.BatchBridgeout(layers.Dense(2), rate=rate)
 
 
 @pytest.mark.parametrize("norm", [0, -1, True, "2", float("inf"), float("nan")])
 def test_norms_that_are_none(norm):
-    with pytest.raises(kfp.UnknownNameError, match=r"norm is the q of the L_q penalty, above 0\. Received"):
-        kfp.BatchBridgeout(layers.Dense(2), norm=norm)
-    with pytest.raises(kfp.UnknownNameError, match="above 0"):
-        kfp.BridgePenalty(norm)
+    with pytest.raises(errors.UnknownNameError, match=r"norm is the q of the L_q penalty, above 0\. Received"):
+        kfp.layers.BatchBridgeout(layers.Dense(2), norm=norm)
+    with pytest.raises(errors.UnknownNameError, match="above 0"):
+        kfp.regularizers.BridgePenalty(norm)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, True, None])
 def test_fractions_that_are_none(fraction):
-    with pytest.raises(kfp.UnknownNameError, match=r"target_fraction is in \[0, 1\]"):
-        kfp.BatchBridgeout(layers.Dense(2), target_fraction=fraction)
+    with pytest.raises(errors.UnknownNameError, match=r"target_fraction is in \[0, 1\]"):
+        kfp.layers.BatchBridgeout(layers.Dense(2), target_fraction=fraction)
 
 
 @pytest.mark.parametrize("strength", [-1, True, None, float("nan")])
 def test_strengths_that_are_none(strength):
-    with pytest.raises(kfp.UnknownNameError, match="strength is a number, not negative"):
-        kfp.BridgePenalty(1.5, strength)
-    with pytest.raises(kfp.UnknownNameError, match="strength is a number, not negative"):
-        kfp.GroupLasso(strength)
+    with pytest.raises(errors.UnknownNameError, match="strength is a number, not negative"):
+        kfp.regularizers.BridgePenalty(1.5, strength)
+    with pytest.raises(errors.UnknownNameError, match="strength is a number, not negative"):
+        kfp.regularizers.GroupLasso(strength)
 
 
 @pytest.mark.parametrize("make", [layers.ReLU, layers.BatchNormalization, lambda: layers.LSTM(3), lambda: 3])
 def test_layers_without_a_kernel(make):
-    with pytest.raises(kfp.UnsupportedLayerError, match="which has no kernel to perturb"):
-        kfp.BatchBridgeout(make())
+    with pytest.raises(errors.UnsupportedLayerError, match="which has no kernel to perturb"):
+        kfp.layers.BatchBridgeout(make())
 
 
 def test_wrapping_twice():
     with pytest.raises(
-        kfp.UnsupportedLayerError, match=r"Received: 'd_bridgeout' \(BatchBridgeout\), which is wrapped"
+        errors.UnsupportedLayerError, match=r"Received: 'd_bridgeout' \(BatchBridgeout\), which is wrapped"
     ):
-        kfp.BatchBridgeout(kfp.BatchBridgeout(layers.Dense(2, name="d")))
+        kfp.layers.BatchBridgeout(kfp.layers.BatchBridgeout(layers.Dense(2, name="d")))
     other = kfp.apply_bridgeout(classifier())
-    with pytest.raises(kfp.UnsupportedLayerError, match="which is wrapped already"):
+    with pytest.raises(errors.UnsupportedLayerError, match="which is wrapped already"):
         kfp.apply_bridgeout(other, include="conv1*")
-    with pytest.raises(kfp.UnknownNameError, match="has no layer that matches a convolution with a window"):
+    with pytest.raises(errors.UnknownNameError, match="has no layer that matches a convolution with a window"):
         kfp.apply_bridgeout(other)
 
 
 def test_schedules_that_do_not_fit():
-    with pytest.raises(kfp.UnknownNameError, match="expects rate=, norm= or both"):
-        kfp.BridgeoutSchedule()
+    with pytest.raises(errors.UnknownNameError, match="expects rate=, norm= or both"):
+        kfp.callbacks.BridgeoutSchedule()
     x, y = images()
-    with pytest.raises(kfp.UnsupportedModelError, match="found no BatchBridgeout layer in model 'classifier'"):
-        compiled(classifier()).fit(x, y, verbose=0, callbacks=[kfp.BridgeoutSchedule(rate=lambda epoch: 0.1)])
-    with pytest.raises(kfp.UnknownNameError, match=r"Received: rate=1\.5"):
+    with pytest.raises(errors.UnsupportedModelError, match="found no BatchBridgeout layer in model 'classifier'"):
+        compiled(classifier()).fit(x, y, verbose=0, callbacks=[kfp.callbacks.BridgeoutSchedule(rate=lambda epoch: 0.1)])
+    with pytest.raises(errors.UnknownNameError, match=r"Received: rate=1\.5"):
         compiled(kfp.apply_bridgeout(classifier())).fit(
-            x, y, verbose=0, callbacks=[kfp.BridgeoutSchedule(rate=lambda epoch: 1.5)]
+            x, y, verbose=0, callbacks=[kfp.callbacks.BridgeoutSchedule(rate=lambda epoch: 1.5)]
         )
 
 
@@ -408,7 +409,7 @@ model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePool
 other = kfp.apply_bridgeout(model, rate=0.0)
 data = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32")
 other.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-schedule = kfp.BridgeoutSchedule(rate=lambda epoch: 0.2 * epoch)
+schedule = kfp.callbacks.BridgeoutSchedule(rate=lambda epoch: 0.2 * epoch)
 other.fit(data, np.arange(16) % 3, epochs=2, verbose=0, callbacks=[schedule])
 wrapper = other.get_layer("conv_bridgeout")
 assert abs(float(wrapper.rate.value) - 0.2) < 1e-6

@@ -11,6 +11,7 @@ from keras import layers
 from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp
+from keras_filterprune import compensators, criteria
 from keras_filterprune.compensators import least_squares
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe.gaussian import gaussian_inputs
@@ -34,7 +35,7 @@ MODELS = [
     "mixed_precision",
 ]
 NAMES = ["least_squares", "bn", "mean_shift", "linear"]
-EXACT = kfp.LeastSquares(variance=False, ridge=1e-9)
+EXACT = compensators.LeastSquares(variance=False, ridge=1e-9)
 
 
 def outputs(model: keras.Model, x) -> list[np.ndarray]:
@@ -493,11 +494,11 @@ def test_a_layer_of_too_many_columns_is_refitted_by_channels(monkeypatch):
     assert report.compensation.startswith("1 layers refitted")
     assert output(small, fresh) == pytest.approx(output(model, fresh), abs=1e-3)
     kept = [0, 1, 3, 4]
-    wide, plain = (cut(model, how, x, conv1=kept) for how in (kfp.LeastSquares(), "none"))
+    wide, plain = (cut(model, how, x, conv1=kept) for how in (compensators.LeastSquares(), "none"))
     # 0.38 is seen.
     assert error(model, wide, fresh) < 0.6 * error(model, plain, fresh)
     monkeypatch.undo()
-    assert error(model, cut(model, kfp.LeastSquares(), x, conv1=kept), fresh) < error(model, wide, fresh)
+    assert error(model, cut(model, compensators.LeastSquares(), x, conv1=kept), fresh) < error(model, wide, fresh)
 
 
 def test_a_layer_of_too_many_channels_is_shifted(monkeypatch):
@@ -555,7 +556,7 @@ def test_targets_of_the_original_and_inputs_of_the_pruned_network_beat_both_of_t
     rng = np.random.default_rng(0)
     x, fresh = (rng.normal(size=(2000, 10)).astype("float32") for _ in range(2))
     kept = {f"fc{number}": list(range(9)) for number in (1, 2, 3)}
-    asymmetric = cut(model, kfp.LeastSquares(variance=False, ridge=1e-9), x, **kept)
+    asymmetric = cut(model, compensators.LeastSquares(variance=False, ridge=1e-9), x, **kept)
     symmetric = cut(model, "none", **kept)
     for number in (2, 3, 4):
         read = output(model, x, f"fc{number - 1}")
@@ -700,7 +701,7 @@ def test_a_channel_whose_readers_do_not_reach_the_outputs_goes_first():
     budget = kfp.FiltersBudget({"conv1": 0.5})
     pursuit, cap = (
         kfp.plan_pruning(model, criterion, budget, data=images(), progress=False).kept["conv1"].tolist()
-        for criterion in (kfp.OutputPursuit(), kfp.CaP())
+        for criterion in (criteria.OutputPursuit(), criteria.CaP())
     )
     assert pursuit == heard
     assert cap != heard

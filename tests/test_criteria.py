@@ -23,7 +23,7 @@ def all_criteria():
     """Every registered criterion as its method configures it, and every aggregate over layers of those with one."""
     criteria = registered()
     for name, criterion in registered().items():
-        if isinstance(criterion, kfp.OperatorNorm):
+        if isinstance(criterion, kfp.criteria.OperatorNorm):
             continue
         if isinstance(criterion, MemberCriterion):
             criteria |= {f"{name}-{a}": type(criterion)(aggregate=a) for a in AGGREGATES}
@@ -106,7 +106,7 @@ def test_select_is_sorted_unique_nested_and_keeps_the_highest(analysed, ready, n
             assert (np.diff(kept) > 0).all()
             assert kept[0] >= 0
             assert kept[-1] < group.size
-            if isinstance(criterion, kfp.Genetic):
+            if isinstance(criterion, kfp.criteria.Genetic):
                 # Searched for every count anew.
                 continue
             assert smaller < set(kept.tolist())
@@ -282,7 +282,9 @@ def brute_norm(kernel, power):
     return np.array(norms)
 
 
-@pytest.mark.parametrize(("criterion", "power"), [(kfp.L1("first"), 1), (kfp.L2("first"), 2)], ids=["l1", "l2"])
+@pytest.mark.parametrize(
+    ("criterion", "power"), [(kfp.criteria.L1("first"), 1), (kfp.criteria.L2("first"), 2)], ids=["l1", "l2"]
+)
 def test_norms_equal_a_loop_over_the_kernel(criterion, power):
     kernel, bias = hand_made_kernel()
     norms = brute_norm(kernel, power)
@@ -293,7 +295,7 @@ def test_norms_equal_a_loop_over_the_kernel(criterion, power):
 
 def test_l1_and_l2_order_sparse_and_dense_filters_differently():
     kernel, bias = hand_made_kernel()
-    l1, l2 = (scores_of(conv_model(kernel, bias), c) for c in (kfp.L1(), kfp.L2()))
+    l1, l2 = (scores_of(conv_model(kernel, bias), c) for c in (kfp.criteria.L1(), kfp.criteria.L2()))
     # One weight of 3.0 against eighteen of 0.4: 3.0 < 7.2, but 3.0 > 1.7.
     assert l1[0] < l1[4]
     assert l2[0] > l2[4]
@@ -314,7 +316,7 @@ def test_filters_are_read_along_the_right_axis(layer, axis):
     model = keras.Model(x, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(layer()(x))))
     kernel = [w for w in model.get_layer("conv").weights if len(w.shape) == 4][-1].numpy().astype(float)
     norms = np.abs(np.moveaxis(kernel, axis, 0)).reshape(6, -1).sum(axis=1)
-    np.testing.assert_allclose(scores_of(model, kfp.L1()), norms / norms.mean(), rtol=1e-12)
+    np.testing.assert_allclose(scores_of(model, kfp.criteria.L1()), norms / norms.mean(), rtol=1e-12)
 
 
 def brute_fpgm(filters):
@@ -328,7 +330,7 @@ def brute_fpgm(filters):
 def test_fpgm_equals_a_double_loop():
     filters = np.random.default_rng(1).normal(size=(17, 45))
     filters[5] = filters[11]
-    np.testing.assert_allclose(kfp.FPGM().score(filters), brute_fpgm(filters), rtol=1e-7)
+    np.testing.assert_allclose(kfp.criteria.FPGM().score(filters), brute_fpgm(filters), rtol=1e-7)
 
 
 def test_fpgm_removes_the_centroid_of_a_cluster_and_not_the_smallest_norm():
@@ -339,18 +341,18 @@ def test_fpgm_removes_the_centroid_of_a_cluster_and_not_the_smallest_norm():
     kernel = filters.T.reshape(3, 3, 2, 14).astype("float32")
     model = conv_model(kernel, np.zeros(14, "float32"))
     graph = kfp.analyze(model)
-    removed = set(range(14)) - set(kfp.FPGM().select(graph.groups[0], 13, Weights(graph.view)).tolist())
+    removed = set(range(14)) - set(kfp.criteria.FPGM().select(graph.groups[0], 13, Weights(graph.view)).tolist())
     assert removed == {12}
-    assert scores_of(model, kfp.FPGM()).argmax() == 13
-    assert scores_of(model, kfp.L2()).argmin() == 13
+    assert scores_of(model, kfp.criteria.FPGM()).argmax() == 13
+    assert scores_of(model, kfp.criteria.L2()).argmin() == 13
 
 
 @pytest.mark.parametrize("n", [1023, 1024, 1025, 2500])
 def test_fpgm_in_blocks_equals_one_block(n, monkeypatch):
     filters = np.random.default_rng(n).normal(size=(n, 9))
-    blocks = kfp.FPGM().score(filters)
+    blocks = kfp.criteria.FPGM().score(filters)
     monkeypatch.setattr(distance, "_BLOCK", n)
-    np.testing.assert_allclose(blocks, kfp.FPGM().score(filters), rtol=1e-7)
+    np.testing.assert_allclose(blocks, kfp.criteria.FPGM().score(filters), rtol=1e-7)
     probe = [0, n // 2, n - 1]
     exact = [np.sqrt(((filters - filters[i]) ** 2).sum(axis=1)).sum() for i in probe]
     np.testing.assert_allclose(blocks[probe], exact, rtol=1e-7)
@@ -362,7 +364,7 @@ def test_bn_scale_reads_the_size_of_gamma_alone():
     gamma = np.array([0.5, -2.0, 0.1, 1.0, -0.4], "float32")
     model.get_layer("bn").gamma.assign(gamma)
     model.get_layer("bn").beta.assign([9, 0, 9, 0, 9])
-    assert scores_of(model, kfp.BNScale()).tolist() == np.abs(gamma).astype(float).tolist()
+    assert scores_of(model, kfp.criteria.BNScale()).tolist() == np.abs(gamma).astype(float).tolist()
 
 
 def test_bn_scale_compares_layers_by_the_scale_itself():
@@ -377,10 +379,10 @@ def test_bn_scale_compares_layers_by_the_scale_itself():
     model = keras.Model(x, keras.layers.Dense(2, name="fc")(keras.layers.GlobalAveragePooling2D()(y)))
     graph = kfp.analyze(model)
     weights = Weights(graph.view)
-    small, large = (kfp.BNScale().scores(graph.by_name[name], weights) for name in ("conv2", "conv3"))
+    small, large = (kfp.criteria.BNScale().scores(graph.by_name[name], weights) for name in ("conv2", "conv3"))
     assert small.max() < large.min() / 50
-    assert not kfp.BNScale.normalised
-    assert kfp.L1.normalised and kfp.L2.normalised and kfp.FPGM.normalised
+    assert not kfp.criteria.BNScale.normalised
+    assert kfp.criteria.L1.normalised and kfp.criteria.L2.normalised and kfp.criteria.FPGM.normalised
     kept = {g["name"]: len(g["kept"]) for g in kfp.plan_pruning(model, "bn_scale", 0.8).groups}
     assert kept["conv2"] < 9
     assert kept["conv1"] == kept["conv3"] == 9
@@ -415,7 +417,9 @@ def test_aggregation_over_a_residual_group_by_hand(aggregate):
         "prod": a * b * c,
         "first": a,
     }[aggregate]
-    np.testing.assert_allclose(kfp.L2(aggregate=aggregate).scores(group, Weights(graph.view)), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        kfp.criteria.L2(aggregate=aggregate).scores(group, Weights(graph.view)), expected, rtol=1e-12
+    )
 
 
 def test_a_layer_of_zeros_scores_zero():
@@ -430,10 +434,10 @@ def test_a_layer_of_zeros_scores_zero():
 def test_random_depends_on_seed_and_group_and_nothing_else():
     model = ZOO["residual_projection"]()
     graph = kfp.analyze(model)
-    scores = {g.name: kfp.Random(1).scores(g, {}) for g in graph.groups}
+    scores = {g.name: kfp.criteria.Random(1).scores(g, {}) for g in graph.groups}
     assert len({s.tobytes()[:8] for s in scores.values()}) == len(scores)
     group = graph.groups[0]
-    assert (kfp.Random(1).scores(group, {}) == scores[group.name]).all()
-    assert (kfp.Random(2).scores(group, {}) != scores[group.name]).any()
+    assert (kfp.criteria.Random(1).scores(group, {}) == scores[group.name]).all()
+    assert (kfp.criteria.Random(2).scores(group, {}) != scores[group.name]).any()
     plans = [kfp.plan_pruning(model, "random", 0.5, seed=s).groups for s in (1, 1, 2)]
     assert plans[0] == plans[1] != plans[2]

@@ -11,6 +11,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.datasets import load_digits
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 
 FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -169,25 +170,25 @@ def test_a_pruned_network_learns_from_the_one_it_was():
     [{"temperature": 0}, {"temperature": "4"}, {"alpha": 1.1}, {"alpha": -0.1}, {"features": ["none"]}],
 )
 def test_settings_out_of_range(settings):
-    with pytest.raises(kfp.UnknownNameError, match=r"Received|has no layer 'none'. It has: "):
+    with pytest.raises(errors.UnknownNameError, match=r"Received|has no layer 'none'. It has: "):
         kfp.distill(compiled(network(4, 0)), network(8, 1), **settings)
 
 
 def test_features_without_positions():
-    with pytest.raises(kfp.UnknownNameError, match="'pool' of the student 'network4' gives"):
+    with pytest.raises(errors.UnknownNameError, match="'pool' of the student 'network4' gives"):
         kfp.distill(compiled(network(4, 0)), network(8, 1), features=["pool"])
 
 
 def test_models_that_do_not_fit():
     teacher = network(8, 1)
-    with pytest.raises(kfp.UnsupportedModelError, match=r"compile\(optimizer, loss\) it first"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"compile\(optimizer, loss\) it first"):
         kfp.distill(network(4, 0), teacher)
     other = compiled(keras.Sequential([keras.Input((6, 6, 2)), layers.Flatten(), layers.Dense(5)]))
-    with pytest.raises(kfp.UnsupportedModelError, match="cannot teach"):
+    with pytest.raises(errors.UnsupportedModelError, match="cannot teach"):
         kfp.distill(other, teacher)
     inputs = keras.Input((6, 6, 2))
     h = layers.Flatten()(inputs)
-    with pytest.raises(kfp.UnsupportedModelError, match="has 2 outputs"):
+    with pytest.raises(errors.UnsupportedModelError, match="has 2 outputs"):
         kfp.distill(compiled(keras.Model(inputs, [layers.Dense(2)(h), layers.Dense(3)(h)])), teacher)
 
 

@@ -14,6 +14,7 @@ from keras import layers
 from zoo import randomise
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, compensators, criteria, errors
 from keras_filterprune.allocators import Allocation
 
 SETTINGS = {"population": 12, "generations": 4}
@@ -24,7 +25,7 @@ def problem(limit: float, score, sizes=(16, 16), floors: int = 1) -> Allocation:
     x = inputs = keras.Input((4, 4, 1))
     for size in sizes:
         x = layers.ReLU()(layers.Conv2D(size, 1, use_bias=False)(x))
-    costs = kfp.CostModel(kfp.analyze(keras.Model(inputs, layers.Conv2D(1, 1, use_bias=False)(x))))
+    costs = kfp.budgets.CostModel(kfp.analyze(keras.Model(inputs, layers.Conv2D(1, 1, use_bias=False)(x))))
     return Allocation(
         costs.sizes,
         np.full(len(sizes), floors),
@@ -57,18 +58,18 @@ def images(count: int = 48) -> np.ndarray:
 
 def test_the_best_widths_are_found_and_the_budget_is_spent():
     task = problem(0.5, score_of)
-    found = kfp.Evolution(population=30, generations=10).allocate(task)
+    found = allocators.Evolution(population=30, generations=10).allocate(task)
     assert 0.9 * task.limit <= task.cost(found) <= task.limit
     pairs = [np.array(pair) for pair in itertools.product(range(1, 17), repeat=2)]
     assert score_of(found) == max(score_of(pair) for pair in pairs if task.feasible(pair))
-    assert score_of(found) > score_of(kfp.Uniform().allocate(task))
+    assert score_of(found) > score_of(allocators.Uniform().allocate(task))
 
 
 def test_no_worse_than_uniform_even_without_generations():
     def score(kept):
         return -abs(int(kept[0]) - int(kept[1]))
 
-    found = kfp.Evolution(population=10, generations=0).allocate(problem(0.5, score))
+    found = allocators.Evolution(population=10, generations=0).allocate(problem(0.5, score))
     assert abs(found[0] - found[1]) <= 1
 
 
@@ -79,15 +80,15 @@ def test_generations_get_better_and_nothing_is_tried_twice():
         tried.append(tuple(kept))
         return score_of(kept)
 
-    best = [score_of(kfp.Evolution(12, g).allocate(problem(0.3, score, (32,) * 6))) for g in (0, 3, 15)]
+    best = [score_of(allocators.Evolution(12, g).allocate(problem(0.3, score, (32,) * 6))) for g in (0, 3, 15)]
     assert best[0] < best[1] < best[2]
     tried.clear()
-    kfp.Evolution(12, 15).allocate(problem(0.3, score))
+    allocators.Evolution(12, 15).allocate(problem(0.3, score))
     assert len(tried) == len(set(tried)) < 12 * 16
 
 
 def test_floors_hold():
-    found = kfp.Evolution(**SETTINGS).allocate(problem(0.4, lambda kept: -float(kept[0]), floors=5))
+    found = allocators.Evolution(**SETTINGS).allocate(problem(0.4, lambda kept: -float(kept[0]), floors=5))
     assert found.min() >= 5
 
 
@@ -99,7 +100,7 @@ def test_the_reward_weighs_accuracy_against_cost():
         return whole - max(0.0, 8 - kept.min()) * 0.1
 
     task = problem(0.9, score)
-    found = kfp.Evolution(30, 15, "reward").allocate(task)
+    found = allocators.Evolution(30, 15, "reward").allocate(task)
     share = task.cost(found) / task.cost(task.sizes)
     assert found.min() >= 8 and share < 0.45
     reward = (whole / 1e-3) ** 2 * -math.log(share)
@@ -114,7 +115,7 @@ def test_the_reward_weighs_accuracy_against_cost():
 
 def test_seeds_settle_everything():
     task = problem(0.3, score_of, (32,) * 6)
-    found = [kfp.Evolution(**SETTINGS, seed=s).allocate(task).tolist() for s in (0, 0, 1)]
+    found = [allocators.Evolution(**SETTINGS, seed=s).allocate(task).tolist() for s in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
 
 
@@ -125,32 +126,36 @@ def test_a_model_is_pruned_and_two_processes_agree_with_one():
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
         for executor in (None, pool):
-            method = kfp.Method(kfp.L2(), kfp.Evolution(10, 1, executor=executor), kfp.LeastSquares())
+            method = kfp.Method(
+                criteria.L2(), allocators.Evolution(10, 1, executor=executor), compensators.LeastSquares()
+            )
             plans.append(kfp.plan_pruning(model, method, 0.5, data=(x, y), progress=False))
     kept = [{g["name"]: len(g["kept"]) for g in plan.groups} for plan in plans]
     assert kept[0] == kept[1]
     before, after = plans[0].cost["macs"]
     assert 0.9 * 0.5 <= after / before <= 0.5
-    method = kfp.Method(kfp.L2(), kfp.Evolution(10, 0, measure="error"), kfp.LeastSquares())
+    method = kfp.Method(criteria.L2(), allocators.Evolution(10, 0, measure="error"), compensators.LeastSquares())
     kfp.prune_model(model, method, 0.5, data=x, progress=False)
 
 
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"population": 9}, kfp.InfeasibleBudgetError),
-        ({"generations": -1}, kfp.InfeasibleBudgetError),
-        ({"seed": True}, kfp.InfeasibleBudgetError),
-        ({"fitness": "best"}, kfp.UnknownNameError),
-        ({"fitness": "reward", "measure": "error"}, kfp.UnknownNameError),
-        ({"measure": "loss"}, kfp.UnknownNameError),
+        ({"population": 9}, errors.InfeasibleBudgetError),
+        ({"generations": -1}, errors.InfeasibleBudgetError),
+        ({"seed": True}, errors.InfeasibleBudgetError),
+        ({"fitness": "best"}, errors.UnknownNameError),
+        ({"fitness": "reward", "measure": "error"}, errors.UnknownNameError),
+        ({"measure": "loss"}, errors.UnknownNameError),
     ],
 )
 def test_settings_out_of_range(settings, error):
     with pytest.raises(error, match="Received"):
-        kfp.Evolution(**settings)
+        allocators.Evolution(**settings)
 
 
 def test_a_budget_of_filters_decides_what_evolution_decides():
-    with pytest.raises(kfp.InfeasibleBudgetError, match="decides how many filters every group keeps"):
-        kfp.prune_model(chain(), kfp.Method(kfp.L2(), kfp.Evolution()), kfp.FiltersBudget(0.5), data=images())
+    with pytest.raises(errors.InfeasibleBudgetError, match="decides how many filters every group keeps"):
+        kfp.prune_model(
+            chain(), kfp.Method(criteria.L2(), allocators.Evolution()), kfp.FiltersBudget(0.5), data=images()
+        )

@@ -110,7 +110,7 @@ def test_values_per_channel_of_an_image_are_stored_by_column(quantize, tmp_path)
     rescaling, normalization = model.get_layer("rescaling"), model.get_layer("normalization")
     before = [np.array(v) for v in (rescaling.scale, rescaling.offset, normalization.mean, normalization.variance)]
     samples = np.random.default_rng(0).standard_normal((24, 12, 10, 3)).astype("float32")
-    result = export_tflite(model, tmp_path / "m.tflite", quantize=quantize, calibration=samples)
+    result = export_tflite(model, tmp_path / "m.tflite", quantize=quantize, data=samples)
     assert result.relative_difference < (1e-6 if quantize is None else 0.04)
     interpreter = Interpreter(os.fspath(result.path), experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
     shapes = [tuple(detail["shape"]) for detail in interpreter.get_tensor_details()]
@@ -173,7 +173,7 @@ def test_unnamed_input_gets_a_name_that_does_not_depend_on_the_process(tmp_path)
 def test_int8_is_small_and_close(tmp_path, float_file):
     model = classifier(width=64)
     big = export_tflite(model, tmp_path / "float.tflite")
-    small = export_tflite(model, tmp_path / "int8.tflite", quantize="int8", calibration=images())
+    small = export_tflite(model, tmp_path / "int8.tflite", quantize="int8", data=images())
     assert small.bytes < 0.5 * big.bytes
     assert small.quantize == "int8"
     assert small.ops["QUANTIZE"] == small.ops["DEQUANTIZE"] == 1
@@ -187,7 +187,7 @@ def test_int8_is_small_and_close(tmp_path, float_file):
 def test_float16_halves_the_weights_and_is_closer_than_int8(tmp_path, float_file):
     model = classifier(width=64)
     big, half, small = (
-        export_tflite(model, tmp_path / f"{mode}.tflite", quantize=mode, calibration=images())
+        export_tflite(model, tmp_path / f"{mode}.tflite", quantize=mode, data=images())
         for mode in ("float32", "float16", "int8")
     )
     assert small.bytes < half.bytes < 0.6 * big.bytes
@@ -201,16 +201,16 @@ def test_int8_takes_calibration_by_name_or_by_position(tmp_path):
     generator = np.random.default_rng(0)
     image = generator.standard_normal((10, 8, 8, 3))
     extra = generator.standard_normal((10, 4))
-    named = export_tflite(model, tmp_path / "a.tflite", quantize="int8", calibration={"image": image, "extra": extra})
+    named = export_tflite(model, tmp_path / "a.tflite", quantize="int8", data={"image": image, "extra": extra})
     # Keras flattens dicts by sorted key.
-    listed = export_tflite(model, tmp_path / "b.tflite", quantize="int8", calibration=[extra, image])
+    listed = export_tflite(model, tmp_path / "b.tflite", quantize="int8", data=[extra, image])
     assert named.path.read_bytes() == listed.path.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("calibration", "sentence"),
     [
-        (None, r"quantize='int8' needs calibration=.*'image' \(12, 12, 3\)"),
+        (None, r"quantize='int8' needs data=.*'image' \(12, 12, 3\)"),
         (np.zeros((5, 12, 12, 1)), r"input 'image' must be numeric with shape \('samples', 12, 12, 3\), got shape="),
         (np.zeros((12, 12, 3)), r"got shape=\(12, 12, 3\)"),
         (np.zeros((0, 12, 12, 3)), r"got no samples \(shape=\(0, 12, 12, 3\)\)"),
@@ -223,17 +223,17 @@ def test_int8_takes_calibration_by_name_or_by_position(tmp_path):
 )
 def test_bad_calibration_says_what_was_expected(tmp_path, float_file, calibration, sentence):
     with pytest.raises(CalibrationDataError, match=sentence):
-        export_tflite(float_file[0], tmp_path / "model.tflite", quantize="int8", calibration=calibration)
+        export_tflite(float_file[0], tmp_path / "model.tflite", quantize="int8", data=calibration)
     assert os.listdir(tmp_path) == []
 
 
 def test_bad_calibration_of_several_inputs(tmp_path):
     model = two_inputs()
     with pytest.raises(CalibrationDataError, match=r"2 inputs \['extra', 'image'\].*got one ndarray"):
-        export_tflite(model, tmp_path / "m.tflite", quantize="int8", calibration=np.zeros((5, 4)))
+        export_tflite(model, tmp_path / "m.tflite", quantize="int8", data=np.zeros((5, 4)))
     uneven = {"image": np.zeros((5, 8, 8, 3)), "extra": np.zeros((4, 4))}
     with pytest.raises(CalibrationDataError, match=r"same number of calibration samples, got .*'extra': 4"):
-        export_tflite(model, tmp_path / "m.tflite", calibration=uneven)
+        export_tflite(model, tmp_path / "m.tflite", data=uneven)
 
 
 def test_operator_without_tflite_counterpart_is_named_and_the_old_file_survives(tmp_path, capfd):

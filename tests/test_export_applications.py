@@ -30,7 +30,7 @@ def test_every_mode_of_an_application(name, tmp_path):
     sizes = {}
     for mode, largest in LARGEST.items():
         path = tmp_path / f"{mode}.tflite"
-        result = kfp.export_tflite(model, path, quantize=mode, calibration=IMAGES, tolerance=largest)
+        result = kfp.export_tflite(model, path, quantize=mode, data=IMAGES, tolerance=largest)
         assert result.relative_difference > (0 if mode == "float32" else 1e-5)
         sizes[mode] = path.stat().st_size
     weights = 4 * model.count_params()

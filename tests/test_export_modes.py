@@ -51,7 +51,7 @@ def slow(tmp_path_factory):
         key = (mode, str(options))
         if key not in done:
             path = folder / f"{len(done)}.tflite"
-            done[key] = export_tflite(model, path, quantize=mode, calibration=images((16, 16, 3)), **options)
+            done[key] = export_tflite(model, path, quantize=mode, data=images((16, 16, 3)), **options)
         return done[key]
 
     return model, export
@@ -89,7 +89,7 @@ def places(result, *operators):
 )
 def test_zoo_in_every_mode(tmp_path, name, mode):
     model = ZOO[name]()
-    result = export_tflite(model, tmp_path / "m.tflite", quantize=mode, calibration=random_inputs(model, 16))
+    result = export_tflite(model, tmp_path / "m.tflite", quantize=mode, data=random_inputs(model, 16))
     assert result.quantize == mode
     # Half of what is accepted at most: a wrong file differs by more than 0.2.
     assert 0 <= result.relative_difference < {"int8": 0.1, "int16x8": 0.03, "dynamic": 0.03, "float16": 2e-3}[mode]
@@ -119,9 +119,7 @@ def test_big_integer_files_hold_their_weights_and_take_metadata(tmp_path):
     x = keras.Input((600,), name="features")
     model = keras.Model(x, layers.Dense(3)(layers.Dense(600, activation="relu")(x)))
     metadata = Metadata(labels=["a", "b", "c"])
-    result = export_tflite(
-        model, tmp_path / "m.tflite", quantize="int8", calibration=images((600,), 16), metadata=metadata
-    )
+    result = export_tflite(model, tmp_path / "m.tflite", quantize="int8", data=images((600,), 16), metadata=metadata)
     assert result.bytes > 600 * 600
     assert result.relative_difference < 0.05
 
@@ -146,9 +144,7 @@ def test_open_batch_takes_any_number_of_samples(tmp_path):
     model = keras.Model(x, layers.Dense(4)(layers.Flatten()(layers.Conv2D(5, 3, activation="relu")(x))))
     samples = images((6, 6, 3), 20)
     for mode in (None, "int8"):
-        result = export_tflite(
-            model, tmp_path / f"{mode}.tflite", quantize=mode, calibration=samples, dynamic_batch=True
-        )
+        result = export_tflite(model, tmp_path / f"{mode}.tflite", quantize=mode, data=samples, dynamic_batch=True)
         assert list(input_and_output(result.path)[0]["shape_signature"]) == [-1, 6, 6, 3]
         run = Interpreter(model_path=os.fspath(result.path)).get_signature_runner()
         for count in (1, 7):
@@ -239,7 +235,7 @@ def test_padding_is_called_folded_where_the_runtime_does_not_run_it(reader, mode
     model = keras.Model(x, reader(layers.ZeroPadding2D(2)(x)))
     calibration = images((32, 32, 64)) if "int" in mode else None
     quantize = None if mode == "float32" else mode
-    path = export_tflite(model, tmp_path / "m.tflite", quantize=quantize, calibration=calibration, verify=False).path
+    path = export_tflite(model, tmp_path / "m.tflite", quantize=quantize, data=calibration, verify=False).path
     (padding,) = (op for op in read_operators(path.read_bytes(), model) if op.kind == "PAD")
     run = [row.operator.upper() for row in tflite_bench.profile(path, runs=5).operators]
     assert padding.folded != any("PAD" in name for name in run)
@@ -263,7 +259,7 @@ def test_kept_operators_and_layers_stay_float32(slow):
 def test_keep_float_of_nothing_lists_what_there_is(slow):
     model, _ = slow
     with pytest.raises(UnknownNameError, match=r"got 'swish'. The operators are .*HARD_SWISH.*; the layers are conv, "):
-        export_tflite(model, "x.tflite", quantize="int8", calibration=images((16, 16, 3)), keep_float=("swish",))
+        export_tflite(model, "x.tflite", quantize="int8", data=images((16, 16, 3)), keep_float=("swish",))
     assert not os.path.exists("x.tflite")
 
 

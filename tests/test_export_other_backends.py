@@ -37,7 +37,7 @@ model = keras.Model({"image": image, "extra": extra}, {"z": heads[0], "a": heads
 generator = np.random.default_rng(0)
 data = {"image": generator.normal(size=(10, 8, 8, 3)), "extra": generator.normal(size=(10, 4))}
 path = os.path.join(FOLDER, "model.tflite")
-result = kfp.export_tflite(model, path, quantize="int8", calibration=data)
+result = kfp.export_tflite(model, path, quantize="int8", data=data)
 assert result.ops["QUANTIZE"] == 2, result.ops
 assert 0 < result.max_abs_difference < 0.05, result
 from ai_edge_litert.interpreter import Interpreter

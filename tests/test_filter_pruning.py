@@ -13,6 +13,7 @@ from other_backends import on_other_backends, run_on
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, criteria, errors
 from keras_filterprune.graph.keras_view import named_weights, view_model
 
 MODELS = [
@@ -77,7 +78,7 @@ def fit(model: keras.Model, callback, epochs: int, first: int = 0, **settings) -
 
 def masked(model: keras.Model, keep: float, method="l2") -> tuple[keras.Model, dict]:
     """The model behind masks for this fraction, and the logs."""
-    other, schedule, logs = kfp.apply_filter_pruning(model), kfp.PruningSchedule(keep, method), {}
+    other, schedule, logs = kfp.apply_filter_pruning(model), kfp.callbacks.PruningSchedule(keep, method), {}
     schedule.set_model(other)
     schedule.on_train_begin()
     schedule.on_epoch_begin(0)
@@ -90,11 +91,11 @@ def shrunk(model: keras.Model) -> keras.Model:
 
 
 def masks(model: keras.Model) -> dict[str, np.ndarray]:
-    return {c.path: array(c.op.mask) for c in view_model(model).calls if isinstance(c.op, kfp.FilterPruning)}
+    return {c.path: array(c.op.mask) for c in view_model(model).calls if isinstance(c.op, kfp.layers.FilterPruning)}
 
 
 def total(model: keras.Model) -> int:
-    cost = kfp.CostModel(kfp.analyze(model))
+    cost = kfp.budgets.CostModel(kfp.analyze(model))
     return cost.macs(cost.sizes)
 
 
@@ -125,7 +126,7 @@ def test_the_masked_network_the_stripped_one_and_the_shrunk_one_compute_the_same
 def test_bridgeout_goes_inside():
     model, (x, _) = network(), images()
     other = kfp.apply_filter_pruning(kfp.apply_bridgeout(model))
-    assert [layer.name for layer in other.layers if isinstance(layer, kfp.FilterPruning)] == [
+    assert [layer.name for layer in other.layers if isinstance(layer, kfp.layers.FilterPruning)] == [
         "conv2_bridgeout_masked",
         "conv3_bridgeout_masked",
         "head_masked",
@@ -141,7 +142,7 @@ def test_a_wrapped_model_can_be_pruned_as_it_is(wrap):
     model, (x, _) = network(), images()
     ours, theirs = (kfp.prune_model(m, "l2", 0.5, compensate="none", progress=False) for m in (wrap(model), model))
     assert_same(kfp.strip_wrappers(ours), theirs, x, 1e-6)
-    assert any(type(layer) in (kfp.BatchBridgeout, kfp.FilterPruning) for layer in ours.layers)
+    assert any(type(layer) in (kfp.layers.BatchBridgeout, kfp.layers.FilterPruning) for layer in ours.layers)
 
 
 def test_dead_units_are_those_without_readers():
@@ -174,9 +175,13 @@ def test_masks_grow_with_the_schedule_and_the_logs_say_so(tmp_path):
             seen.append(masks(self.model))
 
     model = compiled(kfp.apply_filter_pruning(network()))
-    keep = kfp.polynomial(0.3, 3)
+    keep = kfp.callbacks.polynomial(0.3, 3)
     x, y = images()
-    callbacks = [kfp.PruningSchedule(keep, "l1"), Watch(), keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))]
+    callbacks = [
+        kfp.callbacks.PruningSchedule(keep, "l1"),
+        Watch(),
+        keras.callbacks.CSVLogger(str(tmp_path / "log.csv")),
+    ]
     history = model.fit(x, y, epochs=5, verbose=0, callbacks=callbacks).history
     for before, after in pairwise(seen):
         assert all((after[name] <= before[name]).all() for name in before)
@@ -193,7 +198,7 @@ def test_masks_grow_with_the_schedule_and_the_logs_say_so(tmp_path):
 
 def test_masked_filters_stay_masked_when_the_criterion_would_want_them_back():
     model = compiled(kfp.apply_filter_pruning(network()))
-    schedule = kfp.PruningSchedule([0.6, 0.4], "l2")
+    schedule = kfp.callbacks.PruningSchedule([0.6, 0.4], "l2")
     fit(model, schedule, 1)
     before = masks(model)
     gone = before["conv3_masked"] == 0
@@ -205,10 +210,12 @@ def test_masked_filters_stay_masked_when_the_criterion_would_want_them_back():
     assert all((masks(model)[name] <= mask).all() for name, mask in before.items())
 
 
-@pytest.mark.parametrize("method", ["fp_omp", "cap", kfp.FPGM(), kfp.Method(kfp.L1(), kfp.Global(1.0))])
+@pytest.mark.parametrize(
+    "method", ["fp_omp", "cap", criteria.FPGM(), kfp.Method(criteria.L1(), allocators.Global(1.0))]
+)
 def test_any_method_chooses(method):
     model = compiled(kfp.apply_filter_pruning(network()))
-    history = fit(model, kfp.PruningSchedule(0.5, method, data=images()[0], exclude="conv2"), 1)
+    history = fit(model, kfp.callbacks.PruningSchedule(0.5, method, data=images()[0], exclude="conv2"), 1)
     assert history["macs_if_pruned"][0] <= 0.5 * total(network())
     # The readers of conv2 hide nothing.
     assert masks(model)["conv3_masked"].all()
@@ -217,11 +224,11 @@ def test_any_method_chooses(method):
 def test_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):
     keep, path = [0.8, 0.6, 0.5, 0.5], tmp_path / "half.keras"
     whole, half = (compiled(kfp.apply_filter_pruning(kfp.apply_bridgeout(network()))) for _ in range(2))
-    fit(whole, kfp.PruningSchedule(keep), 4)
-    fit(half, kfp.PruningSchedule(keep), 3)
+    fit(whole, kfp.callbacks.PruningSchedule(keep), 4)
+    fit(half, kfp.callbacks.PruningSchedule(keep), 3)
     half.save(path)
     again = keras.models.load_model(path)
-    fit(again, kfp.PruningSchedule(keep), 4, first=3)
+    fit(again, kfp.callbacks.PruningSchedule(keep), 4, first=3)
     for a, b in zip(whole.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert any((mask == 0).any() for mask in masks(again).values())
@@ -229,7 +236,7 @@ def test_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):
 
 def test_mixed_precision_trains_behind_masks():
     model = compiled(kfp.apply_filter_pruning(network("mixed_float16")))
-    fit(model, kfp.PruningSchedule(0.5), 2)
+    fit(model, kfp.callbacks.PruningSchedule(0.5), 2)
     assert all(np.isfinite(w).all() for w in model.get_weights())
     assert keras.backend.standardize_dtype(model.get_layer("conv2_masked").output.dtype) == "float16"
     assert_same(model, shrunk(kfp.strip_wrappers(model)), images()[0], 2e-2)
@@ -247,7 +254,7 @@ def test_low_filters_are_multiplied_by_rho_with_bias_scale_and_shift(rho):
     plan = kfp.plan_pruning(model, "l2", 0.6, progress=False)
     layers_of = {call.path: call.op for call in graph.view.calls if call.inputs}
     weights = {path: {n: array(v) for n, v in named_weights(op).items()} for path, op in layers_of.items()}
-    soft = kfp.SoftPruning(0.6, "l2", rho)
+    soft = kfp.callbacks.SoftPruning(0.6, "l2", rho)
     soft.set_model(model)
     soft.on_epoch_begin(0)
     soft.on_epoch_end(0, {})
@@ -284,7 +291,9 @@ def test_filters_come_back_until_training_ends():
                 self.model.get_layer("conv2").kernel.assign(kernel)
 
     model, (x, y) = compiled(network()), images()
-    history = model.fit(x, y, epochs=3, verbose=0, callbacks=[kfp.SoftPruning([0.8, 0.6, 0.6], "l2"), Watch()]).history
+    history = model.fit(
+        x, y, epochs=3, verbose=0, callbacks=[kfp.callbacks.SoftPruning([0.8, 0.6, 0.6], "l2"), Watch()]
+    ).history
     assert len(chosen[0]) < len(chosen[1])
     assert min(chosen[1]) not in chosen[2]
     small = shrunk(model)
@@ -295,7 +304,7 @@ def test_filters_come_back_until_training_ends():
 def test_shrinking_at_every_step():
     counts = []
 
-    class Counting(kfp.SoftPruning):
+    class Counting(kfp.callbacks.SoftPruning):
         def _scale(self, roles, factor):
             counts.append((roles, factor))
             super()._scale(roles, factor)
@@ -311,16 +320,20 @@ def test_shrinking_at_every_step():
 @pytest.mark.parametrize("keep", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("epochs", [1, 4, 40])
 def test_schedules_fall_to_their_end(keep, epochs):
-    for found in (kfp.polynomial(keep, epochs), kfp.polynomial(keep, epochs, power=1), kfp.exponential(keep, epochs)):
+    for found in (
+        kfp.callbacks.polynomial(keep, epochs),
+        kfp.callbacks.polynomial(keep, epochs, power=1),
+        kfp.callbacks.exponential(keep, epochs),
+    ):
         assert len(found) == epochs
         assert found[-1] == pytest.approx(keep)
         assert all(a >= b for a, b in pairwise([1.0, *found]))
-    removed = 1 - np.array(kfp.polynomial(keep, epochs, power=3))
+    removed = 1 - np.array(kfp.callbacks.polynomial(keep, epochs, power=3))
     assert removed == pytest.approx((1 - keep) * (1 - (1 - np.arange(1, epochs + 1) / epochs) ** 3))
 
 
 def test_the_exponential_goes_three_quarters_in_the_first_quarter():
-    removed = 1 - np.array(kfp.exponential(0.2, 40))
+    removed = 1 - np.array(kfp.callbacks.exponential(0.2, 40))
     assert removed[9] == pytest.approx(0.75 * 0.8)
     # a exp(-k e) + b: equal ratios of neighbouring steps.
     steps = np.diff(removed)
@@ -330,45 +343,49 @@ def test_the_exponential_goes_three_quarters_in_the_first_quarter():
 # ---------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("make", [kfp.PruningSchedule, kfp.SoftPruning])
+@pytest.mark.parametrize("make", [kfp.callbacks.PruningSchedule, kfp.callbacks.SoftPruning])
 def test_fractions_that_are_none_or_rise(make):
     for keep in (0, 1.5, [0.5, 0], [0.9, "0.5"], True, [None]):
-        with pytest.raises(kfp.InfeasibleBudgetError, match=r"keep is the fraction that is kept, in \(0, 1\]"):
+        with pytest.raises(errors.InfeasibleBudgetError, match=r"keep is the fraction that is kept, in \(0, 1\]"):
             make(keep)
     for keep in ([0.5, 0.6], []):
-        with pytest.raises(kfp.InfeasibleBudgetError, match="one per epoch that never rises: filters do not come back"):
+        with pytest.raises(
+            errors.InfeasibleBudgetError, match="one per epoch that never rises: filters do not come back"
+        ):
             make(keep)
-    with pytest.raises(kfp.UnknownNameError, match="Did you mean 'l2'"):
+    with pytest.raises(errors.UnknownNameError, match="Did you mean 'l2'"):
         make(0.5, "l22")
 
 
 @pytest.mark.parametrize("settings", [{"rho": 1}, {"rho": -0.1}, {"rho": None}, {"every": 0}, {"every": 1.5}])
 def test_soft_pruning_with_settings_out_of_range(settings):
-    with pytest.raises(kfp.UnknownNameError, match=r"rho is a factor in \[0, 1\)|every is a positive number of steps"):
-        kfp.SoftPruning(0.5, **settings)
+    with pytest.raises(
+        errors.UnknownNameError, match=r"rho is a factor in \[0, 1\)|every is a positive number of steps"
+    ):
+        kfp.callbacks.SoftPruning(0.5, **settings)
 
 
 def test_schedules_out_of_range():
-    for make in (kfp.polynomial, kfp.exponential):
-        with pytest.raises(kfp.InfeasibleBudgetError, match="keep is the fraction"):
+    for make in (kfp.callbacks.polynomial, kfp.callbacks.exponential):
+        with pytest.raises(errors.InfeasibleBudgetError, match="keep is the fraction"):
             make(0, 3)
-        with pytest.raises(kfp.UnknownNameError, match="epochs is a positive number"):
+        with pytest.raises(errors.UnknownNameError, match="epochs is a positive number"):
             make(0.5, 0)
-    with pytest.raises(kfp.UnknownNameError, match="power is a number above 0"):
-        kfp.polynomial(0.5, 3, power=0)
+    with pytest.raises(errors.UnknownNameError, match="power is a number above 0"):
+        kfp.callbacks.polynomial(0.5, 3, power=0)
 
 
 def test_models_that_are_not_prepared():
-    with pytest.raises(kfp.UnsupportedModelError, match="found no FilterPruning layer in model 'network'"):
-        fit(compiled(network()), kfp.PruningSchedule(0.5), 1)
-    with pytest.raises(kfp.UnsupportedLayerError, match="whose input is not masked yet"):
+    with pytest.raises(errors.UnsupportedModelError, match="found no FilterPruning layer in model 'network'"):
+        fit(compiled(network()), kfp.callbacks.PruningSchedule(0.5), 1)
+    with pytest.raises(errors.UnsupportedLayerError, match="whose input is not masked yet"):
         kfp.apply_filter_pruning(kfp.apply_filter_pruning(network()))
-    with pytest.raises(kfp.UnsupportedLayerError, match="expects a layer whose input is not masked yet"):
-        kfp.FilterPruning(3)
+    with pytest.raises(errors.UnsupportedLayerError, match="expects a layer whose input is not masked yet"):
+        kfp.layers.FilterPruning(3)
     head = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    with pytest.raises(kfp.UnknownNameError, match="no layer that matches a layer that reads prunable filters"):
+    with pytest.raises(errors.UnknownNameError, match="no layer that matches a layer that reads prunable filters"):
         kfp.apply_filter_pruning(head)
-    with pytest.raises(kfp.InfeasibleBudgetError, match="only ranks them"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="only ranks them"):
         kfp.prune_model(network(), "l2", kfp.RedundancyBudget(), progress=False)
 
 
@@ -387,7 +404,9 @@ def shrunk(model):
     return kfp.prune_model(model, "dead", kfp.RedundancyBudget(), compensate="none", progress=False)
 other = kfp.apply_filter_pruning(model)
 for trained, callback in (
-    (other, kfp.PruningSchedule([0.8, 0.5])), (model, kfp.SoftPruning(0.5)), (model, kfp.SoftPruning(0.5, every=1))
+    (other, kfp.callbacks.PruningSchedule([0.8, 0.5])),
+    (model, kfp.callbacks.SoftPruning(0.5)),
+    (model, kfp.callbacks.SoftPruning(0.5, every=1)),
 ):
     trained.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = trained.fit(data, labels, batch_size=8, epochs=2, verbose=0, callbacks=[callback]).history
@@ -395,7 +414,7 @@ for trained, callback in (
     small = shrunk(plain)
     assert small.count_params() < plain.count_params()
     assert abs(to_numpy(small(data)) - to_numpy(trained(data))).max() < 1e-4
-    cost = kfp.CostModel(kfp.analyze(small))
+    cost = kfp.budgets.CostModel(kfp.analyze(small))
     assert cost.macs(cost.sizes) <= history["macs_if_pruned"][-1]
 """
 

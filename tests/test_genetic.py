@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, compensators, criteria
 from keras_filterprune.criteria.genetic import elimination_scores, errors, evolve, repaired, swapped
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.trial import Trial
@@ -39,7 +40,7 @@ def masks(n: int, gone: int) -> np.ndarray:
 def observed(model: keras.Model, x, criterion=None):
     graph = kfp.analyze(model)
     weights = Weights(graph.view)
-    return graph, weights, (criterion or kfp.Genetic()).observe(graph, weights, x, False)
+    return graph, weights, (criterion or criteria.Genetic()).observe(graph, weights, x, False)
 
 
 def dense(seed: int = 0) -> keras.Model:
@@ -159,14 +160,14 @@ def test_equal_seeds_choose_equally_and_names_do_not_matter():
     model = dense()
     chosen = []
     for seed in (0, 0, 1):
-        graph, weights, criterion = observed(model, x, kfp.Genetic(seed=seed))
+        graph, weights, criterion = observed(model, x, criteria.Genetic(seed=seed))
         chosen.append([criterion.select(graph.groups[0], k, weights).tolist() for k in range(1, 10)])
     assert chosen[0] == chosen[1]
     inputs = keras.Input((5,))
     h = layers.Dense(9, activation="relu", name="z")(inputs)
     renamed = keras.Model(inputs, [layers.Dense(4, activation="tanh", name="x")(h), layers.Dense(6, name="y")(h)])
     renamed.set_weights(model.get_weights())
-    graph, weights, criterion = observed(renamed, x, kfp.Genetic(seed=0))
+    graph, weights, criterion = observed(renamed, x, criteria.Genetic(seed=0))
     assert [criterion.select(graph.groups[0], k, weights).tolist() for k in range(1, 10)] == chosen[0]
 
 
@@ -208,13 +209,13 @@ def test_the_selection_beats_norms_in_whole_models(name):
             q, count = criterion.found(group), -(-group.size // 2)
             sets = np.ones((2, group.size), bool)
             sets[0, criterion.select(group, count, weights)] = False
-            sets[1, kfp.L2().select(group, count, weights)] = False
+            sets[1, criteria.L2().select(group, count, weights)] = False
             ours, theirs = errors(q, sets)
             assert ours <= theirs + 1e-12
             better += ours < 0.99 * theirs
     assert better
     small = kfp.prune_model(model, "genetic", 0.5, data=x, progress=False)
-    costs = [kfp.CostModel(kfp.analyze(m)) for m in (small, model)]
+    costs = [kfp.budgets.CostModel(kfp.analyze(m)) for m in (small, model)]
     assert costs[0].macs(costs[0].sizes) <= 0.5 * costs[1].macs(costs[1].sizes)
 
 
@@ -223,23 +224,23 @@ def test_the_selection_beats_norms_in_whole_models(name):
 
 @pytest.mark.parametrize("settings", [{"population": 0}, {"population": 3}, {"generations": -1}, {"seed": 0.5}])
 def test_settings_out_of_range(settings):
-    with pytest.raises(kfp.UnknownNameError, match=r"is an integer, at least \d\. Received"):
-        kfp.Genetic(**settings)
+    with pytest.raises(kfp.errors.UnknownNameError, match=r"is an integer, at least \d\. Received"):
+        criteria.Genetic(**settings)
 
 
 @pytest.mark.parametrize("count", [0, 10])
 def test_counts_that_the_group_does_not_have(count):
     graph, weights, criterion = observed(dense(), np.ones((4, 5), "float32"))
-    with pytest.raises(kfp.InfeasibleBudgetError, match="'hidden' has 9 units"):
+    with pytest.raises(kfp.errors.InfeasibleBudgetError, match="'hidden' has 9 units"):
         criterion.select(graph.groups[0], count, weights)
 
 
 def test_no_data():
-    with pytest.raises(kfp.CalibrationDataError, match="needs calibration inputs"):
+    with pytest.raises(kfp.errors.CalibrationDataError, match="needs calibration inputs"):
         kfp.prune_model(dense(), "genetic", 0.5)
     graph = kfp.analyze(dense())
-    with pytest.raises(kfp.CalibrationDataError, match="needs calibration inputs"):
-        kfp.Genetic().select(graph.groups[0], 3, Weights(graph.view))
+    with pytest.raises(kfp.errors.CalibrationDataError, match="needs calibration inputs"):
+        criteria.Genetic().select(graph.groups[0], 3, Weights(graph.view))
 
 
 # ---------------------------------------------------------------------------------------------- layer by layer
@@ -264,8 +265,8 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def layerwise(checkpoint=None) -> kfp.Method:
-    allocator = kfp.Sensitivity((0.5,), checkpoint=checkpoint)
-    return kfp.Method(kfp.Genetic(), allocator, kfp.LeastSquares(), one_by_one=True)
+    allocator = allocators.Sensitivity((0.5,), checkpoint=checkpoint)
+    return kfp.Method(criteria.Genetic(), allocator, compensators.LeastSquares(), one_by_one=True)
 
 
 def widths(model: keras.Model) -> list[int]:
@@ -279,7 +280,12 @@ def trained() -> keras.Model:
 
 def test_groups_are_cut_one_by_one_the_least_sensitive_first(trained):
     (x, _), seen = digits(), []
-    method = kfp.Method(kfp.Genetic(), kfp.Sensitivity((0.5,), "error"), kfp.LeastSquares(), one_by_one=True)
+    method = kfp.Method(
+        criteria.Genetic(),
+        allocators.Sensitivity((0.5,), "error"),
+        compensators.LeastSquares(),
+        one_by_one=True,
+    )
     small, report = kfp.prune_model(
         trained, method, 0.4, data=x, finetune=lambda m: seen.append(widths(m)), return_report=True, progress=False
     )
@@ -292,7 +298,7 @@ def test_groups_are_cut_one_by_one_the_least_sensitive_first(trained):
         scores.append(trial({group.name: criterion.select(group, now[changed], weights)}))
         before = now
     assert len(scores) > 1 and scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
-    costs = [kfp.CostModel(kfp.analyze(m)) for m in (trained, small)]
+    costs = [kfp.budgets.CostModel(kfp.analyze(m)) for m in (trained, small)]
     assert 0.9 * 0.4 <= costs[1].macs(costs[1].sizes) / costs[0].macs(costs[0].sizes) <= 0.4
     # The units are the original's.
     kernel = keras.ops.convert_to_numpy(trained.get_layer("conv1").kernel)[..., report.plan.kept["conv1"]]
@@ -338,7 +344,7 @@ def test_a_killed_run_goes_on_where_it_was(trained, tmp_path, at):
     assert len(done) + len(calls) == 3
     for a, b in zip(again.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    with pytest.raises(kfp.PlanMismatchError, match="belongs to another search"):
+    with pytest.raises(kfp.errors.PlanMismatchError, match="belongs to another search"):
         kfp.prune_model(trained, layerwise(path), 0.6, data=data, finetune=lambda m: None, progress=False)
 
 
@@ -363,8 +369,10 @@ def test_hu_ga_keeps_more_than_norms(trained):
 
 
 def test_what_does_not_go_one_by_one(trained):
-    for allocator in (kfp.Uniform(), kfp.Search()):
-        with pytest.raises(kfp.UnknownNameError, match=r"one_by_one=True goes with rounds=1 and allocator=Sensitivity"):
-            kfp.Method(kfp.L2(), allocator, one_by_one=True)
-    with pytest.raises(kfp.CalibrationDataError, match="needs labelled samples"):
+    for allocator in (allocators.Uniform(), allocators.Search()):
+        with pytest.raises(
+            kfp.errors.UnknownNameError, match=r"one_by_one=True goes with rounds=1 and allocator=Sensitivity"
+        ):
+            kfp.Method(criteria.L2(), allocator, one_by_one=True)
+    with pytest.raises(kfp.errors.CalibrationDataError, match="needs labelled samples"):
         kfp.prune_model(trained, "hu_ga", 0.5, data=digits()[0])

@@ -8,6 +8,7 @@ from random_graphs import random_model
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 from keras_filterprune.graph.keras_view import NOMINAL_SIZE, view_model
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.execute import random_inputs as inputs_of_view
@@ -206,7 +207,7 @@ def test_layer_shared_across_nesting_levels_has_one_path():
     assert [(c.path, id(c.op)) for c in view.calls if c.inputs] == [("shared", id(shared))] * 2
     assert_view_computes(model)
     assert {pin.layer for pin in kfp.analyze(model).pinned} == {"shared"}
-    assert kfp.CostModel(kfp.analyze(model)).params(np.zeros(0, int)) == model.count_params()
+    assert kfp.budgets.CostModel(kfp.analyze(model)).params(np.zeros(0, int)) == model.count_params()
 
 
 def test_input_that_is_output_and_repeated_outputs_stay_in_order():
@@ -301,7 +302,7 @@ def test_functional_subclass_with_its_own_call_is_refused():
 
     x = keras.Input((6, 6, 3), name="image")
     model = Doubled(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(conv(4, "conv")(x))))
-    with pytest.raises(kfp.UnsupportedModelError, match=r"overrides call\(\)"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"overrides call\(\)"):
         view_model(model)
     # Inside another model it is one operation like any other.
     y = layers.Dense(2, name="last")(model(layers.ReLU(name="act")(conv(3, "stem")(x))))
@@ -335,7 +336,7 @@ def test_sizes_left_open_inside_the_model_are_no_obstacle():
 def test_subclassed_model_is_refused_with_a_way_out():
     model = OwnForward(name="mine")
     model(np.zeros((1, 6, 6, 3), "float32"))
-    with pytest.raises(kfp.UnsupportedModelError) as error:
+    with pytest.raises(errors.UnsupportedModelError) as error:
         kfp.analyze(model)
     assert str(error.value) == (
         "model 'mine' is a subclassed OwnForward without a graph of layers. Wrap it as a functional model: "
@@ -345,7 +346,7 @@ def test_subclassed_model_is_refused_with_a_way_out():
 
 def test_unbuilt_sequential_is_refused_with_a_way_out():
     model = keras.Sequential([layers.Dense(3)], name="open")
-    with pytest.raises(kfp.UnsupportedModelError) as error:
+    with pytest.raises(errors.UnsupportedModelError) as error:
         kfp.analyze(model)
     assert str(error.value) == (
         "Sequential model 'open' is not built, so its shapes are unknown. Start it with keras.Input(shape), or call "
@@ -361,7 +362,7 @@ def test_sequential_is_accepted_once_built():
 
 @pytest.mark.parametrize("thing", [None, "model.keras", layers.Dense(2), np.zeros(3)], ids=lambda t: type(t).__name__)
 def test_what_is_no_model_is_refused(thing):
-    with pytest.raises(kfp.UnsupportedModelError) as error:
+    with pytest.raises(errors.UnsupportedModelError) as error:
         kfp.analyze(thing)
     assert str(error.value) == f"expected a keras.Model. Received: {type(thing).__name__}."
 
@@ -378,7 +379,7 @@ def test_what_is_no_model_is_refused(thing):
 def test_channels_first_is_refused_with_the_layer_and_a_way_out(layer):
     x = keras.Input((4, 6, 6))
     model = keras.Model(x, layer(x))
-    with pytest.raises(kfp.UnsupportedModelError) as error:
+    with pytest.raises(errors.UnsupportedModelError) as error:
         kfp.analyze(model)
     assert str(error.value) == (
         "layer 'first' uses data_format='channels_first'; expected 'channels_last', the format of TFLite and of CPUs. "

@@ -18,6 +18,7 @@ from zoo import ZOO, randomise
 
 import keras_filterprune as kfp
 import tflite_bench
+from keras_filterprune import allocators, criteria, errors
 from keras_filterprune.cost import Tiles, operators_to_measure
 from keras_filterprune.cost.tiles import TARGETS
 from keras_filterprune.latency.budget import LatencyCost, PaddedMacs
@@ -216,7 +217,7 @@ def test_activations_of_layers_are_listed_as_the_file_has_them(tmp_path):
 def test_silu_is_one_operator_in_int8(quantize, products, tmp_path):
     model, path = sequential(layers.Conv2D(64, 3, activation="silu"), shape=(64, 64, 16)), tmp_path / "model.tflite"
     samples = np.random.default_rng(0).normal(size=(4, 64, 64, 16)).astype("float32") if quantize else None
-    kfp.export_tflite(model, path, quantize=quantize, calibration=samples, verify=False)
+    kfp.export_tflite(model, path, quantize=quantize, data=samples, verify=False)
     names = [row.operator for row in tflite_bench.profile(path).operators]
     data_type = quantize or "float32"
     measured = [entry["kind"] for entry in operators_to_measure(kfp.analyze(model), data_type)]
@@ -263,7 +264,7 @@ def test_padding_in_front_of_a_convolution_is_part_of_it(tmp_path):
 def test_xnnpack_runs_no_padding_in_front_of_a_convolution(layer, pads, quantize, tmp_path):
     model, path = sequential(layers.ZeroPadding2D(2), layer, shape=(64, 64, 16)), tmp_path / "model.tflite"
     samples = np.random.default_rng(0).normal(size=(4, 64, 64, 16)).astype("float32") if quantize else None
-    kfp.export_tflite(model, path, quantize=quantize, calibration=samples, verify=False)
+    kfp.export_tflite(model, path, quantize=quantize, data=samples, verify=False)
     names = [row.operator for row in tflite_bench.profile(path).operators]
     assert sum("Pad" in name for name in names) == sum(o.kind == "PAD" for o in listed(model)) == pads
 
@@ -470,7 +471,7 @@ def test_a_time_below_that_of_a_call_is_none_at_all():
 )
 def test_what_was_not_measured_is_named(given, channels, filters):
     sentence = rf"no time for an operator with .*kind=CONV_2D.*, {channels} to {filters} channels. Measure the model"
-    with pytest.raises(kfp.InfeasibleBudgetError, match=sentence):
+    with pytest.raises(errors.InfeasibleBudgetError, match=sentence):
         staircase(EIGHT).price(given, channels, filters)
 
 
@@ -516,7 +517,7 @@ ENTRY = CONV | {"channels": 8, "filters": 8, "us": 9.0}
 )
 def test_a_damaged_table_is_refused(damage):
     with pytest.raises(
-        kfp.PlanMismatchError, match=r"tflite_bench.time_operators, and .* in the way|holds one data type"
+        errors.PlanMismatchError, match=r"tflite_bench.time_operators, and .* in the way|holds one data type"
     ):
         kfp.LatencyTable(content([ENTRY]) | damage)
 
@@ -524,7 +525,7 @@ def test_a_damaged_table_is_refused(damage):
 @pytest.mark.parametrize("found", [[], None, 3, "x", {}])
 def test_something_else_is_no_table(found, tmp_path):
     (tmp_path / "table.json").write_text(json.dumps(found))
-    with pytest.raises(kfp.PlanMismatchError, match="Time the operators again"):
+    with pytest.raises(errors.PlanMismatchError, match="Time the operators again"):
         kfp.LatencyTable.load(tmp_path / "table.json")
 
 
@@ -533,7 +534,7 @@ def test_a_file_that_cannot_be_read_is_named(found, tmp_path):
     path = tmp_path / "table.json"
     if found is not None:
         path.write_bytes(found)
-    with pytest.raises(kfp.PlanMismatchError, match=r"cannot read a latency table from '.*table.json'"):
+    with pytest.raises(errors.PlanMismatchError, match=r"cannot read a latency table from '.*table.json'"):
         kfp.LatencyTable.load(path)
 
 
@@ -588,11 +589,11 @@ def test_widths_that_cost_more_than_wider_ones_are_not_worthwhile():
 
 
 @pytest.mark.parametrize("keep", [0.35, 0.5, 0.6, 0.75, 0.9])
-@pytest.mark.parametrize("method", ["l2", kfp.Method(kfp.L2(), kfp.Uniform()), "search"], ids=str)
+@pytest.mark.parametrize("method", ["l2", kfp.Method(criteria.L2(), allocators.Uniform()), "search"], ids=str)
 def test_no_plan_has_such_widths(method, keep):
     model = chain((64, 64, 64, 64))
     if method == "search":
-        method = kfp.Method(kfp.L2(), kfp.Search(beta=8, measure="error"))
+        method = kfp.Method(criteria.L2(), allocators.Search(beta=8, measure="error"))
     budget = kfp.LatencyBudget(keep=keep, table=slow_parts(model))
     plan = kfp.plan_pruning(model, method, budget, data=DATA, **QUIET)
     assert not {24, 56} & set(kept_counts(plan))
@@ -618,7 +619,11 @@ def test_fewer_units_never_cost_more(name):
 def test_padded_macs_in_steps_of_one_are_macs(name, monkeypatch):
     monkeypatch.setitem(TARGETS, "one", ONE)
     graph = kfp.analyze(ZOO[name]())
-    padded, macs, rng = LatencyCost(graph, PaddedMacs("one")), kfp.CostModel(graph).macs, np.random.default_rng(0)
+    padded, macs, rng = (
+        LatencyCost(graph, PaddedMacs("one")),
+        kfp.budgets.CostModel(graph).macs,
+        np.random.default_rng(0),
+    )
     for _ in range(5):
         keep = random_keep(graph, rng)
         assert padded(keep) == macs(keep)
@@ -629,7 +634,7 @@ def test_padded_macs_are_macs_where_widths_fit_and_stairs_elsewhere(target):
     inputs = keras.Input((6, 6, 32))
     y = layers.Conv2D(96, 3, padding="same")(layers.Conv2D(64, 3, padding="same")(inputs))
     graph = kfp.analyze(keras.Model(inputs, layers.Conv2D(32, 3)(y)))
-    padded, macs, step = LatencyCost(graph, PaddedMacs(target)), kfp.CostModel(graph).macs, TARGETS[target].step
+    padded, macs, step = LatencyCost(graph, PaddedMacs(target)), kfp.budgets.CostModel(graph).macs, TARGETS[target].step
     for keep in ([64, 96], [32, 64]):
         assert padded(np.array(keep)) == macs(np.array(keep))
     # Input channels are rounded up in smaller steps than output channels, or not at all.
@@ -649,8 +654,8 @@ def test_padded_macs_round_input_channels_up_to_their_own_step():
 DATA = np.random.default_rng(0).normal(size=(24, 6, 6, 3)).astype("float32")
 METHODS = {
     "l2": "l2",
-    "global": kfp.Method(kfp.L2(), kfp.Global()),
-    "two rounds": kfp.Method(kfp.L2(), kfp.Global(0.7), rounds=2),
+    "global": kfp.Method(criteria.L2(), allocators.Global()),
+    "two rounds": kfp.Method(criteria.L2(), allocators.Global(0.7), rounds=2),
     "fp_omp": "fp_omp",
 }
 
@@ -682,10 +687,10 @@ def test_a_budget_is_kept_and_spent_up_to_a_measured_width(method, keep):
 
 
 ALLOCATORS = {
-    "sensitivity": kfp.Sensitivity((0.5,), measure="error"),
-    "tolerance": kfp.Tolerance(measure="error"),
-    "search": kfp.Search(beta=5, measure="error"),
-    "evolution": kfp.Evolution(population=10, generations=1, measure="error"),
+    "sensitivity": allocators.Sensitivity((0.5,), measure="error"),
+    "tolerance": allocators.Tolerance(measure="error"),
+    "search": allocators.Search(beta=5, measure="error"),
+    "evolution": allocators.Evolution(population=10, generations=1, measure="error"),
 }
 
 
@@ -693,7 +698,7 @@ ALLOCATORS = {
 def test_every_allocator_keeps_the_budget_at_measured_widths(allocator):
     model = chain((32, 48))
     budget = kfp.LatencyBudget(keep=0.5, table=table_of(model, tiles=Tiles(16)))
-    plan = kfp.plan_pruning(model, kfp.Method(kfp.L2(), allocator), budget, data=DATA, **QUIET)
+    plan = kfp.plan_pruning(model, kfp.Method(criteria.L2(), allocator), budget, data=DATA, **QUIET)
     cost = LatencyCost(kfp.analyze(model), budget.table)
     assert cost(np.array(kept_counts(plan))) <= 0.5 * cost(cost.sizes)
     assert all(n % 8 == 0 for n in kept_counts(plan))
@@ -754,7 +759,7 @@ def test_channel_multiple_wins_over_measured_widths():
     plan = kfp.plan_pruning(model, "l2", budget, channel_multiple=12, **QUIET)
     assert all(n % 12 == 0 or n == size for n, size in zip(kept_counts(plan), (64, 96, 48), strict=True))
     assert any(n % 32 for n in kept_counts(plan))
-    with pytest.raises(kfp.InfeasibleBudgetError, match="the smallest reachable is"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="the smallest reachable is"):
         kfp.plan_pruning(model, "l2", replace(budget, keep=0.01), channel_multiple=12, **QUIET)
 
 
@@ -805,40 +810,40 @@ def test_prune_layers_keeps_a_latency_budget(preactivation):
     assert 1 <= len(report.removed) < 3
     assert table.predict(small) <= 0.75 * table.predict(model) + 1e-6
     assert report.notes == [f"Latency is predicted for {OTHER} and was not measured: this is {machine_info()['cpu']}."]
-    with pytest.raises(kfp.InfeasibleBudgetError, match="without all 3 units"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="without all 3 units"):
         kfp.prune_layers(model, budget=replace(budget, keep=0.01), **QUIET)
 
 
 @pytest.mark.parametrize("given", [0, 1.5, True, -0.5, math.nan, math.inf, "0.5", [0.5]])
 def test_a_fraction_that_is_none_is_refused(given):
     with pytest.raises(
-        kfp.InfeasibleBudgetError, match=r"keep is the fraction that is kept, in \(0, 1\]. Received: keep="
+        errors.InfeasibleBudgetError, match=r"keep is the fraction that is kept, in \(0, 1\]. Received: keep="
     ):
         kfp.LatencyBudget(keep=given, table="arm64")
 
 
 @pytest.mark.parametrize("given", [0, True, -3, math.nan, math.inf, "5"])
 def test_milliseconds_that_are_none_are_refused(given):
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"ms is a positive number of milliseconds. Received: ms="):
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"ms is a positive number of milliseconds. Received: ms="):
         kfp.LatencyBudget(ms=given, table=staircase(EIGHT))
 
 
 @pytest.mark.parametrize("given", [{}, {"ms": 1, "keep": 0.5}])
 def test_either_milliseconds_or_a_fraction(given):
-    with pytest.raises(kfp.InfeasibleBudgetError, match="expects either ms= or keep="):
+    with pytest.raises(errors.InfeasibleBudgetError, match="expects either ms= or keep="):
         kfp.LatencyBudget(**given, table="arm64")
 
 
 @pytest.mark.parametrize("table", [None, 3, {"format": 1}])
 def test_a_budget_takes_a_table(table):
-    with pytest.raises(kfp.InfeasibleBudgetError, match="expects table=, a LatencyTable"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="expects table=, a LatencyTable"):
         kfp.LatencyBudget(keep=0.5, table=table)
 
 
 def test_a_target_has_to_be_known_and_has_no_milliseconds():
-    with pytest.raises(kfp.UnknownNameError, match=re.escape("Did you mean 'arm64'?")):
+    with pytest.raises(errors.UnknownNameError, match=re.escape("Did you mean 'arm64'?")):
         kfp.LatencyBudget(keep=0.5, table="arm46")
-    with pytest.raises(kfp.InfeasibleBudgetError, match="target 'arm64' has no milliseconds"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="target 'arm64' has no milliseconds"):
         kfp.LatencyBudget(ms=5, table="arm64")
     assert kfp.LatencyBudget(keep=np.float32(0.5), table="arm64").unit == "padded MACs"
     assert kfp.LatencyBudget(keep=0.5, table=staircase(EIGHT)).unit == "ns"
@@ -850,14 +855,14 @@ def test_a_budget_below_the_reachable_minimum_says_what_is_left():
     sentence = (
         r"asks for at most [\d,]+ ns; the smallest reachable is [\d,]+ \(.* What is left is mostly in layers 'conv0'"
     )
-    with pytest.raises(kfp.InfeasibleBudgetError, match=sentence):
+    with pytest.raises(errors.InfeasibleBudgetError, match=sentence):
         kfp.prune_model(model, "l2", replace(budget, keep=0.001), **QUIET)
-    with pytest.raises(kfp.InfeasibleBudgetError, match="padded MACs"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="padded MACs"):
         kfp.prune_model(model, "l2", kfp.LatencyBudget(keep=0.001, table="arm64"), **QUIET)
 
 
 def test_the_table_of_another_model_is_refused_before_anything_is_cut():
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"has no time for an operator with .*kind=CONV_2D"):
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"has no time for an operator with .*kind=CONV_2D"):
         kfp.prune_model(chain(), "l2", kfp.LatencyBudget(keep=0.5, table=table_of(chain(size=5))), **QUIET)
 
 
@@ -898,7 +903,7 @@ def test_a_model_that_is_not_faster_is_refused():
     narrow, wide = chain((8, 8), size=16), chain((96, 96), size=16)
     table = table_of(narrow, wide, device=machine_info()["cpu"])
     with pytest.raises(
-        kfp.InfeasibleBudgetError, match=r"the pruned model is not faster: measured .* ms dense, .* pruned"
+        errors.InfeasibleBudgetError, match=r"the pruned model is not faster: measured .* ms dense, .* pruned"
     ):
         require_faster(narrow, wide, table)
 
@@ -911,7 +916,7 @@ def test_an_int8_table_is_measured_with_int8_files(monkeypatch):
         return benchmark(files, **settings)
 
     model = chain((64, 64), size=12)
-    table = kfp.measure_latency(model, data_type="int8", **QUIET)
+    table = kfp.measure_latency(model, quantize="int8", **QUIET)
     assert table.data_type == "int8"
     monkeypatch.setattr(tflite_bench, "benchmark", watched)
     note = require_faster(model, chain((8, 8), size=12), table)
@@ -920,5 +925,5 @@ def test_an_int8_table_is_measured_with_int8_files(monkeypatch):
 
 
 def test_a_model_without_known_operators_cannot_be_measured():
-    with pytest.raises(kfp.InfeasibleBudgetError, match="has no operator whose time could be measured"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="has no operator whose time could be measured"):
         kfp.measure_latency(sequential(layers.Conv1D(4, 3), shape=(8, 3)), **QUIET)

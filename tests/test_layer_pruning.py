@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.layer_pruning import find_units
 from keras_filterprune.layer_pruning.importance import FilterMean, embeddings, proxy_accuracy
@@ -94,7 +95,7 @@ def test_the_rest_is_the_network_built_without_the_block(gone, left, final_relu)
     model, (x, _) = resnet(final_relu=final_relu), digits(20)
     before = [w.copy() for w in model.get_weights()]
     criterion = Named(**{f"{name}1": 0.0 for name in gone})
-    small, report = kfp.prune_layers(model, len(gone), criterion=criterion, return_report=True, progress=False)
+    small, report = kfp.prune_layers(model, len(gone), method=criterion, return_report=True, progress=False)
     assert report.removed == [f"{name}_add" for name in gone]
     assert report.verification <= 1e-5
     expected = copied(model, resnet(tuple(left), final_relu))
@@ -108,7 +109,7 @@ def test_the_rest_is_the_network_built_without_the_block(gone, left, final_relu)
 @pytest.mark.parametrize("gone", ["conv2", "conv3", "fc2"])
 def test_the_rest_is_the_chain_built_without_the_layer(gone):
     model, (x, _) = vgg(), digits(20)
-    small, report = kfp.prune_layers(model, 1, criterion="l2", include=gone, return_report=True, progress=False)
+    small, report = kfp.prune_layers(model, 1, method="l2", include=gone, return_report=True, progress=False)
     assert report.removed == [gone]
     assert isinstance(small, keras.Sequential)
     assert not {layer.name for layer in small.layers} & {gone, f"{gone}_bn", f"{gone}_relu"}
@@ -123,7 +124,7 @@ def test_a_projection_takes_over_its_branch_if_that_is_wanted():
     reasons = find_units(kfp.analyze(model))[1]
     assert "projections=True" in reasons["down1"]
     small, report = kfp.prune_layers(
-        model, 1, criterion="l2", projections=True, include="down*", return_report=True, progress=False
+        model, 1, method="l2", projections=True, include="down*", return_report=True, progress=False
     )
     assert [(row.name, row.kind) for row in report.units] == [("down_add", "branch")]
     # The branch adds nothing where its last normalization is zero.
@@ -176,7 +177,7 @@ def test_the_check_sees_another_wiring():
     model = resnet()
     graph = kfp.analyze(model)
     units = find_units(graph)[0]
-    with pytest.raises(kfp.SurgeryError, match="wired differently"):
+    with pytest.raises(errors.SurgeryError, match="wired differently"):
         verify_removal(graph, without_units(model, graph, units[:1]), units[1:2])
 
 
@@ -256,7 +257,7 @@ def test_importance_is_a_mean_over_filters():
     scores = []
     for copies in (1, 2):
         graph = kfp.analyze(network(copies))
-        scores.append(FilterMean(kfp.L1()).scores(graph, find_units(graph)[0], None, False))
+        scores.append(FilterMean(kfp.criteria.L1()).scores(graph, find_units(graph)[0], None, False))
     np.testing.assert_allclose(*scores, rtol=1e-6)
 
 
@@ -264,7 +265,7 @@ def test_importance_is_the_criterions_own_score_of_all_the_layers_filters():
     model = resnet()
     graph = kfp.analyze(model)
     units = find_units(graph)[0]
-    found = FilterMean(kfp.L1()).scores(graph, units, None, False)
+    found = FilterMean(kfp.criteria.L1()).scores(graph, units, None, False)
     for unit, score in zip(units, found, strict=True):
         name = unit.name[0]
         kernels = [model.get_layer(f"{name}{number}").kernel.numpy() for number in (1, 2)]
@@ -276,7 +277,7 @@ def test_least_important_units_go_first_and_others_never():
     model = resnet()
     for name in ("down1", "down2", "stem"):
         model.get_layer(name).kernel.assign(np.zeros(model.get_layer(name).kernel.shape))
-    small, report = kfp.prune_layers(model, 3, criterion="l1", return_report=True, progress=False)
+    small, report = kfp.prune_layers(model, 3, method="l1", return_report=True, progress=False)
     assert report.removed == ["a_add", "b_add", "c_add"]
     assert {"down1", "down2", "stem", "projection"} <= {layer.name for layer in small.layers}
     assert set(report.unremovable) == {"stem", "down1", "down2", "projection", "head"}
@@ -285,7 +286,7 @@ def test_least_important_units_go_first_and_others_never():
 @pytest.mark.parametrize("name", [n for n, *_ in kfp.list_methods() if n not in ("fp_omp", "lrf")])
 def test_every_criterion_scores_blocks(name):
     _, report = kfp.prune_layers(
-        resnet(), 1, criterion=name, data=digits(), return_report=True, progress=False, verify=False
+        resnet(), 1, method=name, data=digits(), return_report=True, progress=False, verify=False
     )
     assert len(report.units) == 3
     assert np.isfinite([row.importance for row in report.units]).all()
@@ -300,11 +301,13 @@ def test_an_ensemble_adds_places():
     units = find_units(graph)[0]
     places = [
         np.argsort(np.argsort(FilterMean(criterion).scores(graph, units, data, False)))
-        for criterion in (kfp.L1(), kfp.GateTaylor())
+        for criterion in (kfp.criteria.L1(), kfp.criteria.TaylorGate())
     ]
-    found = kfp.Ensemble(["l1", "taylor_gate"]).scores(graph, units, data, False)
+    found = kfp.layer_pruning.Ensemble(["l1", "taylor_gate"]).scores(graph, units, data, False)
     np.testing.assert_array_equal(found, sum(places))
-    assert repr(kfp.Ensemble()) == "Ensemble(L2(aggregate='mean'), Taylor(aggregate='mean'), GateTaylor())"
+    assert (
+        repr(kfp.layer_pruning.Ensemble()) == "Ensemble(L2(aggregate='mean'), Taylor(aggregate='mean'), TaylorGate())"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ imprinting
@@ -346,7 +349,7 @@ def test_a_block_that_does_nothing_adds_no_accuracy():
     bn.beta.assign(np.zeros(6))
     graph = kfp.analyze(model)
     units = find_units(graph)[0]
-    found = kfp.Imprinting().scores(graph, units, digits(), False)
+    found = kfp.layer_pruning.Imprinting().scores(graph, units, digits(), False)
     assert found[1] == 0
     # As many images are told apart before the unit as by the network that ends there.
     x, y = digits()
@@ -361,7 +364,7 @@ def test_a_block_that_does_nothing_adds_no_accuracy():
 
 def test_budgets_are_met_and_what_fits_again_stays():
     model = resnet()
-    full = kfp.CostModel(kfp.analyze(model))
+    full = kfp.budgets.CostModel(kfp.analyze(model))
     macs = {
         name: full.macs.by_layer(full.sizes)[f"{name}1"] + full.macs.by_layer(full.sizes)[f"{name}2"] for name in "abc"
     }
@@ -370,9 +373,9 @@ def test_budgets_are_met_and_what_fits_again_stays():
     assert macs["c"] < macs["a"] == macs["b"]
     keep = 1 - (macs["a"] - 0.5) / total
     criterion = Named(c1=0.0, a1=1.0, b1=2.0)
-    small, report = kfp.prune_layers(model, budget=keep, criterion=criterion, return_report=True, progress=False)
+    small, report = kfp.prune_layers(model, budget=keep, method=criterion, return_report=True, progress=False)
     assert report.removed == ["a_add"]
-    cost = kfp.CostModel(kfp.analyze(small))
+    cost = kfp.budgets.CostModel(kfp.analyze(small))
     assert report.cost["macs"] == (total, cost.macs(cost.sizes))
     assert cost.macs(cost.sizes) <= keep * total
     assert report.cost["params"] == (model.count_params(), small.count_params())
@@ -384,7 +387,7 @@ def test_budgets_are_met_and_what_fits_again_stays():
 
 def test_include_and_exclude():
     def removed(**options):
-        return kfp.prune_layers(resnet(), 1, criterion="l1", return_report=True, progress=False, **options)[1]
+        return kfp.prune_layers(resnet(), 1, method="l1", return_report=True, progress=False, **options)[1]
 
     assert removed(include="c*").removed == ["c_add"]
     report = removed(exclude=["a*", "b_add"])
@@ -397,7 +400,7 @@ def test_include_and_exclude():
 
 
 def test_the_report_says_what_went_and_what_could_not():
-    _, report = kfp.prune_layers(resnet(), 2, criterion="l1", return_report=True, progress=False)
+    _, report = kfp.prune_layers(resnet(), 2, method="l1", return_report=True, progress=False)
     assert report.summary().startswith("2 of 3 units removed: ")
     assert report.table().row_count == 3
     assert report.unremovable["stem"] == "changes the shape: (8, 8, 1) to (8, 8, 6)"
@@ -447,42 +450,42 @@ def resnet_like(x):
 def test_bad_arguments():
     model = resnet()
     for arguments in ({}, {"n_layers": 1, "budget": 0.5}):
-        with pytest.raises(kfp.InfeasibleBudgetError, match="expects n_layers= or budget="):
+        with pytest.raises(errors.InfeasibleBudgetError, match="expects n_layers= or budget="):
             kfp.prune_layers(model, **arguments)
     for n_layers in (0, -1, True, 1.5, "2"):
-        with pytest.raises(kfp.InfeasibleBudgetError, match="positive number of units"):
+        with pytest.raises(errors.InfeasibleBudgetError, match="positive number of units"):
             kfp.prune_layers(model, n_layers)
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"n_layers=4, and 3 units can be removed: 'a_add', 'b_add'"):
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"n_layers=4, and 3 units can be removed: 'a_add', 'b_add'"):
         kfp.prune_layers(model, 4)
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"without all 3 units .* are left \(\d+\.\d % of"):
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"without all 3 units .* are left \(\d+\.\d % of"):
         kfp.prune_layers(model, budget=0.05)
-    with pytest.raises(kfp.InfeasibleBudgetError, match="removes whole layers"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="removes whole layers"):
         kfp.prune_layers(model, budget=kfp.FiltersBudget(0.5))
-    with pytest.raises(kfp.UnknownNameError, match="says nothing about the layer"):
-        kfp.prune_layers(model, 1, criterion="fp_omp")
-    with pytest.raises(kfp.UnknownNameError, match="criterion is a name"):
-        kfp.prune_layers(model, 1, criterion=3)
-    with pytest.raises(kfp.UnknownNameError, match="no layer matches 'conv9'"):
+    with pytest.raises(errors.UnknownNameError, match="says nothing about the layer"):
+        kfp.prune_layers(model, 1, method="fp_omp")
+    with pytest.raises(errors.UnknownNameError, match="criterion is a name"):
+        kfp.prune_layers(model, 1, method=3)
+    with pytest.raises(errors.UnknownNameError, match="no layer matches 'conv9'"):
         kfp.prune_layers(model, 1, exclude="conv9")
     for criteria in ([], "l2"):
-        with pytest.raises(kfp.UnknownNameError, match="takes several criteria"):
-            kfp.Ensemble(criteria)
+        with pytest.raises(errors.UnknownNameError, match="takes several criteria"):
+            kfp.layer_pruning.Ensemble(criteria)
     for criterion in ("taylor", "ensemble", "imprinting", "cap"):
-        with pytest.raises(kfp.CalibrationDataError, match="pass data="):
-            kfp.prune_layers(model, 1, criterion=criterion)
-    with pytest.raises(kfp.CalibrationDataError, match="imprinting needs labelled samples"):
-        kfp.prune_layers(model, 1, criterion="imprinting", data=digits()[0])
+        with pytest.raises(errors.CalibrationDataError, match="pass data="):
+            kfp.prune_layers(model, 1, method=criterion)
+    with pytest.raises(errors.CalibrationDataError, match="imprinting needs labelled samples"):
+        kfp.prune_layers(model, 1, method="imprinting", data=digits()[0])
 
 
 def test_models_without_a_removable_layer():
     model = keras.Sequential(
         [keras.Input((8, 8, 1)), layers.Conv2D(4, 3, name="conv"), layers.Flatten(), layers.Dense(3)]
     )
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"no layer that can be removed.*'conv' changes the shape"):
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"no layer that can be removed.*'conv' changes the shape"):
         kfp.prune_layers(model, 1)
     broken = resnet()
     broken.get_layer("a1").kernel.assign(np.full(broken.get_layer("a1").kernel.shape, np.nan))
-    with pytest.raises(kfp.UnsupportedModelError, match="NaN or infinite"):
+    with pytest.raises(errors.UnsupportedModelError, match="NaN or infinite"):
         kfp.prune_layers(broken, 1)
 
 
@@ -495,11 +498,13 @@ def test_filters_that_could_not_go_one_by_one_are_scored_all_the_same():
     data = np.random.default_rng(0).normal(size=(20, 8, 8, 4)).astype("float32"), np.arange(20) % 3
     assert not kfp.analyze(model).groups
     for criterion in ("l1", "taylor"):
-        report = kfp.prune_layers(model, 1, criterion=criterion, data=data, return_report=True, progress=False)[1]
+        report = kfp.prune_layers(model, 1, method=criterion, data=data, return_report=True, progress=False)[1]
         assert criterion != "l1" or report.removed == ["two_add"]
         assert len(report.units) == 2
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"'one' is in 'one_add', of which GateTaylor\(\) says nothing"):
-        kfp.prune_layers(model, 1, criterion="taylor_gate", data=data, progress=False)
+    with pytest.raises(
+        errors.InfeasibleBudgetError, match=r"'one' is in 'one_add', of which TaylorGate\(\) says nothing"
+    ):
+        kfp.prune_layers(model, 1, method="taylor_gate", data=data, progress=False)
 
 
 def test_units_a_criterion_says_nothing_of_stay():
@@ -508,6 +513,6 @@ def test_units_a_criterion_says_nothing_of_stay():
     y = layers.BatchNormalization(name="bn")(layers.Conv2D(5, 3, padding="same", name="two")(h))
     h = layers.Add(name="normal")([h, layers.Conv2D(4, 3, padding="same", name="three")(y)])
     model = keras.Model(inputs, layers.Flatten()(h))
-    _, report = kfp.prune_layers(model, 1, criterion="bn_scale", return_report=True, progress=False)
+    _, report = kfp.prune_layers(model, 1, method="bn_scale", return_report=True, progress=False)
     assert report.removed == ["normal"]
     assert report.unremovable["one"].startswith("is in 'bare', of which BNScale")

@@ -9,6 +9,7 @@ from keras import layers
 from zoo import ZOO, randomise
 
 import keras_filterprune as kfp
+from keras_filterprune import compensators, criteria, errors
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe.consumers import generator_for, kernel_matrix, sample_rows
 from keras_filterprune.probe.regression import rectified_regression
@@ -71,7 +72,7 @@ def test_a_duplicated_channel_is_given_up_without_a_trace(bias, normalised):
     kept = {"conv1": [0, 1, 2, 3, 4, 5, 7, 8, 9]}
     plan = kfp.plan_pruning(model, "l2", kfp.FiltersBudget(keep=1.0))
     plan.groups[0]["kept"] = kept["conv1"]
-    exact = kfp.LeastSquares(variance=False, ridge=1e-9, rectified=False)
+    exact = compensators.LeastSquares(variance=False, ridge=1e-9, rectified=False)
     small = kfp.apply_plan(model, plan, data=IMAGES, compensate=exact, progress=False)
     assert outputs(small) == pytest.approx(outputs(model), abs=2e-3)
     plain = kfp.apply_plan(model, plan, compensate="none", progress=False)
@@ -89,7 +90,7 @@ def test_a_constant_channel_is_folded_into_the_mean(bias):
     plan = kfp.plan_pruning(model, "l2", kfp.FiltersBudget(keep=1.0))
     plan.groups[0]["kept"] = [k for k in range(10) if k != 4]
     small = kfp.apply_plan(
-        model, plan, data=IMAGES, compensate=kfp.LeastSquares(variance=False, ridge=1e-9), progress=False
+        model, plan, data=IMAGES, compensate=compensators.LeastSquares(variance=False, ridge=1e-9), progress=False
     )
     plain = kfp.apply_plan(model, plan, compensate="none", progress=False)
     # Borders see zeros in place of the constant, so that the fold is exact inside only.
@@ -103,7 +104,7 @@ def test_the_refit_is_the_least_squares_solution_with_intercept():
         model,
         plan,
         data=IMAGES,
-        compensate=kfp.LeastSquares(variance=False, ridge=1e-12, rectified=False),
+        compensate=compensators.LeastSquares(variance=False, ridge=1e-12, rectified=False),
         progress=False,
     )
     before = keras.Model(model.input, model.get_layer("conv2").input)
@@ -128,7 +129,7 @@ def test_behind_a_relu_only_what_it_passes_is_fitted(normalised):
     activation = next(layer.name for layer in model.layers[4:] if isinstance(layer, layers.ReLU))
 
     def error(rectified: bool) -> float:
-        exact = kfp.LeastSquares(variance=False, rectified=rectified)
+        exact = compensators.LeastSquares(variance=False, rectified=rectified)
         small = kfp.apply_plan(model, plan, data=IMAGES, compensate=exact, progress=False)
         found = [keras.Model(m.input, m.get_layer(activation).output)(IMAGES) for m in (model, small)]
         return float(np.square(np.asarray(found[0]) - np.asarray(found[1])).mean())
@@ -159,7 +160,7 @@ def test_the_fit_behind_a_relu_never_gets_worse_and_finds_what_is_there():
 def test_nothing_is_refitted_where_nothing_was_removed():
     model = built()
     small, report = kfp.prune_model(
-        model, "l2", 1.0, data=IMAGES, compensate=kfp.LeastSquares(), return_report=True, progress=False
+        model, "l2", 1.0, data=IMAGES, compensate=compensators.LeastSquares(), return_report=True, progress=False
     )
     assert report.compensation.startswith("0 layers")
     assert (outputs(small) == outputs(model)).all()
@@ -172,12 +173,12 @@ def test_compensation_brings_outputs_nearer_to_the_original(name):
     fresh = RNG.normal(size=(64, *model.inputs[0].shape[1:])).astype("float32")
     plan = kfp.plan_pruning(model, "l2", 0.6)
     plain = kfp.apply_plan(model, plan, compensate="none", progress=False)
-    small = kfp.apply_plan(model, plan, data=x, compensate=kfp.LeastSquares(), progress=False)
+    small = kfp.apply_plan(model, plan, data=x, compensate=compensators.LeastSquares(), progress=False)
     wanted = outputs(model, fresh)
     assert np.square(outputs(small, fresh) - wanted).mean() < 0.7 * np.square(outputs(plain, fresh) - wanted).mean()
 
 
-@pytest.mark.parametrize("criterion", [kfp.CaP(), kfp.Energy()], ids=repr)
+@pytest.mark.parametrize("criterion", [criteria.CaP(), criteria.Energy()], ids=repr)
 def test_a_channel_that_nobody_reads_goes_first(criterion):
     model = built()
     kernel = np.asarray(model.get_layer("conv2").kernel.value).copy()
@@ -201,12 +202,12 @@ def test_cap_gives_up_a_redundant_channel_that_energy_keeps():
 
 @pytest.mark.parametrize("name", ["cap", "energy"])
 def test_missing_calibration_data_is_a_clear_error_before_any_work(name):
-    with pytest.raises(kfp.CalibrationDataError, match=r"needs calibration inputs: pass data="):
+    with pytest.raises(errors.CalibrationDataError, match=r"needs calibration inputs: pass data="):
         kfp.prune_model(built(), name, 0.5)
 
 
 def test_one_image_is_not_enough():
-    with pytest.raises(kfp.CalibrationDataError, match="at least 2 samples"):
+    with pytest.raises(errors.CalibrationDataError, match="at least 2 samples"):
         kfp.prune_model(built(), "cap", 0.5, data=IMAGES[:1], progress=False)
 
 

@@ -11,6 +11,7 @@ import pytest
 from zoo import ZOO, randomise
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, criteria, errors
 from keras_filterprune.compensators import BNRecalibration
 from keras_filterprune.latency import as_budget
 
@@ -61,14 +62,14 @@ def fails(error, builtin, sentence, call, *args, **kwargs):
 @pytest.mark.parametrize(
     ("error", "builtin"),
     [
-        (kfp.UnsupportedModelError, ValueError),
-        (kfp.UnsupportedLayerError, TypeError),
-        (kfp.InfeasibleBudgetError, ValueError),
-        (kfp.PlanMismatchError, ValueError),
-        (kfp.CalibrationDataError, ValueError),
-        (kfp.SurgeryError, RuntimeError),
-        (kfp.ExportError, RuntimeError),
-        (kfp.UnknownNameError, ValueError),
+        (errors.UnsupportedModelError, ValueError),
+        (errors.UnsupportedLayerError, TypeError),
+        (errors.InfeasibleBudgetError, ValueError),
+        (errors.PlanMismatchError, ValueError),
+        (errors.CalibrationDataError, ValueError),
+        (errors.SurgeryError, RuntimeError),
+        (errors.ExportError, RuntimeError),
+        (errors.UnknownNameError, ValueError),
     ],
 )
 def test_every_error_is_a_filter_prune_error_and_a_built_in(error, builtin):
@@ -81,50 +82,67 @@ def test_every_error_is_a_filter_prune_error_and_a_built_in(error, builtin):
 
 def test_unknown_method_lists_the_known_ones_and_guesses(chain):
     known = ", ".join(name for name, *_ in kfp.list_methods())
-    text = fails(kfp.UnknownNameError, ValueError, r"unknown method 'fpmg'\.", kfp.prune_model, chain, "fpmg")
+    text = fails(errors.UnknownNameError, ValueError, r"unknown method 'fpmg'\.", kfp.prune_model, chain, "fpmg")
     assert f"Known methods: {known}." in text
     assert text.endswith("Did you mean 'fpgm'?")
-    text = fails(kfp.UnknownNameError, ValueError, r"unknown method 'qqqq'\.", kfp.plan_pruning, chain, "qqqq")
+    text = fails(errors.UnknownNameError, ValueError, r"unknown method 'qqqq'\.", kfp.plan_pruning, chain, "qqqq")
     assert "Did you mean" not in text
 
 
 def test_method_of_a_wrong_type(chain):
-    fails(kfp.UnknownNameError, ValueError, r"unknown method None\. Known methods: l1,", kfp.prune_model, chain, None)
-    fails(kfp.UnknownNameError, ValueError, r"unknown method 3\.", kfp.prune_model, chain, 3)
+    fails(
+        errors.UnknownNameError,
+        ValueError,
+        r"unknown method None\. Known methods: l1,",
+        kfp.prune_model,
+        chain,
+        None,
+    )
+    fails(errors.UnknownNameError, ValueError, r"unknown method 3\.", kfp.prune_model, chain, 3)
 
 
 def test_method_that_cannot_be_hashed(chain):
-    fails(kfp.UnknownNameError, ValueError, r"unknown method \['l1'\]", kfp.prune_model, chain, ["l1"])
+    fails(errors.UnknownNameError, ValueError, r"unknown method \['l1'\]", kfp.prune_model, chain, ["l1"])
 
 
 @pytest.mark.parametrize("seed", [-1, 1.0, True, "0", None])
 def test_seed(chain, seed):
     sentence = rf"seed is a non-negative integer\. Received: seed={seed!r}\."
     for call in (kfp.prune_model, kfp.plan_pruning):
-        for method in ("random", "l1", kfp.L2(), kfp.Method(kfp.L2())):
-            fails(kfp.UnknownNameError, ValueError, sentence, call, chain, method, seed=seed)
+        for method in ("random", "l1", criteria.L2(), kfp.Method(criteria.L2())):
+            fails(errors.UnknownNameError, ValueError, sentence, call, chain, method, seed=seed)
 
 
 def test_parts_of_a_method():
     for arguments, kind, found in (
         (("l1",), "Criterion", "'l1'"),
-        ((kfp.L1,), "Criterion", "<class '.*L1'>"),
-        ((kfp.L1(), "global"), "Allocator", "'global'"),
-        ((kfp.L1(), kfp.Uniform(), None), "Compensator", "None"),
-        ((kfp.L1(), BNRecalibration()), "Allocator", r"BNRecalibration\(\)"),
+        ((criteria.L1,), "Criterion", "<class '.*L1'>"),
+        ((criteria.L1(), "global"), "Allocator", "'global'"),
+        ((criteria.L1(), allocators.Uniform(), None), "Compensator", "None"),
+        ((criteria.L1(), BNRecalibration()), "Allocator", r"BNRecalibration\(\)"),
     ):
         sentence = rf"Method expects a {kind} object\. Received: {found}\."
-        fails(kfp.UnknownNameError, ValueError, sentence, kfp.Method, *arguments)
+        fails(errors.UnknownNameError, ValueError, sentence, kfp.Method, *arguments)
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_unknown_layer_pattern(chain, option):
     text = fails(
-        kfp.UnknownNameError, ValueError, r"no layer matches 'convv1'\.", kfp.prune_model, chain, **{option: "convv1"}
+        errors.UnknownNameError,
+        ValueError,
+        r"no layer matches 'convv1'\.",
+        kfp.prune_model,
+        chain,
+        **{option: "convv1"},
     )
     assert text.endswith("Did you mean 'conv1'?")
     text = fails(
-        kfp.UnknownNameError, ValueError, r"no layer matches 'zz\*'\.", kfp.prune_model, chain, **{option: ["zz*"]}
+        errors.UnknownNameError,
+        ValueError,
+        r"no layer matches 'zz\*'\.",
+        kfp.prune_model,
+        chain,
+        **{option: ["zz*"]},
     )
     assert text.endswith("analyze(model).groups lists the layers.")
 
@@ -134,12 +152,12 @@ def test_unknown_layer_pattern(chain, option):
 def test_layer_pattern_that_is_no_string(chain, option, entry):
     sentence = rf"include and exclude take layer names or globs\. Received: {re.escape(repr(entry))}\."
     arguments = {option: ["conv1", entry]}
-    fails(kfp.UnknownNameError, ValueError, sentence, kfp.plan_pruning, chain, **arguments)
+    fails(errors.UnknownNameError, ValueError, sentence, kfp.plan_pruning, chain, **arguments)
 
 
 def test_unknown_layer_in_a_filters_budget(chain):
     fails(
-        kfp.UnknownNameError,
+        errors.UnknownNameError,
         ValueError,
         r"FiltersBudget names 'conv9', which matches no prunable layer\. Prunable: conv1, conv2, conv3\.",
         kfp.prune_model,
@@ -148,10 +166,10 @@ def test_unknown_layer_in_a_filters_budget(chain):
     )
 
 
-@pytest.mark.parametrize("criterion", [kfp.L1, kfp.L2, kfp.FPGM, kfp.BNScale])
+@pytest.mark.parametrize("criterion", [criteria.L1, criteria.L2, criteria.FPGM, criteria.BNScale])
 def test_unknown_aggregate(criterion):
     fails(
-        kfp.UnknownNameError,
+        errors.UnknownNameError,
         ValueError,
         r"aggregate is one of mean, sum, max, prod, first\. Received: aggregate='median'\.",
         criterion,
@@ -161,7 +179,7 @@ def test_unknown_aggregate(criterion):
 
 def test_unknown_compensate(chain):
     fails(
-        kfp.UnknownNameError,
+        errors.UnknownNameError,
         ValueError,
         r"compensate is 'auto', 'none', one of least_squares, bn, .*, or a compensator\. Received: "
         r"compensate='least squares'\. Did you mean 'least_squares'\?",
@@ -177,23 +195,23 @@ def test_unknown_compensate(chain):
 @pytest.mark.parametrize("value", [0, 0.0, -0.5, 1.5, 2, float("nan"), float("inf"), True, False])
 def test_budget_out_of_range(chain, value):
     sentence = rf"budget is the fraction that is kept, in \(0, 1\]\. Received: budget={value!r}\."
-    fails(kfp.InfeasibleBudgetError, ValueError, sentence, kfp.prune_model, chain, "l2", value)
+    fails(errors.InfeasibleBudgetError, ValueError, sentence, kfp.prune_model, chain, "l2", value)
     for budget in (kfp.MacsBudget, kfp.FiltersBudget):
         sentence = rf"keep is the fraction that is kept, in \(0, 1\]\. Received: keep={value!r}\."
-        fails(kfp.InfeasibleBudgetError, ValueError, sentence, budget, keep=value)
-    fails(kfp.InfeasibleBudgetError, ValueError, sentence, kfp.ParamsBudget, keep=value)
+        fails(errors.InfeasibleBudgetError, ValueError, sentence, budget, keep=value)
+    fails(errors.InfeasibleBudgetError, ValueError, sentence, kfp.ParamsBudget, keep=value)
     sentence = rf"conv1 is the fraction that is kept, in \(0, 1\]\. Received: conv1={value!r}\."
-    fails(kfp.InfeasibleBudgetError, ValueError, sentence, kfp.FiltersBudget, {"conv1": value})
+    fails(errors.InfeasibleBudgetError, ValueError, sentence, kfp.FiltersBudget, {"conv1": value})
 
 
 @pytest.mark.parametrize("value", ["x", None, [0.5], "0.5"])
 def test_budget_of_a_wrong_type(chain, value):
     kinds = "MacsBudget, ParamsBudget, BopsBudget, LatencyBudget, FiltersBudget or RedundancyBudget"
-    with pytest.raises(kfp.UnknownNameError, match=rf"budget is a fraction in \(0, 1\], {kinds}") as caught:
+    with pytest.raises(errors.UnknownNameError, match=rf"budget is a fraction in \(0, 1\], {kinds}") as caught:
         kfp.prune_model(chain, "l2", value)
     assert f"Received: budget={value!r}." in str(caught.value)
     assert isinstance(caught.value, ValueError)
-    fails(kfp.InfeasibleBudgetError, ValueError, r"keep is the fraction that is kept", kfp.MacsBudget, keep=value)
+    fails(errors.InfeasibleBudgetError, ValueError, r"keep is the fraction that is kept", kfp.MacsBudget, keep=value)
 
 
 def test_budget_may_be_a_numpy_number():
@@ -203,7 +221,7 @@ def test_budget_may_be_a_numpy_number():
 def test_params_budget_wants_one_of_two():
     for arguments in ({}, {"keep": 0.5, "count": 100}):
         fails(
-            kfp.InfeasibleBudgetError,
+            errors.InfeasibleBudgetError,
             ValueError,
             r"ParamsBudget expects either keep= or count=\. Received: ParamsBudget\(keep=",
             kfp.ParamsBudget,
@@ -211,7 +229,7 @@ def test_params_budget_wants_one_of_two():
         )
     for count in (0, -1, 2.5, True, "x"):
         fails(
-            kfp.InfeasibleBudgetError,
+            errors.InfeasibleBudgetError,
             ValueError,
             rf"count is a positive number of parameters\. Received: count={count!r}\.",
             kfp.ParamsBudget,
@@ -222,10 +240,10 @@ def test_params_budget_wants_one_of_two():
 @pytest.mark.parametrize("alpha", [-0.5, float("nan")])
 def test_global_alpha(alpha):
     fails(
-        kfp.InfeasibleBudgetError,
+        errors.InfeasibleBudgetError,
         ValueError,
         rf"alpha is the exponent of the cost, at least 0\. Received: alpha={alpha!r}\.",
-        kfp.Global,
+        allocators.Global,
         alpha,
     )
 
@@ -234,12 +252,12 @@ def test_global_alpha(alpha):
 @pytest.mark.parametrize("value", [0, -8, 2.0, True, None])
 def test_min_filters_and_channel_multiple(chain, option, value):
     sentence = rf"{option} is a positive integer\. Received: {option}={value!r}\."
-    fails(kfp.InfeasibleBudgetError, ValueError, sentence, kfp.prune_model, chain, **{option: value})
+    fails(errors.InfeasibleBudgetError, ValueError, sentence, kfp.prune_model, chain, **{option: value})
 
 
 def test_a_budget_below_the_minimum_names_the_minimum_and_what_stands_in_the_way(chain):
     text = fails(
-        kfp.InfeasibleBudgetError,
+        errors.InfeasibleBudgetError,
         ValueError,
         r"MacsBudget\(keep=0\.001\) asks for at most 197 MACs; the smallest reachable is ",
         kfp.prune_model,
@@ -248,7 +266,7 @@ def test_a_budget_below_the_minimum_names_the_minimum_and_what_stands_in_the_way
         0.001,
     )
     graph = kfp.analyze(chain)
-    cost = kfp.CostModel(graph)
+    cost = kfp.budgets.CostModel(graph)
     least = cost.macs(np.ones(len(graph.groups), int))
     assert f"the smallest reachable is {least:,} ({100 * least / cost.macs(cost.sizes):.1f} % of" in text
     assert "What is left is mostly in layers 'conv1' (" in text
@@ -256,7 +274,7 @@ def test_a_budget_below_the_minimum_names_the_minimum_and_what_stands_in_the_way
     macs = cost.macs(cost.sizes)
     kfp.plan_pruning(chain, "l2", kfp.MacsBudget((least + 0.5) / macs))
     fails(
-        kfp.InfeasibleBudgetError,
+        errors.InfeasibleBudgetError,
         ValueError,
         "smallest reachable",
         kfp.plan_pruning,
@@ -268,7 +286,7 @@ def test_a_budget_below_the_minimum_names_the_minimum_and_what_stands_in_the_way
 
 def test_a_budget_that_options_make_unreachable_names_the_excluded_layer(chain):
     text = fails(
-        kfp.InfeasibleBudgetError,
+        errors.InfeasibleBudgetError,
         ValueError,
         r"asks for at most \d+ parameters",
         kfp.prune_model,
@@ -283,7 +301,13 @@ def test_a_budget_that_options_make_unreachable_names_the_excluded_layer(chain):
 def test_a_model_without_a_removable_filter(bad):
     model = bad.use(ZOO["conv_lstm"]())
     text = fails(
-        kfp.InfeasibleBudgetError, ValueError, "has no filter that can be removed", kfp.prune_model, model, "l2", 0.5
+        errors.InfeasibleBudgetError,
+        ValueError,
+        "has no filter that can be removed",
+        kfp.prune_model,
+        model,
+        "l2",
+        0.5,
     )
     assert "model 'conv_lstm'" in text
 
@@ -301,9 +325,9 @@ def test_weights_that_are_not_finite(bad, value, layer, weight):
     variable.assign(array)
     bad.use(model)
     sentence = rf"weight '{weight}' of layer '{layer}' holds 2 NaN or infinite values of {array.size}\."
-    text = fails(kfp.UnsupportedModelError, ValueError, sentence, kfp.prune_model, model)
+    text = fails(errors.UnsupportedModelError, ValueError, sentence, kfp.prune_model, model)
     assert text.endswith("restore finite weights first.")
-    fails(kfp.UnsupportedModelError, ValueError, sentence, kfp.plan_pruning, model)
+    fails(errors.UnsupportedModelError, ValueError, sentence, kfp.plan_pruning, model)
 
 
 def test_finite_weights_whose_sum_is_infinite_are_fine(bad):
@@ -315,7 +339,9 @@ def test_finite_weights_whose_sum_is_infinite_are_fine(bad):
 
 def test_unbuilt_sequential():
     model = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.Conv2D(4, 3)], name="bare")
-    text = fails(kfp.UnsupportedModelError, ValueError, "Sequential model 'bare' is not built", kfp.prune_model, model)
+    text = fails(
+        errors.UnsupportedModelError, ValueError, "Sequential model 'bare' is not built", kfp.prune_model, model
+    )
     assert text.endswith("Start it with keras.Input(shape), or call model.build((None, ...)) first.")
 
 
@@ -333,7 +359,7 @@ def test_subclassed_model_is_told_how_to_become_functional(bad):
     model(np.zeros((1, 4), "float32"))
     bad.use(model)
     text = fails(
-        kfp.UnsupportedModelError, ValueError, "model 'mine' is a subclassed Subclassed", kfp.prune_model, model
+        errors.UnsupportedModelError, ValueError, "model 'mine' is a subclassed Subclassed", kfp.prune_model, model
     )
     assert "Wrap it as a functional model: x = keras.Input(shape); keras.Model(x, my_call(x))" in text
 
@@ -342,7 +368,7 @@ def test_subclassed_model_is_told_how_to_become_functional(bad):
 def test_something_that_is_no_model(value):
     sentence = rf"expected a keras\.Model\. Received: {type(value).__name__}\."
     for call in (kfp.prune_model, kfp.plan_pruning, kfp.analyze):
-        fails(kfp.UnsupportedModelError, ValueError, sentence, call, value)
+        fails(errors.UnsupportedModelError, ValueError, sentence, call, value)
 
 
 def test_channels_first(bad):
@@ -351,7 +377,7 @@ def test_channels_first(bad):
     y = keras.layers.Dense(2)(keras.layers.Flatten()(y))
     model = bad.use(keras.Model(x, y))
     text = fails(
-        kfp.UnsupportedModelError,
+        errors.UnsupportedModelError,
         ValueError,
         r"layer 'first' uses data_format='channels_first'; expected 'channels_last'",
         kfp.prune_model,
@@ -381,7 +407,7 @@ def test_plan_for_other_weights_and_for_another_model(chain, plan, bad):
     other.get_layer("logits").bias.assign(np.ones(5))
     bad.use(other)
     text = fails(
-        kfp.PlanMismatchError,
+        errors.PlanMismatchError,
         ValueError,
         r"the plan was made for model 'conv_bn_relu_chain' with weights [0-9a-f]{12}; model ",
         kfp.apply_plan,
@@ -392,7 +418,7 @@ def test_plan_for_other_weights_and_for_another_model(chain, plan, bad):
     bad.unchanged()
     another = bad.use(ZOO["plain_chain"]())
     fails(
-        kfp.PlanMismatchError,
+        errors.PlanMismatchError,
         ValueError,
         r"with topology [0-9a-f]{12}; model 'plain_chain' has topology",
         kfp.apply_plan,
@@ -406,7 +432,7 @@ def test_plan_for_other_weights_and_for_another_model(chain, plan, bad):
 )
 def test_edited_plan_with_impossible_units(chain, plan, kept):
     text = fails(
-        kfp.PlanMismatchError,
+        errors.PlanMismatchError,
         ValueError,
         r"group 'conv1' of the plan: kept is a list of increasing integers within 0\.\.8, not empty\.",
         kfp.apply_plan,
@@ -419,13 +445,13 @@ def test_edited_plan_with_impossible_units(chain, plan, kept):
 @pytest.mark.parametrize("kept", [["a"], None, [0.5, 1.5], [[0], [1]], [True]], ids=repr)
 def test_edited_plan_with_units_that_are_no_integers(chain, plan, kept):
     sentence = r"group 'conv1' of the plan: kept is a list of increasing integers within 0\.\.8, not empty\."
-    text = fails(kfp.PlanMismatchError, ValueError, sentence, kfp.apply_plan, chain, edited(plan, kept=kept))
+    text = fails(errors.PlanMismatchError, ValueError, sentence, kfp.apply_plan, chain, edited(plan, kept=kept))
     assert text.endswith(f"Received: {kept!r}.")
 
 
 def test_edited_plan_with_another_size_or_an_unknown_group(chain, plan):
     fails(
-        kfp.PlanMismatchError,
+        errors.PlanMismatchError,
         ValueError,
         r"the plan's group 'conv1' has 12 units, the model's has 9\. .* made for another model\.",
         kfp.apply_plan,
@@ -433,7 +459,7 @@ def test_edited_plan_with_another_size_or_an_unknown_group(chain, plan):
         edited(plan, size=12),
     )
     fails(
-        kfp.PlanMismatchError,
+        errors.PlanMismatchError,
         ValueError,
         r"the plan's group 'conv7' has 9 units, the model's has None\.",
         kfp.apply_plan,
@@ -453,12 +479,19 @@ def test_edited_plan_with_another_size_or_an_unknown_group(chain, plan):
 def test_edited_plan_with_an_incomplete_group(chain, plan, missing, sentence):
     groups = copy.deepcopy(plan.groups)
     del groups[0][missing]
-    fails(kfp.PlanMismatchError, ValueError, sentence, kfp.apply_plan, chain, dataclasses.replace(plan, groups=groups))
+    fails(
+        errors.PlanMismatchError,
+        ValueError,
+        sentence,
+        kfp.apply_plan,
+        chain,
+        dataclasses.replace(plan, groups=groups),
+    )
 
 
 def test_edited_plan_with_something_that_is_no_group(chain, plan):
     damaged = dataclasses.replace(plan, groups=["conv1"])
-    fails(kfp.PlanMismatchError, ValueError, "the plan's group None has None units", kfp.apply_plan, chain, damaged)
+    fails(errors.PlanMismatchError, ValueError, "the plan's group None has None units", kfp.apply_plan, chain, damaged)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -468,7 +501,7 @@ def test_truncated_plan_file(bad, plan, share):
     path.write_text(path.read_text()[: int(share * path.stat().st_size)])
     before = path.read_bytes()
     fails(
-        kfp.PlanMismatchError,
+        errors.PlanMismatchError,
         ValueError,
         rf"cannot read a plan from '{path}': .*line \d+ column",
         kfp.PruningPlan.load,
@@ -479,13 +512,13 @@ def test_truncated_plan_file(bad, plan, share):
 
 def test_plan_file_that_is_none(bad):
     path = bad.folder / "given.json"
-    fails(kfp.PlanMismatchError, ValueError, "cannot read a plan from .*No such file", kfp.PruningPlan.load, path)
+    fails(errors.PlanMismatchError, ValueError, "cannot read a plan from .*No such file", kfp.PruningPlan.load, path)
     path.write_bytes(b"\xff\xfe\x00\x01")
-    fails(kfp.PlanMismatchError, ValueError, "cannot read a plan from", kfp.PruningPlan.load, path)
+    fails(errors.PlanMismatchError, ValueError, "cannot read a plan from", kfp.PruningPlan.load, path)
     for text, found in (("[]", "'list'"), ('{"format": 2}', "2"), ('{"a": 1}', "None"), ("3", "'int'")):
         path.write_text(text)
         sentence = rf"is no plan of format 1\. Received: format={found}\."
-        fails(kfp.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
+        fails(errors.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
 
 
 @pytest.mark.parametrize("missing", ["model", "groups", "layers", "versions"])
@@ -495,7 +528,7 @@ def test_plan_file_with_a_part_missing(bad, plan, missing):
     del content[missing]
     path.write_text(json.dumps(content))
     sentence = rf"is no complete plan: {missing} missing\."
-    fails(kfp.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
+    fails(errors.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
 
 
 @pytest.mark.parametrize("part", ["model", "groups", "layers", "pinned", "cost"])
@@ -503,15 +536,15 @@ def test_plan_file_with_a_part_of_a_wrong_type(bad, plan, part):
     path = bad.folder / "given.json"
     path.write_text(json.dumps(plan.to_dict() | {part: 3}))
     sentence = rf"'{path}' is no plan: {part} of another type than plans have\."
-    fails(kfp.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
+    fails(errors.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
 
 
 def test_plan_that_cannot_be_written_leaves_nothing_behind(bad, plan):
     missing = bad.folder / "no" / "plan.json"
-    fails(kfp.ExportError, RuntimeError, rf"cannot write {missing}: .*No such file", plan.save, missing)
+    fails(errors.ExportError, RuntimeError, rf"cannot write {missing}: .*No such file", plan.save, missing)
     target = bad.folder / "given"
     target.mkdir()
-    fails(kfp.ExportError, RuntimeError, rf"cannot write {target}: ", plan.save, target)
+    fails(errors.ExportError, RuntimeError, rf"cannot write {target}: ", plan.save, target)
     assert list(target.iterdir()) == []
 
 
@@ -549,12 +582,12 @@ BAD_DATA = {
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_calibration_data_that_does_not_fit(chain, case):
     data, sentence = BAD_DATA[case]
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, data=data, progress=False)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, data=data, progress=False)
 
 
 def test_calibration_data_that_a_plan_does_not_fit(chain, plan):
     data, sentence = BAD_DATA["side"]
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.apply_plan, chain, plan, data=data, progress=False)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.apply_plan, chain, plan, data=data, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -568,16 +601,16 @@ def test_calibration_data_that_a_plan_does_not_fit(chain, plan):
     ids=["empty tuple", "ragged", "strings", "mixed keys"],
 )
 def test_calibration_data_of_no_numbers(chain, data, sentence):
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, data=data)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, data=data)
 
 
 def test_samples_of_two_inputs_must_match(bad):
     model = bad.use(ZOO["siamese"]())
     data = [images(4, 6, 8, 3), images(3, 6, 8, 3)]
     sentence = r"every input needs the same number of samples\. Received: \[4, 3\]\."
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, model, data=data, progress=False)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, model, data=data, progress=False)
     sentence = r"expected one array per model input \['left', 'right'\]\. Received: 1 arrays\."
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, model, data=data[0], progress=False)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, model, data=data[0], progress=False)
 
 
 def test_wrong_channels_on_a_model_with_open_sides():
@@ -585,7 +618,7 @@ def test_wrong_channels_on_a_model_with_open_sides():
     y = keras.layers.Conv2D(6, 3, name="conv")(x)
     y = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(keras.layers.BatchNormalization()(y)))
     fails(
-        kfp.CalibrationDataError,
+        errors.CalibrationDataError,
         ValueError,
         r"has shape \(4, 9, 9, 5\)",
         kfp.prune_model,
@@ -598,7 +631,7 @@ def test_wrong_channels_on_a_model_with_open_sides():
 def test_a_compensator_without_its_data_stops_before_any_work(chain, monkeypatch):
     monkeypatch.setattr("keras_filterprune.pruning.rounds.rebuild", lambda *_: pytest.fail("work was done"))
     sentence = r"BNRecalibration\(\) needs calibration inputs: pass data=\. A few hundred are enough\."
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, compensate=BNRecalibration())
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, compensate=BNRecalibration())
 
 
 NEEDS_DATA = ["least_squares", "bn", "mean_shift"]
@@ -607,35 +640,46 @@ NEEDS_DATA = ["least_squares", "bn", "mean_shift"]
 @pytest.mark.parametrize("compensate", NEEDS_DATA)
 def test_a_compensator_by_name_without_its_data(chain, compensate):
     sentence = r"\) needs calibration inputs: pass data=\. A few hundred are enough\."
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, compensate=compensate)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, compensate=compensate)
 
 
 @pytest.mark.parametrize(
     ("method", "measure"),
     [
         ("fp_omp_search", "accuracy"),
-        (kfp.Method(kfp.L2(), kfp.Search(measure="error")), "error"),
-        (kfp.Method(kfp.L2(), kfp.Tolerance()), "accuracy"),
+        (kfp.Method(criteria.L2(), allocators.Search(measure="error")), "error"),
+        (kfp.Method(criteria.L2(), allocators.Tolerance()), "accuracy"),
     ],
     ids=["fp_omp_search", "search", "tolerance"],
 )
 def test_a_measure_without_data(chain, method, measure):
     sentence = rf"(measure='{measure}' needs samples to measure on|needs calibration inputs): pass data="
     for call in (kfp.prune_model, kfp.plan_pruning):
-        fails(kfp.CalibrationDataError, ValueError, sentence, call, chain, method)
+        fails(errors.CalibrationDataError, ValueError, sentence, call, chain, method)
 
 
-@pytest.mark.parametrize("allocator", [kfp.Search(), kfp.Tolerance(), kfp.Tolerance(drop=0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "allocator", [allocators.Search(), allocators.Tolerance(), allocators.Tolerance(drop=0.1)], ids=repr
+)
 def test_accuracy_without_labels(chain, allocator):
     sentence = (
         r"'accuracy' needs labelled samples: pass data=\(x, y\) or batches of them, not from the test split\. What "
         r"measures an 'error' needs no labels\."
     )
-    method = kfp.Method(kfp.L2(), allocator)
+    method = kfp.Method(criteria.L2(), allocator)
     for data in (images(8, 12, 12, 3), (images(8, 12, 12, 3),), {"image": images(8, 12, 12, 3)}):
-        fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, method, data=data, progress=False)
+        fails(
+            errors.CalibrationDataError,
+            ValueError,
+            sentence,
+            kfp.prune_model,
+            chain,
+            method,
+            data=data,
+            progress=False,
+        )
     fails(
-        kfp.CalibrationDataError,
+        errors.CalibrationDataError,
         ValueError,
         sentence,
         kfp.prune_model,
@@ -661,9 +705,9 @@ BAD_LABELS = {
 @pytest.mark.parametrize("case", BAD_LABELS)
 def test_labels_that_are_no_class_numbers(chain, case):
     data = images(8, 12, 12, 3), BAD_LABELS[case]
-    method = kfp.Method(kfp.L2(), kfp.Search())
+    method = kfp.Method(criteria.L2(), allocators.Search())
     sentence = r"'accuracy' (expects one class number per sample|needs labelled samples)"
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, method, data=data, progress=False)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, method, data=data, progress=False)
 
 
 @pytest.mark.parametrize("case", BAD_LABELS)
@@ -679,18 +723,24 @@ def test_accuracy_of_a_model_that_gives_no_single_class(bad, name):
     model = bad.use(ZOO[name]())
     x = [images(8, *tensor.shape[1:]) for tensor in model.inputs]
     with pytest.raises(kfp.FilterPruneError):
-        kfp.plan_pruning(model, kfp.Method(kfp.L2(), kfp.Search()), 0.5, data=(x, np.zeros(8, int)), progress=False)
+        kfp.plan_pruning(
+            model,
+            kfp.Method(criteria.L2(), allocators.Search()),
+            0.5,
+            data=(x, np.zeros(8, int)),
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize(
     "method",
-    ["fp_omp", "energy", "cap", kfp.Method(kfp.L2(), kfp.Search(measure="error"))],
+    ["fp_omp", "energy", "cap", kfp.Method(criteria.L2(), allocators.Search(measure="error"))],
     ids=["fp_omp", "energy", "cap", "search"],
 )
 def test_one_image_for_a_method(chain, method):
     sentence = r"calibration needs at least 2 samples, better a few hundred\. Received: 1\."
     data = images(1, 12, 12, 3)
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, method, data=data, progress=False)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, method, data=data, progress=False)
 
 
 @pytest.mark.parametrize("compensate", ["least_squares", "mean_shift", "bn", "linear", "adapter"])
@@ -702,7 +752,7 @@ def test_one_image_for_a_compensator(chain, compensate):
         return
     arguments = {"data": data, "compensate": compensate, "progress": False}
     sentence = r"calibration needs at least 2 samples, better a few hundred\. Received: 1\."
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, **arguments)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, **arguments)
 
 
 @pytest.mark.parametrize("compensate", ["least_squares", "bn", "mean_shift"])
@@ -710,7 +760,7 @@ def test_a_later_batch_of_a_wrong_shape(chain, compensate):
     data = iter([images(4, 12, 12, 3), images(4, 12, 12, 4)])
     sentence = r"input 'image' has shape \(4, 12, 12, 4\); expected \(samples, 12, 12, 3\)\."
     arguments = {"data": data, "compensate": compensate, "progress": False}
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, **arguments)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, **arguments)
 
 
 def all_finite(model):
@@ -764,7 +814,7 @@ def test_activations_that_are_not_finite_for_a_compensator(bad, compensate):
     budget = kfp.FiltersBudget(0.5)
     try:
         small = kfp.prune_model(model, "l2", budget, data=data, compensate=compensate, verify=False, progress=False)
-    except kfp.CalibrationDataError as error:
+    except errors.CalibrationDataError as error:
         assert re.search("'(conv2|bn|head|log[_0-9]*)'", str(error))
         return
     assert all_finite(small)
@@ -776,8 +826,8 @@ def test_activations_that_are_not_finite_for_a_compensator(bad, compensate):
         "energy",
         "cap",
         "fp_omp",
-        kfp.Method(kfp.L2(), kfp.Search(measure="error")),
-        kfp.Method(kfp.L2(), kfp.Tolerance(measure="error")),
+        kfp.Method(criteria.L2(), allocators.Search(measure="error")),
+        kfp.Method(criteria.L2(), allocators.Tolerance(measure="error")),
     ],
     ids=["energy", "cap", "fp_omp", "search", "tolerance"],
 )
@@ -785,7 +835,7 @@ def test_activations_that_are_not_finite_for_a_method(bad, method):
     model = bad.use(logarithms())
     sentence = "'(conv2|bn|head|log[_0-9]*)'"
     arguments = {"data": images(16, 8, 8, 3), "compensate": "none", "progress": False}
-    fails(kfp.CalibrationDataError, ValueError, sentence, kfp.prune_model, model, method, 0.5, **arguments)
+    fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, model, method, 0.5, **arguments)
 
 
 @pytest.mark.parametrize("compensate", ["none", *COMPENSATORS])
@@ -801,14 +851,14 @@ def test_one_filter_stays_whatever_the_fraction(chain, keep, compensate):
 
 def test_training_between_the_rounds_of_a_method_that_has_none(chain):
     sentence = r"finetune= is for methods that .* prunes in one go\. Train the result instead\."
-    fails(kfp.UnknownNameError, ValueError, sentence, kfp.prune_model, chain, "l2", finetune=lambda model: None)
+    fails(errors.UnknownNameError, ValueError, sentence, kfp.prune_model, chain, "l2", finetune=lambda model: None)
 
 
 def test_training_that_cannot_be_called(chain):
-    method = kfp.Method(kfp.L2(), kfp.Search())
+    method = kfp.Method(criteria.L2(), allocators.Search())
     data = images(8, 12, 12, 3), np.zeros(8, int)
     sentence = r"finetune is a function of the model, or None\. Received: 3\."
-    fails(kfp.UnknownNameError, ValueError, sentence, kfp.prune_model, chain, method, data=data, finetune=3)
+    fails(errors.UnknownNameError, ValueError, sentence, kfp.prune_model, chain, method, data=data, finetune=3)
 
 
 def test_a_plan_between_adapters_replayed_without_them(chain):
@@ -816,7 +866,7 @@ def test_a_plan_between_adapters_replayed_without_them(chain):
         chain, "l2", kfp.FiltersBudget(0.5), compensate="adapter", return_report=True, progress=False
     )[1].plan
     sentence = r"the plan was made for model 'conv_bn_relu_chain' with topology [0-9a-f]{12}"
-    fails(kfp.PlanMismatchError, ValueError, sentence, kfp.apply_plan, chain, plan)
+    fails(errors.PlanMismatchError, ValueError, sentence, kfp.apply_plan, chain, plan)
 
 
 # ------------------------------------------------------------------------------------------------------- layers
@@ -830,6 +880,6 @@ def test_register_handler_refuses_what_it_cannot_use():
         sentence = r"register_handler\(like=\) expects a layer class with a handler\. Received: " + re.escape(
             repr(like)
         )
-        fails(kfp.UnsupportedLayerError, TypeError, sentence, kfp.register_handler, MyLayer, like=like)
+        fails(errors.UnsupportedLayerError, TypeError, sentence, kfp.register_handler, MyLayer, like=like)
     sentence = r"register_handler expects classes\. Received: 'Conv2D'\."
-    fails(kfp.UnsupportedLayerError, TypeError, sentence, kfp.register_handler, "Conv2D")
+    fails(errors.UnsupportedLayerError, TypeError, sentence, kfp.register_handler, "Conv2D")

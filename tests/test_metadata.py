@@ -13,6 +13,7 @@ from flatbuffers import number_types
 from flatbuffers.table import Table
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 from keras_filterprune.export.metadata import check_metadata
 from keras_filterprune.export.signature import input_ports
 
@@ -159,7 +160,7 @@ def test_several_inputs_and_outputs_are_named(tmp_path):
     ],
 )
 def test_metadata_that_do_not_fit_are_refused(settings, sentence, tmp_path):
-    with pytest.raises(kfp.ExportError, match=sentence):
+    with pytest.raises(errors.ExportError, match=sentence):
         kfp.export_tflite(classifier(), tmp_path / "model.tflite", metadata=kfp.Metadata(**settings))
     assert os.listdir(tmp_path) == []
 
@@ -167,12 +168,12 @@ def test_metadata_that_do_not_fit_are_refused(settings, sentence, tmp_path):
 def test_metadata_of_several_inputs_and_outputs_need_names():
     model = two_heads()
     with pytest.raises(
-        kfp.ExportError, match=r"3 outputs: labels must be a dict by output, of \['age', 'kind', 'size'\]"
+        errors.ExportError, match=r"3 outputs: labels must be a dict by output, of \['age', 'kind', 'size'\]"
     ):
         check_metadata(kfp.Metadata(labels=NAMES), model, input_ports(model))
-    with pytest.raises(kfp.ExportError, match=r"2 inputs: normalization must be a dict by input"):
+    with pytest.raises(errors.ExportError, match=r"2 inputs: normalization must be a dict by input"):
         check_metadata(kfp.Metadata(normalization=(0, 1)), model, input_ports(model))
-    with pytest.raises(kfp.ExportError, match=r"metadata must be a keras_filterprune.Metadata, got list"):
+    with pytest.raises(errors.ExportError, match=r"metadata must be a keras_filterprune.Metadata, got list"):
         check_metadata(NAMES, model, input_ports(model))
 
 
@@ -193,7 +194,7 @@ def test_plans_fit_what_they_made_and_nothing_else(method, size, settings, prune
     fixed = keras.Model(x, small(x))
     check_metadata(kfp.Metadata(plan=report.plan), fixed, input_ports(fixed))
     for other, wrong in ((fixed, plan), (classifier(), report.plan), (pruned[0], report.plan)):
-        with pytest.raises(kfp.PlanMismatchError, match=r"the plan leaves .* MACs and .* parameters of model "):
+        with pytest.raises(errors.PlanMismatchError, match=r"the plan leaves .* MACs and .* parameters of model "):
             check_metadata(kfp.Metadata(plan=wrong), other, input_ports(other))
 
 
@@ -205,11 +206,11 @@ def test_a_plan_keeps_its_hash_in_a_file_and_another_has_another(pruned, tmp_pat
 
 
 def test_files_without_metadata_say_so(files, tmp_path):
-    with pytest.raises(kfp.ExportError, match=r"plain.tflite holds no metadata of keras_filterprune .*Metadata\("):
+    with pytest.raises(errors.ExportError, match=r"plain.tflite holds no metadata of keras_filterprune .*Metadata\("):
         kfp.read_metadata(files[0].path)
     with zipfile.ZipFile(tmp_path / "other.tflite", "w") as archive:
         archive.writestr("labels.txt", "cat\n")
-    with pytest.raises(kfp.ExportError, match=r"other.tflite holds no metadata"):
+    with pytest.raises(errors.ExportError, match=r"other.tflite holds no metadata"):
         kfp.read_metadata(tmp_path / "other.tflite")
-    with pytest.raises(kfp.ExportError, match=r"cannot read .*missing.tflite"):
+    with pytest.raises(errors.ExportError, match=r"cannot read .*missing.tflite"):
         kfp.read_metadata(tmp_path / "missing.tflite")

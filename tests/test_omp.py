@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import keras_filterprune as kfp
+from keras_filterprune import criteria, errors
 from keras_filterprune.criteria import omp
 from keras_filterprune.criteria.greedy import backward_order, forward_order, replaceable_order
 from keras_filterprune.graph.types import Group, Member
@@ -54,7 +55,7 @@ def expected_order(rows: np.ndarray, selection: str) -> list[int]:
 def test_scores_are_the_position_in_the_order(selection):
     kernel = convolution(np.random.default_rng(0), 3, 3, 4, 8)
     group = group_of(8, member("conv", "filter", 8), member("next", "input", 8), member("other", "input", 8))
-    scores = kfp.FPOMP(selection).scores(group, {("conv", "kernel"): kernel})
+    scores = criteria.FPOMP(selection).scores(group, {("conv", "kernel"): kernel})
     assert sorted(scores) == [k / 8 for k in range(1, 9)]
     assert ranks(scores) == expected_order(filters(kernel), selection)
 
@@ -65,7 +66,7 @@ def test_a_coupled_group_weighs_its_layers_equally():
     group = group_of(8, member("a", "filter", 8), member("b", "filter", 8))
     rows = np.hstack([filters(kernel) / np.linalg.norm(kernel) for kernel in weights.values()])
     for selection in SELECTIONS:
-        assert ranks(kfp.FPOMP(selection).scores(group, weights)) == expected_order(rows, selection)
+        assert ranks(criteria.FPOMP(selection).scores(group, weights)) == expected_order(rows, selection)
 
 
 def test_scaling_one_filter_leaves_the_selection_of_fp_omp_unchanged():
@@ -73,11 +74,11 @@ def test_scaling_one_filter_leaves_the_selection_of_fp_omp_unchanged():
     scaled = kernel.copy()
     scaled[..., 3] *= 100
     group = group_of(12, member("conv", "filter", 12))
-    before, after = (kfp.FPOMP().scores(group, {("conv", "kernel"): k}) for k in (kernel, scaled))
+    before, after = (criteria.FPOMP().scores(group, {("conv", "kernel"): k}) for k in (kernel, scaled))
     assert before.tolist() == after.tolist()
 
 
-@pytest.mark.parametrize("criterion", [kfp.FPOMP("omp"), kfp.FPOMP("gain"), kfp.LRF()], ids=repr)
+@pytest.mark.parametrize("criterion", [criteria.FPOMP("omp"), criteria.FPOMP("gain"), criteria.LRF()], ids=repr)
 def test_kept_filters_are_nested_and_reproduce_planted_duplicates(criterion):
     rng = np.random.default_rng(3)
     kernel = convolution(rng, 3, 3, 4, 6)
@@ -101,7 +102,9 @@ def test_the_papers_input_side_is_ranked_by_the_slices_that_read_it(selection):
     }
     before = group_of(8, member("bottom", "filter", 8), member("conv", "input", 8))
     after = group_of(6, member("conv", "filter", 6), member("top", "input", 6))
-    for criterion in (kfp.FPOMP(selection), kfp.LRF()) if selection == "backward" else (kfp.FPOMP(selection),):
+    for criterion in (
+        (criteria.FPOMP(selection), criteria.LRF()) if selection == "backward" else (criteria.FPOMP(selection),)
+    ):
         assert ranks(criterion.scores(before, weights)) == expected_order(slices(kernel), selection)
         assert ranks(criterion.scores(after, weights)) == expected_order(filters(kernel), selection)
 
@@ -122,8 +125,8 @@ def test_lrf_weighs_filters_by_what_reads_them_on_either_side():
     )
     for group, dictionary, downstream in sides:
         order = replaceable_order(dictionary @ dictionary.T, downstream)[0][::-1].tolist()
-        assert ranks(kfp.LRF().scores(group, weights)) == order
-        assert ranks(kfp.FPOMP("backward").scores(group, weights)) != order
+        assert ranks(criteria.LRF().scores(group, weights)) == order
+        assert ranks(criteria.FPOMP("backward").scores(group, weights)) != order
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_lrf_is_backward_elimination_where_no_single_layer_reads_a_single_one_li
     }
     alone = group_of(8, member("conv", "filter", 8), member("next", "input", 8))
     group = group_of(8, *alone.members, *more)
-    criterion, plain = kfp.LRF(), kfp.FPOMP("backward")
+    criterion, plain = criteria.LRF(), criteria.FPOMP("backward")
     assert criterion.scores(group, weights).tolist() == plain.scores(group, weights).tolist()
     assert criterion.scores(group, weights).tolist() != criterion.scores(alone, weights).tolist()
 
@@ -154,11 +157,15 @@ def test_lrf_removes_first_the_filter_that_the_others_replace_best():
     rng = np.random.default_rng(7)
     kernel = convolution(rng, 3, 3, 4, 10)
     kernel[..., 7] = kernel[..., 1] - 2 * kernel[..., 4] + 0.5 * kernel[..., 8] + 0.01 * convolution(rng, 3, 3, 4)
-    scores = kfp.LRF().scores(group_of(10, member("conv", "filter", 10)), {("conv", "kernel"): kernel})
+    scores = criteria.LRF().scores(group_of(10, member("conv", "filter", 10)), {("conv", "kernel"): kernel})
     assert np.argmin(scores) in (1, 4, 7, 8)
 
 
-@pytest.mark.parametrize("criterion", [kfp.FPOMP("omp"), kfp.FPOMP("gain"), kfp.FPOMP("backward"), kfp.LRF()], ids=repr)
+@pytest.mark.parametrize(
+    "criterion",
+    [criteria.FPOMP("omp"), criteria.FPOMP("gain"), criteria.FPOMP("backward"), criteria.LRF()],
+    ids=repr,
+)
 def test_more_filters_than_inputs_zero_filters_and_layers_of_zeros_are_ranked(criterion):
     kernel = convolution(np.random.default_rng(8), 1, 1, 4, 10)
     kernel[..., 6] = 0
@@ -190,7 +197,11 @@ def mixed() -> tuple[SimpleNamespace, dict]:
 
 
 @pytest.mark.parametrize("stack", [omp._STACK, 300, 1], ids=["together", "in pairs", "alone"])
-@pytest.mark.parametrize("criterion", [kfp.FPOMP("omp"), kfp.FPOMP("gain"), kfp.FPOMP("backward"), kfp.LRF()], ids=repr)
+@pytest.mark.parametrize(
+    "criterion",
+    [criteria.FPOMP("omp"), criteria.FPOMP("gain"), criteria.FPOMP("backward"), criteria.LRF()],
+    ids=repr,
+)
 def test_groups_ranked_together_rank_as_they_do_alone(mixed, monkeypatch, criterion, stack):
     monkeypatch.setattr(omp, "_STACK", stack)
     graph, weights = mixed
@@ -202,7 +213,7 @@ def test_groups_ranked_together_rank_as_they_do_alone(mixed, monkeypatch, criter
 
 def test_what_is_ranked_together_is_not_ranked_again(mixed):
     graph, weights = mixed
-    criterion = kfp.FPOMP()
+    criterion = criteria.FPOMP()
     observed = criterion.observe(graph, weights, None, False)
     for group in graph.groups:
         assert observed.scores(group, {}).tolist() == criterion.scores(group, weights).tolist()
@@ -217,13 +228,15 @@ def test_what_is_ranked_together_is_not_ranked_again(mixed):
 
 
 def test_representations_are_those_of_the_constructor():
-    assert [repr(c) for c in (kfp.FPOMP(), kfp.FPOMP("gain"), kfp.LRF())] == [
+    assert [repr(c) for c in (criteria.FPOMP(), criteria.FPOMP("gain"), criteria.LRF())] == [
         "FPOMP(selection='omp')",
         "FPOMP(selection='gain')",
         "LRF()",
     ]
-    with pytest.raises(kfp.UnknownNameError, match=r"selection is one of omp, gain, backward\. Received: selection='"):
-        kfp.FPOMP("forward")
+    with pytest.raises(
+        errors.UnknownNameError, match=r"selection is one of omp, gain, backward\. Received: selection='"
+    ):
+        criteria.FPOMP("forward")
 
 
 @pytest.mark.parametrize("name", ["fp_omp", "lrf"])

@@ -12,6 +12,7 @@ import pytest
 from zoo import ZOO
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, criteria, errors
 
 METHODS = [name for name, needs, _ in kfp.list_methods() if needs == "nothing"]
 
@@ -95,7 +96,7 @@ def test_the_file_holds_format_1(tmp_path):
 
 
 def test_a_configured_method_names_itself():
-    plan = kfp.plan_pruning(ZOO["plain_chain"](), kfp.Method(kfp.L2("max"), kfp.Global(1.0)), 0.5)
+    plan = kfp.plan_pruning(ZOO["plain_chain"](), kfp.Method(criteria.L2("max"), allocators.Global(1.0)), 0.5)
     assert plan.method == "L2(aggregate='max') + Global(alpha=1.0)"
     assert plan.budget == "MacsBudget(keep=0.5)"
 
@@ -209,7 +210,7 @@ def test_saving_replaces_a_file_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full_disk)
-        with pytest.raises(kfp.ExportError, match=r"cannot write .*No space left on device"):
+        with pytest.raises(errors.ExportError, match=r"cannot write .*No space left on device"):
             other.save(path)
     assert path.read_bytes() == before
     unserialisable = dataclasses.replace(plan, seed=object())
@@ -239,7 +240,7 @@ def test_report_numbers_agree_with_the_models(name):
     assert sum(r.params for r in report.layers) == model.count_params()
     assert sum(r.params_after for r in report.layers) == small.count_params()
     assert [sum(r.macs for r in report.layers), sum(r.macs_after for r in report.layers)] == report.plan.cost["macs"]
-    cost = kfp.CostModel(kfp.analyze(small))
+    cost = kfp.budgets.CostModel(kfp.analyze(small))
     assert cost.macs(cost.sizes) == report.plan.cost["macs"][1]
     for row in report.layers:
         if row.layer in report.plan.kept:

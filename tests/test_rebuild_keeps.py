@@ -8,6 +8,7 @@ from test_surgery_oracle import predict
 from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 
 PACKAGE = "test_rebuild_keeps"
 
@@ -661,5 +662,5 @@ def test_layer_without_configuration_is_refused_by_name():
             return x
 
     model = chain(conv(8, "a"), conv(6, "b"), NoConfig(object(), name="bare"))
-    with pytest.raises(kfp.UnsupportedModelError, match=r"get_config\(\)"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"get_config\(\)"):
         prune(model)

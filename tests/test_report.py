@@ -14,6 +14,7 @@ from zoo import ZOO, randomise
 
 import keras_filterprune as kfp
 import tflite_bench
+from keras_filterprune import errors
 from keras_filterprune.cost import Tiles
 from keras_filterprune.latency import PaddedMacs, SizedOperators
 from keras_filterprune.latency.budget import LatencyCost
@@ -101,7 +102,7 @@ def extras(run, tmp_path_factory):
     exports = [kfp.export_tflite(m, folder / f"{n}.tflite") for n, m in (("dense", model), ("pruned", small))]
     return {
         "accuracy": {"dense": 0.9, "pruned": 0.8125},
-        "sensitivity": kfp.sensitivity(model, x, metric="error", keep=(0.75, 0.5), progress=False),
+        "sensitivity": kfp.measure_sensitivity(model, x, metric="error", keep=(0.75, 0.5), progress=False),
         "benchmark": tflite_bench.benchmark([e.path for e in exports], runs=10, rounds=2),
         "exports": exports,
         "latency": kfp.measure_latency(model, progress=False),
@@ -206,7 +207,7 @@ def test_predictions_are_those_of_the_table(run, extras, tmp_path):
     row = next(row for row in page.rows("whole model") if row["whole model"] == "predicted ms")
     assert number(row["before"]) == pytest.approx(table.predict(model), abs=1e-3)
     assert number(row["after"]) == pytest.approx(table.predict(small), abs=1e-3)
-    before = kfp.CostModel(kfp.analyze(model))
+    before = kfp.budgets.CostModel(kfp.analyze(model))
     spent = LatencyCost(before.graph, table).by_layer(before.sizes)
     for row in page.rows("layer", "channels"):
         if row["predicted µs, before"]:
@@ -232,7 +233,7 @@ def test_warnings_of_files_are_shown_with_layers_and_remedies(run, tmp_path):
     x = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
     parts = [keras.layers.Conv2D(8, 3), keras.layers.Activation("hard_swish", name="slow"), keras.layers.Conv2D(4, 3)]
     model = keras.Sequential([keras.Input((8, 8, 3)), *parts])
-    result = kfp.export_tflite(model, tmp_path / "files" / "a.tflite", quantize="int8", calibration=x)
+    result = kfp.export_tflite(model, tmp_path / "files" / "a.tflite", quantize="int8", data=x)
     assert result.warnings
     text = " ".join(Page(saved(run[2], tmp_path / "report", exports=[result])).text)
     for warning in result.warnings:
@@ -422,7 +423,7 @@ def test_matplotlib_is_not_needed(run, extras, tmp_path, monkeypatch):
 )
 def test_other_kinds_of_extras_are_refused(run, tmp_path, extra, sentence):
     (tmp_path / "report.md").write_text("mine")
-    with pytest.raises(kfp.UnknownNameError, match=sentence):
+    with pytest.raises(errors.UnknownNameError, match=sentence):
         run[2].save(tmp_path / "report.md", **extra)
     assert (tmp_path / "report.md").read_text() == "mine"
 
@@ -430,7 +431,7 @@ def test_other_kinds_of_extras_are_refused(run, tmp_path, extra, sentence):
 def test_a_table_of_another_model_is_refused(run, tmp_path):
     other = keras.Sequential([keras.Input((9, 9, 3)), keras.layers.Conv2D(8, 5), keras.layers.Conv2D(8, 5)])
     table = kfp.measure_latency(other, progress=False)
-    with pytest.raises(kfp.InfeasibleBudgetError, match="has no time for an operator"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="has no time for an operator"):
         run[2].save(tmp_path / "report.html", latency=table)
     assert list(tmp_path.iterdir()) == []
 
@@ -444,6 +445,6 @@ def test_a_table_of_another_model_is_refused(run, tmp_path):
     ],
 )
 def test_wrong_names_are_refused(run, tmp_path, name, sentence):
-    with pytest.raises(kfp.ExportError, match=sentence):
+    with pytest.raises(errors.ExportError, match=sentence):
         run[2].save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []

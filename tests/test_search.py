@@ -11,6 +11,7 @@ from keras import layers
 from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, compensators, criteria, errors
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.trial import Trial
 from keras_filterprune.rebuild.adapters import add_adapters, wrappable
@@ -174,7 +175,7 @@ def test_the_error_after_least_squares_is_that_of_the_rebuilt_model():
     x = np.random.default_rng(0).normal(size=(256, 6)).astype("float32")
     kept = {"fc2": np.array([1, 3, 4])}
     score = Trial(kfp.analyze(model), x, "error", False)(kept)
-    small = keeping(model, kept, kfp.LeastSquares(), x)
+    small = keeping(model, kept, compensators.LeastSquares(), x)
     assert score == pytest.approx(-relative_error(model, small, x), rel=1e-2)
     assert score < -1e-2
 
@@ -225,7 +226,7 @@ def test_one_hot_labels_are_class_numbers():
     found = [Trial(graph, (x, form), "accuracy", False) for form in forms]
     assert {trial({}) for trial in found} == {0.875}
     assert len({trial(kept) for trial in found}) == 1
-    budget, search = 0.5, kfp.Method(kfp.L2(), kfp.Search(beta=2))
+    budget, search = 0.5, kfp.Method(criteria.L2(), allocators.Search(beta=2))
     plans = [
         kfp.plan_pruning(model, search, budget, data=(x, form), progress=False).groups for form in (forms[0], forms[2])
     ]
@@ -236,7 +237,7 @@ def test_one_hot_labels_are_class_numbers():
 
 
 def tolerated(model, data, budget=1.0, criterion=None, **settings) -> kfp.PruningPlan:
-    method = kfp.Method(criterion or kfp.Energy(), kfp.Tolerance(**settings))
+    method = kfp.Method(criterion or criteria.Energy(), allocators.Tolerance(**settings))
     return kfp.plan_pruning(model, method, budget, data=data, progress=False)
 
 
@@ -292,7 +293,7 @@ def test_a_tolerance_per_layer_gives_every_group_its_share():
             assert trial(kept) >= least - 1e-6
             if len(units) > 1:
                 # One unit fewer would be one too many.
-                fewer = kfp.Energy().observe(graph, {}, x, False).select(graph.by_name[name], len(units) - 1, {})
+                fewer = criteria.Energy().observe(graph, {}, x, False).select(graph.by_name[name], len(units) - 1, {})
                 assert trial(kept | {name: fewer}) < least
             score = trial(kept)
 
@@ -306,7 +307,7 @@ def test_without_a_drop_the_budget_is_met_and_spent(keep, kind, measure):
     cost = {kfp.MacsBudget: "macs", kfp.ParamsBudget: "params"}[kind]
     limit = keep * plan.cost[cost][0]
     assert plan.cost[cost][1] <= limit
-    model_cost, counts = getattr(kfp.CostModel(kfp.analyze(model)), cost), list(counts_of(plan).values())
+    model_cost, counts = getattr(kfp.budgets.CostModel(kfp.analyze(model)), cost), list(counts_of(plan).values())
     steps = [np.array(counts) + np.eye(3, dtype=int)[n] for n in range(3) if counts[n] < 8]
     assert plan.cost[cost][1] >= 0.99 * limit or all(model_cost(step) > limit for step in steps)
 
@@ -322,7 +323,7 @@ def test_a_drop_that_the_budget_does_not_fit_is_named_with_numbers():
     model = chain()
     plan = tolerated(model, images(), drop=0.01, measure="error")
     full, reached = plan.cost["macs"]
-    with pytest.raises(kfp.InfeasibleBudgetError) as caught:
+    with pytest.raises(errors.InfeasibleBudgetError) as caught:
         tolerated(model, images(), 0.3, drop=0.01, measure="error")
     assert str(caught.value) == (
         f"Tolerance(drop=0.01, floor='linear', measure='error') leaves a cost of {reached:,}; the budget allows "
@@ -330,26 +331,52 @@ def test_a_drop_that_the_budget_does_not_fit_is_named_with_numbers():
     )
 
 
-@pytest.mark.parametrize("allocator", [kfp.Tolerance(), kfp.Search()], ids=repr)
+@pytest.mark.parametrize("allocator", [allocators.Tolerance(), allocators.Search()], ids=repr)
 def test_a_budget_of_filters_decides_what_these_allocators_decide(allocator):
     model = chain()
     sentence = r"decides how many filters every group keeps, and FiltersBudget\(keep=0\.5\) does too\."
-    with pytest.raises(kfp.InfeasibleBudgetError, match=sentence):
-        kfp.prune_model(model, kfp.Method(kfp.L2(), allocator), kfp.FiltersBudget(0.5), data=labelled(model, images()))
+    with pytest.raises(errors.InfeasibleBudgetError, match=sentence):
+        kfp.prune_model(
+            model, kfp.Method(criteria.L2(), allocator), kfp.FiltersBudget(0.5), data=labelled(model, images())
+        )
 
 
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (lambda: kfp.Tolerance(drop=-0.1), kfp.InfeasibleBudgetError, r"drop is the loss allowed.*drop=-0\.1\."),
-        (lambda: kfp.Tolerance(drop=float("nan")), kfp.InfeasibleBudgetError, r"Received: drop=nan\."),
-        (lambda: kfp.Tolerance(drop=True), kfp.InfeasibleBudgetError, r"Received: drop=True\."),
-        (lambda: kfp.Tolerance(floor="flat"), kfp.UnknownNameError, r"floor is one of linear, per_layer\."),
-        (lambda: kfp.Tolerance(measure="loss"), kfp.UnknownNameError, r"measure is one of accuracy, error\."),
-        (lambda: kfp.Search(measure="loss"), kfp.UnknownNameError, r"Received: measure='loss'\."),
-        (lambda: kfp.Search(beta=0), kfp.InfeasibleBudgetError, r"positive number of units\. Received: beta=0\."),
-        (lambda: kfp.Search(beta=2.0), kfp.InfeasibleBudgetError, r"Received: beta=2\.0\."),
-        (lambda: kfp.Search(alpha=-1), kfp.InfeasibleBudgetError, r"at least 0\. Received: alpha=-1\."),
+        (
+            lambda: allocators.Tolerance(drop=-0.1),
+            errors.InfeasibleBudgetError,
+            r"drop is the loss allowed.*drop=-0\.1\.",
+        ),
+        (
+            lambda: allocators.Tolerance(drop=float("nan")),
+            errors.InfeasibleBudgetError,
+            r"Received: drop=nan\.",
+        ),
+        (lambda: allocators.Tolerance(drop=True), errors.InfeasibleBudgetError, r"Received: drop=True\."),
+        (
+            lambda: allocators.Tolerance(floor="flat"),
+            errors.UnknownNameError,
+            r"floor is one of linear, per_layer\.",
+        ),
+        (
+            lambda: allocators.Tolerance(measure="loss"),
+            errors.UnknownNameError,
+            r"measure is one of accuracy, error\.",
+        ),
+        (lambda: allocators.Search(measure="loss"), errors.UnknownNameError, r"Received: measure='loss'\."),
+        (
+            lambda: allocators.Search(beta=0),
+            errors.InfeasibleBudgetError,
+            r"positive number of units\. Received: beta=0\.",
+        ),
+        (lambda: allocators.Search(beta=2.0), errors.InfeasibleBudgetError, r"Received: beta=2\.0\."),
+        (
+            lambda: allocators.Search(alpha=-1),
+            errors.InfeasibleBudgetError,
+            r"at least 0\. Received: alpha=-1\.",
+        ),
     ],
 )
 def test_settings_out_of_range(make, error, sentence):
@@ -361,7 +388,7 @@ def test_settings_out_of_range(make, error, sentence):
 
 
 def searched(model, data, budget=0.4, criterion=None, **settings) -> kfp.PruningPlan:
-    method = kfp.Method(criterion or kfp.L2(), kfp.Search(**settings))
+    method = kfp.Method(criterion or criteria.L2(), allocators.Search(**settings))
     return kfp.plan_pruning(model, method, budget, data=data, progress=False)
 
 
@@ -378,7 +405,7 @@ def test_a_search_meets_its_budget_and_spends_it(budget, beta, measure):
     kind, share = ("params", 0.5) if isinstance(budget, kfp.ParamsBudget) else ("macs", budget)
     full, left = plan.cost[kind]
     assert left <= share * full
-    cost, counts = getattr(kfp.CostModel(kfp.analyze(model)), kind), np.array(list(counts_of(plan).values()))
+    cost, counts = getattr(kfp.budgets.CostModel(kfp.analyze(model)), kind), np.array(list(counts_of(plan).values()))
     assert counts.min() >= 1
     steps = [counts + np.eye(3, dtype=int)[n] for n in range(3) if counts[n] < 8]
     assert left >= 0.99 * share * full or all(cost(step) > share * full for step in steps)
@@ -390,7 +417,7 @@ def test_the_first_rounds_are_those_of_exhaustive_trials(alpha, tmp_path):
     model, x, rounds = chain(), images(), 3
     searched(model, x, beta=1, measure="error", alpha=alpha, checkpoint=tmp_path / "search.json")
     graph = kfp.analyze(model)
-    trial, cost, weights = Trial(graph, x, "error", False), kfp.CostModel(graph), Weights(graph.view)
+    trial, cost, weights = Trial(graph, x, "error", False), kfp.budgets.CostModel(graph), Weights(graph.view)
     keep, expected = cost.sizes.copy(), []
     for _ in range(rounds):
         tried = []
@@ -406,7 +433,7 @@ def test_the_first_rounds_are_those_of_exhaustive_trials(alpha, tmp_path):
 
 
 def score(trial: Trial, graph, keep: np.ndarray, weights) -> float:
-    chosen = {g.name: kfp.L2().select(g, int(n), weights) for g, n in zip(graph.groups, keep, strict=True)}
+    chosen = {g.name: criteria.L2().select(g, int(n), weights) for g, n in zip(graph.groups, keep, strict=True)}
     return trial(chosen)
 
 
@@ -424,7 +451,7 @@ def test_a_channel_multiple_does_not_keep_a_search_from_ending(settings, evaluat
     """A group that cannot lose one more multiple is left alone."""
     evaluations.at = 200
     model = chain()
-    method = kfp.Method(kfp.L2(), kfp.Search(measure="error", **settings))
+    method = kfp.Method(criteria.L2(), allocators.Search(measure="error", **settings))
     plan = kfp.plan_pruning(model, method, 0.35, data=images(), channel_multiple=4, progress=False)
     assert all(count in (4, 8) for count in counts_of(plan).values())
     assert plan.cost["macs"][1] <= 0.35 * plan.cost["macs"][0]
@@ -432,7 +459,7 @@ def test_a_channel_multiple_does_not_keep_a_search_from_ending(settings, evaluat
 
 def test_options_hold_in_a_search():
     model = chain()
-    method = kfp.Method(kfp.L2(), kfp.Search(beta=3, measure="error"))
+    method = kfp.Method(criteria.L2(), allocators.Search(beta=3, measure="error"))
     plan = kfp.plan_pruning(model, method, 0.6, data=images(), exclude="conv2", min_filters=3, progress=False)
     assert counts_of(plan)["conv2"] == 8
     assert min(counts_of(plan).values()) >= 3
@@ -491,15 +518,15 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path):
         {"measure": "error"},
         {"beta": 4},
         {"alpha": 0.5},
-        {"criterion": kfp.L1()},
+        {"criterion": criteria.L1()},
     ):
-        with pytest.raises(kfp.PlanMismatchError, match=sentence):
+        with pytest.raises(errors.PlanMismatchError, match=sentence):
             searched(**{"model": model, "data": data, "budget": 0.8, "checkpoint": path} | arguments)
-    method = kfp.Method(kfp.L2(), kfp.Search(checkpoint=path))
+    method = kfp.Method(criteria.L2(), allocators.Search(checkpoint=path))
     for options in ({"seed": 1}, {"exclude": "conv1"}, {"min_filters": 2}, {"channel_multiple": 2}):
-        with pytest.raises(kfp.PlanMismatchError, match=sentence):
+        with pytest.raises(errors.PlanMismatchError, match=sentence):
             kfp.plan_pruning(model, method, 0.8, data=data, progress=False, **options)
-    with pytest.raises(kfp.PlanMismatchError, match=sentence):
+    with pytest.raises(errors.PlanMismatchError, match=sentence):
         kfp.prune_model(model, method, 0.8, data=data, finetune=lambda m: None, progress=False)
     assert path.read_bytes() == content
 
@@ -513,7 +540,7 @@ def test_a_checkpoint_of_another_kind_of_budget_is_not_mixed_up(tmp_path):
     assert counts_of(others) != counts_of(wanted)
     try:
         found = searched(model, data, kfp.ParamsBudget(0.5), **settings, checkpoint=path)
-    except kfp.PlanMismatchError:
+    except errors.PlanMismatchError:
         return
     assert found.groups == wanted.groups
 
@@ -536,7 +563,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(damage, tmp_path):
     searched(model, images(), 0.8, measure="error", checkpoint=path)
     path.write_text(damage(path.read_text()))
     content = path.read_bytes()
-    with pytest.raises(kfp.PlanMismatchError, match=r"search\.json' is no checkpoint of a search: .* Delete it"):
+    with pytest.raises(errors.PlanMismatchError, match=r"search\.json' is no checkpoint of a search: .* Delete it"):
         searched(model, images(), 0.8, measure="error", checkpoint=path)
     assert path.read_bytes() == content
 
@@ -544,11 +571,11 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(damage, tmp_path):
 def test_a_search_prunes_what_its_criterion_finds():
     model = chain()
     data = labelled(model, images())
-    method = kfp.Method(kfp.FPOMP(), kfp.Search(), kfp.LeastSquares())
+    method = kfp.Method(criteria.FPOMP(), allocators.Search(), compensators.LeastSquares())
     small, report = kfp.prune_model(model, method, 0.5, data=data, return_report=True, progress=False)
     weights = Weights(kfp.analyze(model).view)
     for group, kept in zip(kfp.analyze(model).groups, kept_of(report.plan).values(), strict=True):
-        assert kept.tolist() == kfp.FPOMP().select(group, len(kept), weights).tolist()
+        assert kept.tolist() == criteria.FPOMP().select(group, len(kept), weights).tolist()
     assert small.count_params() == report.plan.cost["params"][1]
 
 
@@ -570,7 +597,7 @@ class Hook:
 
 
 def trained(model, data, hook, path=None, keep=0.4, compensate="none", criterion=None):
-    method = kfp.Method(criterion or kfp.L2(), kfp.Search(beta=2, checkpoint=path))
+    method = kfp.Method(criterion or criteria.L2(), allocators.Search(beta=2, checkpoint=path))
     return kfp.prune_model(
         model,
         method,
@@ -612,8 +639,8 @@ def test_units_are_the_originals_and_the_budget_is_a_share_of_the_original():
     model = chain()
     small, report = trained(model, labelled(model, images()), lambda m: None)
     full, left = report.plan.cost["macs"]
-    cost = kfp.CostModel(kfp.analyze(small))
-    assert (full, left) == (kfp.CostModel(kfp.analyze(model)).macs(np.array([8, 8, 8])), cost.macs(cost.sizes))
+    cost = kfp.budgets.CostModel(kfp.analyze(small))
+    assert (full, left) == (kfp.budgets.CostModel(kfp.analyze(model)).macs(np.array([8, 8, 8])), cost.macs(cost.sizes))
     assert 0.15 * full < left <= 0.4 * full
     again = kfp.apply_plan(model, report.plan, compensate="none", progress=False)
     for one, two in zip(values(small), values(again), strict=True):
@@ -663,7 +690,7 @@ def test_a_checkpoint_without_its_model_is_a_clear_error(tmp_path):
     (saved,) = tmp_path.glob("*.keras")
     saved.unlink()
     with pytest.raises(
-        kfp.PlanMismatchError, match=rf"needs '.*{saved.name}', which is missing\. Delete the checkpoint"
+        errors.PlanMismatchError, match=rf"needs '.*{saved.name}', which is missing\. Delete the checkpoint"
     ):
         trained(model, data, Hook(), path)
 
@@ -698,7 +725,7 @@ def test_both_sides_of_a_convolution_are_groups_of_their_own():
     last = "conv2_after" if "conv2_after" in [layer.name for layer in small.layers] else "conv2"
     assert small.get_layer(last).filters == 10
     full, left = report.plan.cost["macs"]
-    whole, cost = kfp.CostModel(kfp.analyze(model)), kfp.CostModel(kfp.analyze(small))
+    whole, cost = kfp.budgets.CostModel(kfp.analyze(model)), kfp.budgets.CostModel(kfp.analyze(small))
     assert (full, left) == (whole.macs(whole.sizes), cost.macs(cost.sizes))
     assert left <= 0.6 * full
 
@@ -706,10 +733,10 @@ def test_both_sides_of_a_convolution_are_groups_of_their_own():
 def test_a_search_between_adapters_with_training_goes_on_where_it_was(tmp_path):
     model, path = chain(), tmp_path / "search.json"
     data, whole, killed, rest = labelled(model, images()), Hook(), Hook(3), Hook()
-    wanted, _ = trained(model, data, whole, compensate="adapter", keep=0.7, criterion=kfp.FPOMP())
+    wanted, _ = trained(model, data, whole, compensate="adapter", keep=0.7, criterion=criteria.FPOMP())
     with pytest.raises(Killed):
-        trained(model, data, killed, path, compensate="adapter", keep=0.7, criterion=kfp.FPOMP())
-    small, report = trained(model, data, rest, path, compensate="adapter", keep=0.7, criterion=kfp.FPOMP())
+        trained(model, data, killed, path, compensate="adapter", keep=0.7, criterion=criteria.FPOMP())
+    small, report = trained(model, data, rest, path, compensate="adapter", keep=0.7, criterion=criteria.FPOMP())
     assert len(killed.sizes) + len(rest.sizes) == len(whole.sizes) + 1
     for one, two in zip(values(wanted), values(small), strict=True):
         np.testing.assert_array_equal(one, two)

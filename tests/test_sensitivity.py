@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, compensators, criteria, errors
 from keras_filterprune.allocators import Allocation
 from keras_filterprune.allocators.sensitivity import equal_loss, worst_so_far
 from keras_filterprune.studies.sensitivity import Measured
@@ -54,7 +55,7 @@ def entropy(labels, outputs):
     return -minus_entropy(labels, outputs)
 
 
-def rows(table: kfp.SensitivityTable) -> list[tuple]:
+def rows(table: kfp.studies.SensitivityTable) -> list[tuple]:
     return [(c.group, c.units, c.kept, c.value, c.drop, c.low, c.high) for c in table.cuts]
 
 
@@ -67,7 +68,7 @@ def rows(table: kfp.SensitivityTable) -> list[tuple]:
 def test_masking_measures_what_rebuilding_would(name):
     model = ZOO[name]()
     x = random_inputs(model, batch=16, seed=1)
-    table = kfp.sensitivity(model, x, "error", (0.5,), progress=False)
+    table = kfp.measure_sensitivity(model, x, "error", (0.5,), progress=False)
     whole = np.concatenate([np.asarray(y).reshape(16, -1) for y in keras.tree.flatten(model(x))], axis=1)
     spread = np.square(whole - whole.mean(axis=0)).sum() / 16
     for cut in table.cuts:
@@ -79,7 +80,7 @@ def test_masking_measures_what_rebuilding_would(name):
 
 def test_accuracy_is_that_of_the_smaller_network(trained):
     x, y = digits()
-    table = kfp.sensitivity(trained, (x, y), keep=(0.75, 0.25), progress=False)
+    table = kfp.measure_sensitivity(trained, (x, y), keep=(0.75, 0.25), progress=False)
     assert table.base == pytest.approx((trained.predict(x, verbose=0).argmax(-1) == y).mean())
     assert [(c.group, c.kept) for c in table.cuts] == [
         ("conv1", 9),
@@ -102,7 +103,10 @@ def test_accuracy_is_that_of_the_smaller_network(trained):
 def test_intervals_cover_what_other_samples_say(trained):
     found = load_digits()
     x, y = (found.images[..., None] / 16).astype("float32"), found.target
-    tables = [kfp.sensitivity(trained, (x[p], y[p]), keep=(0.5,), progress=False) for p in np.split(np.arange(1600), 8)]
+    tables = [
+        kfp.measure_sensitivity(trained, (x[p], y[p]), keep=(0.5,), progress=False)
+        for p in np.split(np.arange(1600), 8)
+    ]
     drops = np.array([table.drops[:, 0] for table in tables])
     width = np.mean([[cut.high - cut.low for cut in table.cuts] for table in tables], axis=0)
     # 95 % intervals are 3.9 standard deviations wide.
@@ -111,7 +115,7 @@ def test_intervals_cover_what_other_samples_say(trained):
 
 def test_any_function_of_labels_and_outputs(trained):
     x, y = digits(100)
-    table = kfp.sensitivity(trained, (x, y), minus_entropy, (0.5,), progress=False)
+    table = kfp.measure_sensitivity(trained, (x, y), minus_entropy, (0.5,), progress=False)
     outputs = trained.predict(x, verbose=0).astype(float)
     assert table.metric == "minus_entropy"
     assert table.base == pytest.approx(minus_entropy(y, outputs).mean(), rel=1e-4)
@@ -121,9 +125,9 @@ def test_names_and_methods(trained):
     x, y = digits(200)
     renamed = network("z_")
     renamed.set_weights(trained.get_weights())
-    tables = [kfp.sensitivity(m, (x, y), minus_entropy, progress=False) for m in (trained, renamed)]
+    tables = [kfp.measure_sensitivity(m, (x, y), minus_entropy, progress=False) for m in (trained, renamed)]
     assert [f"z_{group}" for group in tables[0].order()] == tables[1].order()
-    greedy = kfp.sensitivity(trained, (x, y), minus_entropy, method="cap", progress=False)
+    greedy = kfp.measure_sensitivity(trained, (x, y), minus_entropy, method="cap", progress=False)
     assert greedy.drops.mean() < tables[0].drops.mean()
 
 
@@ -132,7 +136,7 @@ def test_names_and_methods(trained):
 
 def test_a_killed_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):
     data, path = digits(100), tmp_path / "cache.json"
-    whole = kfp.sensitivity(trained, data, progress=False)
+    whole = kfp.measure_sensitivity(trained, data, progress=False)
     calls = []
     real = Measured.__call__
 
@@ -144,26 +148,26 @@ def test_a_killed_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Measured, "__call__", dies)
     with pytest.raises(KeyboardInterrupt):
-        kfp.sensitivity(trained, data, cache=path, progress=False)
+        kfp.measure_sensitivity(trained, data, checkpoint=path, progress=False)
     # The whole network and three cuts.
     assert len(json.loads(path.read_text())["cuts"]) == 3
     calls.clear()
     monkeypatch.setattr(Measured, "__call__", lambda self, kept: calls.append(kept) or real(self, kept))
-    again = kfp.sensitivity(trained, data, cache=path, progress=False)
+    again = kfp.measure_sensitivity(trained, data, checkpoint=path, progress=False)
     assert rows(again) == rows(whole)
     assert len(calls) == 1 + len(whole.cuts) - 3
     calls.clear()
-    more = kfp.sensitivity(trained, data, keep=(0.75, 0.5, 0.25, 0.1), cache=path, progress=False)
+    more = kfp.measure_sensitivity(trained, data, keep=(0.75, 0.5, 0.25, 0.1), checkpoint=path, progress=False)
     assert len(calls) == 1 + len(whole.groups)
     assert [c for c in rows(more) if c[2] != 1 and (c[0], c[2]) != ("conv4", 2)] == rows(whole)
 
 
 def test_two_processes_give_the_same_table_as_one(trained):
     data = digits(100)
-    alone = kfp.sensitivity(trained, data, minus_entropy, (0.5,), progress=False)
+    alone = kfp.measure_sensitivity(trained, data, minus_entropy, (0.5,), progress=False)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
-        shared = kfp.sensitivity(trained, data, minus_entropy, (0.5,), executor=pool, progress=False)
+        shared = kfp.measure_sensitivity(trained, data, minus_entropy, (0.5,), executor=pool, progress=False)
     assert [r[:3] for r in rows(shared)] == [r[:3] for r in rows(alone)]
     np.testing.assert_allclose([r[3:] for r in rows(shared)], [r[3:] for r in rows(alone)], atol=1e-6)
 
@@ -172,18 +176,18 @@ def test_layer_normalization_keeps_two_filters():
     inputs = keras.Input((8, 8, 1))
     h = layers.LayerNormalization()(layers.Conv2D(8, 3, name="conv")(inputs))
     model = keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Flatten()(h)))
-    table = kfp.sensitivity(model, digits(50), keep=(0.1,), progress=False)
+    table = kfp.measure_sensitivity(model, digits(50), keep=(0.1,), progress=False)
     assert [cut.kept for cut in table.cuts] == [2]
     cost = table.costs
     two, one = (kfp.ParamsBudget(count=cost.params(np.array([n]))) for n in (2, 1))
     assert table.keep_for(two) == kfp.FiltersBudget({table.groups[0]: 0.25})
-    with pytest.raises(kfp.InfeasibleBudgetError, match=f"{cost.params(np.array([2])):,} are left"):
+    with pytest.raises(errors.InfeasibleBudgetError, match=f"{cost.params(np.array([2])):,} are left"):
         table.keep_for(one)
 
 
 def test_a_cache_of_something_else(trained, tmp_path):
     data, path = digits(50), tmp_path / "cache.json"
-    kfp.sensitivity(trained, data, keep=(0.5,), cache=path, progress=False)
+    kfp.measure_sensitivity(trained, data, keep=(0.5,), checkpoint=path, progress=False)
     for model, samples, options in (
         (network(), data, {}),
         (trained, digits(60), {}),
@@ -191,18 +195,18 @@ def test_a_cache_of_something_else(trained, tmp_path):
         (trained, data, {"method": "l1"}),
         (trained, data, {"seed": 1}),
     ):
-        with pytest.raises(kfp.PlanMismatchError, match="belongs to another sensitivity analysis"):
-            kfp.sensitivity(model, samples, keep=(0.5,), cache=path, progress=False, **options)
+        with pytest.raises(errors.PlanMismatchError, match="belongs to another sensitivity analysis"):
+            kfp.measure_sensitivity(model, samples, keep=(0.5,), checkpoint=path, progress=False, **options)
     path.write_text("{}")
-    with pytest.raises(kfp.PlanMismatchError, match="is no checkpoint of a sensitivity analysis"):
-        kfp.sensitivity(trained, data, keep=(0.5,), cache=path, progress=False)
+    with pytest.raises(errors.PlanMismatchError, match="is no checkpoint of a sensitivity analysis"):
+        kfp.measure_sensitivity(trained, data, keep=(0.5,), checkpoint=path, progress=False)
 
 
 # ---------------------------------------------------------------------------------------------- the table, widths
 
 
 def test_the_table_is_written_and_drawn(trained, tmp_path):
-    table = kfp.sensitivity(trained, digits(50), keep=(0.5, 0.25), progress=False)
+    table = kfp.measure_sensitivity(trained, digits(50), keep=(0.5, 0.25), progress=False)
     text = table.to_csv(tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_text() == text
     found = list(csv.DictReader(io.StringIO(text)))
@@ -216,9 +220,9 @@ def test_the_table_is_written_and_drawn(trained, tmp_path):
 @pytest.mark.parametrize("budget", [0.7, 0.3, kfp.ParamsBudget(0.5)], ids=str)
 def test_widths_meet_the_budget_and_spare_the_sensitive(trained, budget):
     data = digits(200)
-    table = kfp.sensitivity(trained, data, minus_entropy, (0.75, 0.5, 0.25), progress=False)
+    table = kfp.measure_sensitivity(trained, data, minus_entropy, (0.75, 0.5, 0.25), progress=False)
     small = kfp.prune_model(trained, "l2", table.keep_for(budget), compensate="none", progress=False)
-    costs = [kfp.CostModel(kfp.analyze(m)) for m in (trained, small)]
+    costs = [kfp.budgets.CostModel(kfp.analyze(m)) for m in (trained, small)]
     budget = kfp.MacsBudget(budget) if isinstance(budget, float) else budget
     spent, limit = budget.cost(costs[1])(costs[1].sizes), budget.limit(costs[0])
     assert 0.9 * limit <= spent <= limit
@@ -230,7 +234,7 @@ def problem(limit: int, floors=(1, 1)) -> Allocation:
     for _ in floors:
         x = layers.Conv2D(20, 1, use_bias=False)(x)
     graph = kfp.analyze(keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(1, 1, use_bias=False)(x))))
-    costs = kfp.CostModel(graph)
+    costs = kfp.budgets.CostModel(graph)
     rungs = [range(1, size + 1) for size in costs.sizes.tolist()]
     return Allocation(costs.sizes, np.array(floors), rungs, costs.macs, limit, scores=lambda g: np.zeros(0))
 
@@ -262,12 +266,16 @@ def test_losses_never_fall_as_fewer_filters_are_kept():
 
 def test_the_allocator_refits_before_it_measures(trained):
     x, y = digits(300)
-    method = kfp.Method(kfp.L2(), kfp.Sensitivity((0.75, 0.5, 0.25)), kfp.LeastSquares())
+    method = kfp.Method(criteria.L2(), allocators.Sensitivity((0.75, 0.5, 0.25)), compensators.LeastSquares())
     small = kfp.prune_model(trained, method, 0.5, data=(x, y), progress=False)
-    costs = [kfp.CostModel(kfp.analyze(m)) for m in (trained, small)]
+    costs = [kfp.budgets.CostModel(kfp.analyze(m)) for m in (trained, small)]
     assert 0.9 < costs[1].macs(costs[1].sizes) / (0.5 * costs[0].macs(costs[0].sizes)) <= 1
     uniform = kfp.prune_model(
-        trained, kfp.Method(kfp.L2(), kfp.Uniform(), kfp.LeastSquares()), 0.5, data=x, progress=False
+        trained,
+        kfp.Method(criteria.L2(), allocators.Uniform(), compensators.LeastSquares()),
+        0.5,
+        data=x,
+        progress=False,
     )
     ours, theirs = (minus_entropy(y, m.predict(x, verbose=0).astype(float)).mean() for m in (small, uniform))
     assert ours > theirs - 0.05
@@ -279,7 +287,7 @@ def test_the_allocator_refits_before_it_measures(trained):
 def test_the_callback_follows_training(tmp_path):
     model, (x, y) = kfp.apply_filter_pruning(network()), digits(200)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    scorer = kfp.SensitivityScorer((x, y), every=2, folder=tmp_path / "runs", keep=(0.5,))
+    scorer = kfp.callbacks.SensitivityScorer((x, y), every=2, folder=tmp_path / "runs", keep=(0.5,))
     history = model.fit(x, y, epochs=4, verbose=0, callbacks=[scorer]).history
     assert sorted(scorer.tables) == [0, 2]
     assert {f.name for f in (tmp_path / "runs").iterdir()} == {"sensitivity_0.csv", "sensitivity_2.csv"}
@@ -294,39 +302,39 @@ def test_the_callback_follows_training(tmp_path):
 
 
 def test_data_that_is_missing_or_unlabelled(trained):
-    with pytest.raises(kfp.CalibrationDataError, match="'accuracy' needs labelled samples"):
-        kfp.sensitivity(trained, digits(50)[0])
-    with pytest.raises(kfp.CalibrationDataError, match="pass data="):
-        kfp.sensitivity(trained, None)
-    with pytest.raises(kfp.CalibrationDataError, match="one output of class scores"):
-        kfp.sensitivity(ZOO["unet"](), (random_inputs(ZOO["unet"](), batch=4), np.zeros(4)))
+    with pytest.raises(errors.CalibrationDataError, match="'accuracy' needs labelled samples"):
+        kfp.measure_sensitivity(trained, digits(50)[0])
+    with pytest.raises(errors.CalibrationDataError, match="pass data="):
+        kfp.measure_sensitivity(trained, None)
+    with pytest.raises(errors.CalibrationDataError, match="one output of class scores"):
+        kfp.measure_sensitivity(ZOO["unet"](), (random_inputs(ZOO["unet"](), batch=4), np.zeros(4)))
 
 
 def test_metrics_that_are_none(trained):
     x, y = digits(50)
-    with pytest.raises(kfp.UnknownNameError, match="'accuracy', 'error' or a function"):
-        kfp.sensitivity(trained, (x, y), "f1")
-    with pytest.raises(kfp.UnknownNameError, match=r"one number per sample, shape \(50,\)"):
-        kfp.sensitivity(trained, (x, y), lambda labels, outputs: outputs.mean())
-    with pytest.raises(kfp.UnknownNameError, match="'entropy' rises for every group that is cut"):
-        kfp.sensitivity(trained, (x, y), entropy, keep=(0.25,), progress=False)
+    with pytest.raises(errors.UnknownNameError, match="'accuracy', 'error' or a function"):
+        kfp.measure_sensitivity(trained, (x, y), "f1")
+    with pytest.raises(errors.UnknownNameError, match=r"one number per sample, shape \(50,\)"):
+        kfp.measure_sensitivity(trained, (x, y), lambda labels, outputs: outputs.mean())
+    with pytest.raises(errors.UnknownNameError, match="'entropy' rises for every group that is cut"):
+        kfp.measure_sensitivity(trained, (x, y), entropy, keep=(0.25,), progress=False)
 
 
 @pytest.mark.parametrize("keep", [(), (0.5, 0.75), (1.0, 0.5), (0.5, 0.0), (0.5, 0.5)])
 def test_fractions_that_do_not_fall(trained, keep):
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"keep is (a list of fractions|the fraction)"):
-        kfp.sensitivity(trained, digits(50), keep=keep)
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"keep is (a list of fractions|the fraction)"):
-        kfp.Sensitivity(keep)
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"keep is (a list of fractions|the fraction)"):
+        kfp.measure_sensitivity(trained, digits(50), keep=keep)
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"keep is (a list of fractions|the fraction)"):
+        allocators.Sensitivity(keep)
 
 
 def test_models_and_budgets_out_of_reach(trained):
-    with pytest.raises(kfp.InfeasibleBudgetError, match="has no filter that can be removed"):
-        kfp.sensitivity(keras.Sequential([keras.Input((4,)), layers.Dense(2)]), (np.zeros((8, 4)), np.zeros(8)))
-    table = kfp.sensitivity(trained, digits(50), keep=(0.5,), progress=False)
-    with pytest.raises(kfp.InfeasibleBudgetError, match="with the fewest filters in all groups"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="has no filter that can be removed"):
+        kfp.measure_sensitivity(keras.Sequential([keras.Input((4,)), layers.Dense(2)]), (np.zeros((8, 4)), np.zeros(8)))
+    table = kfp.measure_sensitivity(trained, digits(50), keep=(0.5,), progress=False)
+    with pytest.raises(errors.InfeasibleBudgetError, match="with the fewest filters in all groups"):
         table.keep_for(1e-6)
-    with pytest.raises(kfp.InfeasibleBudgetError, match="keep_for takes a fraction"):
+    with pytest.raises(errors.InfeasibleBudgetError, match="keep_for takes a fraction"):
         table.keep_for(kfp.FiltersBudget(0.5))
-    with pytest.raises(kfp.UnknownNameError, match="every is a positive number of epochs"):
-        kfp.SensitivityScorer(digits(50), every=0)
+    with pytest.raises(errors.UnknownNameError, match="every is a positive number of epochs"):
+        kfp.callbacks.SensitivityScorer(digits(50), every=0)

@@ -14,11 +14,12 @@ from test_filter_pruning import MODELS, array, assert_same, compiled, images, ne
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 from keras_filterprune.graph.keras_view import scale_slices, view_model
 
 
 def gates_of(model: keras.Model) -> dict[str, np.ndarray]:
-    return {c.path: array(c.op.mask) for c in view_model(model).calls if isinstance(c.op, kfp.FilterPruning)}
+    return {c.path: array(c.op.mask) for c in view_model(model).calls if isinstance(c.op, kfp.layers.FilterPruning)}
 
 
 def begun(model: keras.Model, callback, epochs: int = 1):
@@ -57,7 +58,7 @@ def test_the_hinge_closes_gates_to_the_budget_and_the_gated_network_is_the_shrun
     gated = kfp.apply_filter_gates(model)
     tolerance = 2e-2 if name == "mixed_precision" else 1e-5
     assert_same(model, gated, x, 1e-6)
-    callback = begun(gated, kfp.BudgetGates(budget, strength=0.05))
+    callback = begun(gated, kfp.callbacks.BudgetGates(budget, strength=0.05))
     for step in range(200):
         callback.on_train_batch_end(step)
     plain = kfp.strip_wrappers(gated)
@@ -67,8 +68,8 @@ def test_the_hinge_closes_gates_to_the_budget_and_the_gated_network_is_the_shrun
     logs = {}
     callback.on_epoch_end(0, logs)
     assert logs["macs_if_pruned"] == total(small)
-    cost = kfp.CostModel(kfp.analyze(small))
-    dense = kfp.CostModel(kfp.analyze(model))
+    cost = kfp.budgets.CostModel(kfp.analyze(small))
+    dense = kfp.budgets.CostModel(kfp.analyze(model))
     spent, limit = budget.cost(cost)(cost.sizes), budget.limit(dense)
     one_filter = budget.cost(dense).gradient(dense.sizes).max()
     assert limit - one_filter <= spent <= limit
@@ -77,8 +78,8 @@ def test_the_hinge_closes_gates_to_the_budget_and_the_gated_network_is_the_shrun
 def test_what_is_allowed_falls_on_a_straight_line():
     model = network()
     gated = compiled(kfp.apply_filter_gates(model))
-    history = fit(gated, kfp.BudgetGates(0.5, epochs=5, strength=0.2), 6)
-    one_filter = kfp.CostModel(kfp.analyze(model)).macs.gradient(np.array([8, 12])).max()
+    history = fit(gated, kfp.callbacks.BudgetGates(0.5, epochs=5, strength=0.2), 6)
+    one_filter = kfp.budgets.CostModel(kfp.analyze(model)).macs.gradient(np.array([8, 12])).max()
     line = total(model) * np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.5])
     assert (history["macs_if_pruned"] <= line).all() and (history["macs_if_pruned"] >= line - one_filter).all()
 
@@ -107,7 +108,7 @@ def test_gates_move_as_one_factor_shared_by_all_readers():
     gated.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     before = gates_of(gated)
     with pytest.warns(UserWarning, match=r"BudgetGates: MacsBudget\(keep=0.5\) allows .* are needed"):
-        gated.fit(x, y, batch_size=len(x), verbose=0, callbacks=[kfp.BudgetGates(0.5, strength=1e-12)])
+        gated.fit(x, y, batch_size=len(x), verbose=0, callbacks=[kfp.callbacks.BudgetGates(0.5, strength=1e-12)])
     after = gates_of(gated)
     # conv1's filters are added to conv3's: conv2 reads the first, head the sum.
     for unit in (0, 5):
@@ -123,7 +124,7 @@ def test_the_hinge_pulls_by_the_derivative_of_the_cost():
     model = network()
     gated = kfp.apply_filter_gates(model)
     before = gates_of(gated)
-    callback = begun(gated, kfp.BudgetGates(0.5, strength=0.01))
+    callback = begun(gated, kfp.callbacks.BudgetGates(0.5, strength=0.01))
     callback.on_train_batch_end(0)
     after = gates_of(gated)
     # Multiply-accumulates per filter at 8x8: conv1 and conv3 with what reads them, conv2 likewise.
@@ -136,9 +137,9 @@ def test_the_hinge_pulls_by_the_derivative_of_the_cost():
 
 def test_on_the_budget_gates_stay_as_they_are():
     gated = compiled(kfp.apply_filter_gates(network()))
-    fit(gated, kfp.BudgetGates(0.5, epochs=1, strength=0.2), 1)
+    fit(gated, kfp.callbacks.BudgetGates(0.5, epochs=1, strength=0.2), 1)
     before, kernel = gates_of(gated), array(gated.get_layer("conv2_masked").layer.kernel)
-    fit(gated, kfp.BudgetGates(0.5, strength=0.2), 2)
+    fit(gated, kfp.callbacks.BudgetGates(0.5, strength=0.2), 2)
     for name, gates in gates_of(gated).items():
         np.testing.assert_array_equal(gates, before[name])
     assert np.abs(array(gated.get_layer("conv2_masked").layer.kernel) - kernel).max() > 0
@@ -148,7 +149,7 @@ def test_channels_that_cannot_be_pruned_stay_open():
     inputs = keras.Input((8, 8, 3))
     x = layers.Concatenate()([inputs, layers.Conv2D(8, 3, padding="same", name="conv")(inputs)])
     gated = kfp.apply_filter_gates(keras.Model(inputs, layers.Conv2D(4, 1, name="reader")(x)))
-    callback = begun(gated, kfp.BudgetGates(0.7, strength=0.3))
+    callback = begun(gated, kfp.callbacks.BudgetGates(0.7, strength=0.3))
     for step in range(20):
         callback.on_train_batch_end(step)
     (gates,) = gates_of(gated).values()
@@ -158,7 +159,7 @@ def test_channels_that_cannot_be_pruned_stay_open():
 
 def test_some_filters_of_every_group_stay_open():
     gated = kfp.apply_filter_gates(network())
-    callback = begun(gated, kfp.BudgetGates(0.3, strength=1.0, min_filters=3))
+    callback = begun(gated, kfp.callbacks.BudgetGates(0.3, strength=1.0, min_filters=3))
     for step in range(20):
         callback.on_train_batch_end(step)
     opened = {name: int((gates > 0).sum()) for name, gates in gates_of(gated).items()}
@@ -168,7 +169,7 @@ def test_some_filters_of_every_group_stay_open():
 
 def test_gated_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):
     straight, broken = (compiled(kfp.apply_filter_gates(network())) for _ in range(2))
-    make = functools.partial(kfp.BudgetGates, 0.5, epochs=3, strength=0.05)
+    make = functools.partial(kfp.callbacks.BudgetGates, 0.5, epochs=3, strength=0.05)
     fit(straight, make(), 4)
     with pytest.warns(UserWarning, match="are needed"):
         fit(broken, make(), 2)
@@ -183,7 +184,7 @@ def test_gated_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_pat
 
 def test_bridgeout_and_mixed_precision_go_with_gates():
     gated = compiled(kfp.apply_filter_gates(kfp.apply_bridgeout(network("mixed_float16"), rate=0.1)))
-    fit(gated, kfp.BudgetGates(0.5, strength=0.2), 3)
+    fit(gated, kfp.callbacks.BudgetGates(0.5, strength=0.2), 3)
     plain = kfp.strip_wrappers(gated)
     assert total(shrunk(plain)) <= 0.5 * total(plain)
     assert all(np.isfinite(array(w)).all() for w in gated.weights)
@@ -194,7 +195,7 @@ def test_bridgeout_and_mixed_precision_go_with_gates():
 
 def test_penalties_go_on_the_filters_that_can_be_removed():
     model = network()
-    other = kfp.apply_penalty(model, kfp.GroupLasso(1e-3))
+    other = kfp.apply_penalty(model, kfp.regularizers.GroupLasso(1e-3))
     names = {layer.name for layer in other.layers if getattr(layer, "kernel_regularizer", None) is not None}
     assert names == {"conv1", "conv2", "conv3"}
     assert model.get_layer("conv1").kernel_regularizer is None
@@ -202,7 +203,7 @@ def test_penalties_go_on_the_filters_that_can_be_removed():
     expected = 1e-3 * np.dot(np.sqrt([27, 72, 108]), rows)
     assert float(sum(other.losses)) == pytest.approx(expected, rel=1e-4)
     assert_same(model, other, images()[0], 0)
-    scales = kfp.apply_penalty(model, kfp.BridgePenalty(1.0, 1e-3), "scale", include="bn3")
+    scales = kfp.apply_penalty(model, kfp.regularizers.BridgePenalty(1.0, 1e-3), "scale", include="bn3")
     assert float(sum(scales.losses)) == pytest.approx(1e-3 * np.abs(array(model.get_layer("bn3").gamma)).sum())
     assert scales.get_layer("bn1").gamma_regularizer is None
 
@@ -212,7 +213,7 @@ def test_the_group_lasso_follows_the_filters_of_the_layer():
     inputs = keras.Input((4, 4, 3))
     x = layers.Conv2DTranspose(6, 3, name="up")(inputs)
     model = keras.Model(inputs, layers.Conv2D(2, 1, name="out")(layers.SeparableConv2D(5, 3, name="sep")(x)))
-    other = kfp.apply_penalty(kfp.apply_bridgeout(model), kfp.GroupLasso(1.0))
+    other = kfp.apply_penalty(kfp.apply_bridgeout(model), kfp.regularizers.GroupLasso(1.0))
     up = array(model.get_layer("up").kernel)
     sep = array(model.get_layer("sep").pointwise_kernel)
     expected = np.sqrt(27) * np.sqrt((up**2).sum((0, 1, 3))).sum() + np.sqrt(6) * np.sqrt((sep**2).sum((0, 1, 2))).sum()
@@ -224,18 +225,18 @@ def test_filters_without_energy_are_counted_out():
     scale = np.array([0.05, 0.05, 1, 1, 1, 1, 1, 0.5])
     model.get_layer("bn3").gamma.assign(scale)
     model.get_layer("bn1").gamma.assign(scale)
-    other = kfp.apply_penalty(model, kfp.BridgePenalty(1.0, 1e-3), "scale")
-    callback = begun(other, kfp.PenaltySchedule(0.5, "bn_scale", energy=0.01))
+    other = kfp.apply_penalty(model, kfp.regularizers.BridgePenalty(1.0, 1e-3), "scale")
+    callback = begun(other, kfp.callbacks.PenaltySchedule(0.5, "bn_scale", energy=0.01))
     # 2 x 0.0025 of 5.255 is 0.1 %; the next filter would make it 4.9 %. conv2 has no scales.
     assert list(callback.counts()) == [6, 12]
-    assert list(begun(other, kfp.PenaltySchedule(0.5, "bn_scale", energy=0.03)).counts()) == [6, 12]
-    assert list(begun(other, kfp.PenaltySchedule(0.5, "bn_scale", energy=0.06)).counts()) == [5, 12]
+    assert list(begun(other, kfp.callbacks.PenaltySchedule(0.5, "bn_scale", energy=0.03)).counts()) == [6, 12]
+    assert list(begun(other, kfp.callbacks.PenaltySchedule(0.5, "bn_scale", energy=0.06)).counts()) == [5, 12]
 
 
 def test_strength_follows_the_line_to_the_budget():
-    model = kfp.apply_penalty(network(), kfp.BridgePenalty(1.0, 1e-3), "scale")
+    model = kfp.apply_penalty(network(), kfp.regularizers.BridgePenalty(1.0, 1e-3), "scale")
     model.get_layer("bn1").gamma_regularizer.strength = 3e-3
-    callback = begun(model, kfp.PenaltySchedule(0.5, "bn_scale", step=2e-3), epochs=10)
+    callback = begun(model, kfp.callbacks.PenaltySchedule(0.5, "bn_scale", step=2e-3), epochs=10)
     logs = {}
     callback.on_epoch_end(0, logs)
     assert logs["strength"] == 5e-3
@@ -254,9 +255,9 @@ def test_strength_follows_the_line_to_the_budget():
 
 
 def test_compiled_steps_see_the_strength():
-    model, (x, y) = compiled(kfp.apply_penalty(network(), kfp.BridgePenalty(1.0, 0.0), "scale")), images()
+    model, (x, y) = compiled(kfp.apply_penalty(network(), kfp.regularizers.BridgePenalty(1.0, 0.0), "scale")), images()
     model.optimizer.learning_rate = 0.0
-    schedule = kfp.PenaltySchedule(0.1, step=0.125)
+    schedule = kfp.callbacks.PenaltySchedule(0.1, step=0.125)
     with pytest.warns(UserWarning, match="take larger steps"):
         history = model.fit(x, y, epochs=3, batch_size=32, verbose=0, callbacks=[schedule]).history
     assert history["strength"] == [0.125, 0.25, 0.375]
@@ -265,8 +266,8 @@ def test_compiled_steps_see_the_strength():
 
 
 def test_the_strength_is_saved(tmp_path):
-    model = kfp.apply_penalty(network(), kfp.GroupLasso(0.0))
-    begun(model, kfp.PenaltySchedule(0.5, step=1e-4)).on_epoch_end(0)
+    model = kfp.apply_penalty(network(), kfp.regularizers.GroupLasso(0.0))
+    begun(model, kfp.callbacks.PenaltySchedule(0.5, step=1e-4)).on_epoch_end(0)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     assert again.get_layer("conv2").kernel_regularizer.strength == 1e-4
@@ -283,10 +284,10 @@ def test_slimming_reaches_the_budget():
         h = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(layers.Conv2D(16, 3)(inputs)))
         h = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(layers.Conv2D(16, 3)(h)))
         plain = keras.Model(inputs, layers.Dense(10)(layers.Flatten()(h)))
-        model = kfp.apply_penalty(plain, kfp.BridgePenalty(1.0, 0.0), "scale")
+        model = kfp.apply_penalty(plain, kfp.regularizers.BridgePenalty(1.0, 0.0), "scale")
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss, metrics=["accuracy"])
-        callback = kfp.PenaltySchedule(0.75, "bn_scale", step=step)
+        callback = kfp.callbacks.PenaltySchedule(0.75, "bn_scale", step=step)
         return model, model.fit(x, y, epochs=25, batch_size=32, verbose=0, callbacks=[callback]).history
 
     model, logs = trained(3e-3)
@@ -307,67 +308,67 @@ def test_slimming_reaches_the_budget():
 
 
 @pytest.mark.parametrize("budget", [kfp.FiltersBudget(0.5), kfp.RedundancyBudget()])
-@pytest.mark.parametrize("kind", [kfp.BudgetGates, kfp.PenaltySchedule])
+@pytest.mark.parametrize("kind", [kfp.callbacks.BudgetGates, kfp.callbacks.PenaltySchedule])
 def test_budgets_that_are_no_cost(kind, budget):
-    with pytest.raises(kfp.InfeasibleBudgetError, match=f"{kind.__name__} steers what the network costs"):
+    with pytest.raises(errors.InfeasibleBudgetError, match=f"{kind.__name__} steers what the network costs"):
         kind(budget)
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: kfp.BudgetGates(0.5, strength=0),
-        lambda: kfp.BudgetGates(0.5, strength=True),
-        lambda: kfp.BudgetGates(0.5, epochs=0),
-        lambda: kfp.BudgetGates(0.5, min_filters=0),
-        lambda: kfp.BudgetGates(0.5, min_filters=1.5),
-        lambda: kfp.PenaltySchedule(0.5, energy=0),
-        lambda: kfp.PenaltySchedule(0.5, energy=1),
-        lambda: kfp.PenaltySchedule(0.5, step=0),
-        lambda: kfp.PenaltySchedule(0.5, "cap"),
-        lambda: kfp.PenaltySchedule(0.5, "l3"),
+        lambda: kfp.callbacks.BudgetGates(0.5, strength=0),
+        lambda: kfp.callbacks.BudgetGates(0.5, strength=True),
+        lambda: kfp.callbacks.BudgetGates(0.5, epochs=0),
+        lambda: kfp.callbacks.BudgetGates(0.5, min_filters=0),
+        lambda: kfp.callbacks.BudgetGates(0.5, min_filters=1.5),
+        lambda: kfp.callbacks.PenaltySchedule(0.5, energy=0),
+        lambda: kfp.callbacks.PenaltySchedule(0.5, energy=1),
+        lambda: kfp.callbacks.PenaltySchedule(0.5, step=0),
+        lambda: kfp.callbacks.PenaltySchedule(0.5, "cap"),
+        lambda: kfp.callbacks.PenaltySchedule(0.5, "l3"),
     ],
 )
 def test_settings_out_of_range(make):
-    with pytest.raises(kfp.UnknownNameError, match=r"Received|Known methods"):
+    with pytest.raises(errors.UnknownNameError, match=r"Received|Known methods"):
         make()
 
 
 def test_budgets_below_the_floors():
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"with min_filters=8, .* are the least"):
-        begun(kfp.apply_filter_gates(network()), kfp.BudgetGates(0.1, min_filters=8))
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"with min_filters=8, .* are the least"):
+        begun(kfp.apply_filter_gates(network()), kfp.callbacks.BudgetGates(0.1, min_filters=8))
 
 
 def test_two_gates_stay_open_before_layer_normalization():
     inputs = keras.Input((4, 4, 2))
     h = layers.LayerNormalization()(layers.Conv2D(8, 3, name="conv")(inputs))
     model = keras.Model(inputs, layers.Conv2D(2, 1, name="reader")(h))
-    cost = kfp.CostModel(kfp.analyze(model))
+    cost = kfp.budgets.CostModel(kfp.analyze(model))
     gated = kfp.apply_filter_gates(model)
-    with pytest.raises(kfp.InfeasibleBudgetError, match=f"{cost.params(np.array([2])):,} are the least"):
-        begun(gated, kfp.BudgetGates(kfp.ParamsBudget(count=cost.params(np.array([1])))))
+    with pytest.raises(errors.InfeasibleBudgetError, match=f"{cost.params(np.array([2])):,} are the least"):
+        begun(gated, kfp.callbacks.BudgetGates(kfp.ParamsBudget(count=cost.params(np.array([1])))))
 
 
 def test_models_that_are_not_prepared():
     model = network()
-    with pytest.raises(kfp.UnsupportedModelError, match="apply_filter_gates"):
-        begun(model, kfp.BudgetGates(0.5))
-    with pytest.raises(kfp.UnsupportedModelError, match="apply_filter_gates"):
-        begun(kfp.apply_filter_pruning(model), kfp.BudgetGates(0.5))
-    with pytest.raises(kfp.UnsupportedModelError, match="PruningSchedule found no FilterPruning"):
-        begun(kfp.apply_filter_gates(model), kfp.PruningSchedule(0.5))
-    with pytest.raises(kfp.UnsupportedModelError, match="found no BridgePenalty or GroupLasso"):
-        begun(model, kfp.PenaltySchedule(0.5))
-    with pytest.raises(kfp.UnsupportedLayerError, match="not masked yet"):
+    with pytest.raises(errors.UnsupportedModelError, match="apply_filter_gates"):
+        begun(model, kfp.callbacks.BudgetGates(0.5))
+    with pytest.raises(errors.UnsupportedModelError, match="apply_filter_gates"):
+        begun(kfp.apply_filter_pruning(model), kfp.callbacks.BudgetGates(0.5))
+    with pytest.raises(errors.UnsupportedModelError, match="PruningSchedule found no FilterPruning"):
+        begun(kfp.apply_filter_gates(model), kfp.callbacks.PruningSchedule(0.5))
+    with pytest.raises(errors.UnsupportedModelError, match="found no BridgePenalty or GroupLasso"):
+        begun(model, kfp.callbacks.PenaltySchedule(0.5))
+    with pytest.raises(errors.UnsupportedLayerError, match="not masked yet"):
         kfp.apply_filter_gates(kfp.apply_filter_pruning(model))
-    with pytest.raises(kfp.CalibrationDataError, match="pass data="):
+    with pytest.raises(errors.CalibrationDataError, match="pass data="):
         kfp.apply_filter_gates(model, "cap")
-    with pytest.raises(kfp.UnknownNameError, match="penalty is a BridgePenalty or a GroupLasso"):
+    with pytest.raises(errors.UnknownNameError, match="penalty is a BridgePenalty or a GroupLasso"):
         kfp.apply_penalty(model, keras.regularizers.L1(1e-3))
-    with pytest.raises(kfp.UnknownNameError, match="'kernel' or 'scale'"):
-        kfp.apply_penalty(model, kfp.GroupLasso(), "gamma")
-    with pytest.raises(kfp.UnknownNameError, match="has no scale of a filter"):
-        kfp.apply_penalty(model, kfp.BridgePenalty(1.0), "scale", include="conv*")
+    with pytest.raises(errors.UnknownNameError, match="'kernel' or 'scale'"):
+        kfp.apply_penalty(model, kfp.regularizers.GroupLasso(), "gamma")
+    with pytest.raises(errors.UnknownNameError, match="has no scale of a filter"):
+        kfp.apply_penalty(model, kfp.regularizers.BridgePenalty(1.0), "scale", include="conv*")
 
 
 # ---------------------------------------------------------------------------------------------- other backends
@@ -383,17 +384,18 @@ data, labels = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float
 to_numpy, entropy = keras.ops.convert_to_numpy, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 gated = kfp.apply_filter_gates(model)
 gated.compile("sgd", entropy)
-gates = kfp.BudgetGates(0.5, strength=0.2)
+gates = kfp.callbacks.BudgetGates(0.5, strength=0.2)
 history = gated.fit(data, labels, batch_size=8, epochs=4, verbose=0, callbacks=[gates]).history
 small = kfp.prune_model(kfp.strip_wrappers(gated), "dead", kfp.RedundancyBudget(), compensate="none", progress=False)
 assert abs(to_numpy(small(data)) - to_numpy(gated(data))).max() < 1e-4
-cost = kfp.CostModel(kfp.analyze(small))
-full = kfp.CostModel(kfp.analyze(model))
+cost = kfp.budgets.CostModel(kfp.analyze(small))
+full = kfp.budgets.CostModel(kfp.analyze(model))
 assert cost.macs(cost.sizes) == history["macs_if_pruned"][-1] <= 0.5 * full.macs(full.sizes)
-slim = kfp.apply_penalty(model, kfp.BridgePenalty(1.0, 0.0), "scale")
+slim = kfp.apply_penalty(model, kfp.regularizers.BridgePenalty(1.0, 0.0), "scale")
 slim.compile(keras.optimizers.SGD(0.0), entropy)
 settings = {"batch_size": 32, "verbose": 0, "shuffle": False}
-history = slim.fit(data, labels, epochs=3, callbacks=[kfp.PenaltySchedule(0.5, step=0.25)], **settings).history
+schedule = kfp.callbacks.PenaltySchedule(0.5, step=0.25)
+history = slim.fit(data, labels, epochs=3, callbacks=[schedule], **settings).history
 assert history["strength"] == [0.25, 0.5, 0.75]
 # 8 scales of 1.
 assert np.allclose(np.diff(history["loss"]), 2, atol=1e-3), history["loss"]

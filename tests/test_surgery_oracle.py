@@ -16,6 +16,7 @@ from random_graphs import random_model
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 from keras_filterprune.graph import ChannelGraph
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.rebuild import rebuild, verify
@@ -170,11 +171,11 @@ def test_every_group_loses_the_units_that_were_drawn(surgery):
 
 
 def test_predicted_cost_is_the_cost_of_the_result(surgery):
-    cost = kfp.CostModel(surgery.graph)
+    cost = kfp.budgets.CostModel(surgery.graph)
     for kept, rebuilt in surgery.draws:
         keep = np.array([len(kept.get(g.name, g.units)) for g in surgery.graph.groups], int)
         assert rebuilt.model.count_params() == cost.params(keep)
-        recount = kfp.CostModel(kfp.analyze(rebuilt.model))
+        recount = kfp.budgets.CostModel(kfp.analyze(rebuilt.model))
         assert recount.params(recount.sizes) == cost.params(keep)
         assert recount.macs(recount.sizes) == cost.macs(keep)
 
@@ -236,7 +237,7 @@ def test_verify_accepts_approximate_groups(name, kind):
 
 @pytest.mark.xfail(
     strict=True,
-    raises=kfp.SurgeryError,
+    raises=errors.SurgeryError,
     reason="normalised alone, a channel is 0 * 1 / sqrt(epsilon): rounding times 1000, which verify takes for an error",
 )
 def test_verify_accepts_one_channel_through_layer_normalization():

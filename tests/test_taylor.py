@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
+from keras_filterprune import criteria, errors
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.gradients import BATCH, gate_gradients, weight_gradients
 
@@ -93,13 +94,13 @@ def test_a_gate_is_a_factor_on_all_a_unit_feeds():
 
 def test_taylor_adds_squares_of_batches():
     (x, y), model = digits(BATCH + 40), network()
-    graph, weights, criterion = observed(kfp.Taylor(), model, (x, y))
+    graph, weights, criterion = observed(criteria.Taylor(), model, (x, y))
     batches = [(x[:BATCH], y[:BATCH]), (x[BATCH:], y[BATCH:])]
     parts = [next(weight_gradients(graph.view, b, [("conv1", "kernel")], False)) for b in batches]
     kernel = model.get_layer("conv1").kernel.numpy().astype(float)
     expected = sum((kernel * part["conv1", "kernel"]) ** 2 for part in parts).sum(axis=(0, 1, 2))
     np.testing.assert_allclose(criterion.scores(graph.by_name["conv1"], weights), expected / expected.mean(), rtol=1e-4)
-    gates = observed(kfp.GateTaylor(), model, (x, y))[2]
+    gates = observed(criteria.TaylorGate(), model, (x, y))[2]
     expected = sum(next(gate_gradients(graph, b, False)) ** 2 for b in batches)
     group = graph.by_name["conv2"]
     np.testing.assert_allclose(gates.scores(group, weights), expected[group.units], rtol=1e-4)
@@ -115,7 +116,7 @@ def test_a_dead_filter_scores_zero_and_goes_first():
             bn = model.get_layer(cut)
             for weight in (bn.beta, bn.moving_mean):
                 weight.assign(weight.numpy() * (np.arange(5) != 3))
-    for criterion in (kfp.Taylor(), kfp.GateTaylor(), kfp.APoZ()):
+    for criterion in (criteria.Taylor(), criteria.TaylorGate(), criteria.APoZ()):
         graph, weights, seen = observed(criterion, model, (x, y))
         assert seen.scores(graph.by_name["conv1"], weights)[3] == 0
         assert 3 not in seen.select(graph.by_name["conv1"], 4, weights)
@@ -124,13 +125,13 @@ def test_a_dead_filter_scores_zero_and_goes_first():
 def test_activity_is_measured_behind_activations():
     (x, _), model = digits(), network()
     relu = np.asarray(keras.Model(model.input, _relu(model))(x))
-    for criterion, expected in ((kfp.APoZ(), (relu != 0)), (kfp.MeanActivation(), relu)):
+    for criterion, expected in ((criteria.APoZ(), (relu != 0)), (criteria.MeanActivation(), relu)):
         graph, weights, seen = observed(criterion, model, x)
         np.testing.assert_allclose(
             seen.scores(graph.by_name["conv1"], weights), expected.mean(axis=(0, 1, 2)), rtol=1e-4
         )
         tanh = np.asarray(keras.Model(model.input, _output_of(model, layers.Activation))(x))
-        if isinstance(criterion, kfp.MeanActivation):
+        if isinstance(criterion, criteria.MeanActivation):
             np.testing.assert_allclose(
                 seen.scores(graph.by_name["conv2"], weights), tanh.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-6
             )
@@ -161,7 +162,12 @@ def test_networks_of_all_kinds_are_scored(name):
     model = ZOO[name]()
     x = random_inputs(model, batch=8)
     y = np.arange(8) % model.output_shape[-1]
-    for criterion in (kfp.Taylor(), kfp.GateTaylor(), kfp.APoZ(), kfp.MeanActivation()):
+    for criterion in (
+        criteria.Taylor(),
+        criteria.TaylorGate(),
+        criteria.APoZ(),
+        criteria.MeanActivation(),
+    ):
         graph, weights, seen = observed(criterion, model, (x, y))
         for group in graph.groups:
             if seen.refuses(group) is None:
@@ -180,16 +186,16 @@ def test_activity_refuses_what_passes_through_no_activation():
 def test_labels_are_needed():
     (x, y), model = digits(), network()
     for method in ("taylor", "taylor_gate"):
-        with pytest.raises(kfp.CalibrationDataError, match="a gradient of the loss needs labelled samples"):
+        with pytest.raises(errors.CalibrationDataError, match="a gradient of the loss needs labelled samples"):
             kfp.prune_model(model, method, 0.5, data=x, progress=False)
-        with pytest.raises(kfp.CalibrationDataError, match="pass data="):
+        with pytest.raises(errors.CalibrationDataError, match="pass data="):
             kfp.prune_model(model, method, 0.5, progress=False)
         unet = keras.Model(model.input, model.get_layer("conv2").output)
-        with pytest.raises(kfp.CalibrationDataError, match="one output of class scores"):
+        with pytest.raises(errors.CalibrationDataError, match="one output of class scores"):
             kfp.prune_model(unet, method, 0.5, data=(x, y), progress=False)
-    for criterion in (kfp.Taylor(), kfp.GateTaylor(), kfp.APoZ()):
+    for criterion in (criteria.Taylor(), criteria.TaylorGate(), criteria.APoZ()):
         graph = kfp.analyze(model)
-        with pytest.raises(kfp.CalibrationDataError, match="needs"):
+        with pytest.raises(errors.CalibrationDataError, match="needs"):
             criterion.scores(graph.groups[0], Weights(graph.view))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 from keras_filterprune.export.runtime import predict_tflite
 from keras_filterprune.tfmot import child, process, twin
 from keras_filterprune.tfmot.description import describe
@@ -211,7 +212,7 @@ REFUSED = {
         r"layer 'c' has dtype_policy='mixed_float16', expected 'float32'",
     ),
     "penalty": (
-        lambda: image_net(layers.Conv2D(4, 3, kernel_regularizer=kfp.BridgePenalty(), name="c")),
+        lambda: image_net(layers.Conv2D(4, 3, kernel_regularizer=kfp.regularizers.BridgePenalty(), name="c")),
         "layer 'c' has kernel_regularizer=BridgePenalty, which cannot be carried",
     ),
     "nested layer": (
@@ -241,7 +242,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_has_no_counterpart_is_refused_by_name(case):
     build, sentence = REFUSED[case]
-    with pytest.raises(kfp.UnsupportedModelError, match=sentence):
+    with pytest.raises(errors.UnsupportedModelError, match=sentence):
         twin.build_twin(describe(build()), "net")
 
 
@@ -252,7 +253,9 @@ def test_the_first_layer_that_differs_is_named(monkeypatch):
     model = image_net(
         layers.Conv2D(4, 3, name="before"), layers.Activation("hard_sigmoid", name="gate"), layers.Conv2D(2, 1)
     )
-    with pytest.raises(kfp.UnsupportedModelError, match=r"layer 'gate' \(Activation\) is the first that computes some"):
+    with pytest.raises(
+        errors.UnsupportedModelError, match=r"layer 'gate' \(Activation\) is the first that computes some"
+    ):
         twin.build_twin(describe(model), "net")
 
 
@@ -260,11 +263,13 @@ def test_the_first_layer_that_differs_is_named(monkeypatch):
 def test_wrong_weights_and_wrong_outputs_are_found():
     whole = describe(residual_net())
     swapped = replace(whole, outputs=[whole.outputs[0] * 1.0001])
-    with pytest.raises(kfp.UnsupportedModelError, match=r"output 0 of model 'net' differs in tf_keras by 0\.0001 of"):
+    with pytest.raises(
+        errors.UnsupportedModelError, match=r"output 0 of model 'net' differs in tf_keras by 0\.0001 of"
+    ):
         twin.build_twin(swapped, "net")
     spec = next(call.op for call in whole.view.calls if call.path == "conv2")
     spec.weights.pop()
-    with pytest.raises(kfp.UnsupportedModelError, match=r"layer 'conv2' \(Conv2D\) has weights of shapes"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"layer 'conv2' \(Conv2D\) has weights of shapes"):
         twin.build_twin(whole, "net")
 
 
@@ -274,15 +279,15 @@ def test_wrong_weights_and_wrong_outputs_are_found():
 @needs_tfmot
 def test_a_file_for_scripts_of_ones_own(tmp_path, same_process):
     model = residual_net()
-    path = kfp.to_tf_keras(model, tmp_path / "twin.h5")
+    path = kfp.tfmot.to_tf_keras(model, tmp_path / "twin.h5")
     assert os.listdir(tmp_path) == ["twin.h5"]
     x = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype("float32")
     loaded = keras.saving.load_model(path, compile=False)
     expected = model(x)
     np.testing.assert_allclose(loaded([x]), expected, atol=1e-5 * np.abs(expected).max())
     before = path.read_bytes()
-    with pytest.raises(kfp.ExportError, match=r"already exists and is kept"):
-        kfp.to_tf_keras(model, path)
+    with pytest.raises(errors.ExportError, match=r"already exists and is kept"):
+        kfp.tfmot.to_tf_keras(model, path)
     assert path.read_bytes() == before
 
 
@@ -292,7 +297,7 @@ def test_sparse_weights_come_back(recipes, labelled):
     model.compile("sgd", "mse")
     before = [w.copy() for w in model.get_weights()]
     environment = dict(os.environ)
-    sparse = kfp.train_in_tf_keras(model, f"{recipes}:sparse", *labelled)
+    sparse = kfp.tfmot.train_in_tf_keras(model, f"{recipes}:sparse", *labelled)
     for name in ("conv2", "head"):
         kernel = np.moveaxis(sparse.get_layer(name).kernel.numpy(), -2, 0).reshape(
             -1, sparse.get_layer(name).kernel.shape[-1]
@@ -312,7 +317,7 @@ def test_quantization_aware_training_ends_in_an_int8_file(recipes, labelled, tmp
     x, y = labelled
     path = tmp_path / "qat.tflite"
     model = residual_net()
-    result = kfp.export_qat(model, path, f"{recipes}:quantized", x, y, samples=x)
+    result = kfp.tfmot.export_qat(model, path, f"{recipes}:quantized", x, y, data=x)
     assert os.listdir(tmp_path) == ["qat.tflite"]
     assert (result.quantize, result.bytes) == ("int8", path.stat().st_size)
     # Everything between the two converters of the ends is integer.
@@ -333,15 +338,15 @@ def test_quantization_aware_training_ends_in_an_int8_file(recipes, labelled, tmp
     ],
 )
 def test_a_function_that_does_something_else(recipes, same_process, function, sentence):
-    with pytest.raises(kfp.ExportError, match=sentence):
-        kfp.train_in_tf_keras(residual_net(), f"{recipes}:{function}")
+    with pytest.raises(errors.ExportError, match=sentence):
+        kfp.tfmot.train_in_tf_keras(residual_net(), f"{recipes}:{function}")
 
 
 @needs_tfmot
 def test_a_file_needs_a_quantization_aware_model(recipes, same_process, tmp_path):
     (tmp_path / "old.tflite").write_text("old")
-    with pytest.raises(kfp.ExportError, match=r"same\(\) returned a model without quantization-aware layers"):
-        kfp.export_qat(residual_net(), tmp_path / "old.tflite", f"{recipes}:same", overwrite=True)
+    with pytest.raises(errors.ExportError, match=r"same\(\) returned a model without quantization-aware layers"):
+        kfp.tfmot.export_qat(residual_net(), tmp_path / "old.tflite", f"{recipes}:same", overwrite=True)
     assert (tmp_path / "old.tflite").read_text() == "old"
     assert os.listdir(tmp_path) == ["old.tflite"]
 
@@ -356,7 +361,7 @@ def test_functions_that_another_process_cannot_import(monkeypatch):
         ("recipes", r"train is a function or 'module:function'\. Received: train='recipes'"),
         (3, "another process cannot import train=3"),
     ):
-        with pytest.raises(kfp.UnknownNameError, match=sentence):
+        with pytest.raises(errors.UnknownNameError, match=sentence):
             process.find_function(train)
     assert process.find_function(residual_net) == process.FunctionRef(__name__, "residual_net", False)
 
@@ -367,7 +372,7 @@ def test_a_function_of_the_script_is_found_by_its_file(monkeypatch):
     found = process.find_function(sequential)
     assert found == process.FunctionRef(os.path.abspath("folder/script.py"), "sequential", True)
     monkeypatch.delattr(sys.modules["__main__"], "__file__")
-    with pytest.raises(kfp.UnknownNameError, match="cannot import 'sequential' from a notebook or a prompt"):
+    with pytest.raises(errors.UnknownNameError, match="cannot import 'sequential' from a notebook or a prompt"):
         process.find_function(sequential)
 
 
@@ -375,25 +380,25 @@ def test_without_tf_keras_the_message_says_what_to_install(monkeypatch, tmp_path
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tf_keras" else find(name))
     for call in (
-        lambda: kfp.to_tf_keras(sequential(), tmp_path / "twin.h5"),
-        lambda: kfp.train_in_tf_keras(sequential(), "a:b"),
-        lambda: kfp.export_qat(sequential(), tmp_path / "a.tflite", "a:b"),
+        lambda: kfp.tfmot.to_tf_keras(sequential(), tmp_path / "twin.h5"),
+        lambda: kfp.tfmot.train_in_tf_keras(sequential(), "a:b"),
+        lambda: kfp.tfmot.export_qat(sequential(), tmp_path / "a.tflite", "a:b"),
     ):
         with pytest.raises(
-            kfp.ExportError, match=r"tf_keras is not installed: pip install .keras-filterprune\[tfmot\]"
+            errors.ExportError, match=r"tf_keras is not installed: pip install .keras-filterprune\[tfmot\]"
         ):
             call()
 
 
 def test_a_process_that_dies_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(kfp.ExportError, match="the process of tf_keras ended with exit code 1"):
+    with pytest.raises(errors.ExportError, match="the process of tf_keras ended with exit code 1"):
         process.run_elsewhere(process.Job("save", "net", describe(sequential())))
 
 
 def test_arguments_have_to_be_picklable():
     job = process.Job("train", "net", describe(sequential()), process.FunctionRef("a", "b", False), (lambda: 3,))
-    with pytest.raises(kfp.UnknownNameError, match="have to be picklable"):
+    with pytest.raises(errors.UnknownNameError, match="have to be picklable"):
         process.run_elsewhere(job)
-    with pytest.raises(kfp.ExportError, match=r"expected a name that ends in \.h5\. Received: twin\.keras"):
-        kfp.to_tf_keras(sequential(), "twin.keras")
+    with pytest.raises(errors.ExportError, match=r"expected a name that ends in \.h5\. Received: twin\.keras"):
+        kfp.tfmot.to_tf_keras(sequential(), "twin.keras")

@@ -13,6 +13,7 @@ from keras import layers
 from zoo import randomise
 
 import keras_filterprune as kfp
+from keras_filterprune import allocators, criteria, errors
 from keras_filterprune.__main__ import main
 from keras_filterprune.cost import Tiles, as_tiles
 from keras_filterprune.cost.tiles import TARGETS
@@ -94,7 +95,7 @@ def test_two_parts_fill_no_fewer_tiles_than_the_whole(tiles):
     ],
 )
 def test_tiles_that_cannot_be(arguments, sentence):
-    with pytest.raises(kfp.InfeasibleBudgetError, match=re.escape(sentence)):
+    with pytest.raises(errors.InfeasibleBudgetError, match=re.escape(sentence)):
         Tiles(**arguments)
 
 
@@ -109,19 +110,19 @@ def test_readme_lists_the_targets_and_their_steps():
 # --------------------------------------------------------------------------------------------------- pruning
 
 ALLOCATORS = {
-    "uniform": kfp.Uniform(),
-    "global": kfp.Global(),
-    "sensitivity": kfp.Sensitivity((0.5,), measure="error"),
-    "tolerance": kfp.Tolerance(measure="error"),
-    "search": kfp.Search(beta=5, measure="error"),
-    "evolution": kfp.Evolution(population=10, generations=1, measure="error"),
+    "uniform": allocators.Uniform(),
+    "global": allocators.Global(),
+    "sensitivity": allocators.Sensitivity((0.5,), measure="error"),
+    "tolerance": allocators.Tolerance(measure="error"),
+    "search": allocators.Search(beta=5, measure="error"),
+    "evolution": allocators.Evolution(population=10, generations=1, measure="error"),
 }
 
 
 @pytest.mark.parametrize("budget", [kfp.MacsBudget(0.3), kfp.ParamsBudget(0.6)], ids=str)
 @pytest.mark.parametrize("allocator", ALLOCATORS.values(), ids=ALLOCATORS)
 def test_every_width_fits_or_is_whole(allocator, budget):
-    method = kfp.Method(kfp.L2(), allocator)
+    method = kfp.Method(criteria.L2(), allocator)
     options = {"data": data()[0], "channel_multiple": AVX512, "progress": False}
     plan = kfp.plan_pruning(chain(), method, budget, **options)
     cost = "params" if isinstance(budget, kfp.ParamsBudget) else "macs"
@@ -146,16 +147,16 @@ def test_filters_are_rounded_up_to_the_next_step():
 @pytest.mark.parametrize("size", [16, 17, 32, 33, 48, 64, 65, 100])
 @pytest.mark.parametrize("floor", [1, 16, 17, 33])
 def test_a_tolerance_of_anything_reaches_the_fewest_that_fit(size, floor):
-    method = kfp.Method(kfp.L2(), kfp.Tolerance(drop=1e9, measure="error"))
+    method = kfp.Method(criteria.L2(), allocators.Tolerance(drop=1e9, measure="error"))
     options = {"data": data(4)[0], "channel_multiple": AVX512, "min_filters": floor, "progress": False}
     plan = kfp.plan_pruning(chain((size,)), method, 1.0, **options)
     assert counts(plan) == [(min(TARGETS[AVX512].ceil(floor), size), size)]
 
 
 def test_a_search_takes_the_half_tile_last(tmp_path):
-    search = kfp.Search(beta=5, measure="error", checkpoint=tmp_path / "search.json")
+    search = allocators.Search(beta=5, measure="error", checkpoint=tmp_path / "search.json")
     options = {"data": data()[0], "channel_multiple": AVX512, "progress": False}
-    plan = kfp.plan_pruning(chain((100,)), kfp.Method(kfp.L2(), search), 0.2, **options)
+    plan = kfp.plan_pruning(chain((100,)), kfp.Method(criteria.L2(), search), 0.2, **options)
     assert counts(plan) == [(16, 100)]
     rounds = search.resume(re.search(r'"key": "(\w+)"', search.checkpoint.path.read_text())[1])[0].rounds
     assert [units for _, units, _ in rounds] == [96, 64, 32, 16]
@@ -163,12 +164,12 @@ def test_a_search_takes_the_half_tile_last(tmp_path):
 
 def test_a_checkpoint_of_other_tiles_is_refused(tmp_path):
     model, options = chain(), {"data": data()[0], "progress": False}
-    search = kfp.Method(kfp.L2(), kfp.Search(measure="error", checkpoint=tmp_path / "search.json"))
+    search = kfp.Method(criteria.L2(), allocators.Search(measure="error", checkpoint=tmp_path / "search.json"))
     first = kfp.plan_pruning(model, search, 0.6, channel_multiple="arm64", **options)
     written = search.allocator.checkpoint.path.read_bytes()
     assert kept(kfp.plan_pruning(model, search, 0.6, channel_multiple=8, **options)) == kept(first)
     assert search.allocator.checkpoint.path.read_bytes() == written
-    with pytest.raises(kfp.PlanMismatchError, match="belongs to another search"):
+    with pytest.raises(errors.PlanMismatchError, match="belongs to another search"):
         kfp.plan_pruning(model, search, 0.6, channel_multiple=AVX512, **options)
 
 
@@ -232,14 +233,14 @@ def test_unknown_targets_list_the_known_ones(name, hint):
     listed = ", ".join(TARGETS)
     sentence = f"unknown target {name!r}. channel_multiple is a positive integer or one of {listed}.{hint}"
     for call in (kfp.prune_model, kfp.plan_pruning):
-        with pytest.raises(kfp.UnknownNameError) as caught:
+        with pytest.raises(errors.UnknownNameError) as caught:
             call(chain((8, 8)), channel_multiple=name)
         assert str(caught.value) == sentence
 
 
 @pytest.mark.parametrize("value", [0, -8, 8.0, True, None, Tiles(8), ["arm64"]], ids=str)
 def test_other_values_are_refused(value):
-    with pytest.raises(kfp.InfeasibleBudgetError, match=r"channel_multiple is a positive integer\. Received: "):
+    with pytest.raises(errors.InfeasibleBudgetError, match=r"channel_multiple is a positive integer\. Received: "):
         as_tiles(value)
 
 

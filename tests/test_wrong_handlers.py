@@ -11,6 +11,7 @@ from test_surgery_oracle import TOLERANCE, oracle_difference
 from zoo import randomise
 
 import keras_filterprune as kfp
+from keras_filterprune import errors
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Tensor
 from keras_filterprune.handlers import base
@@ -296,7 +297,7 @@ def draws(graph):
 def caught_by_verify(graph, rebuilt) -> bool:
     try:
         verify(graph, rebuilt)
-    except kfp.SurgeryError:
+    except errors.SurgeryError:
         return True
     return False
 
@@ -325,7 +326,7 @@ def test_verify_and_oracle_catch_the_wrong_handler(name, install):
     for kept in draws(graph):
         try:
             rebuilt = rebuild(model, graph, kept)
-        except (kfp.SurgeryError, kfp.UnsupportedModelError):
+        except (errors.SurgeryError, errors.UnsupportedModelError):
             # The latter where Keras refuses the arguments of a smaller layer.
             caught.append(True)
             continue
@@ -346,7 +347,7 @@ def test_prune_model_raises_surgery_error(name, install):
         for seed in range(4):
             kfp.prune_model(model, "random", kfp.FiltersBudget(keep=0.5), seed=seed, progress=False)
 
-    with pytest.raises(kfp.SurgeryError, match="surgery failed"):
+    with pytest.raises(errors.SurgeryError, match="surgery failed"):
         prune_all()
 
 
@@ -355,7 +356,7 @@ def test_units_that_should_have_been_tied_but_lose_different_counts_raise_surger
     model = case.build()
     install(case)
     graph = kfp.analyze(model)
-    with pytest.raises(kfp.SurgeryError):
+    with pytest.raises(errors.SurgeryError):
         rebuild(model, graph, {"stem": np.arange(5), "b": np.arange(4)})
 
 
@@ -364,7 +365,7 @@ def test_wrong_handler_leaves_the_original_untouched(install):
     model = case.build()
     before = [np.array(w) for w in model.get_weights()]
     install(case)
-    with pytest.raises(kfp.SurgeryError):
+    with pytest.raises(errors.SurgeryError):
         kfp.prune_model(model, "l2", 0.5, progress=False)
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -374,7 +375,7 @@ def test_surgery_error_names_the_first_layer_that_differs(install):
     case = CASES["FlattenAsBlocks"]
     model = case.build()
     install(case)
-    with pytest.raises(kfp.SurgeryError, match=r"at layer 'flatten\w*' \(Flatten\)"):
+    with pytest.raises(errors.SurgeryError, match=r"at layer 'flatten\w*' \(Flatten\)"):
         kfp.prune_model(model, "l2", 0.5, progress=False)
 
 

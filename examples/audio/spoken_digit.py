@@ -60,7 +60,7 @@ def main() -> None:
                 model, pruned = kfp.prune_model(model, *way, include="conv*", return_report=True)
                 straight = accuracy(model, *test)
                 print(pruned.summary())
-            cost = kfp.CostModel(kfp.analyze(model))
+            cost = kfp.budgets.CostModel(kfp.analyze(model))
             macs = cost.macs(cost.sizes)
             fit(model, *train, options.epochs, seed)
             model.save(out / f"{_stem(name)}-{seed}.keras")
@@ -131,7 +131,7 @@ def _figures(model: keras.Model, train: tuple, test: tuple, stem: Path) -> dict:
     found = {"params": model.count_params(), "accuracy": accuracy(model, *test)}
     for mode in MODES:
         file = stem.with_name(f"{stem.name}.{mode}.tflite")
-        result = kfp.export_tflite(model, file, quantize=mode, calibration=train[0][:200], overwrite=True)
+        result = kfp.export_tflite(model, file, quantize=mode, data=train[0][:200], overwrite=True)
         found[f"{mode}_bytes"] = result.bytes
     found["int8_accuracy"] = float(100 * np.mean(predict_tflite(file, test[0]).argmax(-1) == test[1]))
     return found

@@ -54,8 +54,8 @@ VARIANTS = {
     "bridgeout": Variant(
         "Bridgeout", decay=0.06, wrap=lambda model: kfp.apply_bridgeout(model, 0.1, 1.5, target_fraction=0.75)
     ),
-    "penalty": Variant("BridgePenalty", regularizer=lambda: kfp.BridgePenalty(1.5, 1e-3)),
-    "gates": Variant("gates", wrap=kfp.apply_filter_gates, callbacks=lambda: [kfp.BudgetGates(0.7**2)]),
+    "penalty": Variant("BridgePenalty", regularizer=lambda: kfp.regularizers.BridgePenalty(1.5, 1e-3)),
+    "gates": Variant("gates", wrap=kfp.apply_filter_gates, callbacks=lambda: [kfp.callbacks.BudgetGates(0.7**2)]),
 }
 
 
@@ -124,7 +124,7 @@ def _without(network: keras.Model, share: float) -> keras.Model:
     small = kfp.prune_model(network, "dead", kfp.RedundancyBudget(), **settings)
     if small.count_params() == network.count_params():
         return kfp.prune_model(network, "l2", kfp.FiltersBudget(1 - share), **settings) if share else network
-    costs = [kfp.CostModel(kfp.analyze(model)) for model in (network, small)]
+    costs = [kfp.budgets.CostModel(kfp.analyze(model)) for model in (network, small)]
     spent = costs[1].macs(costs[1].sizes)
     wanted = costs[0].macs(np.floor((1 - share) * costs[0].sizes + 0.5).astype(int))
     return kfp.prune_model(small, "l2", wanted / spent, **settings) if wanted < spent else small

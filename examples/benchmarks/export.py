@@ -48,7 +48,7 @@ def main() -> None:
         for number, (name, model) in enumerate(networks.items()):
             for mode in MODES:
                 path = Path(folder, f"{number}-{mode}.tflite")
-                result = kfp.export_tflite(model, path, quantize=mode, calibration=data[:CALIBRATION])
+                result = kfp.export_tflite(model, path, quantize=mode, data=data[:CALIBRATION])
                 score = 100 * float(np.mean(predict_tflite(path, x_test).argmax(-1) == y_test))
                 rows.append({"network": name, "mode": mode, "bytes": result.bytes, "accuracy": score, "path": path})
                 print(name, mode, result.bytes, score, flush=True)

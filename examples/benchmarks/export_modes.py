@@ -48,7 +48,7 @@ def main() -> None:
             rows = []
             for mode, kept in variants:
                 path = Path(folder, f"{name}-{mode}-{len(kept)}.tflite")
-                rows.append(kfp.export_tflite(model, path, quantize=mode, calibration=images, keep_float=kept))
+                rows.append(kfp.export_tflite(model, path, quantize=mode, data=images, keep_float=kept))
             times = benchmark([row.path for row in rows], runs=50).models
             for (mode, kept), row, time in zip(variants, rows, times, strict=True):
                 warned = ", ".join(" ".join(warning.operators) for warning in row.warnings) or "none"

@@ -52,7 +52,7 @@ def main() -> None:
         report["layers"] = {}
         for name, network in ((model.name, model), ("small_vgg", _vgg(x[:10_000], y[:10_000]))):
             report["layers"][name] = _layer_errors(network, x[:IMAGES].astype("float32"))
-            table = kfp.sensitivity(network, (x[-1024:].astype("float32"), y[-1024:]))
+            table = kfp.measure_sensitivity(network, (x[-1024:].astype("float32"), y[-1024:]))
             table.plot(out / f"sensitivity_{name}.png")
         path.write_text(json.dumps(report, indent=1) + "\n")
     print(_layer_table(report))
@@ -86,7 +86,7 @@ def _layer_errors(model: keras.Model, images: np.ndarray) -> dict:
     graph = kfp.analyze(model)
     weights, rng = Weights(graph.view), np.random.default_rng(0)
     start = time.perf_counter()
-    genetic = kfp.Genetic().observe(graph, weights, images, False)
+    genetic = kfp.criteria.Genetic().observe(graph, weights, images, False)
     chosen = {group.name: genetic.select(group, group.size // 2, weights) for group in graph.groups}
     seconds = time.perf_counter() - start
     rows = {}
@@ -106,7 +106,7 @@ def _layer_errors(model: keras.Model, images: np.ndarray) -> dict:
 
 
 def _rankings(group, q: np.ndarray, weights: Weights) -> list[np.ndarray]:
-    return [elimination_scores(q), kfp.L1().scores(group, weights)]
+    return [elimination_scores(q), kfp.criteria.L1().scores(group, weights)]
 
 
 def _run(model: keras.Model, method: str, train: tuple, test: tuple, epochs: int, seed: int) -> dict:

@@ -46,9 +46,9 @@ def main() -> None:
 def measured(model: keras.Model, name: str, data_type: str, report: dict, seconds: float) -> list[dict]:
     """One row per variant of a network, the dense one first."""
     start = time.perf_counter()
-    prices = kfp.measure_latency(model, data_type=data_type)
+    prices = kfp.measure_latency(model, quantize=data_type)
     table_seconds = time.perf_counter() - start
-    steps, ranked = {"channel_multiple": TARGETS[data_type]}, kfp.Method(kfp.L2(), kfp.Global())
+    steps, ranked = {"channel_multiple": TARGETS[data_type]}, kfp.Method(kfp.criteria.L2(), kfp.allocators.Global())
     variants = {
         "dense": model,
         "half the MACs": _pruned(model, 0.5),
@@ -62,13 +62,13 @@ def measured(model: keras.Model, name: str, data_type: str, report: dict, second
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{number}.tflite") for number in range(len(variants))]
         for variant, file in zip(variants.values(), files, strict=True):
-            kfp.export_tflite(variant, file, quantize=quantize, calibration=images, verify=False)
+            kfp.export_tflite(variant, file, quantize=quantize, data=images, verify=False)
         runs = int(min(max(1e3 * seconds / prices.predict(model), 30), 2000))
         found = tflite_bench.benchmark(files, threads=1, runs=runs, rounds=10)
     report["machine"] = found.machine
     rows = []
     for (variant, small), timing in zip(variants.items(), found.models, strict=True):
-        cost = kfp.CostModel(kfp.analyze(small))
+        cost = kfp.budgets.CostModel(kfp.analyze(small))
         rows.append(
             {
                 "network": name,

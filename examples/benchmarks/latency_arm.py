@@ -52,7 +52,7 @@ def main() -> None:
 def counted(model: keras.Model, name: str, core: str, data_type: str, target: str, report: dict) -> list[dict]:
     """One row per variant of a network, the dense one first."""
     start = time.perf_counter()
-    prices = kfp.measure_latency(model, data_type=data_type, device=core)
+    prices = kfp.measure_latency(model, quantize=data_type, device=core)
     table_seconds = time.perf_counter() - start
     budget = kfp.LatencyBudget(keep=KEEP, table=prices)
     variants = {
@@ -68,12 +68,12 @@ def counted(model: keras.Model, name: str, core: str, data_type: str, target: st
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{number}.tflite") for number in range(len(variants))]
         for variant, file in zip(variants.values(), files, strict=True):
-            kfp.export_tflite(variant, file, quantize=quantize, calibration=images, verify=False)
+            kfp.export_tflite(variant, file, quantize=quantize, data=images, verify=False)
         found = count_instructions(files, cpu=core, progress=True)
     report["machines"][core] = found.machine
     rows = []
     for (variant, small), count in zip(variants.items(), found.models, strict=True):
-        cost = kfp.CostModel(kfp.analyze(small))
+        cost = kfp.budgets.CostModel(kfp.analyze(small))
         rows.append(
             {
                 "network": name,

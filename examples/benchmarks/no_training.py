@@ -82,7 +82,7 @@ def _prune(model, method: str, keep: float, name: str, data: tuple, seed: int, p
 def _recipe(method: str, seed: int):
     if method == "search":
         return "fp_omp_search"
-    return kfp.Random(seed) if method == "random" else method
+    return kfp.criteria.Random(seed) if method == "random" else method
 
 
 def _inputs(data: tuple, method: str):

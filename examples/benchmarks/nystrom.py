@@ -45,7 +45,7 @@ def complete(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 WAYS: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]] = {
     "complete": lambda rows, m: complete(rows),
     "similarity": lambda rows, m: neighbours(rows),
-    "nystrom": lambda rows, m: neighbours(landmarks(rows, m, 0.0), kfp.Nystrom.search),
+    "nystrom": lambda rows, m: neighbours(landmarks(rows, m, 0.0), kfp.criteria.Nystrom.search),
 }
 
 
@@ -95,7 +95,7 @@ def _vggish(rounds: int) -> dict:
     weights = Weights(graph.view)
     groups = [group for group in graph.groups if group.name.startswith("conv")]
     found = {}
-    for name, criterion in (("similarity", kfp.Similarity()), ("nystrom", kfp.Nystrom(m=9))):
+    for name, criterion in (("similarity", kfp.criteria.Similarity()), ("nystrom", kfp.criteria.Nystrom(m=9))):
         times = []
         for _ in range(rounds):
             start = time.perf_counter()

@@ -34,11 +34,13 @@ def main() -> None:
         "Bridgeout": kfp.apply_bridgeout(plain),
         "masks": kfp.apply_filter_pruning(plain),
         "gates": kfp.apply_filter_gates(plain),
-        "group lasso": kfp.apply_penalty(plain, kfp.GroupLasso()),
+        "group lasso": kfp.apply_penalty(plain, kfp.regularizers.GroupLasso()),
     }
     x = np.random.default_rng(0).uniform(0, 255, (128, 32, 32, 3)).astype("float32")
     # A pull so small that no gate closes.
-    callbacks = {name: keras.callbacks.Callback() for name in variants} | {"gates": kfp.BudgetGates(0.5, strength=1e-9)}
+    callbacks = {name: keras.callbacks.Callback() for name in variants} | {
+        "gates": kfp.callbacks.BudgetGates(0.5, strength=1e-9)
+    }
     for name, model in variants.items():
         model.compile(
             keras.optimizers.SGD(0.001, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)

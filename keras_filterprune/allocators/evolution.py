@@ -44,7 +44,7 @@ class Evolution(Allocator):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Method(kfp.L2(), kfp.Evolution(population=20, generations=5)).allocator
+        >>> kfp.Method(kfp.criteria.L2(), kfp.allocators.Evolution(population=20, generations=5)).allocator
         Evolution(population=20, generations=5, fitness='score', measure='accuracy', seed=0)
     """
 

@@ -53,7 +53,7 @@ class Search(Allocator):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Search(beta=8, measure="error").beta
+        >>> kfp.allocators.Search(beta=8, measure="error").beta
         8
     """
 

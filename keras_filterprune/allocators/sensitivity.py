@@ -34,7 +34,7 @@ class Sensitivity(Allocator):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Method(kfp.L2(), kfp.Sensitivity((0.5, 0.25))).allocator
+        >>> kfp.Method(kfp.criteria.L2(), kfp.allocators.Sensitivity((0.5, 0.25))).allocator
         Sensitivity(keep=(0.5, 0.25), measure='accuracy')
     """
 

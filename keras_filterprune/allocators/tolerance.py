@@ -40,7 +40,7 @@ class Tolerance(Allocator):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Method(kfp.L2(), kfp.Tolerance(drop=0.01)).allocator
+        >>> kfp.Method(kfp.criteria.L2(), kfp.allocators.Tolerance(drop=0.01)).allocator
         Tolerance(drop=0.01, floor='linear', measure='accuracy')
     """
 

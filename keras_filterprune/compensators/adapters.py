@@ -59,7 +59,7 @@ class Adapters(Compensator):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Method(kfp.FPOMP(), compensator=kfp.Adapters()).compensator
+        >>> kfp.Method(kfp.criteria.FPOMP(), compensator=kfp.compensators.Adapters()).compensator
         Adapters()
     """
 

@@ -34,7 +34,7 @@ class Linear(Compensator):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Method(kfp.L2(), compensator=kfp.Linear()).compensator
+        >>> kfp.Method(kfp.criteria.L2(), compensator=kfp.compensators.Linear()).compensator
         Linear()
     """
 
@@ -90,7 +90,7 @@ class Merge(Linear):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Method(kfp.FPGM(), compensator=kfp.Merge()).compensator
+        >>> kfp.Method(kfp.criteria.FPGM(), compensator=kfp.compensators.Merge()).compensator
         Merge()
     """
 

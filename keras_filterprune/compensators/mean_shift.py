@@ -18,7 +18,7 @@ class MeanShift(Compensator):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Method(kfp.L1(), compensator=kfp.MeanShift()).compensator
+        >>> kfp.Method(kfp.criteria.L1(), compensator=kfp.compensators.MeanShift()).compensator
         MeanShift()
     """
 

@@ -86,7 +86,7 @@ class BopsBudget:
     A multiply-accumulate of b-bit weights and a-bit activations counts a * b bit operations (after Hawks et al. 2021,
     without the carries of the sum). `keep` is relative to the whole model at the same bits: with the same bits in every
     layer, it is `MacsBudget`. `count` trades bits for filters: half the bits of the weights leave twice the
-    multiply-accumulates. Nothing is quantised here; see `bops_table` and `export_tflite`.
+    multiply-accumulates. Nothing is quantised here; see `compare_bits` and `export_tflite`.
 
     Args:
         keep: fraction kept, in (0, 1]; or

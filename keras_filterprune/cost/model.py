@@ -79,7 +79,7 @@ class CostModel:
         >>> x = keras.Input((8, 8, 3))
         >>> y = keras.layers.Conv2D(4, 1, use_bias=False)(x)
         >>> y = keras.layers.Dense(2, use_bias=False)(keras.layers.GlobalAveragePooling2D()(y))
-        >>> cost = kfp.CostModel(kfp.analyze(keras.Model(x, y)))
+        >>> cost = kfp.budgets.CostModel(kfp.analyze(keras.Model(x, y)))
         >>> cost.macs(cost.sizes), cost.params(cost.sizes)
         (776, 20)
     """

@@ -20,5 +20,5 @@ from keras_filterprune.criteria.reconstruction import Energy as Energy
 from keras_filterprune.criteria.reconstruction import OutputPursuit as OutputPursuit
 from keras_filterprune.criteria.similarity import Nystrom as Nystrom
 from keras_filterprune.criteria.similarity import Similarity as Similarity
-from keras_filterprune.criteria.taylor import GateTaylor as GateTaylor
 from keras_filterprune.criteria.taylor import Taylor as Taylor
+from keras_filterprune.criteria.taylor import TaylorGate as TaylorGate

@@ -17,7 +17,7 @@ class Dead(Criterion):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Dead()
+        >>> kfp.criteria.Dead()
         Dead()
     """
 

@@ -36,7 +36,7 @@ class Genetic(Observed):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Genetic(population=32)
+        >>> kfp.criteria.Genetic(population=32)
         Genetic(population=32, generations=100, seed=0)
     """
 

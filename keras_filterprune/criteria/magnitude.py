@@ -16,7 +16,7 @@ class L1(MemberCriterion):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.L1(aggregate="max")
+        >>> kfp.criteria.L1(aggregate="max")
         L1(aggregate='max')
     """
 

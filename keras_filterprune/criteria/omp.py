@@ -40,7 +40,7 @@ class FPOMP(Criterion):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.FPOMP(selection="backward")
+        >>> kfp.criteria.FPOMP(selection="backward")
         FPOMP(selection='backward')
     """
 

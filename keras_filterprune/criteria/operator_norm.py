@@ -25,7 +25,7 @@ class OperatorNorm(MemberCriterion):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.OperatorNorm(aggregate="signed")
+        >>> kfp.criteria.OperatorNorm(aggregate="signed")
         OperatorNorm(aggregate='signed')
     """
 

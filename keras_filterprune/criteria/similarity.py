@@ -72,7 +72,7 @@ class Similarity(_Pairwise):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Similarity(sign="first_channel")
+        >>> kfp.criteria.Similarity(sign="first_channel")
         Similarity(sign='first_channel')
     """
 
@@ -96,7 +96,7 @@ class Nystrom(_Pairwise):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Nystrom(m=9)
+        >>> kfp.criteria.Nystrom(m=9)
         Nystrom(m=9, tolerance=None, sign='dominant')
     """
 

@@ -46,7 +46,7 @@ class Taylor(MemberCriterion):
         return filters.sum(axis=1)
 
 
-class GateTaylor(Criterion):
+class TaylorGate(Criterion):
     """(dL/dz)^2 of a gate z = 1 on a filter's channels, wherever they are read, averaged over batches of 128.
 
     To first order, dL/dz is what the loss loses when the filter goes, batch normalization and shortcuts included. Needs
@@ -59,7 +59,7 @@ class GateTaylor(Criterion):
         self._squares: np.ndarray | None = None
 
     def __repr__(self) -> str:
-        return "GateTaylor()"
+        return "TaylorGate()"
 
     def observe(
         self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool

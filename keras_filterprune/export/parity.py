@@ -93,7 +93,7 @@ def compare_outputs(
             if not np.isfinite(output).all():
                 raise ExportError(
                     f"{owner} computes NaN or infinite values in output {key!r} of model {name!r}; "
-                    "check its weights, and pass calibration=real inputs if random ones are out of its range."
+                    "check its weights, and pass data=real inputs if random ones are out of its range."
                 )
         difference = actual[key] - reference
         absolute = max(absolute, float(np.abs(difference).max(initial=0.0)))

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.checks import renamed_arguments
 from keras_filterprune.errors import CalibrationDataError, ExportError, UnknownNameError
 from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
@@ -80,12 +81,13 @@ class ExportResult:
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
+@renamed_arguments(calibration="data")
 def export_tflite(
     model: keras.Model,
     path: str | os.PathLike[str],
     *,
     quantize: str | None = None,
-    calibration: Any = None,
+    data: Any = None,
     keep_float: Sequence[str] = (),
     integer_io: bool = False,
     dynamic_batch: bool = False,
@@ -103,14 +105,14 @@ def export_tflite(
     | None, `"float32"` | float32 | float32 | the reference |
     | `"float16"` | float16 | float32 | half the bytes, nothing else changes |
     | `"dynamic"` | int8, from 1 024 values on | float32, int8 inside convolutions | no data; slow depthwise layers |
-    | `"int8"` | int8 | int8 | the smallest and fastest file; needs `calibration` |
-    | `"int16x8"` | int8 | int16 | accelerators that compute in int16; very slow on a CPU; needs `calibration` |
+    | `"int8"` | int8 | int8 | the smallest and fastest file; needs `data` |
+    | `"int16x8"` | int8 | int16 | accelerators that compute in int16; very slow on a CPU; needs `data` |
 
     Args:
         model: A built functional or Sequential model with fixed input sizes; compiled or not; not modified.
         path: The file to write.
         quantize: A mode from the table.
-        calibration: Inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one
+        data: Inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one
             array per input, or a dict by input name. Its first 16 samples also serve the check. Default: the check
             draws seeded random inputs.
         keep_float: Operators (TFLite's names, such as `"HARD_SWISH"`) and layers that an integer mode leaves in
@@ -130,7 +132,7 @@ def export_tflite(
     Raises:
         ExportError: The model cannot be converted, the file cannot be written, or it differs by more than `tolerance`,
             or the metadata do not fit the model. Nothing is left behind, an existing file is untouched.
-        CalibrationDataError: `calibration` is missing for an integer mode, empty, not finite or of the wrong shape.
+        CalibrationDataError: `data` is missing for an integer mode, empty, not finite or of the wrong shape.
         PlanMismatchError: The plan in `metadata` was made for another model.
         UnsupportedModelError: The model is subclassed or not built.
         UnknownNameError: `quantize` is not a known mode, or `keep_float` names nothing in the file.
@@ -145,7 +147,7 @@ def export_tflite(
     _check_options(mode, keep_float, integer_io, tolerance)
     check_destination(path, overwrite)
     ports = input_ports(model)
-    samples = _samples(ports, mode, calibration)
+    samples = _samples(ports, mode, data)
     if metadata is not None:
         check_metadata(metadata, model, ports)
     model, halves = in_float32(model)
@@ -169,12 +171,12 @@ def _converted(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool)
     return content
 
 
-def _samples(ports: tuple[InputPort, ...], mode: str, calibration: Any) -> dict[str, np.ndarray]:
-    if calibration is not None:
-        return calibration_samples(ports, calibration)
+def _samples(ports: tuple[InputPort, ...], mode: str, data: Any) -> dict[str, np.ndarray]:
+    if data is not None:
+        return calibration_samples(ports, data)
     if mode in INTEGER_MODES:
         raise CalibrationDataError(
-            f"quantize={mode!r} needs calibration=: about 100 inputs like the ones met in use, as an array "
+            f"quantize={mode!r} needs data=: about 100 inputs like the ones met in use, as an array "
             f"or a dict by input name. The inputs are {', '.join(f'{p.name!r} {p.shape}' for p in ports)}."
         )
     return random_samples(ports, PARITY_SAMPLES)

@@ -1,5 +1,8 @@
 """Layer handlers; importing this package registers those of Keras' own layers and operations."""
 
+from keras_filterprune.graph import Call as Call
+from keras_filterprune.graph import Tensor as Tensor
+from keras_filterprune.graph.tracer import Tracer as Tracer
 from keras_filterprune.handlers import activation as activation
 from keras_filterprune.handlers import convolution as convolution
 from keras_filterprune.handlers import joining as joining

@@ -88,8 +88,8 @@ class Ensemble(Importance):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Ensemble(["l1", kfp.GateTaylor()])
-        Ensemble(L1(aggregate='mean'), GateTaylor())
+        >>> kfp.layer_pruning.Ensemble(["l1", kfp.criteria.TaylorGate()])
+        Ensemble(L1(aggregate='mean'), TaylorGate())
     """
 
     def __init__(self, criteria: Sequence[str | Criterion] = ("l2", "taylor", "taylor_gate")):
@@ -119,7 +119,7 @@ class Imprinting(Importance):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.Imprinting()
+        >>> kfp.layer_pruning.Imprinting()
         Imprinting()
     """
 
@@ -187,7 +187,7 @@ def as_importance(criterion: Any, seed: int, data: bool) -> Importance:
         return _NAMED[criterion]()
     if not isinstance(criterion, str | Criterion | Method):
         raise UnknownNameError(
-            f"criterion is a name, a criterion object, Ensemble or Imprinting. Received: criterion={criterion!r}."
+            f"method is a name, a criterion object, Ensemble or Imprinting. Received: method={criterion!r}."
         )
     return FilterMean(as_method(criterion, seed, data).criterion)
 

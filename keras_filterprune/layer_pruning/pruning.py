@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import renamed_arguments
 from keras_filterprune.cost import Cost, CostModel, CountBudget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError
@@ -25,12 +26,13 @@ from keras_filterprune.pruning.options import Options
 from keras_filterprune.report import LayerReport, UnitRow
 
 
+@renamed_arguments(criterion="method")
 def prune_layers(
     model: keras.Model,
     n_layers: int | None = None,
     budget: float | Budget | None = None,
     *,
-    criterion: str | Criterion | Importance = "l2",
+    method: str | Criterion | Importance = "l2",
     data: Any = None,
     projections: bool = False,
     include: str | Iterable[str] | None = None,
@@ -50,7 +52,7 @@ def prune_layers(
         model: a built functional or Sequential model, channels last. It is not modified.
         n_layers: how many units go; or
         budget: what may be left: a fraction of the MACs, `MacsBudget`, `ParamsBudget`, `BopsBudget` or `LatencyBudget`.
-        criterion: a method's name or a criterion object, whose mean over a unit's filters counts; "ensemble", the sum
+        method: a method's name or a criterion object, whose mean over a unit's filters counts; "ensemble", the sum
             of ranks by l2, taylor and taylor_gate; or "imprinting", what a unit adds to the accuracy of a classifier of
             class means ("l2").
         data: calibration inputs, with labels for "taylor", "taylor_gate", "ensemble" and "imprinting" (None).
@@ -67,7 +69,7 @@ def prune_layers(
 
     Raises:
         InfeasibleBudgetError: nothing can be removed, or not as much as is asked for.
-        UnknownNameError: an unknown criterion, or one that says nothing about layers; a name that matches no layer.
+        UnknownNameError: an unknown method, or one that says nothing about layers; a name that matches no layer.
         CalibrationDataError: data is missing where the criterion needs it, or does not fit.
         SurgeryError: the result does not equal the original without the units.
 
@@ -82,7 +84,7 @@ def prune_layers(
         >>> sum(layer.name in ("one", "two", "three") for layer in small.layers)
         2
     """
-    importance = as_importance(criterion, seed, data is not None)
+    importance = as_importance(method, seed, data is not None)
     budget = _checked(n_layers, budget)
     graph = analyze(model)
     check_data(data, graph.view)

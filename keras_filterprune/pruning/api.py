@@ -56,7 +56,7 @@ def prune_model(
 
     Args:
         model: a built functional or Sequential model, channels last. It is not modified.
-        method: a name from `list_methods()`, or a configured `Method` or criterion (`kfp.L2(aggregate="max")`).
+        method: a name from `list_methods()`, or a `Method` or criterion object (`kfp.criteria.L2(aggregate="max")`).
         budget: the fraction of multiply-accumulates to keep, in (0, 1]; or a `MacsBudget`, `ParamsBudget`,
             `BopsBudget`, `LatencyBudget`, `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one
             unit (one `channel_multiple`). A latency is also measured, and refused if it is not below the original's.

@@ -109,7 +109,7 @@ def sensitivity_sections(sensitivity: Any) -> list[Section]:
     """Curves of all groups, and their drops with intervals, the most sensitive first."""
     if sensitivity is None:
         return []
-    with _expected("sensitivity", sensitivity, "the SensitivityTable that sensitivity(...) returned"):
+    with _expected("sensitivity", sensitivity, "the SensitivityTable that measure_sensitivity(...) returned"):
         metric, base, order = sensitivity.metric, sensitivity.base, sensitivity.order()[::-1]
         cuts: dict[str, list] = {group: [] for group in order}
         for cut in sensitivity.cuts:

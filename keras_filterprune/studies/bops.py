@@ -52,7 +52,7 @@ class BopsRow:
 
 @dataclass(frozen=True)
 class BopsTable:
-    """What `bops_table` found.
+    """What `compare_bits` found.
 
     Attributes:
         rows: one `BopsRow` per fraction and precision, fractions in the outer loop.
@@ -78,7 +78,7 @@ class BopsTable:
         return table
 
 
-def bops_table(
+def compare_bits(
     model: keras.Model,
     keep: Sequence[float] = (1.0, 0.75, 0.5),
     bits: Sequence[Bits | tuple[Bits, Bits]] = (8, 6, 4),
@@ -120,7 +120,8 @@ def bops_table(
         >>> import keras, keras_filterprune as kfp
         >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Flatten()]
         >>> model = keras.Sequential([*layers, keras.layers.Dense(2)])
-        >>> [(row.keep, row.weight_bits, row.bops) for row in kfp.bops_table(model, keep=(1, 0.5), bits=(8, 4)).rows]
+        >>> found = kfp.studies.compare_bits(model, keep=(1, 0.5), bits=(8, 4))
+        >>> [(row.keep, row.weight_bits, row.bops) for row in found.rows]
         [(1.0, 8, 1069056), (1.0, 4, 267264), (0.5, 8, 534528), (0.5, 4, 133632)]
     """
     fractions = [check_fraction("keep", fraction) for fraction in keep]

@@ -15,6 +15,7 @@ import numpy as np
 from keras_filterprune.allocators.sensitivity import check_falling
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checkpoint import Checkpoint
+from keras_filterprune.checks import renamed_arguments
 from keras_filterprune.cost import CostModel
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
@@ -32,7 +33,8 @@ _RESAMPLES = 1000
 Metric = Callable[[Any, np.ndarray], np.ndarray]
 
 
-def sensitivity(
+@renamed_arguments(cache="checkpoint")
+def measure_sensitivity(
     model: keras.Model,
     data: Any,
     metric: str | Metric = "accuracy",
@@ -40,7 +42,7 @@ def sensitivity(
     method: str | Method | Criterion = "l2",
     *,
     samples: int = 1024,
-    cache: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | None = None,
     executor: Any = None,
     seed: int = 0,
     progress: bool = True,
@@ -57,8 +59,8 @@ def sensitivity(
         keep: fractions of the filters kept, falling, in (0, 1) ((0.75, 0.5, 0.25)); at least one filter stays.
         method: its criterion chooses the filters that stay ("l2").
         samples: at most so many, the first ones (1 024).
-        cache: JSON file that is written after every cut (None). A run that finds one goes on from there. A function is
-            known to it by its name alone.
+        checkpoint: JSON file that is written after every cut (None). A run that finds one goes on from there. A
+            function is known to it by its name alone.
         executor: a `concurrent.futures` executor, or one with the same `submit`, that measures cuts side by side
             (None: one by one). A process pool has to start its processes by "spawn"; functions as metrics have to be
             importable.
@@ -72,14 +74,14 @@ def sensitivity(
         CalibrationDataError: data is missing, does not fit, or has no labels for "accuracy".
         UnknownNameError: metric or method is not known; or the metric rises for every group that is cut.
         InfeasibleBudgetError: keep does not fall or leaves (0, 1), or the model has no filter that can be removed.
-        PlanMismatchError: the cache belongs to another model, data, metric or method.
+        PlanMismatchError: the checkpoint belongs to another model, data, metric or method.
 
     Example:
         >>> import keras, numpy as np, keras_filterprune as kfp
         >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Flatten()]
         >>> model = keras.Sequential([*layers, keras.layers.Dense(2)])
         >>> x, y = np.random.default_rng(0).normal(size=(16, 8, 8, 3)), np.arange(16) % 2
-        >>> table = kfp.sensitivity(model, (x, y), keep=(0.5,))
+        >>> table = kfp.measure_sensitivity(model, (x, y), keep=(0.5,))
         >>> [(cut.group, cut.kept) for cut in table.cuts]
         [('conv', 2)]
     """
@@ -95,7 +97,7 @@ def sensitivity(
         if group.name not in skipped
     ]
     key = f"{fingerprint(graph, Weights(graph.view))} {measured.digest()} {criterion!r} {seed}"
-    file, key = Checkpoint(cache, "sensitivity analysis"), hashlib.sha256(key.encode()).hexdigest()
+    file, key = Checkpoint(checkpoint, "sensitivity analysis"), hashlib.sha256(key.encode()).hexdigest()
     found = file.read(key, lambda content: {name: Cut(*values) for name, values in content["cuts"].items()}) or {}
     start = time.perf_counter()
     base = measured({})

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import renamed_arguments
 from keras_filterprune.errors import ExportError
 from keras_filterprune.export.advice import advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
@@ -109,12 +110,13 @@ def train_in_tf_keras(model: keras.Model, train: Train, *arguments: Any) -> kera
     return result
 
 
+@renamed_arguments(samples="data")
 def export_qat(
     model: keras.Model,
     path: str | os.PathLike,
     train: Train,
     *arguments: Any,
-    samples: Any = None,
+    data: Any = None,
     overwrite: bool = False,
 ) -> ExportResult:
     """Let a function train the tf_keras twin of a model for int8, and write what it returns as a `.tflite` file.
@@ -128,7 +130,7 @@ def export_qat(
         path: the file to write.
         train: `train(twin, *arguments)` trains `tfmot.quantization.keras.quantize_model(twin)` and returns it.
         arguments: whatever can be pickled, such as NumPy arrays.
-        samples: inputs as `calibration` in `export_tflite`; the first 16 serve the check (None: random inputs).
+        data: inputs as `data` in `export_tflite`; the first 16 serve the check (None: random inputs).
         overwrite: replace an existing file (False).
 
     Returns:
@@ -154,7 +156,7 @@ def export_qat(
 
         and then
 
-        >>> result = export_qat(model, "small.tflite", "recipes:quantized", x, y, samples=x)  # doctest: +SKIP
+        >>> result = export_qat(model, "small.tflite", "recipes:quantized", x, y, data=x)  # doctest: +SKIP
     """
     check_installed()
     if importlib.util.find_spec("ai_edge_litert") is None:
@@ -162,8 +164,8 @@ def export_qat(
     path = Path(path)
     check_destination(path, overwrite)
     ports = input_ports(model)
-    data = random_samples(ports, PARITY_SAMPLES) if samples is None else calibration_samples(ports, samples)
-    data = first_samples(data)
+    samples = random_samples(ports, PARITY_SAMPLES) if data is None else calibration_samples(ports, data)
+    samples = first_samples(samples)
     outputs = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
     job = Job(
         "export",
@@ -173,13 +175,13 @@ def export_qat(
         arguments,
         tuple((port.key, port.shape, port.dtype) for port in ports),
         tuple(output_keys(outputs)),
-        data,
+        samples,
     )
     with replacing(path) as draft:
         result = run_elsewhere(job)
         content = result["content"]
         refuse_operators(content, model)
-        parity = compare_outputs(model.name, result["outputs"], content, data)
+        parity = compare_outputs(model.name, result["outputs"], content, samples)
         slow = advise(read_operators(content, model), "int8")
         draft.write_bytes(content)
     return export_result(path, "int8", content, parity, slow)

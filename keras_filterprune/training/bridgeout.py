@@ -68,7 +68,7 @@ class BatchBridgeout(TrainingWrapper):
 
     Example:
         >>> import keras, keras_filterprune as kfp
-        >>> layer = kfp.BatchBridgeout(keras.layers.Conv2D(8, 3, name="conv"), rate=0.3, norm=1.5)
+        >>> layer = kfp.layers.BatchBridgeout(keras.layers.Conv2D(8, 3, name="conv"), rate=0.3, norm=1.5)
         >>> layer.name
         'conv_bridgeout'
     """
@@ -153,7 +153,7 @@ class BridgeoutSchedule(keras.callbacks.Callback):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> schedule = kfp.BridgeoutSchedule(rate=lambda epoch: min(0.3, 0.05 * epoch))
+        >>> schedule = kfp.callbacks.BridgeoutSchedule(rate=lambda epoch: min(0.3, 0.05 * epoch))
     """
 
     def __init__(self, rate: Callable[[int], float] | None = None, norm: Callable[[int], float] | None = None):

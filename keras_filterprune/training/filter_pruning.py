@@ -30,7 +30,7 @@ class FilterPruning(TrainingWrapper):
 
     Example:
         >>> import keras, keras_filterprune as kfp
-        >>> kfp.FilterPruning(keras.layers.Dense(10, name="head")).name
+        >>> kfp.layers.FilterPruning(keras.layers.Dense(10, name="head")).name
         'head_masked'
     """
 

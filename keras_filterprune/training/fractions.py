@@ -23,7 +23,7 @@ def polynomial(keep: float, epochs: int, power: float = 3.0) -> list[float]:
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.polynomial(0.5, 2, power=1)
+        >>> kfp.callbacks.polynomial(0.5, 2, power=1)
         [0.75, 0.5]
     """
     _check(keep, epochs)
@@ -44,7 +44,7 @@ def exponential(keep: float, epochs: int) -> list[float]:
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> [round(fraction, 3) for fraction in kfp.exponential(0.2, 4)]
+        >>> [round(fraction, 3) for fraction in kfp.callbacks.exponential(0.2, 4)]
         [0.4, 0.248, 0.21, 0.2]
     """
     _check(keep, epochs)

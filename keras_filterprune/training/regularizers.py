@@ -62,7 +62,7 @@ class BridgePenalty(Penalty):
 
     Example:
         >>> import keras, keras_filterprune as kfp
-        >>> layer = keras.layers.Conv2D(8, 3, kernel_regularizer=kfp.BridgePenalty(q=1.5, strength=1e-4))
+        >>> layer = keras.layers.Conv2D(8, 3, kernel_regularizer=kfp.regularizers.BridgePenalty(q=1.5, strength=1e-4))
     """
 
     def __init__(self, q: float = 1.5, strength: float = 1e-4):
@@ -90,7 +90,7 @@ class GroupLasso(Penalty):
 
     Example:
         >>> import keras, keras_filterprune as kfp
-        >>> layer = keras.layers.Conv2D(8, 3, kernel_regularizer=kfp.GroupLasso(1e-4))
+        >>> layer = keras.layers.Conv2D(8, 3, kernel_regularizer=kfp.regularizers.GroupLasso(1e-4))
     """
 
     def __init__(self, strength: float = 1e-4, axis: int = -1):
@@ -133,7 +133,8 @@ def apply_penalty(
     Example:
         >>> import keras, keras_filterprune as kfp
         >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Conv2D(2, 1)]
-        >>> kfp.apply_penalty(keras.Sequential(layers), kfp.GroupLasso(1e-4)).layers[0].kernel_regularizer.strength
+        >>> penalised = kfp.apply_penalty(keras.Sequential(layers), kfp.regularizers.GroupLasso(1e-4))
+        >>> penalised.layers[0].kernel_regularizer.strength
         0.0001
     """
     if not isinstance(penalty, Penalty):

@@ -115,7 +115,7 @@ class PruningSchedule(_Gradual):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.PruningSchedule(kfp.polynomial(0.5, epochs=2, power=1)).keep
+        >>> kfp.callbacks.PruningSchedule(kfp.callbacks.polynomial(0.5, epochs=2, power=1)).keep
         [0.75, 0.5]
     """
 
@@ -162,7 +162,7 @@ class SoftPruning(_Gradual):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.SoftPruning(0.5, "fpgm", rho=0.9, every=100).rho
+        >>> kfp.callbacks.SoftPruning(0.5, "fpgm", rho=0.9, every=100).rho
         0.9
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_filterprune.errors import UnknownNameError
-from keras_filterprune.studies import SensitivityTable, sensitivity
+from keras_filterprune.studies import SensitivityTable, measure_sensitivity
 from keras_filterprune.training.wrapping import strip_wrappers
 
 
@@ -34,7 +34,7 @@ class SensitivityScorer(keras.callbacks.Callback):
 
     Example:
         >>> import numpy as np, keras_filterprune as kfp
-        >>> kfp.SensitivityScorer((np.zeros((8, 4)), np.zeros(8)), every=5).every
+        >>> kfp.callbacks.SensitivityScorer((np.zeros((8, 4)), np.zeros(8)), every=5).every
         5
     """
 
@@ -49,7 +49,7 @@ class SensitivityScorer(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if epoch % self.every == 0 or not self._logs:
-            table = self.tables[epoch] = sensitivity(strip_wrappers(self.model), self._data, **self._options)
+            table = self.tables[epoch] = measure_sensitivity(strip_wrappers(self.model), self._data, **self._options)
             deepest = table.cuts[len(table.keep) - 1 :: len(table.keep)]
             self._logs = {f"drop_{cut.group}": cut.drop for cut in deepest}
             if self.folder is not None:

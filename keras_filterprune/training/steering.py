@@ -103,7 +103,7 @@ class PenaltySchedule(_Steered):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.PenaltySchedule(0.5, "bn_scale", step=1e-4).budget
+        >>> kfp.callbacks.PenaltySchedule(0.5, "bn_scale", step=1e-4).budget
         MacsBudget(keep=0.5)
     """
 
@@ -186,7 +186,7 @@ class BudgetGates(_Steered):
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> kfp.BudgetGates(kfp.ParamsBudget(0.5), epochs=10).epochs
+        >>> kfp.callbacks.BudgetGates(kfp.ParamsBudget(0.5), epochs=10).epochs
         10
     """
 

@@ -1,0 +1,11 @@
+"""What a pruned model may cost, and the costs and prices that budgets are made of."""
+
+from keras_filterprune.cost import BopsBudget as BopsBudget
+from keras_filterprune.cost import Cost as Cost
+from keras_filterprune.cost import CostModel as CostModel
+from keras_filterprune.cost import FiltersBudget as FiltersBudget
+from keras_filterprune.cost import MacsBudget as MacsBudget
+from keras_filterprune.cost import ParamsBudget as ParamsBudget
+from keras_filterprune.cost import RedundancyBudget as RedundancyBudget
+from keras_filterprune.latency import LatencyBudget as LatencyBudget
+from keras_filterprune.latency import LatencyTable as LatencyTable

@@ -1,0 +1,4 @@
+"""Penalties that make filters removable, for `kernel_regularizer=` or `apply_penalty`."""
+
+from keras_filterprune.training import BridgePenalty as BridgePenalty
+from keras_filterprune.training import GroupLasso as GroupLasso
