@@ -1,14 +1,136 @@
-"""Checks of arguments, in one voice."""
+"""Checks of arguments, in one voice: `<name> is <what is expected>. Received: <name>=<value>.`
+
+Every check returns the value, NumPy scalars as numbers of Python.
+"""
 
 from __future__ import annotations
 
+import difflib
 import functools
+import math
+import os
 import warnings
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from keras_filterprune.errors import FilterPruneError, InvalidValueError, UnknownNameError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+
+_INT64 = 2**63 - 1
+_SHOWN = 200
+
+
+def shown(value: Any) -> str:
+    """The `repr` of any value on one line, its middle left out if it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Integers of more than 4 300 digits have no repr.
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 4 :]}"
+
+
+def wrong(name: str, value: Any, expected: str, error: type[FilterPruneError] = InvalidValueError) -> FilterPruneError:
+    """The error to raise for an argument that is not what is expected."""
+    return error(f"{name} is {expected}. Received: {name}={shown(value)}.")
+
+
+def did_you_mean(name: Any, known: Iterable[str], otherwise: str = "") -> str:
+    """` Did you mean 'l2'?` for a name that resembles a known one, else what is to be said instead."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else otherwise
+
+
+def unknown_name(name: str, value: Any, expected: str, known: Iterable[str]) -> UnknownNameError:
+    """The error to raise for an option that is none of the known names."""
+    return UnknownNameError(f"{wrong(name, value, expected)}{did_you_mean(value, known)}")
+
+
+def check_option(name: str, value: T, options: Iterable[str], also: str = "") -> T:
+    """One of named options; `also` says in which case, or what else is taken."""
+    options = list(options)
+    if not isinstance(value, str) or value not in options:
+        raise unknown_name(name, value, f"one of {', '.join(options)}{also}", options)
+    return value
+
+
+def check_integer(
+    name: str,
+    value: T,
+    what: str = "an integer",
+    least: int = 1,
+    most: int | None = None,
+    optional: bool = False,
+    error: type[FilterPruneError] = InvalidValueError,
+) -> T:
+    """A whole number from `least` to `most`, booleans excluded; None only if it is optional."""
+    if optional and value is None:
+        return value
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    top = _INT64 if most is None else most
+    if not whole or not least <= value <= top:
+        bounded = most is not None or (whole and value > top)
+        range_ = f" in [{least}, {top}]" if bounded else f", at least {least}"
+        raise wrong(name, value, f"{what}{range_}{', or None' * optional}", error)
+    return _plain(value)
+
+
+def check_number(
+    name: str,
+    value: T,
+    what: str = "a number",
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    optional: bool = False,
+    error: type[FilterPruneError] = InvalidValueError,
+) -> T:
+    """A finite real number in an interval: `least` and `most` belong to it, `above` and `below` do not."""
+    if optional and value is None:
+        return value
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Real)
+        or not _finite(value)
+        or (least is not None and value < least)
+        or (above is not None and value <= above)
+        or (most is not None and value > most)
+        or (below is not None and value >= below)
+    ):
+        raise wrong(name, value, f"{what}{_interval(least, above, most, below)}{', or None' * optional}", error)
+    return _plain(value)
+
+
+def check_flag(name: str, value: T) -> T:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise wrong(name, value, "True or False")
+    return _plain(value)
+
+
+def check_callable(name: str, value: T, what: str = "a function", optional: bool = False) -> T:
+    """Something that can be called."""
+    if not callable(value) and not (optional and value is None):
+        raise wrong(name, value, f"{what}{', or None' * optional}")
+    return value
+
+
+def check_path(name: str, value: Any) -> Path:
+    """The name of a file or folder, as text or path."""
+    try:
+        text = os.fspath(value)
+        if isinstance(text, str) and text and b"\0" not in os.fsencode(text):
+            return Path(text)
+    except (TypeError, UnicodeEncodeError):
+        pass
+    raise wrong(name, value, "the name of a file, a str or a path")
 
 
 def renamed_arguments(**new_names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -25,3 +147,22 @@ def renamed_arguments(**new_names: str) -> Callable[[Callable[P, R]], Callable[P
         return wrapper
 
     return decorator
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _interval(least: float | None, above: float | None, most: float | None, below: float | None) -> str:
+    low = least if above is None else above
+    high = most if below is None else below
+    if high is None:
+        return "" if low is None else f", {'at least' if above is None else 'above'} {low}"
+    return f", in {'[' if above is None else '('}{low}, {high}{']' if below is None else ')'}"

@@ -5,6 +5,18 @@ class FilterPruneError(Exception):
     """Base of every exception that keras_filterprune raises on purpose."""
 
 
+class InvalidValueError(FilterPruneError, ValueError):
+    """An argument is of a wrong type or out of range: a number, a function, a combination of options."""
+
+
+class UnknownNameError(FilterPruneError, ValueError):
+    """A name is not known: of a method, a layer, a target or an option."""
+
+
+class FileError(FilterPruneError, OSError):
+    """A file cannot be read or written, is damaged, or is not of the kind expected."""
+
+
 class UnsupportedModelError(FilterPruneError, ValueError):
     """The model as a whole cannot be analysed: subclassed, unbuilt, channels_first, non-finite weights."""
 
@@ -18,7 +30,7 @@ class InfeasibleBudgetError(FilterPruneError, ValueError):
 
 
 class PlanMismatchError(FilterPruneError, ValueError):
-    """A plan is applied to a model that it was not made for, or its file is damaged."""
+    """A plan is applied to a model that it was not made for, or was edited into one that fits none."""
 
 
 class CalibrationDataError(FilterPruneError, ValueError):
@@ -30,8 +42,4 @@ class SurgeryError(FilterPruneError, RuntimeError):
 
 
 class ExportError(FilterPruneError, RuntimeError):
-    """A file could not be written, converted or confirmed against the Keras model."""
-
-
-class UnknownNameError(FilterPruneError, ValueError):
-    """A method, layer, budget or option name is not known."""
+    """A model could not be converted, or the converted file not confirmed against it."""
