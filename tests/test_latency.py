@@ -19,8 +19,9 @@ from zoo import ZOO, randomise
 import keras_filterprune as kfp
 import tflite_bench
 from keras_filterprune import allocators, criteria, errors
-from keras_filterprune.cost import Tiles, operators_to_measure
+from keras_filterprune.cost import Tiles
 from keras_filterprune.cost.tiles import TARGETS
+from keras_filterprune.latency import operators_to_measure
 from keras_filterprune.latency.budget import LatencyCost, PaddedMacs
 from keras_filterprune.latency.operators import list_operators
 from keras_filterprune.measuring import require_faster

@@ -16,9 +16,9 @@ from tflite_bench import (
     OperatorReport,
     benchmark,
     operator_model,
-    operators_bench,
     time_operators,
 )
+from tflite_bench.operators import timing
 from tflite_bench.operators.model import _KINDS
 from tflite_bench.operators.operator import FIELDS_OF_KIND
 from tflite_bench.runner import Runner
@@ -338,8 +338,8 @@ def log(monkeypatch):
             entries.append(("time", self.path.name, runs))
             return super().time(runs)
 
-    monkeypatch.setattr(operators_bench, "Runner", Logged)
-    monkeypatch.setattr(operators_bench, "_CHUNK", 2)
+    monkeypatch.setattr(timing, "Runner", Logged)
+    monkeypatch.setattr(timing, "_CHUNK", 2)
     return entries
 
 
