@@ -18,7 +18,7 @@ from tflite_bench import BenchError
 from tflite_bench.android.benchmark import benchmark_on_android
 from tflite_bench.android.output import read_result_file, read_text
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 # ------------------------------------------------------------------------------------------------ recorded output
 

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import keras
 import numpy as np
 import pytest
-from test_allocators import assert_contract
+from contracts import assert_contract
 from zoo import ZOO
 
 import keras_filterprune as kfp

@@ -894,7 +894,7 @@ def test_distances_compare_between_layers():
 
 @pytest.fixture(scope="module")
 def networks():
-    path = Path(__file__).parents[1] / "examples" / "audio" / "networks.py"
+    path = Path(__file__).parents[2] / "examples" / "audio" / "networks.py"
     spec = importlib.util.spec_from_file_location("networks", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,8 +1,4 @@
-"""Allocators stay inside the budget, spend it, and agree with brute force; budgets and options mean what they say.
-
-"Spent": at least 99 % of the limit is, or what is left does not pay for one more step (one `channel_multiple`) of any
-group that is not whole yet.
-"""
+"""Allocators stay inside the budget, spend it, and agree with brute force; budgets and options mean what they say."""
 
 import itertools
 import math
@@ -10,6 +6,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from contracts import assert_contract, spent
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -53,30 +50,6 @@ def problem_of():
         )
 
     return make
-
-
-def steps(problem, keep):
-    """Kept counts after one more step of each group that has one left."""
-    for number, (n, size) in enumerate(zip(keep, problem.sizes, strict=True)):
-        if n < size:
-            more = keep.copy()
-            more[number] = next(rung for rung in problem.rungs[number] if rung > n)
-            yield more
-
-
-def spent(problem, keep):
-    """Whether 99 % of the limit is spent, or no single group can take one more step."""
-    return problem.cost(keep) >= 0.99 * problem.limit or not any(map(problem.feasible, steps(problem, keep)))
-
-
-def assert_contract(problem, keep):
-    assert keep.dtype.kind == "i"
-    assert keep.shape == problem.sizes.shape
-    assert problem.cost(keep) <= problem.limit
-    assert (keep >= problem.floors).all()
-    assert (keep <= problem.sizes).all()
-    assert all(n in rungs for n, rungs in zip(keep, problem.rungs, strict=True))
-    assert spent(problem, keep)
 
 
 @pytest.mark.parametrize("name", ZOO)

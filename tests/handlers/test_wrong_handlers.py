@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from test_surgery_oracle import TOLERANCE, oracle_difference
+from oracle import TOLERANCE, oracle_difference
 from zoo import randomise
 
 import keras_filterprune as kfp

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from test_surgery_oracle import predict
+from oracle import predict
 from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp

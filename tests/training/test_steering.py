@@ -7,10 +7,10 @@ import functools
 import keras
 import numpy as np
 import pytest
+from builders import MODELS, array, assert_same, compiled, images, network, shrunk, total
 from keras import layers
 from other_backends import on_other_backends, run_on
 from sklearn.datasets import load_digits
-from test_filter_pruning import MODELS, array, assert_same, compiled, images, network, shrunk, total
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp

@@ -19,7 +19,7 @@ from tflite_bench.rounds import run_interleaved
 from tflite_bench.runner import Runner
 from tflite_bench.runtimes import RUNTIMES, quiet_litert
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def convert(layers, path, **settings):

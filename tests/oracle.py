@@ -1,0 +1,73 @@
+"""The surgery oracle: how far a rebuilt model is from the original with the removed channels disconnected.
+
+It shares no code with `rebuild/verify.py`: the masked original is a second build of the same model with the same
+weights, whose consumers' weights (binds of role "input") are zero where they read a removed channel; both models are
+called as a whole on a random batch, and only their outputs are compared.
+"""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from zoo import random_inputs
+
+from keras_filterprune.graph import ChannelGraph
+from keras_filterprune.graph.keras_view import named_weights
+
+TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
+
+
+def predict(model: keras.Model, x) -> list[np.ndarray]:
+    outputs = keras.tree.flatten(model(x, training=False))
+    return [keras.ops.convert_to_numpy(y).astype("float64") for y in outputs]
+
+
+def layer_at(model: keras.Model, path: str) -> keras.Layer:
+    """The layer at `outer/inner/name`."""
+    for layer in model.layers:
+        if layer.name == path:
+            return layer
+        if path.startswith(layer.name + "/") and hasattr(layer, "layers"):
+            return layer_at(layer, path.removeprefix(layer.name + "/"))
+    raise KeyError(path)
+
+
+def mask(twin: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]) -> keras.Model:
+    """Zero the weights of `twin` that read removed channels, in place."""
+    alive = graph.kept_ids(kept)
+    for bind in graph.binds:
+        if bind.role == "input":
+            variable = named_weights(layer_at(twin, bind.layer))[bind.weight]
+            value = np.moveaxis(np.array(keras.ops.convert_to_numpy(variable.value)), bind.axis, 0)
+            value[~alive[bind.ids]] = 0
+            variable.assign(np.moveaxis(value, 0, bind.axis))
+    return twin
+
+
+def difference(left: list[np.ndarray], right: list[np.ndarray]) -> float:
+    """Largest difference relative to the largest value of the output it occurs in; infinite where shapes differ."""
+    worst = 0.0
+    for a, b in zip(left, right, strict=True):
+        if a.shape != b.shape or not np.isfinite(a).all() or not np.isfinite(b).all():
+            return float("inf")
+        worst = max(worst, float(np.abs(a - b).max() / np.abs(a).max()))
+    return worst
+
+
+def tolerance(model: keras.Model) -> float:
+    """1e-4, or 2e-2 where a layer computes in half precision."""
+    policies = {layer.compute_dtype for layer in model.layers}
+    return HALF_TOLERANCE if policies & {"float16", "bfloat16"} else TOLERANCE
+
+
+def oracle_difference(
+    build: Callable[[], keras.Model],
+    rebuilt: keras.Model,
+    graph: ChannelGraph,
+    kept: dict[str, np.ndarray],
+    seed: int = 0,
+) -> float:
+    """How far `rebuilt` is from a masked second build of the model that `graph` was read from."""
+    masked = mask(build(), graph, kept)
+    x = random_inputs(masked, batch=3, seed=seed)
+    return difference(predict(masked, x), predict(rebuilt, x))
