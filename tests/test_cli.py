@@ -108,7 +108,7 @@ def test_export_and_bench(folder, capsys):
     assert main(["export", str(folder / "model.keras"), "-o", str(folder / "a.tflite")]) == 0
     assert "largest difference from Keras" in capsys.readouterr().out
     words = ["export", folder / "model.keras", "-o", folder / "b.tflite", "--quantize", "int8"]
-    assert "int8' needs calibration" in refused(capsys, *words)
+    assert "int8' needs data=" in refused(capsys, *words)
     assert main([*map(str, words), "--data", str(folder / "x.npy"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["quantize"] == "int8"
     mixed = ["--data", folder / "x.npy", "--keep-float", "CONV_2D", "--integer-io", "--dynamic-batch", "--overwrite"]
