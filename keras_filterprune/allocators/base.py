@@ -16,7 +16,7 @@ from keras_filterprune.errors import UnknownNameError
 
 @dataclass(frozen=True, eq=False)
 class Allocation:
-    """What an allocator is given.
+    """What an allocator is given: groups of units, and what may be left of them.
 
     Attributes:
         sizes: int64 of shape (n_groups,), units of every group.
@@ -29,6 +29,19 @@ class Allocation:
         evaluate_all: the same for several, in order, side by side where the allocator has an executor.
         key: what the problem is, apart from its limit: equal keys, equal searches.
         progress: show progress bars.
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> class Shown(kfp.allocators.Uniform):
+        ...     def allocate(self, problem):
+        ...         kept = super().allocate(problem)
+        ...         print(problem.sizes, kept, problem.cost(problem.sizes), problem.cost(kept), problem.limit)
+        ...         return kept
+        ...
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.Conv2D(2, 1)]
+        >>> method = kfp.Method(kfp.criteria.L2(), Shown())
+        >>> plan = kfp.plan_pruning(keras.Sequential(layers), method, budget=0.5)
+        [8] [4] 8352 4176 4176
     """
 
     sizes: np.ndarray
@@ -43,6 +56,7 @@ class Allocation:
     progress: bool = False
 
     def feasible(self, keep: np.ndarray) -> bool:
+        """Whether these counts are within the limit."""
         return self.cost(keep) <= self.limit
 
     def legal(self, keep: np.ndarray) -> np.ndarray:
@@ -64,10 +78,28 @@ class Allocation:
 class Allocator(abc.ABC):
     """Turns a budget into kept counts.
 
+    A subclass implements `allocate`. `problem.legal` brings counts to widths that may be kept, `problem.feasible` says
+    whether they fit the budget, and `problem.evaluate` how well the network does then.
+
     Attributes:
         measure: what `Allocation.evaluate` is to measure: "accuracy" (of labelled samples), "error" (minus the squared
-            error of the model's outputs, relative to their variance, on unlabelled samples), or None.
-        executor: a `concurrent.futures` executor for `Allocation.evaluate_all`, or None.
+            error of the model's outputs, relative to their variance, on unlabelled samples), or None, nothing (None).
+        executor: a `concurrent.futures` executor for `Allocation.evaluate_all`, or None (None).
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> class Level(kfp.allocators.Allocator):  # wide groups lose most
+        ...     def allocate(self, problem):
+        ...         for power in np.linspace(1, 0, 1001):
+        ...             kept = problem.legal(np.floor(problem.sizes**power).astype(int))
+        ...             if problem.feasible(kept):
+        ...                 return kept
+        ...
+        >>> layers = [keras.layers.Conv2D(8, 3, name="a"), keras.layers.Conv2D(32, 3, name="b"), keras.layers.Flatten()]
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), *layers, keras.layers.Dense(2)])
+        >>> small = kfp.prune_model(model, kfp.Method(kfp.criteria.L2(), Level()), 0.5)
+        >>> [small.get_layer(name).filters for name in ("a", "b")]
+        [5, 19]
     """
 
     measure: str | None = None
@@ -75,7 +107,14 @@ class Allocator(abc.ABC):
 
     @abc.abstractmethod
     def allocate(self, problem: Allocation) -> np.ndarray:
-        """Kept units per group, int64 of shape (n_groups,), within the limit whenever the floors are."""
+        """Choose how many units each group keeps.
+
+        Args:
+            problem: sizes, the least and the legal counts of every group, the cost and its limit.
+
+        Returns:
+            int64 of shape (n_groups,): legal counts, within the limit whenever the floors are.
+        """
 
 
 MEASURES = ("accuracy", "error")

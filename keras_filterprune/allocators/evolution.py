@@ -23,6 +23,7 @@ _RESOLUTION = 2**12
 class Evolution(Allocator):
     """Search over width vectors under the budget; every candidate is tried, its consumers refitted, none is rebuilt.
 
+    Rewarded meta-pruning (Shibu et al. 2023) without its hypernetwork.
     A candidate is a fraction per group, scaled until it spends the budget. The first generation is the uniform one and
     random ones; then the best fifth are parents, half of a generation are their mutants (every tenth gene drawn anew),
     three tenths their uniform crossovers, and the others are random.

@@ -36,14 +36,15 @@ class SearchState:
 class Search(Allocator):
     """Remove `beta` units of the group whose loss is least, measure again, until the budget is met.
 
-    Every round tries groups on the masked network, their consumers refitted, without rebuilding anything. Groups are
-    tried lazily, in the order of the loss last seen: as losses grow with what has been removed, most of them need no
-    new trial. With `prune_model(finetune=)` the model is rebuilt and handed to the hook after every round.
+    FP-OMP Search (Purohit et al. 2022). Every round tries groups on the masked network, their consumers refitted,
+    without rebuilding anything. Groups are tried lazily, in the order of the loss last seen: as losses grow with what
+    has been removed, most of them need no new trial. With `prune_model(finetune=)` the model is rebuilt and handed to
+    the hook after every round.
 
     Args:
         beta: units removed per round (5, as in the paper), or the nearest number that leaves a width worth having.
         measure: "accuracy" (default, the paper; `data` is labelled, and not the test split) or "error" (unlabelled:
-            squared error of the model's outputs, the layer criterion of the TMLR 2024 successor HBGTS).
+            squared error of the model's outputs, the layer criterion of HBGTS, its successor of 2024).
         alpha: groups are compared by loss / cost saved^alpha (1.0); 0 is the paper's plain loss.
         checkpoint: JSON file that is written after every round (None). A search that finds one goes on from there,
             also towards a smaller budget.

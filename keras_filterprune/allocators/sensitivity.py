@@ -20,14 +20,14 @@ _HALVINGS = 60
 class Sensitivity(Allocator):
     """Cut every group alone to some fractions, and give each the width at which it loses as much as the others do.
 
+    Trials run on the masked network with its consumers refitted (after Li et al. 2017 and Hu et al. 2018);
+    `measure_sensitivity` gives the curves as a table, with intervals and without refitting.
+
     Args:
         keep: fractions that are tried, falling, in (0, 1) ((0.75, 0.5, 0.25)); between them losses are interpolated.
         measure: "accuracy" (default; `data` is labelled, and not the test split) or "error" (unlabelled data).
         checkpoint: JSON file that is written after every group of a `Method` that cuts one by one (None). A run that
             finds one goes on from there.
-
-    Trials run on the masked network with its consumers refitted. `sensitivity` gives the curves as a table, with
-    intervals and without refitting.
 
     Raises:
         InfeasibleBudgetError: keep is empty, does not fall, or leaves (0, 1).

@@ -11,7 +11,16 @@ _RESOLUTION = 2**20
 
 
 class Uniform(Allocator):
-    """The same fraction of every group, as large as the budget allows."""
+    """The same fraction of every group, as large as the budget allows.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.layers.Conv2D(8, 3, name="a"), keras.layers.Conv2D(32, 3, name="b"), keras.layers.Flatten()]
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), *layers, keras.layers.Dense(2)])
+        >>> small = kfp.prune_model(model, kfp.Method(kfp.criteria.L2(), kfp.allocators.Uniform()), 0.5)
+        >>> [small.get_layer(name).filters for name in ("a", "b")]
+        [5, 23]
+    """
 
     def __repr__(self) -> str:
         return "Uniform()"
@@ -31,8 +40,13 @@ class Global(Allocator):
     """One ranking over all groups: the units with the least score per cost go first, wherever they are.
 
     Args:
-        alpha: units are ranked by score / cost^alpha (Lin et al. 2022, "CLR-RNF"); 0 ranks by score alone, 0.5 is
-            the default, 1 ranks by score per multiply-accumulate.
+        alpha: units are ranked by score / cost^alpha (Lin et al. 2022, "CLR-RNF"); 0 ranks by score alone, 1 by score
+            per multiply-accumulate (0.5).
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Method(kfp.criteria.BNScale(), kfp.allocators.Global(alpha=0.0)).allocator
+        Global(alpha=0.0)
     """
 
     def __init__(self, alpha: float = 0.5):

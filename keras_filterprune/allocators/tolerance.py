@@ -25,15 +25,15 @@ class Tolerance(Allocator):
     A bisection per group finds the fewest units that keep the score above a floor, earlier groups staying cut. The
     score is that of the masked network with its consumers refitted, so that no model is rebuilt.
 
+    With a drop, the budget is a second condition; `budget=1.0` leaves the choice to the drop alone. With both, what
+    the budget leaves over is given back to the groups.
+
     Args:
         drop: what may be lost in all: 0.01 is one point of accuracy, or an output error of 1 % of the variance. None
             (default): as little as the budget needs.
         floor: "linear" (default, Xie et al. 2021): after l of L groups, l/L of the drop may be lost. "per_layer" (Li et
             al. 2020): every group may lose 1/L of it, counted from where the group before left off.
         measure: "accuracy" (default; `data` is labelled, and not the test split) or "error" (unlabelled data).
-
-    With a drop, the budget is a second condition; `budget=1.0` leaves the choice to the drop alone. With both, what
-    the budget leaves over is given back to the groups.
 
     Raises:
         InfeasibleBudgetError: the budget asks for more than the drop allows.

@@ -24,6 +24,15 @@ class BNRecalibration(Compensator):
     Removed channels change the statistics of all layers after them; a few hundred unlabelled inputs, no training,
     put the remaining ones right. Batches are normalised by their own statistics on the way, as in training, but
     dropout stays off; mean and variance are pooled over all batches in float64.
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> layers = [keras.layers.Conv2D(8, 3), keras.layers.BatchNormalization(), keras.layers.Conv2D(2, 1)]
+        >>> x = np.random.default_rng(0).normal(size=(32, 8, 8, 3))
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), *layers])
+        >>> settings = {"data": x, "compensate": kfp.compensators.BNRecalibration(), "return_report": True}
+        >>> kfp.prune_model(model, "l2", 0.5, **settings)[1].compensation
+        'statistics of 1 batch normalization layers measured on 32 samples'
     """
 
     requires = frozenset({"activations"})

@@ -1,9 +1,11 @@
 """Which filters matter: one family per file."""
 
+from keras_filterprune.criteria.activity import ActivationCriterion as ActivationCriterion
 from keras_filterprune.criteria.activity import APoZ as APoZ
 from keras_filterprune.criteria.activity import MeanActivation as MeanActivation
 from keras_filterprune.criteria.base import Criterion as Criterion
 from keras_filterprune.criteria.base import MemberCriterion as MemberCriterion
+from keras_filterprune.criteria.base import filter_rows as filter_rows
 from keras_filterprune.criteria.dead import Dead as Dead
 from keras_filterprune.criteria.distance import FPGM as FPGM
 from keras_filterprune.criteria.genetic import Genetic as Genetic
@@ -22,3 +24,6 @@ from keras_filterprune.criteria.similarity import Nystrom as Nystrom
 from keras_filterprune.criteria.similarity import Similarity as Similarity
 from keras_filterprune.criteria.taylor import Taylor as Taylor
 from keras_filterprune.criteria.taylor import TaylorGate as TaylorGate
+from keras_filterprune.graph import Group as Group
+from keras_filterprune.graph import Member as Member
+from keras_filterprune.probe import Weights as Weights

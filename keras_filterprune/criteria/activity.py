@@ -19,10 +19,23 @@ from keras_filterprune.probe.execute import Executor
 from keras_filterprune.progress import track
 
 
-class Activity(Criterion):
-    """Base of criteria that average a property of activations over samples, positions and a unit's channels.
+class ActivationCriterion(Criterion):
+    """Averages a property of activations over unlabelled samples, positions and a unit's channels.
 
     Looked at behind every activation that the channels pass through; groups that pass through none stay whole.
+    A subclass implements `measure`.
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> class Peak(kfp.criteria.ActivationCriterion):
+        ...     def measure(self, y):
+        ...         return keras.ops.relu(y - 1)
+        ...
+        >>> conv = keras.layers.Conv2D(8, 3, activation="relu", name="conv")
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), conv, keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> x = np.random.default_rng(0).normal(size=(32, 8, 8, 3))
+        >>> kfp.prune_model(model, Peak(), 0.5, data=x).get_layer("conv").filters
+        4
     """
 
     requires = frozenset({"activations"})
@@ -35,7 +48,14 @@ class Activity(Criterion):
 
     @abc.abstractmethod
     def measure(self, y: Any) -> Any:
-        """The property of every activation, a float32 tensor of the shape of `y`."""
+        """The property that is averaged.
+
+        Args:
+            y: activations of a batch, a tensor of Keras' backend.
+
+        Returns:
+            A float32 tensor of the shape of `y`; the higher its mean, the rather the unit stays.
+        """
 
     def observe(
         self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
@@ -68,15 +88,27 @@ class Activity(Criterion):
         return "passes through no activation" if unseen else None
 
 
-class APoZ(Activity):
-    """One minus the average percentage of zeros (Hu et al. 2016, "Network Trimming"): how often a filter fires."""
+class APoZ(ActivationCriterion):
+    """One minus the average percentage of zeros (Hu et al. 2016, "Network Trimming"): how often a filter fires.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> sorted(kfp.criteria.APoZ().requires)
+        ['activations']
+    """
 
     def measure(self, y: Any) -> Any:
         return keras.ops.cast(keras.ops.not_equal(y, 0), "float32")
 
 
-class MeanActivation(Activity):
-    """Mean of the activations of a filter (Molchanov et al. 2017, "Pruning Convolutional Neural Networks")."""
+class MeanActivation(ActivationCriterion):
+    """Mean of the activations of a filter (Molchanov et al. 2017, "Pruning Convolutional Neural Networks").
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> sorted(kfp.criteria.MeanActivation().requires)
+        ['activations']
+    """
 
     def measure(self, y: Any) -> Any:
         return keras.ops.cast(y, "float32")

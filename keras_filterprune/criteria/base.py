@@ -23,9 +23,25 @@ _AGGREGATE = {
 class Criterion(abc.ABC):
     """Decides which units of a group stay.
 
+    A subclass implements `scores`; `MemberCriterion` and `ActivationCriterion` ask for less. The others of the methods
+    have defaults that fit criteria which rank by scores and read weights alone.
+
     Attributes:
-        requires: what it needs besides weights, any of {"activations", "gradients", "labels"}.
-        order_only: its scores are places in an order within a group, and say nothing of the group as a whole.
+        requires: what it needs besides weights, any of {"activations", "gradients", "labels"} (none). Data is asked
+            for, and `observe` called, before anything is ranked.
+        order_only: its scores are places in an order within a group, and say nothing of the group as a whole (False).
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> class Peak(kfp.criteria.Criterion):
+        ...     def scores(self, group, weights):
+        ...         filters = [m for m in group.members if m.role == "filter"]
+        ...         return sum(np.abs(kfp.criteria.filter_rows(m, weights)).max(axis=1) for m in filters)
+        ...
+        >>> conv = keras.layers.Conv2D(8, 3, name="conv")
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), conv, keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> kfp.prune_model(model, Peak(), 0.5).get_layer("conv").filters
+        4
     """
 
     requires: frozenset[str] = frozenset()
@@ -34,12 +50,30 @@ class Criterion(abc.ABC):
     def observe(
         self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
     ) -> Criterion:
-        """This criterion with whatever it measures on calibration `data`; one that needs weights alone is itself."""
+        """This criterion with whatever it has measured; one that needs weights alone is itself.
+
+        Args:
+            graph: the channel graph of the model; `graph.view.calls` are its layers, live and in order.
+            weights: {(layer, weight): array}, to read.
+            data: calibration data, as given to `prune_model`; None without.
+            progress: show progress bars.
+
+        Returns:
+            A copy that knows; the criterion itself stays as it was configured.
+        """
         return self
 
     @abc.abstractmethod
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        """Score of every unit, float64 of shape (n_units,), higher = keep, comparable between groups."""
+        """Score of every unit of a group.
+
+        Args:
+            group: what is ranked: `group.size` units, which live in `group.members`.
+            weights: {(layer, weight): array}, to read.
+
+        Returns:
+            float64 of shape (n_units,); the higher, the rather a unit stays. Comparable between groups.
+        """
 
     def of_layers(
         self, group: Group, layers: Collection[str], weights: Mapping[tuple[str, str], np.ndarray]
@@ -64,11 +98,24 @@ class Criterion(abc.ABC):
 class MemberCriterion(Criterion):
     """Scores every member of a group on its own, divides by the member's mean, and aggregates over members.
 
+    A subclass implements `score`; `members` and `filters` where it looks at something else than kernels.
+
     Args:
         aggregate: "mean" (default), "sum", "max", "prod" over the members, or "first" for the first layer alone.
 
     Attributes:
-        normalised: whether a member's scores are divided by their mean, so that layers compare.
+        normalised: whether a member's scores are divided by their mean, so that layers compare (True).
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> class Spread(kfp.criteria.MemberCriterion):
+        ...     def score(self, filters):
+        ...         return filters.std(axis=1)
+        ...
+        >>> conv = keras.layers.Conv2D(8, 3, name="conv")
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), conv, keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> kfp.prune_model(model, Spread(aggregate="max"), 0.5).get_layer("conv").filters
+        4
     """
 
     normalised = True
@@ -91,7 +138,14 @@ class MemberCriterion(Criterion):
 
     @abc.abstractmethod
     def score(self, filters: np.ndarray) -> np.ndarray:
-        """Scores of shape (n,) of one member, from its `filters`."""
+        """Scores of one member.
+
+        Args:
+            filters: float64 of shape (n_units, weights per unit), from `filters`.
+
+        Returns:
+            float64 of shape (n_units,), not negative; the higher, the rather a unit stays.
+        """
 
     def of_layers(
         self, group: Group, layers: Collection[str], weights: Mapping[tuple[str, str], np.ndarray]
@@ -114,5 +168,21 @@ def filter_tensors(member: Member, weights: Mapping[tuple[str, str], np.ndarray]
 
 
 def filter_rows(member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-    """Weights of every unit of a member as rows: float64 of shape (n_units, weights per unit)."""
+    """Read the weights of every unit of a member.
+
+    Args:
+        member: one of `group.members`.
+        weights: {(layer, weight): array}, as `Criterion.scores` is given them.
+
+    Returns:
+        float64 of shape (n_units, weights per unit).
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(2, 1)]
+        >>> graph = kfp.analyze(keras.Sequential(layers))
+        >>> member = graph.groups[0].members[0]
+        >>> kfp.criteria.filter_rows(member, kfp.criteria.Weights(graph.view)).shape
+        (4, 27)
+    """
     return filter_tensors(member, weights).reshape(len(member.positions), -1).astype(np.float64)

@@ -13,8 +13,16 @@ _BLOCK = 1024
 class FPGM(MemberCriterion):
     """Sum of distances to all filters of the layer, sum_i ||f_i - f_j||: the most central filters go first.
 
+    Those next to the geometric median are what the others can replace (He et al. 2019, "Filter Pruning via Geometric
+    Median").
+
     Args:
-        aggregate: how the layers of a coupled group combine, see `MemberCriterion`.
+        aggregate: how the layers of a coupled group combine, see `MemberCriterion` ("mean").
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.criteria.FPGM()
+        FPGM(aggregate='mean')
     """
 
     def score(self, filters: np.ndarray) -> np.ndarray:

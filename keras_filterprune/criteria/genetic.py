@@ -20,6 +20,7 @@ _ELITE, _STALE = 2, 20
 class Genetic(Observed):
     """Searches, for every group and count, the channels whose loss changes the consumers' outputs least.
 
+    Hu et al. 2018, "A novel channel pruning method for deep neural network compression"; the operators are ours.
     The squared error of the consumers' outputs, before bias and activation, is exactly m^T Q m for the removed channels
     m: Q_ab = sum Z_a Z_b / n with Z_a what channel a adds to the outputs. A generation costs one matrix product. Chosen
     from norms, energies, greedy elimination and chance, chromosomes of a fixed number of channels meet in tournaments,

@@ -11,8 +11,10 @@ from keras_filterprune.graph.types import Group, Member
 class L1(MemberCriterion):
     """Sum of absolute weights of a filter, sum |w|; the bias does not count.
 
+    Li et al. 2017, "Pruning Filters for Efficient ConvNets".
+
     Args:
-        aggregate: how the layers of a coupled group combine, see `MemberCriterion`.
+        aggregate: how the layers of a coupled group combine, see `MemberCriterion` ("mean").
 
     Example:
         >>> import keras_filterprune as kfp
@@ -25,7 +27,18 @@ class L1(MemberCriterion):
 
 
 class L2(MemberCriterion):
-    """Euclidean norm of a filter, sqrt(sum w^2); the bias does not count. Arguments as in `L1`."""
+    """Euclidean norm of a filter, sqrt(sum w^2); the bias does not count.
+
+    Compared with `L1` by Li et al. 2017.
+
+    Args:
+        aggregate: how the layers of a coupled group combine, see `MemberCriterion` ("mean").
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.criteria.L2(aggregate="max")
+        L2(aggregate='max')
+    """
 
     def score(self, filters: np.ndarray) -> np.ndarray:
         return np.sqrt(np.einsum("ij,ij->i", filters, filters))
@@ -34,8 +47,15 @@ class L2(MemberCriterion):
 class GeometricMean(MemberCriterion):
     """Squared distance of the geometric mean of a filter's |w| from that of the whole layer's; 0 for a zero among them.
 
-    The baseline that Singh and Plumbley (2023) call geometric median; `FPGM` is the geometric median. Arguments as in
-    `L1`.
+    The baseline that Singh and Plumbley (2023) call geometric median; `FPGM` is the geometric median.
+
+    Args:
+        aggregate: how the layers of a coupled group combine, see `MemberCriterion` ("mean").
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.criteria.GeometricMean()
+        GeometricMean(aggregate='mean')
     """
 
     def score(self, filters: np.ndarray) -> np.ndarray:
@@ -47,7 +67,15 @@ class BNScale(MemberCriterion):
     """|gamma| of the batch normalization after a layer (Liu et al. 2017, "Network Slimming").
 
     Meant for networks trained with a sparsity penalty on gamma, whose scales compare between layers as they are. Groups
-    without such a scale stay whole. Arguments as in `L1`.
+    without such a scale stay whole.
+
+    Args:
+        aggregate: how the layers of a coupled group combine, see `MemberCriterion` ("mean").
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Method(kfp.criteria.BNScale(), kfp.allocators.Global(alpha=0.0)).name
+        "BNScale(aggregate='mean') + Global(alpha=0.0)"
     """
 
     normalised = False

@@ -21,7 +21,7 @@ _STACK = 2**18
 
 
 class FPOMP(Criterion):
-    """Keep the filters whose linear combinations reproduce all filters of the layer best.
+    """Keep the filters whose linear combinations reproduce all filters of the layer best (Purohit et al. 2022).
 
     Orthogonal matching pursuit with one support for all filters, min sum_j ||f_j - sum_{l in S} L_jl f_l||^2, solved
     by exact least squares. The orders are nested: one run serves every count. In a coupled group the layers' filters
@@ -36,7 +36,7 @@ class FPOMP(Criterion):
     Args:
         selection: "omp" (default, the paper: unit-norm filters, sum of absolute correlations); "gain" (largest drop of
             the squared error, norms kept); "backward" (eliminate the filter whose loss raises the error least:
-            FP-Backward of the TMLR 2024 successor).
+            FP-Backward of the successor of 2024).
 
     Example:
         >>> import keras_filterprune as kfp
@@ -94,13 +94,18 @@ class FPOMP(Criterion):
 
 
 class LRF(FPOMP):
-    """Linearly replaceable filters: remove, one by one, the filter that the remaining ones replace best.
+    """Linearly replaceable filters (Joo et al. 2021): the one that the remaining ones replace best goes, one by one.
 
     The filter with the least ||e_j|| ||g_j|| goes first: e_j is what the others cannot replace of it, and g_j are the
     weights that read its channel, which pass on to the others what they replace. That needs one layer that reads the
     channels of one other without bias or normalization between; the filters are then those of the layer with the larger
     window, as in `FPOMP`. Everywhere else g_j is unknown, and the order is that of untrained 1x1
     convolutions, `FPOMP(selection="backward")`.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.criteria.LRF()
+        LRF()
     """
 
     def __init__(self):

@@ -16,6 +16,7 @@ _AGGREGATES = ("sumsq", "signed")
 class OperatorNorm(MemberCriterion):
     """What a filter adds along the direction in which the filters of its layer differ most, channel by channel.
 
+    Singh and Plumbley 2023, "Efficient CNNs via Passive Filter Pruning".
     For every input channel i, v_i is the top right singular vector of the layer's kernels (filters, k*k), centred over
     filters; the score of filter j is sum_i <w_ij - mean_i, v_i>^2. Layers of a coupled group are averaged.
 

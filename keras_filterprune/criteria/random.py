@@ -12,10 +12,15 @@ from keras_filterprune.graph.types import Group
 
 
 class Random(Criterion):
-    """Independent uniform scores, reproducible by seed and group name.
+    """Independent uniform scores, reproducible by seed and group name: the baseline every other criterion has to beat.
 
     Args:
-        seed: any non-negative integer, 0 by default; `prune_model(method="random", seed=...)` sets it.
+        seed: any non-negative integer (0); `prune_model(method="random", seed=...)` sets it.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.criteria.Random(seed=3)
+        Random(seed=3)
     """
 
     def __init__(self, seed: int = 0):

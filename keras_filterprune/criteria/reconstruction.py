@@ -139,6 +139,11 @@ class CaP(Observed):
 
     The score of a channel is how much its removal raises the consumers' relative squared output error after least
     squares on the remaining channels, at the point of the elimination where it goes.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Method(kfp.criteria.CaP(), kfp.allocators.Global(0.7), kfp.compensators.LeastSquares()).name
+        'CaP() + Global(alpha=0.7)'
     """
 
     def summarise(self, problems: list[Problem]) -> np.ndarray:
@@ -150,7 +155,15 @@ class CaP(Observed):
 
 
 class Energy(Observed):
-    """std(x) times the norm of the consumers' weights: the share of the output's variance that a channel carries."""
+    """Share of the consumers' output variance that a channel carries: var(x) times the squares of what reads it.
+
+    What is left of `CaP` (Xie et al. 2021) where no channel can stand in for another.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> sorted(kfp.criteria.Energy().requires)
+        ['activations']
+    """
 
     def summarise(self, problems: list[Problem]) -> np.ndarray:
         return sum((np.diag(c) * (kernel**2).sum(axis=1))[columns].sum(axis=1) for c, kernel, columns in problems)
@@ -162,6 +175,11 @@ class OutputPursuit(CaP):
     As in `CaP`, the channel goes whose loss least squares on the remaining ones makes up for best, and errors count
     relative to the consumer's output. Here they also count by how far they move the network's outputs, to the power of
     1/4: a first-order estimate from gradients (no labels).
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Method(kfp.criteria.OutputPursuit(), kfp.allocators.Global(0.7), rounds=2).name
+        'OutputPursuit() + Global(alpha=0.7) in 2 rounds'
     """
 
     def importance(self, graph: ChannelGraph, inputs: list[Any], progress: bool) -> Importance:

@@ -62,6 +62,7 @@ class _Pairwise(Criterion):
 class Similarity(_Pairwise):
     """Remove filters whose spatial prototype nearly equals another filter's, by all pairs.
 
+    Singh and Plumbley 2022, "A Passive Similarity based CNN Filter Pruning".
     The prototype of a filter (k*k, channels) is the left singular vector of its largest singular value. Weights of
     1x1 convolutions and dense layers have no spatial pattern and are compared as vectors. In a coupled group a unit's
     prototypes in all layers stand side by side. Takes O(n^2) time and O(n) memory for n filters.
@@ -86,6 +87,7 @@ class Similarity(_Pairwise):
 class Nystrom(_Pairwise):
     """`Similarity` from the similarities to a few filters, C W^+ C^T in place of the whole matrix.
 
+    Singh and Plumbley 2023, "Efficient Similarity-based Passive Filter Pruning".
     k*k independent columns reproduce every similarity of k x k filters.
 
     Args:

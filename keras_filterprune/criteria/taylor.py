@@ -15,9 +15,18 @@ from keras_filterprune.probe.gradients import gate_gradients, weight_gradients
 
 
 class Taylor(MemberCriterion):
-    """sum (w dL/dw)^2 over the weights of a filter, averaged over batches of 128 labelled samples.
+    """Sum of (w dL/dw)^2 over the weights of a filter, averaged over batches of 128 labelled samples.
 
-    L is the mean cross-entropy of a batch. Arguments as in `L1`.
+    What the loss loses with the weights, to first order (Molchanov et al. 2019, "Importance Estimation for Neural
+    Network Pruning"). L is the mean cross-entropy of a batch.
+
+    Args:
+        aggregate: how the layers of a coupled group combine, see `MemberCriterion` ("mean").
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> sorted(kfp.criteria.Taylor().requires)
+        ['gradients', 'labels']
     """
 
     requires = frozenset({"gradients", "labels"})
@@ -47,10 +56,16 @@ class Taylor(MemberCriterion):
 
 
 class TaylorGate(Criterion):
-    """(dL/dz)^2 of a gate z = 1 on a filter's channels, wherever they are read, averaged over batches of 128.
+    """Square of dL/dz of a gate z = 1 on a filter's channels, wherever they are read, averaged over batches of 128.
 
-    To first order, dL/dz is what the loss loses when the filter goes, batch normalization and shortcuts included. Needs
-    labelled samples. Filters that no layer with weights reads stay.
+    To first order, dL/dz is what the loss loses when the filter goes, batch normalization and shortcuts included
+    (Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning"). Needs labelled samples. Filters that no
+    layer with weights reads stay.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> sorted(kfp.criteria.TaylorGate().requires)
+        ['gradients', 'labels']
     """
 
     requires = frozenset({"gradients", "labels"})

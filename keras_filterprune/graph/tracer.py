@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -15,7 +16,20 @@ _NO_FILTER = "is zero padding that no filter fills"
 
 
 class Tracer:
-    """What layer handlers report to while channel ids flow through the model."""
+    """What layer handlers report to while channel ids flow through the model.
+
+    Every channel of every tensor has an id. Handlers make new ones (`fresh`), say which live and die together (`tie`),
+    which stay (`pin`), and which axes of which weights they index (`bind`). Whatever weight they say nothing of pins
+    all channels of the layer.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> tracer = kfp.handlers.Tracer()
+        >>> tracer.fresh(3, ("conv", "filters"))
+        array([0, 1, 2])
+        >>> tracer.fresh(2, ("dense", "filters"))
+        array([3, 4])
+    """
 
     def __init__(self):
         self._size = 0
@@ -53,7 +67,8 @@ class Tracer:
         """These channels stay, because of `reason` (a predicate: "feeds ..."); `first` puts it before others."""
         self._pins.insert(0 if first else len(self._pins), (ids, reason))
 
-    def pin_tensors(self, tensors, reason: str) -> None:
+    def pin_tensors(self, tensors: Iterable[Tensor], reason: str) -> None:
+        """All tracked channels of these tensors stay."""
         for tensor in tensors:
             if tensor.tracked:
                 self.pin(tensor.ids, reason)
@@ -73,6 +88,7 @@ class Tracer:
         self._known[layer].update(weights)
 
     def known_weights(self, layer: str) -> set[str]:
+        """Weights of a layer that were bound or declared constant."""
         return self._known[layer]
 
     def spend(self, layer: str, coefficient: int, *axes: np.ndarray) -> None:
@@ -80,6 +96,7 @@ class Tracer:
         self._terms.append(Term(layer, int(coefficient) * self._repeat, axes))
 
     def counted_layers(self) -> set[str]:
+        """Layers that spend multiply-accumulates."""
         return {term.layer for term in self._terms}
 
     @contextlib.contextmanager

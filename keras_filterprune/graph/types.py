@@ -13,7 +13,18 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class TensorRef:
-    """Output number `index` of call number `call` of a `ModelView`."""
+    """Output number `index` of call number `call` of a flat model view.
+
+    Attributes:
+        call: number of the call in `ChannelGraph.view.calls`.
+        index: which of its outputs.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+        >>> kfp.analyze(model).view.calls[1].inputs
+        (TensorRef(call=0, index=0),)
+    """
 
     call: int
     index: int
@@ -29,6 +40,12 @@ class Call:
         args, kwargs: its call arguments, with a `TensorRef` in place of every symbolic tensor.
         inputs: those references, flat and in order.
         input_shapes, output_shapes: shapes with the batch axis first; an output nobody reads has shape None.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> model = keras.Sequential([keras.Input((8, 8, 3), name="image"), keras.layers.Conv2D(4, 3, name="conv")])
+        >>> [(call.path, call.output_shapes) for call in kfp.analyze(model).view.calls]
+        [('image', ((None, 8, 8, 3),)), ('conv', ((None, 6, 6, 4),))]
     """
 
     path: str
@@ -86,6 +103,11 @@ class Tensor:
         shape: shape with the batch axis first.
         axis: channel axis (non-negative), or None when no channel of this tensor is tracked.
         ids: int64 array of shape (shape[axis],).
+
+    Example:
+        >>> import numpy as np, keras_filterprune as kfp
+        >>> kfp.handlers.Tensor((None, 8, 8, 4), axis=3, ids=np.arange(4)).tracked
+        True
     """
 
     shape: Shape | None
@@ -94,6 +116,7 @@ class Tensor:
 
     @property
     def tracked(self) -> bool:
+        """Whether its channels have ids."""
         return self.axis is not None
 
 
@@ -126,8 +149,17 @@ class Member:
     """What a group owns of one weight axis.
 
     Attributes:
-        layer, weight, axis, role: see `Bind`.
+        layer, weight, axis: path of the layer, name of the weight, and the axis along which channels lie.
+        role: "filter" (the axis numbers the filters of a kernel), "input" (the axis reads incoming channels) or
+            "channel" (one value per channel: bias, batch normalization).
         positions: int64 array of shape (n_units, m), the m indices along the axis that belong to each unit.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="a"), keras.layers.Conv2D(2, 1, name="b")]
+        >>> (group,) = kfp.analyze(keras.Sequential(layers)).groups
+        >>> [(m.layer, m.weight, m.axis, m.role) for m in group.members]
+        [('a', 'kernel', 3, 'filter'), ('a', 'bias', 0, 'channel'), ('b', 'kernel', 2, 'input')]
     """
 
     layer: str
@@ -146,6 +178,13 @@ class Group:
         units: int64 array of shape (size,), the graph's unit numbers, in the order of that layer's filters.
         members: every weight axis the units live in.
         approximate: why removal cannot be exact (statistics over channels), empty when it is.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> (group,) = kfp.analyze(keras.Sequential(layers)).groups
+        >>> group.name, group.size, group.producers
+        ('conv', 4, ('conv',))
     """
 
     name: str
@@ -155,6 +194,7 @@ class Group:
 
     @property
     def size(self) -> int:
+        """Number of units."""
         return len(self.units)
 
     @property
@@ -190,6 +230,13 @@ class ChannelGraph:
         weights: {layer path: {weight name: shape}} of every layer that has weights.
         uncounted: layers with weights whose multiply-accumulates are not known.
         unit_of_id: int64 array, the unit of every channel id.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> graph = kfp.analyze(keras.Sequential(layers))
+        >>> graph.filters, graph.by_name["conv"].size, graph.pinned[0].channels
+        (4, 4, 2)
     """
 
     view: ModelView
@@ -204,6 +251,7 @@ class ChannelGraph:
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
+        """{name: group}."""
         return {group.name: group for group in self.groups}
 
     @property

@@ -27,6 +27,15 @@ class Resize:
         call: the call in the original model.
         inputs, outputs: its tensors in the original model.
         alive: boolean array over channel ids.
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(2, 1)])
+        >>> graph = kfp.analyze(model)
+        >>> alive = graph.kept_ids({graph.groups[0].name: np.array([0, 3])})
+        >>> resize = kfp.handlers.Resize(graph.view.calls[2], *graph.tensors[2], alive)
+        >>> resize.width(resize.inputs[0]), resize.shape(resize.inputs[0])
+        (2, (None, 6, 6, 2))
     """
 
     call: Call
@@ -36,6 +45,7 @@ class Resize:
 
     @property
     def changed(self) -> bool:
+        """Whether any channel of the call goes."""
         return any(not self.kept(t).all() for t in (*self.inputs, *self.outputs) if t.tracked)
 
     def kept(self, tensor: Tensor) -> np.ndarray:
@@ -56,14 +66,26 @@ class Resize:
 
 @dataclass(frozen=True, eq=False)
 class Rebuilt:
-    """A smaller model next to the graph it came from.
+    """A smaller model next to the graph it came from: what a compensator is given.
 
     Attributes:
         graph: the channel graph of the original.
         model: the new model, with the surviving weights.
-        twins: id of every original operation -> its clone.
+        twins: id of every original operation -> its clone, see `twin`.
         resizes: call number -> what happened to the call's channels.
         notes: what could not be carried over, in sentences.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> class Shown(kfp.compensators.Compensator):
+        ...     def apply(self, rebuilt, data, progress=True):
+        ...         call = rebuilt.graph.view.calls[1]
+        ...         return f"{call.path}: {call.op.filters} filters, {rebuilt.twin(call).filters} stay"
+        ...
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> settings = {"compensate": Shown(), "return_report": True}
+        >>> kfp.prune_model(keras.Sequential(layers), "l2", 0.5, **settings)[1].compensation
+        'conv: 8 filters, 4 stay'
     """
 
     graph: ChannelGraph
@@ -71,6 +93,10 @@ class Rebuilt:
     twins: dict[int, Any]
     resizes: dict[int, Resize]
     notes: list[str] = field(default_factory=list)
+
+    def twin(self, call: Call) -> Any:
+        """The layer or operation of the new model that stands in the place of the original's."""
+        return self.twins[id(call.op)]
 
     def smaller_view(self) -> ModelView:
         """The original's view with the call arguments of the smaller model; its operations are the `twins`."""

@@ -13,10 +13,16 @@ from keras_filterprune.graph.types import ModelView
 
 
 class Weights(Mapping):
-    """{(layer path, weight name): array} over a live model; arrays are read when asked for, never written.
+    """A mapping {(layer path, weight name): array} over a live model; arrays are read when asked for, never written.
 
     Args:
-        view: the flat view of the model.
+        view: the flat view of the model, `analyze(model).view`.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv")])
+        >>> kfp.criteria.Weights(kfp.analyze(model).view)["conv", "kernel"].shape
+        (3, 3, 3, 4)
     """
 
     def __init__(self, view: ModelView):
@@ -39,7 +45,7 @@ class Weights(Mapping):
         return len(self._variables)
 
     def check_finite(self) -> None:
-        """Raise `UnsupportedModelError` that names the first weight with a NaN or an infinity."""
+        """Raise an `UnsupportedModelError` that names the first weight with a NaN or an infinity."""
         for layer, weight in self:
             array = self[layer, weight]
             if (

@@ -10,8 +10,9 @@ import numpy as np
 
 from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
-from keras_filterprune.compensators import Adapters, Compensator, as_compensator
+from keras_filterprune.compensators import Adapters, Compensator
 from keras_filterprune.compensators.adapters import BEFORE
+from keras_filterprune.compensators.by_name import as_compensator
 from keras_filterprune.cost import BopsBudget, CostModel, CountBudget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
