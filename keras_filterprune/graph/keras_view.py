@@ -81,9 +81,11 @@ def scale_slices(variable: Any, axis: int, where: np.ndarray, factor: float) -> 
 
 
 @functools.cache
-def _functional_class() -> type:
+def functional_class() -> type:
+    """The class that `keras.Model(inputs, outputs)` makes, which has no public name."""
     x = keras.Input((1,))
-    return type(keras.Model(x, x))
+    # Before 3.14 Keras refuses an input that no layer reads. Named, so that the names of later layers do not change.
+    return type(keras.Model(x, keras.layers.Identity(name="identity")(x)))
 
 
 def _functional(model: Any) -> tuple[keras.Model, dict]:
@@ -95,7 +97,7 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
             f"model '{model.name}' ({type(model).__name__}) overrides call(), so its graph of layers is not all "
             "that it computes. Move what call() adds into the graph, as layers between its inputs and outputs."
         )
-    if type(model) is not _functional_class():
+    if type(model) is not functional_class():
         try:
             inputs, outputs = model.inputs, model.outputs
         except (AttributeError, ValueError):
@@ -114,7 +116,7 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
 
 def plain_call(model: keras.Model) -> bool:
     """Whether a model computes its graph and nothing else."""
-    return type(model).call in (_functional_class().call, keras.Sequential.call) or not getattr(model, "inputs", None)
+    return type(model).call in (functional_class().call, keras.Sequential.call) or not getattr(model, "inputs", None)
 
 
 def first_line(error: Exception) -> str:
@@ -162,7 +164,7 @@ class _Builder:
         }
         outputs = [key.value for key in keras.tree.flatten(_keys(config["output_layers"]))]
         # Keras numbers the calls of a nested functional model from 1 in "output_layers", from 0 on the edges.
-        outputs = [(n, k - (type(ops[n]) is _functional_class()), i) for n, k, i in outputs]
+        outputs = [(n, k - (type(ops[n]) is functional_class()), i) for n, k, i in outputs]
         shapes.update({key: tuple(t.shape) for key, t in zip(outputs, model.outputs, strict=True)})
         n_outputs: dict[tuple[str, int], int] = {}
         for name, k, i in shapes:
@@ -190,7 +192,7 @@ class _Builder:
     def _inner(self, call: Call, config: dict, prefix: str) -> list[TensorRef] | None:
         """Outputs of a nested model dissolved into the view; None where it cannot be, and stays one opaque call."""
         model = call.op
-        if type(model) is not _functional_class() or "input_layers" not in config:
+        if type(model) is not functional_class() or "input_layers" not in config:
             if not getattr(model, "inputs", None) or not plain_call(model):
                 return None
             model, config = _functional(model)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import SurgeryError, UnsupportedModelError
-from keras_filterprune.graph.keras_view import copy_value, first_line, named_weights
+from keras_filterprune.graph.keras_view import copy_value, first_line, functional_class, named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.handlers.base import Handler, Rebuilt, Resize, handler_for
 
@@ -86,7 +86,7 @@ class Cloner:
         else:
             # clone_model would compile the clone, and fail on custom losses: an uncompiled twin shares the layers.
             # A subclass of a functional model comes back as a plain one: saved files need no custom class.
-            special = model.compiled or type(model) is not type(keras.Model(model.inputs[:1], model.inputs[:1]))
+            special = model.compiled or type(model) is not functional_class()
             plain = keras.Model(model.input, model.output, name=model.name) if special else model
             inputs = keras.tree.pack_sequence_as(model.input, self.inputs(model))
             twin = keras.models.clone_model(
