@@ -11,6 +11,7 @@ import pytest
 
 import keras_filterprune as kfp
 import tflite_bench
+from keras_filterprune.methods import registry
 from tflite_bench.arm.prepare import prepared_folder
 
 ROOT = Path(kfp.__file__).parents[1]
@@ -48,6 +49,12 @@ def failures(test):
 
 
 DOCTESTS = doctests()
+
+
+@pytest.fixture(autouse=True)
+def own_methods(monkeypatch):
+    """Methods that an example registers are gone after it."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
 
 @pytest.fixture(scope="module")
@@ -136,21 +143,18 @@ def test_readme_blocks_share_a_namespace_and_may_opt_out():
 
 
 def method_table(text):
-    """Names in the first column of the table under the heading "## Methods"; None without such a table."""
-    section = re.search(r"^## Methods[ \t]*\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    rows = section and re.findall(r"^\|\s*`([^`]+)`\s*\|", section[1], re.MULTILINE)
-    return rows or None
+    """Rows of the table under the heading "## Methods", as `list_methods` has them."""
+    (section,) = re.findall(r"^## Methods[ \t]*\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^\| `([^`]+)` \| (.*?) \| (.*?) \|$", section, re.MULTILINE)
 
 
 def test_readme_lists_exactly_the_registered_methods():
-    names = method_table((ROOT / "README.md").read_text())
-    if names is None:
-        pytest.skip("README has no table of methods yet")
-    assert names == [name for name, *_ in kfp.list_methods()]
+    assert method_table((ROOT / "README.md").read_text()) == kfp.list_methods()
 
 
 def test_the_method_table_is_read():
-    text = "# A\n\n## Methods\n\nText.\n\n| name | needs |\n|---|---|\n| `l1` | nothing |\n| `fp_omp` | `data` |\n\n"
-    assert method_table(text) == ["l1", "fp_omp"]
-    assert method_table(text + "## Other\n\n| `x` | y |\n") == ["l1", "fp_omp"]
-    assert method_table("## Other\n| `x` | y |\n") is None
+    text = "# A\n\n## Methods\n\nText.\n\n| name | needs | what |\n|---|---|---|\n| `l1` | nothing | `w` |\n"
+    assert method_table(text) == [("l1", "nothing", "`w`")]
+    assert method_table(text + "| `x` | labels | y |\n\n## Other\n\n| `z` | inputs | y |\n")[1:] == [
+        ("x", "labels", "y")
+    ]

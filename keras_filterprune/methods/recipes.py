@@ -1,0 +1,164 @@
+"""The registered methods, one small function each, in the order of the table of methods."""
+
+from __future__ import annotations
+
+from keras_filterprune.allocators import Global, Search, Sensitivity
+from keras_filterprune.compensators import LeastSquares, Linear, Merge
+from keras_filterprune.criteria import (
+    FPGM,
+    FPOMP,
+    L1,
+    L2,
+    LRF,
+    APoZ,
+    BNScale,
+    CaP,
+    Dead,
+    Energy,
+    Genetic,
+    GeometricMean,
+    MeanActivation,
+    Nystrom,
+    OperatorNorm,
+    OutputPursuit,
+    Random,
+    Similarity,
+    Taylor,
+    TaylorGate,
+)
+from keras_filterprune.methods.registry import Method, register_method
+
+
+@register_method("l1")
+def l1(seed: int, data: bool) -> Method:
+    """Sum of absolute weights of a filter (Li et al. 2017)."""
+    return Method(L1())
+
+
+@register_method("l2")
+def l2(seed: int, data: bool) -> Method:
+    """Euclidean norm of a filter."""
+    return Method(L2())
+
+
+@register_method("fpgm")
+def fpgm(seed: int, data: bool) -> Method:
+    """Distance to the geometric median of the layer's filters (He et al. 2019)."""
+    return Method(FPGM())
+
+
+@register_method("bn_scale")
+def bn_scale(seed: int, data: bool) -> Method:
+    """Batch normalization scale, ranked globally (Liu et al. 2017)."""
+    return Method(BNScale(), Global(0.0))
+
+
+@register_method("fp_omp")
+def fp_omp(seed: int, data: bool) -> Method:
+    """Orthogonal matching pursuit over the filters (Purohit et al. 2022); with inputs, over their effect on outputs.
+
+    Without data it is the paper's selection, compensated from the weights. With data it is the best that was measured
+    without training on CIFAR-10: settings chosen on training images, figures in examples/benchmarks/no_training.py.
+    """
+    if data:
+        return Method(OutputPursuit(), Global(0.7), LeastSquares(), rounds=2)
+    return Method(FPOMP(), compensator=Linear())
+
+
+@register_method("lrf")
+def lrf(seed: int, data: bool) -> Method:
+    """Linearly replaceable filters go first (Joo et al. 2021)."""
+    return Method(LRF(), compensator=LeastSquares() if data else Linear())
+
+
+@register_method("similarity")
+def similarity(seed: int, data: bool) -> Method:
+    """A filter whose spatial pattern nearly equals another's goes; all pairs (Singh and Plumbley 2022)."""
+    return Method(Similarity(), compensator=LeastSquares() if data else Merge())
+
+
+@register_method("nystrom")
+def nystrom(seed: int, data: bool) -> Method:
+    """As similarity, from the similarities to a few filters (Singh and Plumbley 2023)."""
+    return Method(Nystrom(), compensator=LeastSquares() if data else Merge())
+
+
+@register_method("operator_norm")
+def operator_norm(seed: int, data: bool) -> Method:
+    """Share in the direction in which filters differ most (Singh and Plumbley 2023)."""
+    return Method(OperatorNorm())
+
+
+@register_method("geometric_mean")
+def geometric_mean(seed: int, data: bool) -> Method:
+    """Distance to the geometric mean of absolute weights, a baseline."""
+    return Method(GeometricMean())
+
+
+@register_method("taylor")
+def taylor(seed: int, data: bool) -> Method:
+    """Change of the loss with a filter's weights, to first order (Molchanov et al. 2019)."""
+    return Method(Taylor())
+
+
+@register_method("taylor_gate")
+def taylor_gate(seed: int, data: bool) -> Method:
+    """Change of the loss with a filter's channels, to first order, ranked globally (Molchanov et al. 2019)."""
+    return Method(TaylorGate(), Global())
+
+
+@register_method("apoz")
+def apoz(seed: int, data: bool) -> Method:
+    """How often a filter is not zero (Hu et al. 2016)."""
+    return Method(APoZ())
+
+
+@register_method("mean_activation")
+def mean_activation(seed: int, data: bool) -> Method:
+    """Mean of a filter's activations (Molchanov et al. 2017)."""
+    return Method(MeanActivation())
+
+
+@register_method("energy")
+def energy(seed: int, data: bool) -> Method:
+    """Share of the consumers' output variance."""
+    return Method(Energy(), Global(0.7), LeastSquares())
+
+
+@register_method("cap")
+def cap(seed: int, data: bool) -> Method:
+    """Error of the consumers' outputs after least squares (Xie et al. 2021)."""
+    return Method(CaP(), Global(0.7), LeastSquares())
+
+
+@register_method("genetic")
+def genetic(seed: int, data: bool) -> Method:
+    """Error of the consumers' outputs, searched by a genetic algorithm (Hu et al. 2018)."""
+    return Method(Genetic(seed=seed), Global(0.7), LeastSquares())
+
+
+@register_method("hu_ga")
+def hu_ga(seed: int, data: bool) -> Method:
+    """Genetic, layer by layer, the least sensitive first (Hu et al. 2018)."""
+    return Method(Genetic(seed=seed), Sensitivity(), LeastSquares(), one_by_one=True)
+
+
+@register_method("fp_omp_search")
+def fp_omp_search(seed: int, data: bool) -> Method:
+    """Accuracy after trial cuts, round by round (Purohit et al. 2022).
+
+    Cuts in the order of CaP, which was measured to keep 7 points more than that of FPOMP.
+    """
+    return Method(CaP(), Search(), LeastSquares())
+
+
+@register_method("dead")
+def dead(seed: int, data: bool) -> Method:
+    """Units that nothing reads, after masks and penalties in training."""
+    return Method(Dead())
+
+
+@register_method("random")
+def random(seed: int, data: bool) -> Method:
+    """Uniform random choice, the baseline."""
+    return Method(Random(seed))

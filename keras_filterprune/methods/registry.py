@@ -1,0 +1,141 @@
+"""What a recipe is, and the names of recipes: a name stands for a criterion, an allocator and a compensator."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+
+from keras_filterprune.allocators import Allocator, Sensitivity, Uniform
+from keras_filterprune.compensators import BNRecalibration, Compensator
+from keras_filterprune.criteria import Criterion
+from keras_filterprune.errors import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruning recipe; every part can be exchanged.
+
+    Args:
+        criterion: which units of a group stay.
+        allocator: how many units each group keeps; `Uniform()` by default.
+        compensator: what makes up for the removed ones; `BNRecalibration()` by default; used when what it
+            needs is there.
+        rounds: the budget is reached in so many cuts by equal factors (1); scores are measured anew on the compensated
+            network between them, and `prune_model(finetune=)` trains it there.
+        one_by_one: cut one group after the other (False), the one first whose own cut costs least, each chosen on the
+            network as it is then; `prune_model(finetune=)` trains it there.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Method(kfp.criteria.L2(aggregate="max"), kfp.allocators.Global(alpha=1.0)).allocator
+        Global(alpha=1.0)
+    """
+
+    criterion: Criterion
+    allocator: Allocator = field(default_factory=Uniform)
+    compensator: Compensator = field(default_factory=BNRecalibration)
+    rounds: int = 1
+    one_by_one: bool = False
+
+    def __post_init__(self):
+        if self.one_by_one and (self.rounds != 1 or not isinstance(self.allocator, Sensitivity)):
+            raise UnknownNameError(
+                f"one_by_one=True goes with rounds=1 and allocator=Sensitivity(). Received: rounds={self.rounds!r}, "
+                f"allocator={self.allocator!r}."
+            )
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, Integral) or self.rounds < 1:
+            raise UnknownNameError(f"rounds is a positive number of cuts. Received: rounds={self.rounds!r}.")
+        for part, kind in ((self.criterion, Criterion), (self.allocator, Allocator), (self.compensator, Compensator)):
+            if not isinstance(part, kind):
+                raise UnknownNameError(f"Method expects a {kind.__name__} object. Received: {part!r}.")
+
+    @property
+    def name(self) -> str:
+        """The recipe as text."""
+        how = " one by one" if self.one_by_one else f" in {self.rounds} rounds" if self.rounds > 1 else ""
+        return f"{self.criterion!r} + {self.allocator!r}{how}"
+
+    @property
+    def needs(self) -> str:
+        """What it needs besides the model: "nothing", "inputs" or "labels". The compensator can do without."""
+        if "labels" in self.criterion.requires or self.allocator.measure == "accuracy":
+            return "labels"
+        return "inputs" if self.criterion.requires or self.allocator.measure else "nothing"
+
+
+# recipe(seed, data) -> Method: the seed of everything random, and whether there is calibration data.
+Recipe = Callable[[int, bool], Method]
+_METHODS: dict[str, Recipe] = {}
+
+
+def register_method(name: str) -> Callable[[Recipe], Recipe]:
+    """Give a recipe a name, by which `prune_model`, `list_methods` and the command line know it.
+
+    Args:
+        name: in lower case; that of an algorithm stands for the published one.
+
+    Returns:
+        A decorator for `recipe(seed, data)`, which returns a `Method`: `seed` is that of everything random, `data`
+        whether there is calibration data. The first line of its docstring stands in the table of methods.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> @kfp.register_method("l1_global")
+        ... def l1_global(seed, data):
+        ...     '''Sum of absolute weights of a filter, ranked globally.'''
+        ...     return kfp.Method(kfp.criteria.L1(), kfp.allocators.Global())
+        ...
+        >>> kfp.list_methods()[-1]
+        ('l1_global', 'nothing', 'Sum of absolute weights of a filter, ranked globally')
+    """
+
+    def decorator(recipe: Recipe) -> Recipe:
+        _METHODS[name] = recipe
+        return recipe
+
+    return decorator
+
+
+def list_methods() -> list[tuple[str, str, str]]:
+    """List the registered methods.
+
+    Returns:
+        (name, what it needs besides the model: "nothing", "inputs" or "labels", one line about it) of every method.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.list_methods()[0]
+        ('l1', 'nothing', 'Sum of absolute weights of a filter (Li et al. 2017)')
+    """
+    return [(name, recipe(0, False).needs, _summary(recipe)) for name, recipe in _METHODS.items()]
+
+
+def _summary(recipe: Recipe) -> str:
+    """The first line of its docstring."""
+    return (inspect.getdoc(recipe) or "").partition("\n")[0].removesuffix(".")
+
+
+def as_method(method: str | Method | Criterion, seed: int, data: bool = False) -> Method:
+    """A `Method`: a name is its registered recipe, a criterion object the recipe with that criterion in it.
+
+    Args:
+        method: name, criterion or method.
+        seed: of everything random.
+        data: whether there is calibration data.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise UnknownNameError(f"seed is a non-negative integer. Received: seed={seed!r}.")
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, Criterion):
+        made = (recipe(seed, data) for recipe in _METHODS.values())
+        default = next((m for m in made if type(m.criterion) is type(method)), None)
+        return replace(default, criterion=method) if default else Method(method)
+    if isinstance(method, str) and method in _METHODS:
+        return _METHODS[method](seed, data)
+    near = difflib.get_close_matches(str(method), _METHODS, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise UnknownNameError(f"unknown method {method!r}. Known methods: {', '.join(_METHODS)}.{hint}")

@@ -1,0 +1,64 @@
+"""Recipes: what they need follows from their parts, and a registered one is met under its name everywhere."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_filterprune as kfp
+from keras_filterprune.methods import registry
+
+allocators, criteria = kfp.allocators, kfp.criteria
+
+
+@pytest.fixture(autouse=True)
+def own_methods(monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+@pytest.mark.parametrize(
+    ("method", "needs"),
+    [
+        (kfp.Method(criteria.L1()), "nothing"),
+        (kfp.Method(criteria.L1(), compensator=kfp.compensators.LeastSquares()), "nothing"),
+        (kfp.Method(criteria.CaP()), "inputs"),
+        (kfp.Method(criteria.L1(), allocators.Tolerance(measure="error")), "inputs"),
+        (kfp.Method(criteria.L1(), allocators.Tolerance()), "labels"),
+        (kfp.Method(criteria.CaP(), allocators.Search(measure="accuracy")), "labels"),
+        (kfp.Method(criteria.Taylor()), "labels"),
+        (kfp.Method(criteria.TaylorGate(), allocators.Search(measure="error")), "labels"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_needs_follow_from_the_parts(method, needs):
+    assert method.needs == needs
+
+
+def test_a_registered_recipe_is_given_seed_and_data_and_listed_with_its_first_line():
+    asked = []
+
+    @kfp.register_method("mine")
+    def mine(seed, data):
+        """Scores by chance.
+
+        And no more.
+        """
+        asked.append((seed, data))
+        return kfp.Method(criteria.Random(seed))
+
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.Conv2D(2, 1)])
+    assert kfp.list_methods()[-1] == ("mine", "nothing", "Scores by chance")
+    asked.clear()
+    plans = [kfp.plan_pruning(model, "mine", 0.5, seed=seed, progress=False) for seed in (3, 4)]
+    kfp.plan_pruning(model, "mine", 0.5, data=np.zeros((4, 8, 8, 3)), progress=False)
+    assert asked == [(3, False), (4, False), (0, True)]
+    assert plans[0].groups[0]["kept"] != plans[1].groups[0]["kept"]
+    assert plans[0].method == "mine"
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in kfp.list_methods()])
+def test_every_method_has_one_line_and_parts_of_its_own(name):
+    """Nobody's settings change when somebody changes those of a method he was given."""
+    (line,) = [line for found, _, line in kfp.list_methods() if found == name]
+    assert line and not line.endswith(".") and "\n" not in line
+    one, other = (registry.as_method(name, 0, True) for _ in range(2))
+    assert one.criterion is not other.criterion and one.allocator is not other.allocator
