@@ -114,11 +114,19 @@ _MOVED = {
 }
 
 
+def _module(name: str) -> Any:
+    if name != "errors":
+        from keras_filterprune.checks import import_keras
+
+        import_keras()
+    return importlib.import_module(f"keras_filterprune.{name}")
+
+
 def __getattr__(name: str) -> Any:
     if name in _NAMESPACES:
-        return importlib.import_module(f"keras_filterprune.{name}")
+        return _module(name)
     if name in _MODULE_OF:
-        value = getattr(importlib.import_module(f"keras_filterprune.{_MODULE_OF[name]}"), name)
+        value = getattr(_module(_MODULE_OF[name]), name)
         globals()[name] = value
         return value
     if name in _MOVED:

@@ -6,14 +6,14 @@ import argparse
 import json
 import os
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from keras_filterprune.errors import CalibrationDataError, FilterPruneError, UnsupportedModelError
+from keras_filterprune.checks import import_keras
+from keras_filterprune.errors import CalibrationDataError, FilterPruneError, MeasurementError
 
 _OUT = Console()
 
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     options = _parser().parse_args(arguments)
     try:
+        if options.run is not _bench:
+            import_keras()
         options.run(options)
     except (FilterPruneError, OSError) as error:
         sys.stderr.write(f"keras-filterprune: {error}\n")
@@ -119,9 +121,10 @@ def _number_or_name(text: str) -> int | str:
 
 def _scan(options: argparse.Namespace) -> None:
     from keras_filterprune.analysis import analyze
+    from keras_filterprune.files import load_keras
     from keras_filterprune.report import graph_dict, graph_tables
 
-    graph = analyze(_load(options.model))
+    graph = analyze(load_keras(options.model))
     if options.json:
         _print_json(graph_dict(graph))
     else:
@@ -130,12 +133,12 @@ def _scan(options: argparse.Namespace) -> None:
 
 def _prune(options: argparse.Namespace) -> None:
     from keras_filterprune.cost import FiltersBudget, MacsBudget, ParamsBudget
-    from keras_filterprune.files import check_destination, save_keras
+    from keras_filterprune.files import check_destination, load_keras, save_keras
     from keras_filterprune.pruning import prune_model
     from keras_filterprune.report import check_report_path
 
     for path in filter(None, (options.output, options.plan)):
-        check_destination(Path(path), options.overwrite)
+        check_destination(path, options.overwrite)
     if options.report:
         check_report_path(options.report, options.overwrite)
     if options.keep_params is not None:
@@ -145,7 +148,7 @@ def _prune(options: argparse.Namespace) -> None:
     else:
         budget = MacsBudget(keep=0.5 if options.keep_macs is None else options.keep_macs)
     small, report = prune_model(
-        _load(options.model),
+        load_keras(options.model),
         options.method,
         budget,
         data=_array(options.data),
@@ -170,9 +173,10 @@ def _prune(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from keras_filterprune.export import export_tflite
+    from keras_filterprune.files import load_keras
 
     result = export_tflite(
-        _load(options.model),
+        load_keras(options.model),
         options.output,
         quantize=options.quantize,
         data=_array(options.data),
@@ -195,7 +199,7 @@ def _bench(options: argparse.Namespace) -> None:
         runs = options.runs
         report = benchmark(options.files, threads=options.threads, runs=runs, rounds=min(5, runs), progress=True)
     except BenchError as error:
-        raise FilterPruneError(str(error)) from error
+        raise MeasurementError(str(error)) from error
     if options.json:
         _print_json(report.to_dict())
     else:
@@ -211,18 +215,6 @@ def _demo(options: argparse.Namespace) -> None:
     else:
         _OUT.print(table)
         _OUT.print(f"files: {', '.join(sorted(p.name for p in Path(options.out).iterdir()))} in {options.out}/")
-
-
-def _load(path: str):
-    import keras
-
-    if not Path(path).is_file():
-        raise UnsupportedModelError(f"no model at {path}; expected a .keras file.")
-    try:
-        return keras.models.load_model(path)
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnsupportedModelError(f"cannot load {path} as a Keras model: {reason}") from error
 
 
 def _array(path: str | None):

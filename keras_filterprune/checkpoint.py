@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
-import keras
-
-from keras_filterprune.errors import PlanMismatchError
-from keras_filterprune.files import write_json
+from keras_filterprune.checks import check_path
+from keras_filterprune.errors import FileError
+from keras_filterprune.files import load_keras, save_keras, write_json
 
 T = TypeVar("T")
 
@@ -25,25 +24,25 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike | None, work: str = "search"):
-        self.path, self._work = None if path is None else Path(path), work
+        self.path, self._work = None if path is None else check_path("checkpoint", path), work
 
     def read(self, key: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """What `parse` makes of the file's content, None if there is no file.
 
         Raises:
-            PlanMismatchError: the file is damaged or has another key.
+            FileError: the file is damaged or has another key.
         """
         if self.path is None or not self.path.exists():
             return None
         try:
             content = json.loads(self.path.read_text())
             found, parsed = content["key"], parse(content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PlanMismatchError(
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise FileError(
                 f"'{self.path}' is no checkpoint of a {self._work}: {error!r}. Delete it, or give another name."
             ) from error
         if found != key:
-            raise PlanMismatchError(
+            raise FileError(
                 f"'{self.path}' belongs to another {self._work}: model, method, data, seed or fine-tuning differ. "
                 "Delete it, or give another name."
             )
@@ -62,17 +61,21 @@ class Checkpoint:
         if self.path is None:
             return
         name = f"{self.path.name}.{number}.keras"
-        model.save(self.path.with_name(name))
+        save_keras(model, self.path.with_name(name), overwrite=True)
         self.write(key, content | {"more": content["more"] | {"model": name}})
-        for old in self.path.parent.glob(f"{self.path.name}.*.keras"):
-            if old.name != name:
+        own = re.compile(rf"{re.escape(self.path.name)}\.\d+\.keras")
+        for old in self.path.parent.iterdir():
+            if old.name != name and own.fullmatch(old.name):
                 old.unlink()
 
     def model(self, name: str) -> Any:
-        """The model next to the file."""
+        """The model next to the file.
+
+        Raises:
+            FileError: it is missing or damaged.
+        """
         path = self.path.with_name(name)
-        if not path.exists():
-            raise PlanMismatchError(
-                f"checkpoint '{self.path}' needs '{path}', which is missing. Delete the checkpoint."
-            )
-        return keras.saving.load_model(path)
+        try:
+            return load_keras(path)
+        except FileError as error:
+            raise FileError(f"checkpoint '{self.path}' needs a model: {error} Delete the checkpoint.") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import math
 import os
 import warnings
@@ -17,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from keras_filterprune.errors import FilterPruneError, InvalidValueError, UnknownNameError
+from keras_filterprune.errors import FilterPruneError, InvalidValueError, MissingPackageError, UnknownNameError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -131,6 +132,32 @@ def check_path(name: str, value: Any) -> Path:
     except (TypeError, UnicodeEncodeError):
         pass
     raise wrong(name, value, "the name of a file, a str or a path")
+
+
+def missing_package(user: str, package: str, extra: str, reason: str = "is not installed") -> MissingPackageError:
+    """The error to raise where a package of one of this library's extras is needed."""
+    return MissingPackageError(f'{user} needs {package}, which {reason}: pip install "keras-filterprune[{extra}]"')
+
+
+def check_packages(user: str, extra: str, *modules: str) -> None:
+    """Modules of an extra can be imported."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            reason = f"cannot be imported ({error})"
+            raise missing_package(user, module.partition(".")[0], extra, reason) from error
+
+
+def import_keras() -> Any:
+    """Keras, which cannot be imported without one of its backends."""
+    try:
+        return importlib.import_module("keras")
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"Keras cannot be imported ({error}). Install its backend: pip install tensorflow; or name another that is "
+            "installed in the environment: KERAS_BACKEND=jax, or torch."
+        ) from error
 
 
 def renamed_arguments(**new_names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

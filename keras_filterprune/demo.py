@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from rich.table import Table
 
-from keras_filterprune.errors import ExportError
+from keras_filterprune.checks import check_packages
+from keras_filterprune.errors import FileError
 from keras_filterprune.export import export_tflite
 from keras_filterprune.export.runtime import predict_tflite
 from keras_filterprune.files import save_keras, write_json
@@ -34,7 +35,7 @@ def run_demo(folder: Path) -> tuple[dict[str, Any], Table]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExportError(f"cannot create the folder {folder}: {error}.") from error
+        raise FileError(f"cannot create the folder {folder}: {error}.") from error
     keras.utils.set_random_seed(0)
     (x, y), test = _digits()
     dense = residual_net()
@@ -90,12 +91,9 @@ def residual_net() -> keras.Model:
 
 
 def _digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ExportError(
-            'the demo needs scikit-learn for its images: pip install "keras-filterprune[all]".'
-        ) from error
+    check_packages("the demo", "all", "sklearn.datasets")
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     x, y = (digits.images[order, ..., None] / 16).astype("float32"), digits.target[order]

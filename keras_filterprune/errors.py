@@ -17,6 +17,10 @@ class FileError(FilterPruneError, OSError):
     """A file cannot be read or written, is damaged, or is not of the kind expected."""
 
 
+class MissingPackageError(FilterPruneError, ImportError):
+    """A package that is not always installed is needed: a backend of Keras, LiteRT, matplotlib."""
+
+
 class UnsupportedModelError(FilterPruneError, ValueError):
     """The model as a whole cannot be analysed: subclassed, unbuilt, channels_first, non-finite weights."""
 
@@ -35,6 +39,10 @@ class PlanMismatchError(FilterPruneError, ValueError):
 
 class CalibrationDataError(FilterPruneError, ValueError):
     """Calibration data is missing, empty, of the wrong shape or not finite."""
+
+
+class MeasurementError(FilterPruneError, RuntimeError):
+    """A file, an operator or a device could not be timed or counted."""
 
 
 class SurgeryError(FilterPruneError, RuntimeError):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import renamed_arguments
-from keras_filterprune.errors import ExportError, InfeasibleBudgetError
+from keras_filterprune.checks import check_flag, check_integer, check_option, renamed_arguments
+from keras_filterprune.errors import (
+    ExportError,
+    InfeasibleBudgetError,
+    InvalidValueError,
+    MeasurementError,
+    MissingPackageError,
+    UnsupportedModelError,
+)
 from keras_filterprune.export import export_tflite
 from keras_filterprune.export.calibration import random_samples
 from keras_filterprune.export.signature import input_ports
+from keras_filterprune.files import check_destination
 from keras_filterprune.latency import LatencyTable, operators_to_measure
 from keras_filterprune.latency.budget import PaddedMacs
 
@@ -51,8 +61,11 @@ def measure_latency(
         A `LatencyTable`, for `LatencyBudget(keep=0.6, table=table)`.
 
     Raises:
-        InfeasibleBudgetError: nothing of the model can be measured, or an emulated core is given several threads.
-        tflite_bench.BenchError: LiteRT is not installed, there is no such core, or the emulator is not set up.
+        UnsupportedModelError: nothing of the model can be measured.
+        InvalidValueError: an emulated core is given several threads.
+        UnknownNameError: there is no such core, or `quantize` is not known.
+        MeasurementError: LiteRT is not installed, the emulator is not set up, or either failed.
+        FileError: the table cannot be written.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -62,22 +75,42 @@ def measure_latency(
         0.02
     """
     import tflite_bench
-    from tflite_bench.arm import count_operators
+    from tflite_bench.arm import CORES, count_operators
 
-    if device is not None and threads != 1:
-        raise InfeasibleBudgetError(f"an emulated core has one thread. Received: device={device!r}, threads={threads}.")
+    check_integer("threads", threads, "a number of threads", most=os.cpu_count())
+    check_flag("progress", progress)
+    if quantize is not None:
+        check_option("quantize", quantize, ("float32", "int8"), ", or None")
+    if device is not None:
+        check_option("device", device, CORES, ", or None: this computer")
+        if threads != 1:
+            raise InvalidValueError(f"an emulated core has one thread. Received: device={device!r}, threads={threads}.")
+    if path is not None:
+        path = check_destination(path, overwrite=True)
     wanted = operators_to_measure(analyze(model), quantize or "float32")
     if not wanted:
-        raise InfeasibleBudgetError(f"model '{model.name}' has no operator whose time could be measured.")
-    operators = [tflite_bench.Operator(**fields) for fields in wanted]
-    if device is None:
-        measured = tflite_bench.time_operators(operators, threads=threads, seconds=_SECONDS_EACH, progress=progress)
-    else:
-        measured = count_operators(operators, cpu=device, progress=progress)
+        raise UnsupportedModelError(f"model '{model.name}' has no operator whose time could be measured.")
+    with bench_errors():
+        operators = [tflite_bench.Operator(**fields) for fields in wanted]
+        if device is None:
+            measured = tflite_bench.time_operators(operators, threads=threads, seconds=_SECONDS_EACH, progress=progress)
+        else:
+            measured = count_operators(operators, cpu=device, progress=progress)
     table = LatencyTable(measured.to_dict())
     if path is not None:
         table.save(path)
     return table
+
+
+@contextlib.contextmanager
+def bench_errors() -> Iterator[None]:
+    """What the benchmark raises is a `MeasurementError` outside of it."""
+    from tflite_bench import BenchError
+
+    try:
+        yield
+    except BenchError as error:
+        raise MeasurementError(f"{error}.") from error
 
 
 def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable | PaddedMacs) -> str:
@@ -94,6 +127,7 @@ def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable 
 
     Raises:
         InfeasibleBudgetError: the pruned model is not faster.
+        MeasurementError: a file could not be measured.
     """
     from tflite_bench import BenchError
     from tflite_bench.arm import Emulator, core_of
@@ -114,12 +148,15 @@ def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable 
                 quantize, ports = (None, None) if table.data_type == "float32" else ("int8", input_ports(model))
                 samples = None if ports is None else random_samples(ports, _CALIBRATION)
                 export_tflite(model, file, quantize=quantize, data=samples, verify=False)
+        except MissingPackageError as error:
+            return f"Latency was not measured: {error}."
         except ExportError as error:
             if keras.config.backend() == "tensorflow":
                 raise
             # Layers that a notebook defines prune on every backend, but cannot follow into TensorFlow's process.
             return f"Latency was not measured: {error}"
-        ratio, found = _timed(files, table, dense) if core is None else _counted(files, core)
+        with bench_errors():
+            ratio, found = _timed(files, table, dense) if core is None else _counted(files, core)
     predicted = table.predict(pruned) / table.predict(dense)
     if ratio >= 1:
         raise InfeasibleBudgetError(

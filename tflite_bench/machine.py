@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ def machine_info() -> dict[str, Any]:
     """Describe this computer and how busy it is.
 
     Returns:
-        cpu, cores, load_average_1min (None where the system has none), system, litert and python versions.
+        cpu, cores, load_average_1min (None where the system has none), system, python and litert versions (None
+        where LiteRT is not installed).
     """
     return {
         "cpu": _cpu_model(),
@@ -19,8 +20,15 @@ def machine_info() -> dict[str, Any]:
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "litert": version("ai-edge-litert"),
+        "litert": _litert_version(),
     }
+
+
+def _litert_version() -> str | None:
+    try:
+        return version("ai-edge-litert")
+    except PackageNotFoundError:
+        return None
 
 
 class LoadWatch:

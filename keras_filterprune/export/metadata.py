@@ -8,15 +8,15 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import check_path
 from keras_filterprune.cost import CostModel
-from keras_filterprune.errors import ExportError, PlanMismatchError
+from keras_filterprune.errors import FileError, InvalidValueError, PlanMismatchError
 from keras_filterprune.export import metadata_schema as schema
 from keras_filterprune.export.signature import InputPort, output_keys
 from keras_filterprune.export.tflite_file import pack, unpack
@@ -62,17 +62,17 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         library.
 
     Raises:
-        ExportError: There is no such file, or nothing in it that this library wrote.
+        FileError: There is no such file, or nothing in it that this library wrote.
     """
-    path = Path(path)
+    path = check_path("path", path)
     try:
         with zipfile.ZipFile(path) as archive:
             content = json.loads(archive.read(_OWN))
             content["labels"] = _mapped(content["labels"], lambda file: archive.read(file).decode().split("\n")[:-1])
     except OSError as error:
-        raise ExportError(f"cannot read {path}: {error}.") from error
+        raise FileError(f"cannot read {path}: {error}.") from error
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ExportError(
+        raise FileError(
             f"{path} holds no metadata of keras_filterprune ({error}); export_tflite(metadata=Metadata(...)) writes it."
         ) from error
     return content
@@ -87,11 +87,11 @@ def check_metadata(metadata: Metadata, model: keras.Model, ports: Sequence[Input
         ports: Its inputs.
 
     Raises:
-        ExportError: Names or counts do not fit the model.
+        InvalidValueError: Names or counts do not fit the model.
         PlanMismatchError: The plan was made for another model, or the model was not pruned with it.
     """
     if not isinstance(metadata, Metadata):
-        raise ExportError(f"metadata must be a keras_filterprune.Metadata, got {type(metadata).__name__}.")
+        raise InvalidValueError(f"metadata must be a keras_filterprune.Metadata, got {type(metadata).__name__}.")
     structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
     outputs = dict(zip(output_keys(structure), keras.tree.flatten(structure), strict=True))
     for name, labels in _by_name(metadata.labels, list(outputs), "labels", "output").items():
@@ -184,10 +184,10 @@ def _by_name(value: Any, names: Sequence[str], what: str, kind: str) -> dict[str
         return {}
     if isinstance(value, Mapping):
         if not set(value) <= set(names):
-            raise ExportError(f"{what} must be for the {kind}s {sorted(names)}, got {sorted(map(str, value))}.")
+            raise InvalidValueError(f"{what} must be for the {kind}s {sorted(names)}, got {sorted(map(str, value))}.")
         return dict(value)
     if len(names) != 1:
-        raise ExportError(
+        raise InvalidValueError(
             f"the model has {len(names)} {kind}s: {what} must be a dict by {kind}, of {sorted(names)}, "
             f"got {type(value).__name__}."
         )
@@ -197,12 +197,12 @@ def _by_name(value: Any, names: Sequence[str], what: str, kind: str) -> dict[str
 def _check_labels(name: str, labels: Any, classes: int | None) -> None:
     expected = f"labels of output {name!r} must be {classes} names, one per class"
     if isinstance(labels, str) or not isinstance(labels, Sequence):
-        raise ExportError(f"{expected}, in a list, got {type(labels).__name__}.")
+        raise InvalidValueError(f"{expected}, in a list, got {type(labels).__name__}.")
     wrong = [label for label in labels if not isinstance(label, str) or not label or {"\n", "\r"} & set(label)]
     if wrong:
-        raise ExportError(f"{expected}, each a text of one line, got {wrong[0]!r}.")
+        raise InvalidValueError(f"{expected}, each a text of one line, got {wrong[0]!r}.")
     if len(labels) != classes:
-        raise ExportError(f"{expected}, got {len(labels)}.")
+        raise InvalidValueError(f"{expected}, got {len(labels)}.")
 
 
 def _check_normalization(name: str, given: Any, shape: tuple[int, ...]) -> None:
@@ -213,17 +213,17 @@ def _check_normalization(name: str, given: Any, shape: tuple[int, ...]) -> None:
     try:
         pair = [np.ravel(np.asarray(values, np.float64)) for values in given]
     except (TypeError, ValueError) as error:
-        raise ExportError(f"{expected}, got {given!r}.") from error
+        raise InvalidValueError(f"{expected}, got {given!r}.") from error
     sizes = [values.size for values in pair]
     if len(pair) != 2 or not set(sizes) <= {1, *shape[-1:]} or not np.isfinite(np.concatenate(pair)).all():
-        raise ExportError(f"{expected}, got {given!r}.")
+        raise InvalidValueError(f"{expected}, got {given!r}.")
     if (pair[1] <= 0).any():
-        raise ExportError(f"{expected}, got {given!r}.")
+        raise InvalidValueError(f"{expected}, got {given!r}.")
 
 
 def _check_plan(plan: PruningPlan, model: keras.Model) -> None:
     if not isinstance(plan, PruningPlan):
-        raise ExportError(f"plan must be a PruningPlan, such as report.plan, got {type(plan).__name__}.")
+        raise InvalidValueError(f"plan must be a PruningPlan, such as report.plan, got {type(plan).__name__}.")
     cost = CostModel(analyze(model))
     macs, params = int(cost.macs(cost.sizes)), int(cost.params(cost.sizes))
     # Compensation may add biases, and a new input size changes the MACs: one of the two is enough.

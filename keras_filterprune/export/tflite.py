@@ -1,6 +1,5 @@
 """`export_tflite`: convert, check, then put the file in place."""
 
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.checks import renamed_arguments
-from keras_filterprune.errors import CalibrationDataError, ExportError, UnknownNameError
+from keras_filterprune.checks import check_packages, renamed_arguments
+from keras_filterprune.errors import CalibrationDataError, ExportError, InvalidValueError, UnknownNameError
 from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers, quiet
@@ -130,8 +129,10 @@ def export_tflite(
         Size, operators, the measured differences, and warnings.
 
     Raises:
-        ExportError: The model cannot be converted, the file cannot be written, or it differs by more than `tolerance`,
-            or the metadata do not fit the model. Nothing is left behind, an existing file is untouched.
+        ExportError: The model cannot be converted, or the file differs by more than `tolerance`.
+        FileError: The file exists, or cannot be written. Whatever the error, nothing is left behind.
+        InvalidValueError: An option is out of range or belongs to another mode, or the metadata do not fit the model.
+        MissingPackageError: TensorFlow, LiteRT or ai-edge-quantizer is missing.
         CalibrationDataError: `data` is missing for an integer mode, empty, not finite or of the wrong shape.
         PlanMismatchError: The plan in `metadata` was made for another model.
         UnsupportedModelError: The model is subclassed or not built.
@@ -142,10 +143,9 @@ def export_tflite(
         >>> export_tflite(model, "model.tflite", overwrite=True).ops
         {'CONV_2D': 1}
     """
-    path = Path(path)
     mode = "float32" if quantize is None else quantize
     _check_options(mode, keep_float, integer_io, tolerance)
-    check_destination(path, overwrite)
+    path = check_destination(path, overwrite)
     ports = input_ports(model)
     samples = _samples(ports, mode, data)
     if metadata is not None:
@@ -207,14 +207,14 @@ def _check_options(mode: str, keep_float: Sequence[str], integer_io: bool, toler
     if mode not in MODES:
         raise UnknownNameError(f"quantize must be None or one of {', '.join(map(repr, MODES))}, got {mode!r}.")
     if isinstance(keep_float, str):
-        raise UnknownNameError(f"keep_float must be a sequence of names, got the string {keep_float!r}.")
+        raise InvalidValueError(f"keep_float must be a sequence of names, got the string {keep_float!r}.")
     if mode not in INTEGER_MODES and (keep_float or integer_io):
-        raise ExportError(
+        raise InvalidValueError(
             f"keep_float and integer_io belong to {' and '.join(INTEGER_MODES)}, got quantize={mode!r}, "
             f"keep_float={tuple(keep_float)!r}, integer_io={integer_io!r}."
         )
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance > 0):
-        raise ExportError(f"tolerance must be a positive number, got tolerance={tolerance!r}.")
+        raise InvalidValueError(f"tolerance must be a positive number, got tolerance={tolerance!r}.")
     _check_environment(mode)
 
 
@@ -228,14 +228,7 @@ def _in_float32(layers: Sequence[str]) -> list[ExportWarning]:
 
 def _check_environment(mode: str) -> None:
     quantizer = ("ai_edge_quantizer",) if mode in INTEGER_MODES else ()
-    for module in ("tensorflow", "ai_edge_litert.interpreter", *quantizer):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ExportError(
-                f"export_tflite needs {module.partition('.')[0]}, which cannot be imported ({error}). "
-                'Install it: pip install "keras-filterprune[tflite]"'
-            ) from error
+    check_packages("export_tflite", "tflite", "tensorflow", "ai_edge_litert.interpreter", *quantizer)
 
 
 def _refuse_differences(model: keras.Model, tolerance: float, parity: Parity | None) -> None:

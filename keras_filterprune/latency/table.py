@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,8 +18,8 @@ from scipy.optimize import isotonic_regression
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.cost.tiles import Tiles
-from keras_filterprune.errors import InfeasibleBudgetError, PlanMismatchError
-from keras_filterprune.files import write_json
+from keras_filterprune.errors import FileError, InfeasibleBudgetError
+from keras_filterprune.files import read_json, write_json
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.latency.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
 from keras_filterprune.latency.sized import SizedOperators
@@ -179,7 +178,7 @@ class LatencyTable:
         data_type: "float32" or "int8".
 
     Raises:
-        PlanMismatchError: this is no such report, or it mixes data types.
+        FileError: this is no such report, or it mixes data types.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -208,13 +207,13 @@ class LatencyTable:
                 points[signature][widths] = max(time - self.floor, 0.0)
             self._surfaces = {s: _Surface(dict(s)["kind"], dict(s)["data_type"], found) for s, found in points.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanMismatchError(
+            raise FileError(
                 f"expected the JSON of tflite_bench.time_operators, and {error!r} stands in the way. Time the "
                 "operators again."
             ) from error
         types = sorted({str(dict(signature)["data_type"]) for signature in points})
         if len(types) != 1 or types[0] not in _DATA_TYPES or content.get("format") != _FORMAT:
-            raise PlanMismatchError(
+            raise FileError(
                 f"a latency table is of format {_FORMAT} and holds one data type, float32 or int8. Received: format="
                 f"{content.get('format')!r}, data types {types}."
             )
@@ -231,13 +230,9 @@ class LatencyTable:
         """Read a table.
 
         Raises:
-            PlanMismatchError: there is no such file, or it is damaged or holds something else.
+            FileError: there is no such file, or it is damaged or holds something else.
         """
-        try:
-            content = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise PlanMismatchError(f"cannot read a latency table from '{path}': {error}.") from error
-        return cls(content)
+        return cls(read_json(path, "a latency table"))
 
     @cached_property
     def digest(self) -> str:

@@ -9,15 +9,14 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_filterprune.cost import CostModel
-from keras_filterprune.errors import PlanMismatchError
-from keras_filterprune.files import write_json
+from keras_filterprune.errors import FileError, PlanMismatchError
+from keras_filterprune.files import read_json, write_json
 from keras_filterprune.graph.types import ChannelGraph, TensorRef
 
 FORMAT = 1
@@ -73,22 +72,19 @@ class PruningPlan:
         """Read a plan.
 
         Raises:
-            PlanMismatchError: the file is not a plan, is damaged, or of another format.
+            FileError: there is no such file, or it is no plan, damaged, or of another format.
         """
-        try:
-            content = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise PlanMismatchError(f"cannot read a plan from '{path}': {error}.") from error
+        content = read_json(path, "a plan")
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise PlanMismatchError(f"'{path}' is no plan of format {FORMAT}. Received: format={found!r}.")
+            raise FileError(f"'{path}' is no plan of format {FORMAT}. Received: format={found!r}.")
         missing = [name for name in _FIELDS if name not in content]
         if missing:
-            raise PlanMismatchError(f"'{path}' is no complete plan: {', '.join(missing)} missing.")
+            raise FileError(f"'{path}' is no complete plan: {', '.join(missing)} missing.")
         shapes = {"model": dict, "groups": list, "layers": dict, "pinned": list, "cost": dict}
         wrong = [name for name, kind in shapes.items() if not isinstance(content[name], kind)]
         if wrong:
-            raise PlanMismatchError(f"'{path}' is no plan: {', '.join(wrong)} of another type than plans have.")
+            raise FileError(f"'{path}' is no plan: {', '.join(wrong)} of another type than plans have.")
         return cls(**{name: content[name] for name in _FIELDS})
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import abc
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from keras_filterprune.errors import ExportError, UnknownNameError
+from keras_filterprune.checks import wrong
 from keras_filterprune.files import check_destination, replacing
 from keras_filterprune.latency import LatencyTable, PaddedMacs
 from keras_filterprune.report import html, markdown
@@ -43,8 +42,9 @@ class SavedReport(abc.ABC):
                 multiply-accumulates in whole steps. None: what a `LatencyBudget` was given, if the run had one.
 
         Raises:
-            ExportError: the name ends in something else, or the file cannot be written.
-            UnknownNameError: an extra is of another kind, or there is no such target.
+            InvalidValueError: the name ends in something else, or an extra is of another kind.
+            FileError: the file cannot be written.
+            UnknownNameError: there is no such target.
             InfeasibleBudgetError: the table has no time for an operator of the model.
 
         Example:
@@ -78,18 +78,18 @@ class SavedReport(abc.ABC):
 
 
 def check_report_path(path: str | os.PathLike, overwrite: bool = True) -> str:
-    """The suffix of a report's name; `ExportError` unless a report can be written there."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in _RENDERERS:
-        raise ExportError(f"expected a name that ends in .html or .md. Received: {path}.")
-    check_destination(Path(path), overwrite)
-    return suffix
+    """The suffix of a report's name, if a report can be written there.
+
+    Raises:
+        InvalidValueError: the name ends in something else.
+        FileError: no file can be written there.
+    """
+    return check_destination(path, overwrite, list(_RENDERERS)).suffix.lower()
 
 
 def _prices(latency: Any) -> LatencyTable | PaddedMacs:
     if not isinstance(latency, LatencyTable | str):
-        raise UnknownNameError(
-            f"latency is a LatencyTable (measure_latency, LatencyTable.load) or a target such as 'arm64'. "
-            f"Received: {latency!r}."
+        raise wrong(
+            "latency", latency, "a LatencyTable (measure_latency, LatencyTable.load) or a target such as 'arm64'"
         )
     return PaddedMacs(latency) if isinstance(latency, str) else latency

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_filterprune.allocators import Allocation
 from keras_filterprune.allocators.sensitivity import equal_loss, worst_so_far
+from keras_filterprune.checks import check_packages
 from keras_filterprune.cost import CostModel, CountBudget, FiltersBudget
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.files import replacing
@@ -123,8 +124,11 @@ class SensitivityTable:
     def plot(self, path: str | os.PathLike) -> Path:
         """Draw the curves with their intervals into an image; the ten most sensitive groups are named.
 
-        Needs matplotlib (`pip install "keras_filterprune[plots]"`).
+        Raises:
+            MissingPackageError: matplotlib is not installed.
+            FileError: the image cannot be written.
         """
+        check_packages("SensitivityTable.plot", "plots", "matplotlib.figure")
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 5), layout="constrained")

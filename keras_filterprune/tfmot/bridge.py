@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import keras
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import renamed_arguments
-from keras_filterprune.errors import ExportError
 from keras_filterprune.export.advice import advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.parity import compare_outputs
@@ -44,17 +42,15 @@ def to_tf_keras(model: keras.Model, path: str | os.PathLike, overwrite: bool = F
 
     Raises:
         UnsupportedModelError: the first layer is named that tf_keras does not have, or that differs there.
-        ExportError: tf_keras is not installed, or the file cannot be written.
+        MissingPackageError: tf_keras is not installed.
+        InvalidValueError, FileError: the name ends in something else; the file exists, or cannot be written.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
         >>> path = to_tf_keras(model, "twin.h5")  # doctest: +SKIP
     """
-    path = Path(path)
-    if path.suffix != ".h5":
-        raise ExportError(f"expected a name that ends in .h5. Received: {path}.")
-    check_installed()
-    check_destination(path, overwrite)
+    path = check_destination(path, overwrite, [".h5"])
+    check_installed("to_tf_keras")
     job = Job("save", model.name, describe(model))
     with replacing(path) as draft:
         draft.write_bytes(run_elsewhere(job)["content"])
@@ -79,8 +75,9 @@ def train_in_tf_keras(model: keras.Model, train: Train, *arguments: Any) -> kera
 
     Raises:
         UnsupportedModelError: the first layer is named that tf_keras does not have, or that differs there.
-        UnknownNameError: the other process cannot import the function or receive the arguments.
-        ExportError: tf_keras is not installed, the function raised, or returned a model with other layers.
+        InvalidValueError: the other process cannot import the function or receive the arguments.
+        ExportError: the function raised, or returned a model with other layers.
+        MissingPackageError: tf_keras is not installed.
 
     Example:
         In a file `recipes.py`::
@@ -98,7 +95,7 @@ def train_in_tf_keras(model: keras.Model, train: Train, *arguments: Any) -> kera
 
         >>> sparse = train_in_tf_keras(model, "recipes:sparse", x, y)  # doctest: +SKIP
     """
-    check_installed()
+    check_installed("train_in_tf_keras")
     job = Job("train", model.name, describe(model), find_function(train), arguments)
     weights = run_elsewhere(job)["weights"]
     graph = analyze(model)
@@ -138,10 +135,12 @@ def export_qat(
 
     Raises:
         UnsupportedModelError: the first layer is named that tf_keras does not have, or that differs there.
-        UnknownNameError: the other process cannot import the function or receive the arguments.
+        InvalidValueError: the other process cannot import the function or receive the arguments.
         CalibrationDataError: the samples do not fit the inputs.
-        ExportError: tf_keras is not installed, the function raised or returned a model that is not
-            quantization-aware, or the file cannot be converted or written; an existing file is untouched.
+        ExportError: the function raised or returned a model that is not quantization-aware, or the file cannot be
+            converted; an existing file is untouched.
+        FileError: the file exists, or cannot be written.
+        MissingPackageError: tf_keras or LiteRT is not installed.
 
     Example:
         In a file `recipes.py`::
@@ -158,11 +157,8 @@ def export_qat(
 
         >>> result = export_qat(model, "small.tflite", "recipes:quantized", x, y, data=x)  # doctest: +SKIP
     """
-    check_installed()
-    if importlib.util.find_spec("ai_edge_litert") is None:
-        raise ExportError('ai_edge_litert is not installed: pip install "keras-filterprune[tflite]"')
-    path = Path(path)
-    check_destination(path, overwrite)
+    check_installed("export_qat", ai_edge_litert="tflite")
+    path = check_destination(path, overwrite)
     ports = input_ports(model)
     samples = random_samples(ports, PARITY_SAMPLES) if data is None else calibration_samples(ports, data)
     samples = first_samples(samples)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_filterprune import errors
-from keras_filterprune.errors import ExportError, UnknownNameError
+from keras_filterprune.checks import missing_package
+from keras_filterprune.errors import ExportError, InvalidValueError
 from keras_filterprune.tfmot.description import Description
 
 Train = Callable[..., Any] | str
@@ -53,33 +54,33 @@ class Job:
     samples: dict[str, Any] = field(default_factory=dict)
 
 
-def check_installed() -> None:
-    """Raise `ExportError` unless tf_keras is there; nothing is imported."""
-    for module in ("tensorflow", "tf_keras"):
+def check_installed(user: str, **extras: str) -> None:
+    """Raise `MissingPackageError` unless tf_keras is there, and `module="extra"`; nothing is imported."""
+    for module, extra in ({"tensorflow": "tfmot", "tf_keras": "tfmot"} | extras).items():
         if importlib.util.find_spec(module) is None:
-            raise ExportError(f'{module} is not installed: pip install "keras-filterprune[tfmot]"')
+            raise missing_package(user, module, extra)
 
 
 def find_function(train: Train) -> FunctionRef:
     """Where the other process finds `train`.
 
     Raises:
-        UnknownNameError: it cannot find it there.
+        InvalidValueError: it cannot find it there.
     """
     advice = "Give a function at the top level of a module or script, or 'module:function'."
     if isinstance(train, str):
         module, colon, name = train.partition(":")
         if not (module and colon and name):
-            raise UnknownNameError(f"train is a function or 'module:function'. Received: train={train!r}.")
+            raise InvalidValueError(f"train is a function or 'module:function'. Received: train={train!r}.")
         return FunctionRef(module, name, script=False)
     module, name = getattr(train, "__module__", None), getattr(train, "__qualname__", "")
     if module is None or not name.isidentifier():
-        raise UnknownNameError(f"another process cannot import train={train!r}. {advice}")
+        raise InvalidValueError(f"another process cannot import train={train!r}. {advice}")
     if module != "__main__":
         return FunctionRef(module, name, script=False)
     file = getattr(sys.modules["__main__"], "__file__", None)
     if file is None:
-        raise UnknownNameError(f"another process cannot import '{name}' from a notebook or a prompt. {advice}")
+        raise InvalidValueError(f"another process cannot import '{name}' from a notebook or a prompt. {advice}")
     return FunctionRef(os.path.abspath(file), name, script=True)
 
 
@@ -92,12 +93,12 @@ def run_elsewhere(job: Job) -> dict[str, Any]:
     Raises:
         ExportError: the process ended without a result, or the function raised.
         UnsupportedModelError: the model has no equal in tf_keras.
-        UnknownNameError: the arguments cannot be pickled.
+        InvalidValueError: the arguments cannot be pickled.
     """
     try:
         packed = pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UnknownNameError(f"arguments go to another process and have to be picklable: {error}") from error
+        raise InvalidValueError(f"arguments go to another process and have to be picklable: {error}") from error
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "KERAS_BACKEND": "tensorflow",
