@@ -82,7 +82,7 @@ def test_existing_output_is_kept_unless_overwrite(folder, capsys):
         (["--exclude", "stemm"], "no layer matches 'stemm'. Did you mean 'stem"),
         (["--method", "cap"], "needs calibration inputs: pass data="),
         (["--data", "nowhere.npy"], "cannot read calibration inputs from nowhere.npy"),
-        (["--report", "report.pdf"], "expected a name that ends in .html or .md. Received: report.pdf"),
+        (["--report", "report.pdf"], "path is a name that ends in .html or .md. Received: path='report.pdf'"),
         (["--min-filters", "0"], "min_filters is a positive integer. Received: min_filters=0"),
     ],
 )

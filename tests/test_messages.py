@@ -71,6 +71,8 @@ def fails(error, builtin, sentence, call, *args, **kwargs):
         (errors.CalibrationDataError, ValueError),
         (errors.SurgeryError, RuntimeError),
         (errors.ExportError, RuntimeError),
+        (errors.MeasurementError, RuntimeError),
+        (errors.MissingPackageError, ImportError),
         (errors.UnknownNameError, ValueError),
     ],
 )
@@ -503,8 +505,8 @@ def test_truncated_plan_file(bad, plan, share):
     path.write_text(path.read_text()[: int(share * path.stat().st_size)])
     before = path.read_bytes()
     fails(
-        errors.PlanMismatchError,
-        ValueError,
+        errors.FileError,
+        OSError,
         rf"cannot read a plan from '{path}': .*line \d+ column",
         kfp.PruningPlan.load,
         path,
@@ -514,13 +516,13 @@ def test_truncated_plan_file(bad, plan, share):
 
 def test_plan_file_that_is_none(bad):
     path = bad.folder / "given.json"
-    fails(errors.PlanMismatchError, ValueError, "cannot read a plan from .*No such file", kfp.PruningPlan.load, path)
+    fails(errors.FileError, OSError, "cannot read a plan from .*No such file", kfp.PruningPlan.load, path)
     path.write_bytes(b"\xff\xfe\x00\x01")
-    fails(errors.PlanMismatchError, ValueError, "cannot read a plan from", kfp.PruningPlan.load, path)
+    fails(errors.FileError, OSError, "cannot read a plan from", kfp.PruningPlan.load, path)
     for text, found in (("[]", "'list'"), ('{"format": 2}', "2"), ('{"a": 1}', "None"), ("3", "'int'")):
         path.write_text(text)
         sentence = rf"is no plan of format 1\. Received: format={found}\."
-        fails(errors.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
+        fails(errors.FileError, OSError, sentence, kfp.PruningPlan.load, path)
 
 
 @pytest.mark.parametrize("missing", ["model", "groups", "layers", "versions"])
@@ -530,7 +532,7 @@ def test_plan_file_with_a_part_missing(bad, plan, missing):
     del content[missing]
     path.write_text(json.dumps(content))
     sentence = rf"is no complete plan: {missing} missing\."
-    fails(errors.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
+    fails(errors.FileError, OSError, sentence, kfp.PruningPlan.load, path)
 
 
 @pytest.mark.parametrize("part", ["model", "groups", "layers", "pinned", "cost"])
@@ -538,15 +540,15 @@ def test_plan_file_with_a_part_of_a_wrong_type(bad, plan, part):
     path = bad.folder / "given.json"
     path.write_text(json.dumps(plan.to_dict() | {part: 3}))
     sentence = rf"'{path}' is no plan: {part} of another type than plans have\."
-    fails(errors.PlanMismatchError, ValueError, sentence, kfp.PruningPlan.load, path)
+    fails(errors.FileError, OSError, sentence, kfp.PruningPlan.load, path)
 
 
 def test_plan_that_cannot_be_written_leaves_nothing_behind(bad, plan):
     missing = bad.folder / "no" / "plan.json"
-    fails(errors.ExportError, RuntimeError, rf"cannot write {missing}: .*No such file", plan.save, missing)
+    fails(errors.FileError, OSError, rf"cannot write {missing}: .*No such file", plan.save, missing)
     target = bad.folder / "given"
     target.mkdir()
-    fails(errors.ExportError, RuntimeError, rf"cannot write {target}: ", plan.save, target)
+    fails(errors.FileError, OSError, rf"cannot write {target}: ", plan.save, target)
     assert list(target.iterdir()) == []
 
 

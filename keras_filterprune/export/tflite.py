@@ -129,10 +129,9 @@ def export_tflite(
         Size, operators, the measured differences, and warnings.
 
     Raises:
-        ExportError: The model cannot be converted, or the file differs by more than `tolerance`.
-        FileError: The file exists, or cannot be written. Whatever the error, nothing is left behind.
+        ExportError: The model cannot be converted, or the file differs by more than `tolerance`. Nothing is left behind.
+        FileError, MissingPackageError: The file exists, or cannot be written; a package of `tflite` is missing.
         InvalidValueError: An option is out of range or belongs to another mode, or the metadata do not fit the model.
-        MissingPackageError: TensorFlow, LiteRT or ai-edge-quantizer is missing.
         CalibrationDataError: `data` is missing for an integer mode, empty, not finite or of the wrong shape.
         PlanMismatchError: The plan in `metadata` was made for another model.
         UnsupportedModelError: The model is subclassed or not built.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from keras_filterprune.errors import UnknownNameError
+from keras_filterprune.checks import check_number, wrong
 from keras_filterprune.report.document import (
     Bar,
     Curves,
@@ -31,8 +30,7 @@ def accuracy_section(accuracy: Mapping[str, float] | None) -> Section | None:
         return None
     with _expected("accuracy", accuracy, '{"dense": 0.91, "pruned": 0.90, ...}, shares of 1'):
         for value in accuracy.values():
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
-                raise TypeError
+            check_number("accuracy", value, least=0, most=1)
         base = next(iter(accuracy.values()))
         rows = [
             (str(name), Bar(1, value, 1), percent(value, 2), number(100 * (value - base), "+.2f"))
@@ -152,4 +150,4 @@ def _expected(name: str, value: Any, wanted: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise UnknownNameError(f"save expects {name}= as {wanted}. Received: {name}={str(value)[:200]!r}.") from error
+        raise wrong(name, value, wanted) from error

@@ -520,13 +520,13 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path):
         {"alpha": 0.5},
         {"criterion": criteria.L1()},
     ):
-        with pytest.raises(errors.PlanMismatchError, match=sentence):
+        with pytest.raises(errors.FileError, match=sentence):
             searched(**{"model": model, "data": data, "budget": 0.8, "checkpoint": path} | arguments)
     method = kfp.Method(criteria.L2(), allocators.Search(checkpoint=path))
     for options in ({"seed": 1}, {"exclude": "conv1"}, {"min_filters": 2}, {"channel_multiple": 2}):
-        with pytest.raises(errors.PlanMismatchError, match=sentence):
+        with pytest.raises(errors.FileError, match=sentence):
             kfp.plan_pruning(model, method, 0.8, data=data, progress=False, **options)
-    with pytest.raises(errors.PlanMismatchError, match=sentence):
+    with pytest.raises(errors.FileError, match=sentence):
         kfp.prune_model(model, method, 0.8, data=data, finetune=lambda m: None, progress=False)
     assert path.read_bytes() == content
 
@@ -540,7 +540,7 @@ def test_a_checkpoint_of_another_kind_of_budget_is_not_mixed_up(tmp_path):
     assert counts_of(others) != counts_of(wanted)
     try:
         found = searched(model, data, kfp.ParamsBudget(0.5), **settings, checkpoint=path)
-    except errors.PlanMismatchError:
+    except errors.FileError:
         return
     assert found.groups == wanted.groups
 
@@ -563,7 +563,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(damage, tmp_path):
     searched(model, images(), 0.8, measure="error", checkpoint=path)
     path.write_text(damage(path.read_text()))
     content = path.read_bytes()
-    with pytest.raises(errors.PlanMismatchError, match=r"search\.json' is no checkpoint of a search: .* Delete it"):
+    with pytest.raises(errors.FileError, match=r"search\.json' is no checkpoint of a search: .* Delete it"):
         searched(model, images(), 0.8, measure="error", checkpoint=path)
     assert path.read_bytes() == content
 
@@ -689,9 +689,7 @@ def test_a_checkpoint_without_its_model_is_a_clear_error(tmp_path):
         trained(model, data, Hook(3), path)
     (saved,) = tmp_path.glob("*.keras")
     saved.unlink()
-    with pytest.raises(
-        errors.PlanMismatchError, match=rf"needs '.*{saved.name}', which is missing\. Delete the checkpoint"
-    ):
+    with pytest.raises(errors.FileError, match=rf"needs '.*{saved.name}', which is missing\. Delete the checkpoint"):
         trained(model, data, Hook(), path)
 
 

@@ -344,7 +344,7 @@ def test_a_killed_run_goes_on_where_it_was(trained, tmp_path, at):
     assert len(done) + len(calls) == 3
     for a, b in zip(again.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    with pytest.raises(kfp.errors.PlanMismatchError, match="belongs to another search"):
+    with pytest.raises(kfp.errors.FileError, match="belongs to another search"):
         kfp.prune_model(trained, layerwise(path), 0.6, data=data, finetune=lambda m: None, progress=False)
 
 

@@ -7,7 +7,7 @@ import keras
 import pytest
 from other_backends import on_other_backends, run_on
 
-from keras_filterprune.errors import ExportError
+from keras_filterprune.errors import ExportError, MissingPackageError
 from keras_filterprune.export import export_tflite
 from keras_filterprune.export.other_backends import convert_elsewhere
 
@@ -121,6 +121,6 @@ def test_a_process_that_ends_without_an_answer(tmp_path, monkeypatch):
 def test_missing_tensorflow_names_the_extra(tmp_path, monkeypatch):
     model = with_layer(keras.layers.ReLU())
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(ExportError, match=r"needs tensorflow, which cannot .* pip install "):
+    with pytest.raises(MissingPackageError, match=r"needs tensorflow, which cannot .* pip install "):
         export_tflite(model, tmp_path / "model.tflite")
     assert os.listdir(tmp_path) == []

@@ -160,7 +160,7 @@ def test_several_inputs_and_outputs_are_named(tmp_path):
     ],
 )
 def test_metadata_that_do_not_fit_are_refused(settings, sentence, tmp_path):
-    with pytest.raises(errors.ExportError, match=sentence):
+    with pytest.raises(errors.InvalidValueError, match=sentence):
         kfp.export_tflite(classifier(), tmp_path / "model.tflite", metadata=kfp.Metadata(**settings))
     assert os.listdir(tmp_path) == []
 
@@ -168,12 +168,12 @@ def test_metadata_that_do_not_fit_are_refused(settings, sentence, tmp_path):
 def test_metadata_of_several_inputs_and_outputs_need_names():
     model = two_heads()
     with pytest.raises(
-        errors.ExportError, match=r"3 outputs: labels must be a dict by output, of \['age', 'kind', 'size'\]"
+        errors.InvalidValueError, match=r"3 outputs: labels must be a dict by output, of \['age', 'kind', 'size'\]"
     ):
         check_metadata(kfp.Metadata(labels=NAMES), model, input_ports(model))
-    with pytest.raises(errors.ExportError, match=r"2 inputs: normalization must be a dict by input"):
+    with pytest.raises(errors.InvalidValueError, match=r"2 inputs: normalization must be a dict by input"):
         check_metadata(kfp.Metadata(normalization=(0, 1)), model, input_ports(model))
-    with pytest.raises(errors.ExportError, match=r"metadata must be a keras_filterprune.Metadata, got list"):
+    with pytest.raises(errors.InvalidValueError, match=r"metadata must be a keras_filterprune.Metadata, got list"):
         check_metadata(NAMES, model, input_ports(model))
 
 
@@ -206,11 +206,11 @@ def test_a_plan_keeps_its_hash_in_a_file_and_another_has_another(pruned, tmp_pat
 
 
 def test_files_without_metadata_say_so(files, tmp_path):
-    with pytest.raises(errors.ExportError, match=r"plain.tflite holds no metadata of keras_filterprune .*Metadata\("):
+    with pytest.raises(errors.FileError, match=r"plain.tflite holds no metadata of keras_filterprune .*Metadata\("):
         kfp.read_metadata(files[0].path)
     with zipfile.ZipFile(tmp_path / "other.tflite", "w") as archive:
         archive.writestr("labels.txt", "cat\n")
-    with pytest.raises(errors.ExportError, match=r"other.tflite holds no metadata"):
+    with pytest.raises(errors.FileError, match=r"other.tflite holds no metadata"):
         kfp.read_metadata(tmp_path / "other.tflite")
-    with pytest.raises(errors.ExportError, match=r"cannot read .*missing.tflite"):
+    with pytest.raises(errors.FileError, match=r"cannot read .*missing.tflite"):
         kfp.read_metadata(tmp_path / "missing.tflite")

@@ -210,7 +210,7 @@ def test_saving_replaces_a_file_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full_disk)
-        with pytest.raises(errors.ExportError, match=r"cannot write .*No space left on device"):
+        with pytest.raises(errors.FileError, match=r"cannot write .*No space left on device"):
             other.save(path)
     assert path.read_bytes() == before
     unserialisable = dataclasses.replace(plan, seed=object())

@@ -195,10 +195,10 @@ def test_a_cache_of_something_else(trained, tmp_path):
         (trained, data, {"method": "l1"}),
         (trained, data, {"seed": 1}),
     ):
-        with pytest.raises(errors.PlanMismatchError, match="belongs to another sensitivity analysis"):
+        with pytest.raises(errors.FileError, match="belongs to another sensitivity analysis"):
             kfp.measure_sensitivity(model, samples, keep=(0.5,), checkpoint=path, progress=False, **options)
     path.write_text("{}")
-    with pytest.raises(errors.PlanMismatchError, match="is no checkpoint of a sensitivity analysis"):
+    with pytest.raises(errors.FileError, match="is no checkpoint of a sensitivity analysis"):
         kfp.measure_sensitivity(trained, data, keep=(0.5,), checkpoint=path, progress=False)
 
 

@@ -286,7 +286,7 @@ def test_a_file_for_scripts_of_ones_own(tmp_path, same_process):
     expected = model(x)
     np.testing.assert_allclose(loaded([x]), expected, atol=1e-5 * np.abs(expected).max())
     before = path.read_bytes()
-    with pytest.raises(errors.ExportError, match=r"already exists and is kept"):
+    with pytest.raises(errors.FileError, match=r"already exists and is kept"):
         kfp.tfmot.to_tf_keras(model, path)
     assert path.read_bytes() == before
 
@@ -361,7 +361,7 @@ def test_functions_that_another_process_cannot_import(monkeypatch):
         ("recipes", r"train is a function or 'module:function'\. Received: train='recipes'"),
         (3, "another process cannot import train=3"),
     ):
-        with pytest.raises(errors.UnknownNameError, match=sentence):
+        with pytest.raises(errors.InvalidValueError, match=sentence):
             process.find_function(train)
     assert process.find_function(residual_net) == process.FunctionRef(__name__, "residual_net", False)
 
@@ -372,7 +372,7 @@ def test_a_function_of_the_script_is_found_by_its_file(monkeypatch):
     found = process.find_function(sequential)
     assert found == process.FunctionRef(os.path.abspath("folder/script.py"), "sequential", True)
     monkeypatch.delattr(sys.modules["__main__"], "__file__")
-    with pytest.raises(errors.UnknownNameError, match="cannot import 'sequential' from a notebook or a prompt"):
+    with pytest.raises(errors.InvalidValueError, match="cannot import 'sequential' from a notebook or a prompt"):
         process.find_function(sequential)
 
 
@@ -385,7 +385,8 @@ def test_without_tf_keras_the_message_says_what_to_install(monkeypatch, tmp_path
         lambda: kfp.tfmot.export_qat(sequential(), tmp_path / "a.tflite", "a:b"),
     ):
         with pytest.raises(
-            errors.ExportError, match=r"tf_keras is not installed: pip install .keras-filterprune\[tfmot\]"
+            errors.MissingPackageError,
+            match=r"needs tf_keras, which is not installed: pip install .keras-filterprune\[tfmot\]",
         ):
             call()
 
@@ -398,7 +399,9 @@ def test_a_process_that_dies_is_reported(monkeypatch):
 
 def test_arguments_have_to_be_picklable():
     job = process.Job("train", "net", describe(sequential()), process.FunctionRef("a", "b", False), (lambda: 3,))
-    with pytest.raises(errors.UnknownNameError, match="have to be picklable"):
+    with pytest.raises(errors.InvalidValueError, match="have to be picklable"):
         process.run_elsewhere(job)
-    with pytest.raises(errors.ExportError, match=r"expected a name that ends in \.h5\. Received: twin\.keras"):
+    with pytest.raises(
+        errors.InvalidValueError, match=r"path is a name that ends in \.h5\. Received: path='twin\.keras'"
+    ):
         kfp.tfmot.to_tf_keras(sequential(), "twin.keras")
