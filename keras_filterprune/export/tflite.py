@@ -129,7 +129,7 @@ def export_tflite(
         Size, operators, the measured differences, and warnings.
 
     Raises:
-        ExportError: The model cannot be converted, or the file differs by more than `tolerance`. Nothing is left behind.
+        ExportError: The model cannot be converted, or the file differs by more than `tolerance`. Nothing is left over.
         FileError, MissingPackageError: The file exists, or cannot be written; a package of `tflite` is missing.
         InvalidValueError: An option is out of range or belongs to another mode, or the metadata do not fit the model.
         CalibrationDataError: `data` is missing for an integer mode, empty, not finite or of the wrong shape.
