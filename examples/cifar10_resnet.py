@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_filterprune as kfp
-from keras_filterprune.export.runtime import predict_tflite
 from tflite_bench import benchmark
 
 CALIBRATION = 1024
@@ -53,7 +52,7 @@ def main() -> None:
         size = kfp.export_tflite(model, path, quantize=quantize, data=calibration[:256], overwrite=True).bytes
         score = accuracy(model, x_test, y_test)
         if quantize:
-            score = float(np.mean(predict_tflite(path, x_test).argmax(-1) == y_test))
+            score = float(np.mean(kfp.predict_tflite(path, x_test).argmax(-1) == y_test))
         macs = report.plan.cost["macs"][name != "dense"]
         rows.append((name, score, model.count_params(), macs, size, path))
 

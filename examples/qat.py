@@ -43,18 +43,16 @@ def one_run(seed: int, keep: float, epochs: int, out: Path) -> dict[str, tuple[f
     import keras
 
     import keras_filterprune as kfp
-    from keras_filterprune.demo import residual_net
-    from keras_filterprune.export.runtime import predict_tflite
 
     keras.utils.set_random_seed(seed)
     (x, y), (x_test, y_test) = digits(seed)
     found = {}
 
     def add(name: str, result: Any) -> None:
-        score = float(np.mean(predict_tflite(result.path, x_test).argmax(-1) == y_test))
+        score = float(np.mean(kfp.predict_tflite(result.path, x_test).argmax(-1) == y_test))
         found[name] = score, result.bytes
 
-    dense = residual_net()
+    dense = network(keras)
     fit(keras, dense, x, y, 2 * epochs, 2 * RATE)
     add("dense float32", kfp.export_tflite(dense, out / "dense.tflite", overwrite=True))
     half = kfp.prune_model(dense, "fp_omp", keep, channel_multiple=8, data=x[:512], progress=False)
@@ -78,6 +76,23 @@ def quantized(twin: Any, x: np.ndarray, y: np.ndarray, epochs: int) -> Any:
     model = tfmot.quantization.keras.quantize_model(twin)
     fit(tf_keras, model, x, y, epochs, RATE)
     return model
+
+
+def network(keras: Any) -> Any:
+    """A small residual network for 8 x 8 images: 32, then 64 channels, two blocks."""
+    layers = keras.layers
+
+    def unit(x, filters: int, strides: int = 1, relu: bool = True):
+        x = layers.Conv2D(filters, 3, strides, "same", use_bias=False)(x)
+        x = layers.BatchNormalization(momentum=0.9)(x)
+        return layers.ReLU()(x) if relu else x
+
+    inputs = keras.Input((8, 8, 1), name="image")
+    x = unit(inputs, 32)
+    x = layers.ReLU()(layers.Add()([x, unit(unit(x, 32), 32, relu=False)]))
+    shortcut = layers.Conv2D(64, 1, 2, use_bias=False)(x)
+    x = layers.ReLU()(layers.Add()([shortcut, unit(unit(x, 64, strides=2), 64, relu=False)]))
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)), name="digits")
 
 
 def fit(backend: Any, model: Any, x: np.ndarray, y: np.ndarray, epochs: int, rate: float) -> None:

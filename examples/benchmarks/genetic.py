@@ -33,8 +33,6 @@ import numpy as np
 from cifar10 import accuracy, fit, load_cifar10
 
 import keras_filterprune as kfp
-from keras_filterprune.criteria.genetic import elimination_scores, errors, repaired
-from keras_filterprune.probe import Weights
 
 IMAGES, CALIBRATION = 512, 2048
 METHODS = ("l1", "genetic", "hu_ga")
@@ -84,7 +82,7 @@ def _vgg(x: np.ndarray, y: np.ndarray) -> keras.Model:
 def _layer_errors(model: keras.Model, images: np.ndarray) -> dict:
     """Errors of half of every group by every way to choose, relative to the outputs."""
     graph = kfp.analyze(model)
-    weights, rng = Weights(graph.view), np.random.default_rng(0)
+    weights, rng = kfp.criteria.Weights(graph.view), np.random.default_rng(0)
     start = time.perf_counter()
     genetic = kfp.criteria.Genetic().observe(graph, weights, images, False)
     chosen = {group.name: genetic.select(group, group.size // 2, weights) for group in graph.groups}
@@ -93,10 +91,14 @@ def _layer_errors(model: keras.Model, images: np.ndarray) -> dict:
     for group in graph.groups:
         n, gone, q = group.size, group.size - group.size // 2, genetic.found(group)
         whole = errors(q, np.ones(n, bool))
-        greedy, norm = (np.isin(np.arange(n), np.argsort(s)[:gone]) for s in _rankings(group, q, weights))
+        # The scores of `Genetic` are those of greedy elimination on its error.
+        rankings = (criterion.scores(group, weights) for criterion in (genetic, kfp.criteria.L1()))
+        greedy, norm = (np.isin(np.arange(n), np.argsort(scores)[:gone]) for scores in rankings)
         sets = {"genetic": np.isin(np.arange(n), chosen[group.name], invert=True), "greedy": greedy, "l1": norm}
         found = {name: float(errors(q, s) / whole) for name, s in sets.items()}
-        found["random"] = float(errors(q, repaired(np.zeros((1000, n)), gone, rng)).min() / whole)
+        random = np.zeros((1000, n), bool)
+        np.put_along_axis(random, np.argsort(-rng.random((1000, n)), axis=1)[:, :gone], True, axis=1)
+        found["random"] = float(errors(q, random).min() / whole)
         if math.comb(n, gone) <= 20_000:
             every = np.zeros((math.comb(n, gone), n), bool)
             np.put_along_axis(every, np.array(list(itertools.combinations(range(n), gone))), True, axis=1)
@@ -105,8 +107,10 @@ def _layer_errors(model: keras.Model, images: np.ndarray) -> dict:
     return {"seconds": seconds, "groups": rows}
 
 
-def _rankings(group, q: np.ndarray, weights: Weights) -> list[np.ndarray]:
-    return [elimination_scores(q), kfp.criteria.L1().scores(group, weights)]
+def errors(q: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """m^T Q m of every row m of `removed`, boolean (..., n): the mean squared change of the consumers' outputs."""
+    m = removed.astype(float)
+    return ((m @ q) * m).sum(axis=-1)
 
 
 def _run(model: keras.Model, method: str, train: tuple, test: tuple, epochs: int, seed: int) -> dict:
