@@ -1,4 +1,4 @@
-"""What the documentation shows runs: docstring examples, README's code, README's table of methods."""
+"""What the documentation shows runs: docstring examples, the code on pages, README's table of methods."""
 
 import doctest
 import importlib
@@ -92,7 +92,7 @@ def test_a_wrong_example_is_found(text):
     assert "Expected" in failures(test)
 
 
-# ------------------------------------------------------------------------------------------------------- README
+# -------------------------------------------------------------------------------------------------------- pages
 
 
 def python_blocks(text):
@@ -105,16 +105,26 @@ def python_blocks(text):
 
 
 def run_blocks(text, filename="README.md"):
-    """Run the blocks in order in one namespace; tracebacks show README's own line numbers."""
+    """Run the blocks in order in one namespace; tracebacks show the page's own line numbers."""
     namespace = {"__name__": "readme"}
     for line, code in python_blocks(text):
         exec(compile("\n" * line + code, filename, "exec"), namespace)
     return namespace
 
 
-def test_readme_code_runs(tmp_path, monkeypatch):
+PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_on_pages_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_blocks((ROOT / "README.md").read_text())
+    run_blocks(PAGES[page].read_text(), page)
+
+
+def test_extending_takes_less_than_thirty_lines_each():
+    blocks = python_blocks(PAGES["docs/extending.md"].read_text())
+    assert len(blocks) >= 8
+    assert max(len(code.splitlines()) for _, code in blocks) < 30
 
 
 EXAMPLE = """

@@ -2,6 +2,7 @@
 
 from keras_filterprune.graph import Call as Call
 from keras_filterprune.graph import Tensor as Tensor
+from keras_filterprune.graph import TensorRef as TensorRef
 from keras_filterprune.graph.tracer import Tracer as Tracer
 from keras_filterprune.handlers import activation as activation
 from keras_filterprune.handlers import convolution as convolution
@@ -13,4 +14,5 @@ from keras_filterprune.handlers import wrapping as wrapping
 from keras_filterprune.handlers.base import Handler as Handler
 from keras_filterprune.handlers.base import Resize as Resize
 from keras_filterprune.handlers.base import handler_for as handler_for
+from keras_filterprune.handlers.base import last_axis_ids as last_axis_ids
 from keras_filterprune.handlers.base import register_handler as register_handler

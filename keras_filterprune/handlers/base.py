@@ -144,7 +144,35 @@ def weight_axis(call: Call, weight: str, axis: int) -> int:
 
 
 def last_axis_ids(call: Call, x: Tensor, t: Tracer) -> np.ndarray:
-    """Ids of the last axis of `x`, pinned ones where it is not tracked there."""
+    """Get the ids of the last axis of a call's input, where most layers have their channels.
+
+    Args:
+        call: the call that reads `x`.
+        x: the input.
+        t: the tracer, which pins channels that lie on another axis.
+
+    Returns:
+        int64 array of shape (channels,); new ids, pinned, where none are tracked.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> class Scale(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.gamma = self.add_weight((shape[-1],), "ones", name="gamma")
+        ...     def call(self, x):
+        ...         return x * self.gamma
+        ...
+        >>> @kfp.register_handler(Scale)
+        ... class ScaleHandler(kfp.handlers.Handler):
+        ...     def trace(self, call, inputs, t):
+        ...         ids = kfp.handlers.last_axis_ids(call, inputs[0], t)
+        ...         t.bind(call.path, "gamma", 0, ids)
+        ...         return [kfp.handlers.Tensor(call.output_shapes[0], len(call.output_shapes[0]) - 1, ids)]
+        ...
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), Scale(), keras.layers.Conv2D(2, 1)]
+        >>> [group.size for group in kfp.analyze(keras.Sequential(layers)).groups]
+        [4]
+    """
     if x.axis == len(x.shape) - 1:
         return x.ids
     if x.tracked:
