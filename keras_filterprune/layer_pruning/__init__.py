@@ -3,5 +3,4 @@
 from keras_filterprune.layer_pruning.importance import Ensemble as Ensemble
 from keras_filterprune.layer_pruning.importance import Imprinting as Imprinting
 from keras_filterprune.layer_pruning.pruning import prune_layers as prune_layers
-from keras_filterprune.layer_pruning.units import find_units as find_units
 from keras_filterprune.report import LayerReport as LayerReport

@@ -40,7 +40,7 @@ class Unit:
 
 
 def find_units(graph: ChannelGraph, projections: bool = False) -> tuple[list[Unit], dict[str, str]]:
-    """Everything that can be removed without changing a shape, innermost units alone.
+    """Find everything that can be removed without changing a shape, innermost units alone.
 
     Args:
         graph: the channel graph of a model.

@@ -37,6 +37,17 @@ class PruningPlan:
             layer that loses channels.
         pinned: [{"layer", "channels", "reason"}].
         cost: {"macs": [before, after], "params": [before, after]}.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> model = keras.Sequential(layers)
+        >>> kfp.plan_pruning(model, "l2", 0.5).save("plan.json")
+        >>> plan = kfp.PruningPlan.load("plan.json")
+        >>> len(plan.kept["conv"]), plan.cost["macs"]
+        (4, [8352, 4176])
+        >>> kfp.apply_plan(model, plan).get_layer("conv").filters
+        4
     """
 
     model: dict[str, str]

@@ -51,6 +51,17 @@ class LayerReport(SavedReport):
         notes: everything else worth knowing.
         operators: of the LiteRT files before and after, for predictions (None: not known).
         prices: what a `LatencyBudget` was given, None for other budgets.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> x = inputs = keras.Input((8, 8, 4))
+        >>> for name in ("one", "two"):
+        ...     x = keras.layers.Add(name=f"sum_{name}")([x, keras.layers.Conv2D(4, 3, padding="same", name=name)(x)])
+        ...
+        >>> model = keras.Model(inputs, keras.layers.Flatten()(x))
+        >>> report = kfp.prune_layers(model, n_layers=1, return_report=True)[1]
+        >>> len(report.removed), [row.layers[0] for row in report.units]
+        (1, ['one', 'two'])
     """
 
     model: str

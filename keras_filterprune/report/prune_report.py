@@ -55,6 +55,15 @@ class PruneReport(SavedReport):
         channel_multiple: as in `prune_model`.
         operators: of the LiteRT files before and after, for predictions (None: not known).
         prices: what a `LatencyBudget` was given, None for other budgets.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> small, report = kfp.prune_model(keras.Sequential(layers), "l2", 0.5, return_report=True)
+        >>> [(row.layer, row.channels, row.kept) for row in report.layers][0]
+        ('conv', 8, 4)
+        >>> report.plan.cost["macs"]
+        [8352, 4176]
     """
 
     plan: PruningPlan
@@ -69,6 +78,7 @@ class PruneReport(SavedReport):
 
     @property
     def pinned(self) -> list[dict[str, Any]]:
+        """What could not be pruned, and why, as in the plan."""
         return self.plan.pinned
 
     def to_dict(self) -> dict[str, Any]:

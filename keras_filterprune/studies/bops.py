@@ -57,6 +57,13 @@ class BopsTable:
     Attributes:
         rows: one `BopsRow` per fraction and precision, fractions in the outer loop.
         samples: how many test samples the accuracies are from; 0 without test data.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> table = kfp.studies.compare_bits(keras.Sequential(layers), keep=(1, 0.5), bits=(8, 4))
+        >>> [(row.keep, row.weight_bits, row.bytes) for row in table.rows]
+        [(1.0, 8, 272), (1.0, 4, 156), (0.5, 8, 140), (0.5, 4, 82)]
     """
 
     rows: tuple[BopsRow, ...]

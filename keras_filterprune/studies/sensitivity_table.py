@@ -45,7 +45,7 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class SensitivityTable:
-    """What `sensitivity` measured.
+    """What `measure_sensitivity` measured.
 
     Attributes:
         metric: its name.
@@ -54,6 +54,16 @@ class SensitivityTable:
         cuts: one `Cut` for every group and fraction, groups in the order of the model.
         costs: costs of the model.
         skipped: {group: why it was not cut}.
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="a"), keras.layers.Conv2D(8, 3, name="b")]
+        >>> model = keras.Sequential([*layers, keras.layers.Conv2D(2, 1)])
+        >>> x = np.random.default_rng(0).normal(size=(16, 8, 8, 3))
+        >>> table = kfp.measure_sensitivity(model, x, "error", keep=(0.5,))
+        >>> sorted(table.order())
+        ['a', 'b']
+        >>> small = kfp.prune_model(model, "l2", table.keep_for(0.5))
     """
 
     metric: str

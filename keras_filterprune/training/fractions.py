@@ -21,6 +21,9 @@ def polynomial(keep: float, epochs: int, power: float = 3.0) -> list[float]:
         epochs: E, how many fractions.
         power: k, above 0 (3); 1 is a straight line.
 
+    Returns:
+        One fraction per epoch, the last of them `keep`.
+
     Example:
         >>> import keras_filterprune as kfp
         >>> kfp.callbacks.polynomial(0.5, 2, power=1)
@@ -41,6 +44,9 @@ def exponential(keep: float, epochs: int) -> list[float]:
     Args:
         keep: the last fraction, in (0, 1].
         epochs: E, how many fractions.
+
+    Returns:
+        One fraction per epoch, the last of them `keep`.
 
     Example:
         >>> import keras_filterprune as kfp

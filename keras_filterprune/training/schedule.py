@@ -154,7 +154,7 @@ class SoftPruning(_Gradual):
         method: how filters are chosen, as in `prune_model` ("l2").
         rho: what kernels, biases, scales and shifts of the chosen filters are multiplied by, in [0, 1) (0).
         every: shrink after so many steps; None: after every epoch.
-        data, include, exclude, min_filters, seed: as in `prune_model`.
+        **options: `data`, `include`, `exclude`, `min_filters` and `seed`, as in `prune_model`.
 
     Raises:
         InfeasibleBudgetError: fractions outside (0, 1], or that rise.

@@ -15,16 +15,16 @@ from keras_filterprune.training.wrapping import strip_wrappers
 
 
 class SensitivityScorer(keras.callbacks.Callback):
-    """Runs `sensitivity` after every few epochs of `fit`, on the network without training-time wrappers.
+    """Runs `measure_sensitivity` after every few epochs of `fit`, on the network without training-time wrappers.
 
     Adds `drop_<group>`, what the metric loses when the group alone is cut to the last fraction, to the logs of every
     epoch; between two runs the last one's.
 
     Args:
-        data: labelled samples of a validation split, see `sensitivity`.
+        data: labelled samples of a validation split, see `measure_sensitivity`.
         every: epochs from one run to the next; the first one follows the first epoch (1).
         folder: folder for one file per run, `sensitivity_<epoch>.csv`, which is made if need be (None: no files).
-        **options: of `sensitivity`: metric, keep, method, samples, executor, seed, progress (False here).
+        **options: of `measure_sensitivity`: metric, keep, method, samples, executor, seed, progress (False here).
 
     Attributes:
         tables: {epoch, from 0: `SensitivityTable`}.

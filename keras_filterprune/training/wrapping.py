@@ -100,7 +100,8 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
     Args:
         model: a built functional or Sequential model. It is not modified.
         method: gates start at the scores of its criterion, divided by their mean in the group, at 1 where it gives
-            none ("l2"; the paper's gates are the scales of batch normalization, "bn_scale"). Scores above 0 are open.
+            none ("l2"; those of Enderich et al. 2021 are the scales of batch normalization, "bn_scale"). Scores above 0
+            are open.
         data: calibration data for methods that need it (None).
 
     Returns:

@@ -12,9 +12,9 @@ from zoo import ZOO, random_inputs
 import keras_filterprune as kfp
 from keras_filterprune import errors
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.layer_pruning import find_units
 from keras_filterprune.layer_pruning.importance import FilterMean, embeddings, proxy_accuracy
 from keras_filterprune.layer_pruning.removal import verify_removal, without_units
+from keras_filterprune.layer_pruning.units import find_units
 
 
 def digits(count: int = 300):
