@@ -168,3 +168,21 @@ def test_the_method_table_is_read():
     assert method_table(text + "| `x` | labels | y |\n\n## Other\n\n| `z` | inputs | y |\n")[1:] == [
         ("x", "labels", "y")
     ]
+
+
+def moved_names(text):
+    """{old name: new name} of the table in the changelog; `kfp.space.*` stands for the same names in there."""
+    found = {}
+    for left, right in re.findall(r"^ *\| (`kfp\..*?) \| `kfp\.(.*?)` \|$", text, re.MULTILINE):
+        for name in re.findall(r"`(?:kfp\.)?(\w+)`", left):
+            found[name] = right.replace("*", name)
+    return found
+
+
+def test_the_changelog_says_where_every_name_went():
+    assert moved_names((ROOT / "CHANGELOG.md").read_text()) == kfp._MOVED
+
+
+def test_the_table_of_moved_names_is_read():
+    table = "| old | new |\n|---|---|\n  | `kfp.L1`, `L2` | `kfp.criteria.*` |\n| `kfp.a` | `kfp.studies.b` |\n"
+    assert moved_names(table) == {"L1": "criteria.L1", "L2": "criteria.L2", "a": "studies.b"}
