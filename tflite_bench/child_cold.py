@@ -1,25 +1,25 @@
-"""Load time and peak memory of a file: a program, run in a process of its own by `tflite_bench.cold`."""
+"""Load time and peak memory of a file, measured in a process of its own for `tflite_bench.cold`."""
+
+from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tflite_bench.fresh import answer
 from tflite_bench.runner import random_inputs
 from tflite_bench.runtimes import litert_environment, litert_module, load_runtime
 
 
-def _measure(arguments: Sequence[str]) -> dict[str, Any]:
-    path, threads, runtime = arguments
+def measure(path: str, threads: int, runtime: str) -> dict[str, Any]:
+    """The fields of a `Cold`."""
     if runtime == "compiled":
         litert_environment()
     else:
         litert_module("interpreter")
     held = _peak_kb()
     start = time.perf_counter()
-    model = load_runtime(runtime, path, int(threads))
+    model = load_runtime(runtime, path, threads)
     load_ms = (time.perf_counter() - start) * 1e3
     for index, values in enumerate(random_inputs(Path(path), model.inputs())):
         model.fill(index, values)
@@ -39,7 +39,3 @@ def _peak_kb() -> int | None:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return None
-
-
-if __name__ == "__main__":
-    answer(_measure)

@@ -1,14 +1,14 @@
-"""Times inside LiteRT: a program, run in a process of its own by `tflite_bench.profiling`."""
+"""Times inside LiteRT, taken in a process of its own for `tflite_bench.profiling`."""
+
+from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tflite_bench.errors import BenchError
-from tflite_bench.fresh import answer
 from tflite_bench.litert_c import Library, Model
 from tflite_bench.pinning import choose_cores, pinned, task_ids
 
@@ -54,8 +54,8 @@ class _Profiler:
         ]
 
 
-def _measure(arguments: Sequence[str]) -> dict[str, Any]:
-    path, threads, runs, pin = arguments[0], *map(int, arguments[1:])
+def measure(path: str, threads: int, runs: int, pin: bool) -> dict[str, Any]:
+    """Times of the whole file and of its operators, and the cores that it ran on."""
     options = {b"xnnpack": b'kernel_mode = "delegate"\nnum_threads = %d\n' % threads}
     library, before = Library(), task_ids()
     pools = []
@@ -86,7 +86,3 @@ def _measure(arguments: Sequence[str]) -> dict[str, Any]:
             [*known, (int(us) + 0.5) / 1e3 if us else 0.0] for known, us in zip(operators, fastest, strict=True)
         ],
     }
-
-
-if __name__ == "__main__":
-    answer(_measure)

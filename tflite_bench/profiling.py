@@ -124,7 +124,7 @@ def profile(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 200, 
     runner = Runner(path, threads)
     machine = machine_info()
     try:
-        found = run_fresh("child_profile", runner.path, threads, runs, int(pin))
+        found = run_fresh("child_profile", runner.path, threads, runs, pin)
     except BenchError as error:
         raise BenchError(
             f"LiteRT could not be profiled; the profiler is known to work with ai-edge-litert {_KNOWN_VERSION}, this "

@@ -1,91 +1,58 @@
 """Conversion for models that run on JAX or PyTorch: TensorFlow does it in a process of its own."""
 
+from __future__ import annotations
+
 import importlib
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 
-from keras_filterprune import errors
-from keras_filterprune.errors import ExportError, FilterPruneError
+from keras_filterprune.elsewhere import run_elsewhere
+from keras_filterprune.errors import ExportError
 from keras_filterprune.export.convert import convert, quiet
-
-_SERVE = "from keras_filterprune.export.other_backends import serve; serve()"
 
 
 def convert_elsewhere(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool = False) -> bytes:
-    """Convert a model in a new process that runs Keras on TensorFlow.
+    """Convert a model in a fresh process that runs Keras on TensorFlow.
 
-    The model travels as a `.keras` file. The process has this one's import path and imports the modules of registered
-    objects; it does not see what a script or notebook defines.
+    The model travels as a `.keras` file. The process imports the modules of registered objects; it does not see what a
+    script or notebook defines.
 
     Args:
-        model: The model, on any backend; it is not modified.
-        folder: Where to write the intermediate files.
-        mode: As in `convert`.
-        dynamic_batch: As in `convert`.
+        model: the model, on any backend; it is not modified.
+        folder: where to write the intermediate files.
+        mode: as in `convert`.
+        dynamic_batch: as in `convert` (False).
 
     Returns:
         The content of the `.tflite` file.
 
     Raises:
-        ExportError: The model cannot be saved, TensorFlow cannot load or convert it, or its process ended without an
+        ExportError: the model cannot be saved, TensorFlow cannot load or convert it, or its process ended without an
             answer.
-        OSError: The intermediate files cannot be written.
+        OSError: the intermediate files cannot be written.
     """
     folder.mkdir()
     _save(model, folder / "model.keras")
-    options = {"mode": mode, "dynamic_batch": dynamic_batch}
-    request = {"name": model.name, "options": options, "modules": _modules_of_custom_objects(model)}
-    (folder / "request.json").write_text(json.dumps(request))
-    # The converter needs no GPU, and this process may hold all memory of them.
-    settings = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    search_path = {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", _SERVE, os.fspath(folder.absolute())],
-        env=os.environ | settings | search_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
+    return run_elsewhere(
+        f"{__name__}:convert_saved",
+        folder,
+        model.name,
+        _modules_of_custom_objects(model),
+        mode,
+        dynamic_batch,
+        task=f"converts model {model.name!r} with TensorFlow",
+        # The converter needs no GPU, and this process may hold all memory of them.
+        settings={"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
     )
-    answer = folder / "answer.json"
-    if not answer.exists():
-        last = done.stderr.strip()[-1000:] or "it wrote no message"
-        raise ExportError(
-            f"the TensorFlow process that converts model {model.name!r} ended with exit code {done.returncode}: {last}"
-        )
-    failure = json.loads(answer.read_text())
-    if failure:
-        raise (OSError if failure["type"] == "OSError" else getattr(errors, failure["type"]))(failure["text"])
-    return (folder / "model.tflite").read_bytes()
 
 
-def serve() -> None:
-    """Answer `convert_elsewhere` from the folder that the command line names: the other side of the same file."""
-    folder = Path(sys.argv[1])
-    failure = None
-    try:
-        _convert(folder)
-    except FilterPruneError as error:
-        failure = {"type": type(error).__name__, "text": str(error)}
-    except OSError as error:
-        failure = {"type": "OSError", "text": str(error)}
-    # In one step: a file is there only if it holds the whole answer.
-    (folder / "draft.json").write_text(json.dumps(failure))
-    os.replace(folder / "draft.json", folder / "answer.json")
-
-
-def _convert(folder: Path) -> None:
-    request = json.loads((folder / "request.json").read_text())
+def convert_saved(folder: Path, name: str, modules: Sequence[str], mode: str, dynamic_batch: bool) -> bytes:
+    """Convert the model that `convert_elsewhere` has saved; `modules` define what is registered of it."""
     with quiet():
-        model = _load(folder / "model.keras", request["name"], request["modules"])
-        content = convert(model, folder / "saved_model", **request["options"])
-    (folder / "model.tflite").write_bytes(content)
+        model = _load(folder / "model.keras", name, modules)
+        return convert(model, folder / "saved_model", mode, dynamic_batch)
 
 
 def _save(model: keras.Model, path: Path) -> None:
@@ -109,7 +76,7 @@ def _modules_of_custom_objects(model: keras.Model) -> list[str]:
     return sorted({value.__module__ for name, value in registered if f'"{name}"' in config} - {"__main__"})
 
 
-def _load(path: Path, name: str, modules: list[str]) -> keras.Model:
+def _load(path: Path, name: str, modules: Sequence[str]) -> keras.Model:
     try:
         for module in modules:
             importlib.import_module(module)

@@ -19,7 +19,7 @@ from keras_filterprune.export.tflite_file import read_operators, refuse_operator
 from keras_filterprune.files import check_destination, replacing
 from keras_filterprune.rebuild.clone import Rewriter
 from keras_filterprune.tfmot.description import describe
-from keras_filterprune.tfmot.process import Job, Train, check_installed, find_function, run_elsewhere
+from keras_filterprune.tfmot.process import Job, Train, carry_out, check_installed, find_function
 
 
 def to_tf_keras(model: keras.Model, path: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -53,7 +53,7 @@ def to_tf_keras(model: keras.Model, path: str | os.PathLike, overwrite: bool = F
     check_installed("to_tf_keras")
     job = Job("save", model.name, describe(model))
     with replacing(path) as draft:
-        draft.write_bytes(run_elsewhere(job)["content"])
+        draft.write_bytes(carry_out(job)["content"])
     return path
 
 
@@ -97,7 +97,7 @@ def train_in_tf_keras(model: keras.Model, train: Train, *arguments: Any) -> kera
     """
     check_installed("train_in_tf_keras")
     job = Job("train", model.name, describe(model), find_function(train), arguments)
-    weights = run_elsewhere(job)["weights"]
+    weights = carry_out(job)["weights"]
     graph = analyze(model)
     rewriter = Rewriter(graph)
     result = rewriter.result(model)
@@ -174,7 +174,7 @@ def export_qat(
         samples,
     )
     with replacing(path) as draft:
-        result = run_elsewhere(job)
+        result = carry_out(job)
         content = result["content"]
         refuse_operators(content, model)
         parity = compare_outputs(model.name, result["outputs"], content, samples)

@@ -1,11 +1,11 @@
-"""The process that imports tf_keras: `python -m keras_filterprune.tfmot.child folder`, with a job in the folder."""
+"""What is done in the process that imports tf_keras."""
 
 from __future__ import annotations
 
 import importlib
 import pickle
 import runpy
-import sys
+import tempfile
 import traceback
 import warnings
 from pathlib import Path
@@ -13,35 +13,33 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.errors import ExportError, FilterPruneError
+from keras_filterprune.errors import ExportError
 from keras_filterprune.export.convert import quiet
 from keras_filterprune.tfmot.process import FunctionRef, Job
 from keras_filterprune.tfmot.twin import build_twin, check_outputs
 
 
-def main(folder: Path) -> None:
-    """Do the job in `folder / "job"` and leave what it gives in `folder / "result"`."""
-    job: Job = pickle.loads((folder / "job").read_bytes())
-    try:
-        with quiet():
-            twin = build_twin(job.model, job.name)
-        result = _ACTIONS[job.action](job, twin, folder)
-    except FilterPruneError as error:
-        result = {"error": (type(error).__name__, str(error))}
-    (folder / "result").write_bytes(pickle.dumps(result))
+def do(packed: bytes) -> dict[str, Any]:
+    """Do a pickled `Job`, and give what its action does."""
+    job: Job = pickle.loads(packed)
+    with quiet():
+        twin = build_twin(job.model, job.name)
+    return _ACTIONS[job.action](job, twin)
 
 
-def _save(job: Job, twin: Any, folder: Path) -> dict[str, Any]:
+def _save(job: Job, twin: Any) -> dict[str, Any]:
     import tf_keras
 
-    with quiet(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "You are saving your model as an HDF5 file", UserWarning)
-        twin.save(folder / "twin.h5")
-        check_outputs(job.model, tf_keras.models.load_model(folder / "twin.h5", compile=False))
-    return {"content": (folder / "twin.h5").read_bytes()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "twin.h5")
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are saving your model as an HDF5 file", UserWarning)
+            twin.save(path)
+            check_outputs(job.model, tf_keras.models.load_model(path, compile=False))
+        return {"content": path.read_bytes()}
 
 
-def _train(job: Job, twin: Any, folder: Path) -> dict[str, Any]:
+def _train(job: Job, twin: Any) -> dict[str, Any]:
     trained = _trained(job, twin)
     found = {layer.name: layer.get_weights() for layer in trained.layers}
     weights = {}
@@ -59,7 +57,7 @@ def _train(job: Job, twin: Any, folder: Path) -> dict[str, Any]:
     return {"weights": weights}
 
 
-def _export(job: Job, twin: Any, folder: Path) -> dict[str, Any]:
+def _export(job: Job, twin: Any) -> dict[str, Any]:
     trained = _trained(job, twin)
     if not any(type(layer).__name__.startswith("Quantize") for layer in trained.layers):
         raise ExportError(
@@ -125,6 +123,3 @@ def _converted(job: Job, model: Any) -> tuple[bytes, dict[str, np.ndarray]]:
 
 
 _ACTIONS = {"save": _save, "train": _train, "export": _export}
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,21 +1,18 @@
-"""Starts the process that imports tf_keras, hands it a job, and takes what it brings back."""
+"""Jobs for the process that imports tf_keras."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import pickle
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from keras_filterprune import errors
+from keras_filterprune.elsewhere import run_elsewhere
 from keras_filterprune.checks import missing_package
-from keras_filterprune.errors import ExportError, InvalidValueError
+from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.tfmot.description import Description
 
 Train = Callable[..., Any] | str
@@ -84,7 +81,7 @@ def find_function(train: Train) -> FunctionRef:
     return FunctionRef(os.path.abspath(file), name, script=True)
 
 
-def run_elsewhere(job: Job) -> dict[str, Any]:
+def carry_out(job: Job) -> dict[str, Any]:
     """Do a job in a process of its own, which prints to this one's streams.
 
     Returns:
@@ -99,22 +96,16 @@ def run_elsewhere(job: Job) -> dict[str, Any]:
         packed = pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InvalidValueError(f"arguments go to another process and have to be picklable: {error}") from error
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        "KERAS_BACKEND": "tensorflow",
-        # What tfmot sets too, but too late for whatever touched tf.keras before.
-        "TF_USE_LEGACY_KERAS": "1",
-        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "job").write_bytes(packed)
-        done = subprocess.run([sys.executable, "-m", "keras_filterprune.tfmot.child", folder], env=environment)
-        if done.returncode:
-            raise ExportError(
-                f"the process of tf_keras ended with exit code {done.returncode}; see what it printed before."
-            )
-        result = pickle.loads(Path(folder, "result").read_bytes())
-    if "error" in result:
-        kind, text = result["error"]
-        raise getattr(errors, kind)(text)
-    return result
+    return run_elsewhere(
+        "keras_filterprune.tfmot.child:do",
+        packed,
+        task=f"works on model '{job.name}' in tf_keras",
+        modules=[job.function.source] if job.function and not job.function.script else [],
+        settings={
+            "KERAS_BACKEND": "tensorflow",
+            # What tfmot sets too, but too late for whatever touched tf.keras before.
+            "TF_USE_LEGACY_KERAS": "1",
+            "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
+        },
+        shown=True,
+    )
