@@ -17,7 +17,7 @@ ROOT = Path(kfp.__file__).parents[1]
 ROWS = [
     ["errors"],
     ["checks", "progress"],
-    ["files"],
+    ["files", "elsewhere"],
     ["checkpoint"],
     ["graph"],
     ["handlers"],

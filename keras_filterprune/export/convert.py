@@ -22,21 +22,22 @@ import numpy as np
 from keras_filterprune.errors import ExportError, UnknownNameError
 from keras_filterprune.export.image_constants import stored_by_column
 from keras_filterprune.export.integers import quantize_statically
-from keras_filterprune.export.signature import InputPort, input_ports, input_structure, output_keys
+from keras_filterprune.export.signature import input_ports, input_structure, output_keys
 from keras_filterprune.export.tflite_file import FileOperator, LayerNames, read_operators
 
 INTEGER_MODES = ("int8", "int16x8")
 
 
-def convert(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool = False) -> bytes:
+def convert(model: keras.Model, keys: Sequence[str], folder: Path, mode: str, dynamic_batch: bool = False) -> bytes:
     """Convert a model with TFLite's own operators only.
 
     Args:
-        model: The model; it is not modified.
-        folder: Where to write the intermediate SavedModel.
+        model: the model; it is not modified.
+        keys: what the file calls the inputs.
+        folder: where to write the intermediate SavedModel.
         mode: "float32", "float16" (weights alone), or "dynamic" (int8 weights, activations rounded at run time); the
             integer modes begin with a float32 file.
-        dynamic_batch: Leave the batch size open instead of 1.
+        dynamic_batch: leave the batch size open instead of 1 (False).
 
     Returns:
         The content of the file; inputs and outputs keep the model's dtypes.
@@ -50,7 +51,7 @@ def convert(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool = F
     serve = None
     try:
         with stored_by_column(model):
-            serve = _serving_function(model, input_ports(model), None if dynamic_batch else 1)
+            serve = _serving_function(model, keys, None if dynamic_batch else 1)
         archive = keras.export.ExportArchive()
         archive.track(model)
         archive.add_endpoint("serve", serve)
@@ -148,11 +149,12 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _serving_function(model: keras.Model, ports: Sequence[InputPort], batch: int | None) -> Any:
+def _serving_function(model: keras.Model, keys: Sequence[str], batch: int | None) -> Any:
     import tensorflow as tf
 
     structure = input_structure(model)
-    specs = [tf.TensorSpec((batch, *port.shape), port.dtype, name=port.key) for port in ports]
+    ports = zip(keys, input_ports(model), strict=True)
+    specs = [tf.TensorSpec((batch, *port.shape), port.dtype, name=key) for key, port in ports]
 
     def serve(inputs: list[Any]) -> dict[str, Any]:
         outputs = model(keras.tree.pack_sequence_as(structure, inputs), training=False)

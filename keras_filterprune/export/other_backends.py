@@ -13,7 +13,9 @@ from keras_filterprune.errors import ExportError
 from keras_filterprune.export.convert import convert, quiet
 
 
-def convert_elsewhere(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool = False) -> bytes:
+def convert_elsewhere(
+    model: keras.Model, keys: Sequence[str], folder: Path, mode: str, dynamic_batch: bool = False
+) -> bytes:
     """Convert a model in a fresh process that runs Keras on TensorFlow.
 
     The model travels as a `.keras` file. The process imports the modules of registered objects; it does not see what a
@@ -21,6 +23,7 @@ def convert_elsewhere(model: keras.Model, folder: Path, mode: str, dynamic_batch
 
     Args:
         model: the model, on any backend; it is not modified.
+        keys: as in `convert`. Keras names unnamed inputs anew when it loads a model.
         folder: where to write the intermediate files.
         mode: as in `convert`.
         dynamic_batch: as in `convert` (False).
@@ -40,6 +43,7 @@ def convert_elsewhere(model: keras.Model, folder: Path, mode: str, dynamic_batch
         folder,
         model.name,
         _modules_of_custom_objects(model),
+        keys,
         mode,
         dynamic_batch,
         task=f"converts model {model.name!r} with TensorFlow",
@@ -48,11 +52,13 @@ def convert_elsewhere(model: keras.Model, folder: Path, mode: str, dynamic_batch
     )
 
 
-def convert_saved(folder: Path, name: str, modules: Sequence[str], mode: str, dynamic_batch: bool) -> bytes:
+def convert_saved(
+    folder: Path, name: str, modules: Sequence[str], keys: Sequence[str], mode: str, dynamic_batch: bool
+) -> bytes:
     """Convert the model that `convert_elsewhere` has saved; `modules` define what is registered of it."""
     with quiet():
         model = _load(folder / "model.keras", name, modules)
-        return convert(model, folder / "saved_model", mode, dynamic_batch)
+        return convert(model, keys, folder / "saved_model", mode, dynamic_batch)
 
 
 def _save(model: keras.Model, path: Path) -> None:

@@ -151,7 +151,7 @@ def export_tflite(
         check_metadata(metadata, model, ports)
     model, halves = in_float32(model)
     with replacing(path) as draft, quiet():
-        content = _converted(model, draft.parent / "work", mode, dynamic_batch)
+        content = _converted(model, ports, draft.parent / "work", mode, dynamic_batch)
         kept: list[FileOperator] = []
         if mode in INTEGER_MODES:
             content, kept = convert_to_integers(content, model, mode, samples, keep_float, integer_io)
@@ -163,9 +163,10 @@ def export_tflite(
     return export_result(path, mode, content, parity, warnings)
 
 
-def _converted(model: keras.Model, folder: Path, mode: str, dynamic_batch: bool) -> bytes:
+def _converted(model: keras.Model, ports: Sequence[InputPort], folder: Path, mode: str, dynamic_batch: bool) -> bytes:
     on_tensorflow = keras.config.backend() == "tensorflow"
-    content = (convert if on_tensorflow else convert_elsewhere)(model, folder, mode, dynamic_batch)
+    keys = [port.key for port in ports]
+    content = (convert if on_tensorflow else convert_elsewhere)(model, keys, folder, mode, dynamic_batch)
     refuse_operators(content, model)
     return content
 

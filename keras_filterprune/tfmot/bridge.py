@@ -63,6 +63,8 @@ def train_in_tf_keras(model: keras.Model, train: Train, *arguments: Any) -> kera
     For what tfmot does to weights: clustering, unstructured and 2:4 sparsity. The function runs in a process of its
     own, the only one that imports tf_keras: import tfmot inside of it. Its process prints to this one's streams. In a
     script, start the work under `if __name__ == "__main__":`, since the process runs the script to find the function.
+    In the current folder and in that of the script it finds no other modules than the function's and those that are
+    imported here, so that a file of an unlucky name there does no harm.
 
     Args:
         model: a built functional or Sequential model in float32; not modified. See `to_tf_keras`.

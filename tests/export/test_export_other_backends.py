@@ -10,6 +10,7 @@ from other_backends import on_other_backends, run_on
 from keras_filterprune.errors import ExportError, MissingPackageError
 from keras_filterprune.export import export_tflite
 from keras_filterprune.export.other_backends import convert_elsewhere
+from keras_filterprune.export.runtime import SignatureRunner
 
 MODULE = """
 import keras
@@ -91,9 +92,15 @@ def test_a_layer_that_the_other_process_cannot_find(tmp_path, scaling, capfd):
     capfd.readouterr()
     sentence = r"cannot load model 'mine' on TensorFlow: .*Could not locate class 'Forgotten'.* into a module that can"
     with pytest.raises(ExportError, match=sentence) as caught:
-        convert_elsewhere(model, tmp_path / "work", "float32")
+        convert_elsewhere(model, ["input_0"], tmp_path / "work", "float32")
     assert len(str(caught.value)) < 1000
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_has_no_name_is_called_the_same(tmp_path):
+    model = with_layer(keras.layers.ReLU())
+    (tmp_path / "model.tflite").write_bytes(convert_elsewhere(model, ["input_0"], tmp_path / "work", "float32"))
+    assert SignatureRunner(model_path=str(tmp_path / "model.tflite")).inputs == ["input_0"]
 
 
 class Power(keras.layers.Layer):
@@ -109,13 +116,15 @@ def test_a_model_that_cannot_be_saved(tmp_path):
     with pytest.raises(
         ExportError, match=r"'mine' cannot be saved as .keras.*NotImplementedError.*implement `get_config\(\)`\.$"
     ):
-        convert_elsewhere(with_layer(Power(lambda x: x**2)), tmp_path / "work", "float32")
+        convert_elsewhere(with_layer(Power(lambda x: x**2)), ["input_0"], tmp_path / "work", "float32")
 
 
 def test_a_process_that_ends_without_an_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "false")
-    with pytest.raises(ExportError, match="converts model 'mine' ended with exit code 1: it wrote no message"):
-        convert_elsewhere(with_layer(keras.layers.ReLU()), tmp_path / "work", "float32")
+    with pytest.raises(
+        ExportError, match="converts model 'mine' with TensorFlow ended with exit code 1: it wrote no message"
+    ):
+        convert_elsewhere(with_layer(keras.layers.ReLU()), ["input_0"], tmp_path / "work", "float32")
 
 
 def test_missing_tensorflow_names_the_extra(tmp_path, monkeypatch):

@@ -3,11 +3,9 @@
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -141,12 +139,11 @@ def recipes(tmp_path_factory):
 def same_process(monkeypatch):
     """The other process' work done in this one, which spares its start: no recipe here imports tfmot."""
 
-    def run(command, env):
-        assert command[1:3] == ["-m", child.__name__]
-        child.main(Path(command[3]))
-        return subprocess.CompletedProcess(command, 0)
+    def run(function, packed, **options):
+        assert function == f"{child.__name__}:do"
+        return child.do(packed)
 
-    monkeypatch.setattr(process.subprocess, "run", run)
+    monkeypatch.setattr(process, "run_elsewhere", run)
 
 
 @pytest.fixture(scope="module")
@@ -393,14 +390,14 @@ def test_without_tf_keras_the_message_says_what_to_install(monkeypatch, tmp_path
 
 def test_a_process_that_dies_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(errors.ExportError, match="the process of tf_keras ended with exit code 1"):
-        process.run_elsewhere(process.Job("save", "net", describe(sequential())))
+    with pytest.raises(errors.ExportError, match="works on model 'net' in tf_keras ended with exit code 1"):
+        process.carry_out(process.Job("save", "net", describe(sequential())))
 
 
 def test_arguments_have_to_be_picklable():
     job = process.Job("train", "net", describe(sequential()), process.FunctionRef("a", "b", False), (lambda: 3,))
     with pytest.raises(errors.InvalidValueError, match="have to be picklable"):
-        process.run_elsewhere(job)
+        process.carry_out(job)
     with pytest.raises(
         errors.InvalidValueError, match=r"path is a name that ends in \.h5\. Received: path='twin\.keras'"
     ):
