@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras_filterprune.elsewhere import run_elsewhere
 from keras_filterprune.checks import missing_package
+from keras_filterprune.elsewhere import run_elsewhere
 from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.tfmot.description import Description
 
