@@ -11,7 +11,8 @@ import numpy as np
 
 from tflite_bench.errors import BenchError
 from tflite_bench.pinning import task_ids
-from tflite_bench.runtimes import RUNTIMES, Input, load_runtime, quiet_litert
+from tflite_bench.quiet import quiet_litert
+from tflite_bench.runtimes import RUNTIMES, Input, load_runtime
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,7 @@
 
 import functools
 import importlib
-import os
-import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -15,8 +10,6 @@ import numpy as np
 
 from tflite_bench.errors import BenchError
 
-# What LiteRT says of a computer without NPU, GPU or vendor plugins; a benchmark of the CPU does not miss them.
-_HARMLESS = re.compile(rb"INFO: |WARNING: \[(npu_registry|gpu_registry|compiler_plugin)\.cc")
 Input = tuple[str, np.dtype, tuple[int, ...]]
 
 
@@ -116,24 +109,3 @@ def load_runtime(runtime: str, source: str | bytes, threads: int) -> Interpreter
 def litert_environment() -> Any:
     """What all compiled models of a process share."""
     return litert_module("environment").Environment.create()
-
-
-@contextmanager
-def quiet_litert() -> Iterator[None]:
-    """Hold back what LiteRT writes to stderr of itself; all else appears when the block ends."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        terminal = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            held.seek(0)
-            hidden = False
-            for line in held:
-                # LiteRT continues a message on lines that begin so.
-                hidden = bool(_HARMLESS.match(line)) or (hidden and line.startswith("└".encode()))
-                if not hidden:
-                    os.write(2, line)

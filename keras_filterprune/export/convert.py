@@ -6,13 +6,9 @@ files ai-edge-quantizer makes no smaller than 2.5 % and up to 3 times slower. `i
 go through ai-edge-quantizer.
 """
 
-import contextlib
-import logging
 import os
 import re
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,33 +116,6 @@ def convert_to_integers(
             f"ai-edge-quantizer cannot quantize model {model.name!r} to {mode}: {_first_lines(error)}. "
             "Leave the operators or layers concerned in float32 with keep_float=, or export with quantize='dynamic'."
         ) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drop what native code writes to stdout and stderr, and the engines' warnings about the interpreters they use.
-
-    Returns:
-        A context manager.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning)
-        warnings.filterwarnings("ignore", r"Warning: Enabling `experimental_preserve_all_tensors`", UserWarning)
-        # A notebook's streams are none of the process's descriptors.
-        logger = logging.getLogger("tensorflow")
-        stack.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)
-        sink = os.open(os.devnull, os.O_WRONLY)
-        stack.callback(os.close, sink)
-        for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
-            stream.flush()
-            saved = os.dup(descriptor)
-            stack.callback(os.close, saved)
-            stack.callback(os.dup2, saved, descriptor)
-            stack.callback(stream.flush)
-            os.dup2(sink, descriptor)
-        yield
 
 
 def _serving_function(model: keras.Model, keys: Sequence[str], batch: int | None) -> Any:

@@ -10,7 +10,8 @@ import keras
 
 from keras_filterprune.elsewhere import run_elsewhere
 from keras_filterprune.errors import ExportError
-from keras_filterprune.export.convert import convert, quiet
+from keras_filterprune.export.convert import convert
+from keras_filterprune.export.quiet import quiet
 
 
 def convert_elsewhere(

@@ -13,11 +13,12 @@ from keras_filterprune.checks import check_packages, renamed_arguments
 from keras_filterprune.errors import CalibrationDataError, ExportError, InvalidValueError, UnknownNameError
 from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
-from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers, quiet
+from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers
 from keras_filterprune.export.metadata import Metadata, check_metadata, embed
 from keras_filterprune.export.other_backends import convert_elsewhere
 from keras_filterprune.export.parity import Parity, measure_parity
 from keras_filterprune.export.precision import in_float32
+from keras_filterprune.export.quiet import quiet
 from keras_filterprune.export.signature import InputPort, input_ports
 from keras_filterprune.export.tflite_file import FileOperator, count_operators, read_operators, refuse_operators
 from keras_filterprune.files import check_destination, replacing

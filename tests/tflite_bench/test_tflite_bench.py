@@ -15,9 +15,10 @@ from rich.console import Console
 
 from tflite_bench import BenchError, benchmark
 from tflite_bench.__main__ import main
+from tflite_bench.quiet import quiet_litert
 from tflite_bench.rounds import run_interleaved
 from tflite_bench.runner import Runner
-from tflite_bench.runtimes import RUNTIMES, quiet_litert
+from tflite_bench.runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,70 @@
+"""Silence for native code, which no setting of Python holds back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+
+class Shared:
+    """A context that several threads are in at a time: the first one in enters it, the last one out leaves it.
+
+    Args:
+        context: makes a context manager that changes something of the whole process, and puts it back.
+    """
+
+    def __init__(self, context: Callable[[], AbstractContextManager]):
+        self._context, self._lock, self._inside = context, threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._entered = self._context()
+                self._entered.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._entered.__exit__(None, None, None)
+
+
+def quiet() -> AbstractContextManager:
+    """Drop what native code writes to stdout and stderr, and the engines' warnings about the interpreters they use.
+
+    Returns:
+        A context manager. What other threads print in the meantime is dropped as well.
+    """
+    return _SILENCE
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning)
+        warnings.filterwarnings("ignore", r"Warning: Enabling `experimental_preserve_all_tensors`", UserWarning)
+        # A notebook's streams are none of the process's descriptors.
+        logger = logging.getLogger("tensorflow")
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        sink = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, sink)
+        for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            saved = os.dup(descriptor)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, descriptor)
+            stack.callback(stream.flush)
+            os.dup2(sink, descriptor)
+        yield
+
+
+_SILENCE = Shared(_silence)

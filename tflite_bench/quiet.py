@@ -1,0 +1,71 @@
+"""Silence for LiteRT, which says on stderr what it did not find."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+# What LiteRT says of a computer without NPU, GPU or vendor plugins; a benchmark of the CPU does not miss them.
+_HARMLESS = re.compile(rb"INFO: |WARNING: \[(npu_registry|gpu_registry|compiler_plugin)\.cc")
+
+
+class Shared:
+    """A context that several threads are in at a time: the first one in enters it, the last one out leaves it.
+
+    Args:
+        context: makes a context manager that changes something of the whole process, and puts it back.
+    """
+
+    def __init__(self, context: Callable[[], AbstractContextManager]):
+        self._context, self._lock, self._inside = context, threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._entered = self._context()
+                self._entered.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._entered.__exit__(None, None, None)
+
+
+def quiet_litert() -> AbstractContextManager:
+    """Hold back what LiteRT writes to stderr of itself; all else appears when the block ends.
+
+    Returns:
+        A context manager.
+    """
+    return _SILENCE
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        terminal = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            hidden = False
+            for line in held:
+                # LiteRT continues a message on lines that begin so.
+                hidden = bool(_HARMLESS.match(line)) or (hidden and line.startswith("└".encode()))
+                if not hidden:
+                    os.write(2, line)
+
+
+_SILENCE = Shared(_silence)
