@@ -9,17 +9,13 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+from builders import predict
 from zoo import random_inputs
 
 from keras_filterprune.graph import ChannelGraph
 from keras_filterprune.graph.keras_view import named_weights
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
-
-
-def predict(model: keras.Model, x) -> list[np.ndarray]:
-    outputs = keras.tree.flatten(model(x, training=False))
-    return [keras.ops.convert_to_numpy(y).astype("float64") for y in outputs]
 
 
 def layer_at(model: keras.Model, path: str) -> keras.Layer:

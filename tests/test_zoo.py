@@ -3,12 +3,9 @@
 import keras
 import numpy as np
 import pytest
+from builders import predict
 from random_graphs import random_model
 from zoo import ZOO, random_inputs
-
-
-def predict(model: keras.Model, x) -> list[np.ndarray]:
-    return [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(model(x, training=False))]
 
 
 @pytest.mark.parametrize("name", ZOO)

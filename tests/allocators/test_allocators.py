@@ -6,6 +6,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal, kept_counts
 from contracts import assert_contract, spent
 from zoo import ZOO, random_inputs
 
@@ -312,10 +313,8 @@ def test_a_whole_budget_keeps_everything_bit_for_bit(name, budget):
     assert all(len(g["kept"]) == g["size"] for g in report.plan.groups)
     assert all(len(entry["kept"]) == entry["channels"] for entry in report.plan.layers.values())
     x = random_inputs(model)
-    for a, b in zip(keras.tree.flatten(model(x)), keras.tree.flatten(small(x)), strict=True):
-        np.testing.assert_array_equal(a, b)
-    for a, b in zip(model.get_weights(), small.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(keras.tree.flatten(model(x)), keras.tree.flatten(small(x)))
+    assert_all_equal(model.get_weights(), small.get_weights())
 
 
 def chain(widths=(5, 7, 16)):
@@ -324,10 +323,6 @@ def chain(widths=(5, 7, 16)):
         y = keras.layers.Conv2D(width, 3, padding="same", name=f"conv{number}")(y)
     y = keras.layers.Dense(2, name="fc")(keras.layers.GlobalAveragePooling2D(name="gap")(y))
     return keras.Model(x, y, name="chain")
-
-
-def counts(plan):
-    return {g["name"]: len(g["kept"]) for g in plan.groups}
 
 
 @pytest.mark.parametrize(
@@ -344,16 +339,16 @@ def counts(plan):
 )
 def test_filters_budget_rounds_half_up_and_never_to_nothing(keep, expected):
     plan = kfp.plan_pruning(chain(), "l1", kfp.FiltersBudget(keep=keep))
-    assert tuple(counts(plan).values()) == expected
+    assert tuple(kept_counts(plan).values()) == expected
 
 
 def test_filters_budget_per_layer_and_by_glob():
     budget = kfp.FiltersBudget(keep={"conv[01]": 0.6, "conv1": 0.2})
     plan = kfp.plan_pruning(chain(), "l1", budget)
     # 0.6 * 5 = 3; the smaller of 0.6 and 0.2 is what conv1 keeps; conv2 is not named and stays whole.
-    assert counts(plan) == {"conv0": 3, "conv1": 1, "conv2": 16}
+    assert kept_counts(plan) == {"conv0": 3, "conv1": 1, "conv2": 16}
     tied = kfp.plan_pruning(ZOO["residual_projection"](), "l1", kfp.FiltersBudget(keep={"a2": 0.5}))
-    assert counts(tied)["proj"] == 7, "a layer's fraction is its group's"
+    assert kept_counts(tied)["proj"] == 7, "a layer's fraction is its group's"
 
 
 @pytest.mark.parametrize("multiple", [1, 4, 8, 16])
@@ -369,8 +364,8 @@ def test_filters_budget_rounds_up_to_the_multiple(multiple, keep):
 @pytest.mark.parametrize("budget", [0.35, 0.6, kfp.FiltersBudget(0.1)], ids=["0.35", "0.6", "filters"])
 def test_min_filters_holds_and_small_groups_stay_whole(budget):
     plan = kfp.plan_pruning(chain((5, 12, 16)), "l2", budget, min_filters=6)
-    assert counts(plan)["conv0"] == 5
-    assert all(n >= 6 for name, n in counts(plan).items() if name != "conv0")
+    assert kept_counts(plan)["conv0"] == 5
+    assert all(n >= 6 for name, n in kept_counts(plan).items() if name != "conv0")
 
 
 def test_include_and_exclude_choose_groups_and_say_so():
@@ -378,7 +373,7 @@ def test_include_and_exclude_choose_groups_and_say_so():
 
     def plan(**options):
         found = kfp.plan_pruning(model, "l1", kfp.FiltersBudget(0.5), **options)
-        return counts(found), {p["layer"]: p["reason"] for p in found.pinned}
+        return kept_counts(found), {p["layer"]: p["reason"] for p in found.pinned}
 
     assert plan(include="conv1")[0] == {"conv0": 5, "conv1": 4, "conv2": 16}
     assert plan(include=["conv0", "conv2"])[0] == {"conv0": 3, "conv1": 7, "conv2": 8}
@@ -389,15 +384,15 @@ def test_include_and_exclude_choose_groups_and_say_so():
     assert plan(include="conv1")[1]["conv0"] == "is not included"
     # A group of several layers is one: excluding any of its layers keeps all of it.
     tied = kfp.plan_pruning(ZOO["residual_projection"](), "l1", kfp.FiltersBudget(0.5), exclude="b2")
-    assert counts(tied)["proj"] == 14
+    assert kept_counts(tied)["proj"] == 14
 
 
 def test_excluded_layers_are_whole_under_a_cost_budget_too():
     whole = sum(ZOO["conv_bn_relu_chain"]().get_layer(layer).filters for layer in ("conv2", "conv3"))
     for method, keep in (("l2", 0.6), ("bn_scale", 0.85)):
         plan = kfp.plan_pruning(ZOO["conv_bn_relu_chain"](), method, keep, exclude="conv1")
-        assert counts(plan)["conv1"] == 9
-        assert counts(plan)["conv2"] + counts(plan)["conv3"] < whole
+        assert kept_counts(plan)["conv1"] == 9
+        assert kept_counts(plan)["conv2"] + kept_counts(plan)["conv3"] < whole
         assert plan.cost["macs"][1] <= keep * plan.cost["macs"][0]
 
 
@@ -413,12 +408,12 @@ def test_groups_with_statistics_over_channels_keep_two_units(name):
     graph = kfp.analyze(model)
     least = {g.name: min(g.size, 2 if g.approximate else 1) for g in graph.groups}
     assert 2 in least.values()
-    assert counts(kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1e-6))) == least
+    assert kept_counts(kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1e-6))) == least
     cost = kfp.budgets.CostModel(graph)
     reachable = cost.macs(np.array([least[g.name] for g in graph.groups])) / cost.macs(cost.sizes)
     plan = kfp.plan_pruning(model, "l2", reachable * (1 + 1e-9))
-    assert counts(plan) == least
+    assert kept_counts(plan) == least
     with pytest.raises(errors.InfeasibleBudgetError, match="smallest reachable"):
         kfp.plan_pruning(model, "l2", reachable * (1 - 1e-3))
-    more = counts(kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1e-6), min_filters=3))
+    more = kept_counts(kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1e-6), min_filters=3))
     assert more == {g.name: min(g.size, 3) for g in graph.groups}

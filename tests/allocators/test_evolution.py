@@ -10,8 +10,8 @@ import multiprocessing
 import keras
 import numpy as np
 import pytest
+from builders import chain, images
 from keras import layers
-from zoo import randomise
 
 import keras_filterprune as kfp
 from keras_filterprune import allocators, compensators, criteria, errors
@@ -41,19 +41,6 @@ def problem(limit: float, score, sizes=(16, 16), floors: int = 1) -> Allocation:
 def score_of(kept: np.ndarray) -> float:
     """More is better, and most so in the first group."""
     return -float((np.array([9, 1, 2, 1, 4, 1])[: len(kept)] / kept).sum())
-
-
-def chain() -> keras.Model:
-    y = inputs = keras.Input((8, 8, 3))
-    for number, width in enumerate((8, 8, 8), 1):
-        y = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"conv{number}")(y)
-    return randomise(
-        keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(y)), name="chain")
-    )
-
-
-def images(count: int = 48) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(count, 8, 8, 3)).astype("float32")
 
 
 def test_the_best_widths_are_found_and_the_budget_is_spent():
@@ -120,7 +107,7 @@ def test_seeds_settle_everything():
 
 
 def test_a_model_is_pruned_and_two_processes_agree_with_one():
-    model, x = chain(), images()
+    model, x = chain((8, 8, 8), 8), images()
     y = keras.ops.convert_to_numpy(model(x)).argmax(axis=1)
     plans = []
     context = multiprocessing.get_context("spawn")
@@ -157,5 +144,8 @@ def test_settings_out_of_range(settings, error):
 def test_a_budget_of_filters_decides_what_evolution_decides():
     with pytest.raises(errors.InfeasibleBudgetError, match="decides how many filters every group keeps"):
         kfp.prune_model(
-            chain(), kfp.Method(criteria.L2(), allocators.Evolution()), kfp.FiltersBudget(0.5), data=images()
+            chain((8, 8, 8), 8),
+            kfp.Method(criteria.L2(), allocators.Evolution()),
+            kfp.FiltersBudget(0.5),
+            data=images(),
         )

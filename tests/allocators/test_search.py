@@ -7,6 +7,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal, images, keeping, kept_counts, predict, values
 from keras import layers
 from zoo import ZOO, random_inputs, randomise
 
@@ -20,14 +21,6 @@ CHAIN = ("conv1", "conv2", "conv3")
 NEVER = 1_000
 
 
-def images(count: int = 64, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(count, 8, 8, 3)).astype("float32")
-
-
-def output(model: keras.Model, x) -> np.ndarray:
-    return keras.ops.convert_to_numpy(model(x, training=False)).astype(float)
-
-
 def chain(classes: int = 3, activation: str | None = None, widths=(8, 8, 8), strides: int = 1) -> keras.Model:
     """Three convolutions and a head whose mean on `images()` is taken off, so that all classes occur."""
     y = inputs = keras.Input((8, 8, 3))
@@ -37,7 +30,7 @@ def chain(classes: int = 3, activation: str | None = None, widths=(8, 8, 8), str
     y = y if activation is None else layers.Activation(activation)(y)
     model = randomise(keras.Model(inputs, y, name="chain"))
     head = keras.Model(inputs, model.get_layer("head").output)
-    model.get_layer("head").bias.assign_sub(output(head, images()).mean(axis=0))
+    model.get_layer("head").bias.assign_sub(predict(head, images())[0].mean(axis=0))
     return model
 
 
@@ -53,31 +46,20 @@ def without_readers(model: keras.Model, **dead: list[int]) -> keras.Model:
 
 def labelled(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Samples with the classes that the model itself finds."""
-    return x, output(model, x).argmax(axis=1)
+    return x, predict(model, x)[0].argmax(axis=1)
 
 
 def kept_of(plan: kfp.PruningPlan) -> dict[str, np.ndarray]:
     return {group["name"]: np.array(group["kept"]) for group in plan.groups}
 
 
-def counts_of(plan: kfp.PruningPlan) -> dict[str, int]:
-    return {group["name"]: len(group["kept"]) for group in plan.groups}
-
-
-def keeping(model: keras.Model, kept: dict[str, np.ndarray], compensate="none", x=None) -> keras.Model:
-    plan = kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1.0), progress=False)
-    for group in plan.groups:
-        group["kept"] = np.asarray(kept.get(group["name"], group["kept"])).tolist()
-    return kfp.apply_plan(model, plan, data=x, compensate=compensate, progress=False)
-
-
-def values(model: keras.Model) -> list[np.ndarray]:
-    return [keras.ops.convert_to_numpy(w.value).copy() for w in model.weights]
+def cut(model: keras.Model, kept: dict[str, np.ndarray], compensate="none", x=None) -> keras.Model:
+    return kfp.apply_plan(model, keeping(model, **kept), data=x, compensate=compensate, progress=False)
 
 
 def relative_error(model: keras.Model, small: keras.Model, x) -> float:
-    wanted = output(model, x)
-    return np.square(output(small, x) - wanted).sum() / np.square(wanted - wanted.mean(axis=0)).sum()
+    wanted = predict(model, x)[0]
+    return np.square(predict(small, x)[0] - wanted).sum() / np.square(wanted - wanted.mean(axis=0)).sum()
 
 
 class Killed(BaseException):
@@ -129,8 +111,7 @@ def test_the_whole_network_has_no_error_and_is_not_written_to(name):
     trial = Trial(graph, random_inputs(model, 8), "error", False)
     assert trial({}) == pytest.approx(0, abs=1e-9)
     assert trial({group.name: np.arange(max(1, group.size // 2)) for group in graph.groups}) < -1e-4
-    for old, new in zip(before, values(model), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, values(model))
 
 
 def test_what_nobody_reads_is_not_missed():
@@ -141,7 +122,7 @@ def test_what_nobody_reads_is_not_missed():
     kept = {"conv1": np.array([0, 2, 3, 4, 6, 7]), "conv2": np.arange(1, 8)}
     accuracy, error = (Trial(kfp.analyze(model), (x, y), measure, False) for measure in ("accuracy", "error"))
     assert accuracy({}) == accuracy(kept) == 0.75
-    assert (output(keeping(model, kept), x).argmax(axis=1) == y).mean() == 0.75
+    assert (predict(cut(model, kept), x)[0].argmax(axis=1) == y).mean() == 0.75
     # The ridge of least squares.
     assert error(kept) == pytest.approx(0, abs=1e-5)
 
@@ -163,7 +144,7 @@ def test_the_error_of_layers_that_are_only_masked_is_that_of_the_rebuilt_model()
     x, graph = random_inputs(model, 64), kfp.analyze(model)
     kept = {group.name: np.arange(group.size // 2) for group in graph.groups}
     score = Trial(graph, x, "error", False)(kept)
-    assert score == pytest.approx(-relative_error(model, keeping(model, kept), x), rel=1e-5)
+    assert score == pytest.approx(-relative_error(model, cut(model, kept), x), rel=1e-5)
 
 
 def test_the_error_after_least_squares_is_that_of_the_rebuilt_model():
@@ -175,7 +156,7 @@ def test_the_error_after_least_squares_is_that_of_the_rebuilt_model():
     x = np.random.default_rng(0).normal(size=(256, 6)).astype("float32")
     kept = {"fc2": np.array([1, 3, 4])}
     score = Trial(kfp.analyze(model), x, "error", False)(kept)
-    small = keeping(model, kept, compensators.LeastSquares(), x)
+    small = cut(model, kept, compensators.LeastSquares(), x)
     assert score == pytest.approx(-relative_error(model, small, x), rel=1e-2)
     assert score < -1e-2
 
@@ -208,7 +189,7 @@ def test_accuracy_of_a_single_output(activation, shape):
     """A logit is positive, or a probability more than one half."""
     model = chain(1, activation)
     x = images()
-    y = (output(model, x)[:, 0] > (0.5 if activation else 0)).astype(int)
+    y = (predict(model, x)[0][:, 0] > (0.5 if activation else 0)).astype(int)
     assert 0.2 < y.mean() < 0.8
     y[:16] = 1 - y[:16]
     trial = Trial(kfp.analyze(model), (x, y.reshape(shape)), "accuracy", False)
@@ -307,7 +288,7 @@ def test_without_a_drop_the_budget_is_met_and_spent(keep, kind, measure):
     cost = {kfp.MacsBudget: "macs", kfp.ParamsBudget: "params"}[kind]
     limit = keep * plan.cost[cost][0]
     assert plan.cost[cost][1] <= limit
-    model_cost, counts = getattr(kfp.budgets.CostModel(kfp.analyze(model)), cost), list(counts_of(plan).values())
+    model_cost, counts = getattr(kfp.budgets.CostModel(kfp.analyze(model)), cost), list(kept_counts(plan).values())
     steps = [np.array(counts) + np.eye(3, dtype=int)[n] for n in range(3) if counts[n] < 8]
     assert plan.cost[cost][1] >= 0.99 * limit or all(model_cost(step) > limit for step in steps)
 
@@ -316,7 +297,7 @@ def test_a_budget_gives_back_what_the_drop_would_allow_to_take():
     model = chain()
     alone, together = (tolerated(model, images(), budget, drop=0.5, measure="error") for budget in (1.0, 0.8))
     assert alone.cost["macs"][1] < together.cost["macs"][1] <= 0.8 * together.cost["macs"][0]
-    assert all(counts_of(together)[name] >= count for name, count in counts_of(alone).items())
+    assert all(kept_counts(together)[name] >= count for name, count in kept_counts(alone).items())
 
 
 def test_a_drop_that_the_budget_does_not_fit_is_named_with_numbers():
@@ -405,7 +386,7 @@ def test_a_search_meets_its_budget_and_spends_it(budget, beta, measure):
     kind, share = ("params", 0.5) if isinstance(budget, kfp.ParamsBudget) else ("macs", budget)
     full, left = plan.cost[kind]
     assert left <= share * full
-    cost, counts = getattr(kfp.budgets.CostModel(kfp.analyze(model)), kind), np.array(list(counts_of(plan).values()))
+    cost, counts = getattr(kfp.budgets.CostModel(kfp.analyze(model)), kind), np.array(list(kept_counts(plan).values()))
     assert counts.min() >= 1
     steps = [counts + np.eye(3, dtype=int)[n] for n in range(3) if counts[n] < 8]
     assert left >= 0.99 * share * full or all(cost(step) > share * full for step in steps)
@@ -453,7 +434,7 @@ def test_a_channel_multiple_does_not_keep_a_search_from_ending(settings, evaluat
     model = chain()
     method = kfp.Method(criteria.L2(), allocators.Search(measure="error", **settings))
     plan = kfp.plan_pruning(model, method, 0.35, data=images(), channel_multiple=4, progress=False)
-    assert all(count in (4, 8) for count in counts_of(plan).values())
+    assert all(count in (4, 8) for count in kept_counts(plan).values())
     assert plan.cost["macs"][1] <= 0.35 * plan.cost["macs"][0]
 
 
@@ -461,8 +442,8 @@ def test_options_hold_in_a_search():
     model = chain()
     method = kfp.Method(criteria.L2(), allocators.Search(beta=3, measure="error"))
     plan = kfp.plan_pruning(model, method, 0.6, data=images(), exclude="conv2", min_filters=3, progress=False)
-    assert counts_of(plan)["conv2"] == 8
-    assert min(counts_of(plan).values()) >= 3
+    assert kept_counts(plan)["conv2"] == 8
+    assert min(kept_counts(plan).values()) >= 3
 
 
 @pytest.mark.parametrize("at", [2, 5, 8, 11, 14])
@@ -537,7 +518,7 @@ def test_a_checkpoint_of_another_kind_of_budget_is_not_mixed_up(tmp_path):
     settings = {"beta": 1, "measure": "error"}
     wanted = searched(model, data, kfp.ParamsBudget(0.5), **settings)
     others = searched(model, data, 0.5, **settings, checkpoint=path)
-    assert counts_of(others) != counts_of(wanted)
+    assert kept_counts(others) != kept_counts(wanted)
     try:
         found = searched(model, data, kfp.ParamsBudget(0.5), **settings, checkpoint=path)
     except errors.FileError:
@@ -621,8 +602,7 @@ def test_the_hook_sees_a_smaller_compiled_model_after_every_round(tmp_path):
     assert hook.sizes[-1] == small.count_params() == report.plan.cost["params"][1]
     moved = keras.ops.convert_to_numpy(small.get_layer("head").bias.value - model.get_layer("head").bias.value)
     assert moved == pytest.approx(len(hook.sizes) * np.array([0.01, -0.02, 0.01]), abs=1e-5)
-    for old, new in zip(before, values(model), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, values(model))
 
 
 def test_real_training_in_the_hook():
@@ -643,8 +623,7 @@ def test_units_are_the_originals_and_the_budget_is_a_share_of_the_original():
     assert (full, left) == (kfp.budgets.CostModel(kfp.analyze(model)).macs(np.array([8, 8, 8])), cost.macs(cost.sizes))
     assert 0.15 * full < left <= 0.4 * full
     again = kfp.apply_plan(model, report.plan, compensate="none", progress=False)
-    for one, two in zip(values(small), values(again), strict=True):
-        np.testing.assert_array_equal(one, two)
+    assert_all_equal(values(small), values(again))
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
@@ -660,8 +639,7 @@ def test_a_search_killed_while_training_goes_on_where_it_was(at, tmp_path):
     small, second = trained(model, data, rest, path, **more)
     assert len(killed.sizes) + len(rest.sizes) == len(whole.sizes) + 1
     assert first.plan.groups == second.plan.groups
-    for one, two in zip(values(wanted), values(small), strict=True):
-        np.testing.assert_array_equal(one, two)
+    assert_all_equal(values(wanted), values(small))
     # The model of the last round, and no other.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["search.json", f"search.json.{len(whole.sizes)}.keras"]
 
@@ -678,8 +656,7 @@ def test_a_search_killed_between_training_and_the_next_round_repeats_nothing(eva
     evaluations.at = NEVER
     small, _ = trained(model, data, hook, path)
     assert rounds <= len(hook.sizes) <= rounds + 1
-    for one, two in zip(values(wanted), values(small), strict=True):
-        np.testing.assert_array_equal(one, two)
+    assert_all_equal(values(wanted), values(small))
 
 
 def test_a_checkpoint_without_its_model_is_a_clear_error(tmp_path):
@@ -700,8 +677,7 @@ def test_training_goes_on_towards_a_smaller_budget(tmp_path):
     trained(model, data, first, path, keep=0.6)
     small, _ = trained(model, data, second, path, keep=0.3)
     assert len(first.sizes) + len(second.sizes) == len(whole.sizes)
-    for one, two in zip(values(wanted), values(small), strict=True):
-        np.testing.assert_array_equal(one, two)
+    assert_all_equal(values(wanted), values(small))
 
 
 # ------------------------------------------------------------------------------------------------------- adapters
@@ -715,7 +691,7 @@ def test_both_sides_of_a_convolution_are_groups_of_their_own():
     )
     sizes = {group["name"]: group["size"] for group in report.plan.groups}
     assert {"conv2": 10, "conv2_before": 8, "conv3": 6, "conv3_before": 10}.items() <= sizes.items()
-    counts = counts_of(report.plan)
+    counts = kept_counts(report.plan)
     assert counts["conv1"] == 8
     assert (counts["conv2"] - 10, counts["conv3_before"] - 10) != (0, 0)
     # Outside, every tensor keeps its width.
@@ -736,8 +712,7 @@ def test_a_search_between_adapters_with_training_goes_on_where_it_was(tmp_path):
         trained(model, data, killed, path, compensate="adapter", keep=0.7, criterion=criteria.FPOMP())
     small, report = trained(model, data, rest, path, compensate="adapter", keep=0.7, criterion=criteria.FPOMP())
     assert len(killed.sizes) + len(rest.sizes) == len(whole.sizes) + 1
-    for one, two in zip(values(wanted), values(small), strict=True):
-        np.testing.assert_array_equal(one, two)
+    assert_all_equal(values(wanted), values(small))
     assert report.plan.cost["macs"][1] <= 0.7 * report.plan.cost["macs"][0]
     wide = add_adapters(model, wrappable(kfp.analyze(model)))
     assert set(kept_of(report.plan)) == {group.name for group in kfp.analyze(wide).groups}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal, images, predict, total_macs, values
 from keras import layers, ops
 from zoo import ZOO, random_inputs, randomise
 
@@ -36,22 +37,13 @@ UNWRAPPED = ["nested_called_twice", "sequential"]
 SIDES = ("_before", "_after")
 
 
-def outputs(model: keras.Model, x) -> list[np.ndarray]:
-    flat = keras.tree.flatten(model(x, training=False))
-    return [keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")).astype(float) for y in flat]
-
-
 def assert_same_outputs(model: keras.Model, other: keras.Model, x, tolerance: float = 1e-4) -> None:
-    for wanted, received in zip(outputs(model, x), outputs(other, x), strict=True):
+    for wanted, received in zip(predict(model, x), predict(other, x), strict=True):
         assert received == pytest.approx(wanted, abs=tolerance * max(1.0, np.abs(wanted).max()))
 
 
 def squared_error(model: keras.Model, other: keras.Model, x) -> float:
-    return sum(np.square(a - b).mean() for a, b in zip(outputs(model, x), outputs(other, x), strict=True))
-
-
-def values(model: keras.Model) -> list[np.ndarray]:
-    return [ops.convert_to_numpy(w.value).copy() for w in model.weights]
+    return sum(np.square(a - b).mean() for a, b in zip(predict(model, x), predict(other, x), strict=True))
 
 
 def kernel(model: keras.Model, name: str) -> np.ndarray:
@@ -73,14 +65,9 @@ def adapters(model: keras.Model) -> list[str]:
     return [path for path in paths(model) if path.endswith(SIDES)]
 
 
-def macs(model: keras.Model) -> int:
-    cost = kfp.budgets.CostModel(kfp.analyze(model))
-    return cost.macs(cost.sizes)
-
-
 def block(width: int = 8, strides: int = 1, bias: bool = True, seed: int = 0) -> keras.Model:
     """conv1, then a residual block of conv2 and conv3, then conv4 with bias and activation inside."""
-    inputs = keras.Input((12, 12, 3))
+    inputs = keras.Input((8, 8, 3))
     y = layers.ReLU(name="relu1")(layers.Conv2D(width, 3, padding="same", name="conv1")(inputs))
     z = layers.Conv2D(width, 3, padding="same", use_bias=bias, name="conv2")(y)
     z = layers.ReLU(name="relu2")(layers.BatchNormalization(name="bn2")(z))
@@ -88,10 +75,6 @@ def block(width: int = 8, strides: int = 1, bias: bool = True, seed: int = 0) ->
     y = layers.ReLU(name="relu3")(layers.Add(name="join")([y, layers.BatchNormalization(name="bn3")(z)]))
     y = layers.Conv2D(width, 3, strides=strides, padding="same", activation="relu", name="conv4")(y)
     return randomise(keras.Model(inputs, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D()(y))), seed)
-
-
-def images(count: int = 32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(count, 12, 12, 3)).astype("float32")
 
 
 def pruned(model: keras.Model, budget, method="l2", **options) -> keras.Model:
@@ -117,11 +100,9 @@ def test_adding_changes_no_output_and_merging_gives_the_model_back(name, tmp_pat
     back = merge_adapters(wide)
     assert back.count_params() == model.count_params()
     assert sorted(paths(back)) == sorted(paths(model))
-    for old, new in zip(before, values(back), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, values(back))
     assert_same_outputs(model, back, x, 1e-6)
-    for old, new in zip(before, values(model), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, values(model))
 
 
 def test_what_is_wrapped_has_a_window_and_one_caller_and_is_not_the_first():
@@ -361,7 +342,7 @@ def test_adapters_that_cost_more_than_they_save_are_merged(share):
     )
     assert not adapters(small)
     assert small.count_params() == model.count_params()
-    assert report.plan.cost == {"macs": [macs(model)] * 2, "params": [model.count_params()] * 2}
+    assert report.plan.cost == {"macs": [total_macs(model)] * 2, "params": [model.count_params()] * 2}
     # Something was removed all the same, and the least squares fit of it is there.
     assert np.linalg.matrix_rank(kernel(small, "conv2").reshape(-1, 20), tol=1e-4) == round(share * 20)
 
@@ -383,10 +364,10 @@ def test_a_budget_is_a_share_of_the_original_and_never_exceeded(kind, strides, k
     small, report = kfp.prune_model(
         model, "l1", kind(keep=keep), compensate="adapter", return_report=True, verify=False, progress=False
     )
-    size = {kfp.MacsBudget: macs, kfp.ParamsBudget: keras.Model.count_params}[kind]
+    size = {kfp.MacsBudget: total_macs, kfp.ParamsBudget: keras.Model.count_params}[kind]
     assert size(small) <= keep * size(model)
     assert report.plan.cost == {
-        "macs": [macs(model), macs(small)],
+        "macs": [total_macs(model), total_macs(small)],
         "params": [model.count_params(), small.count_params()],
     }
 
@@ -395,7 +376,7 @@ def test_the_smallest_reachable_budget_is_named_as_a_share_of_the_original():
     model = block()
     with pytest.raises(errors.InfeasibleBudgetError, match=r"smallest reachable is ([\d,]+) \(([\d.]+) % of") as caught:
         pruned(model, 0.01)
-    assert f"% of {macs(model):,})" in str(caught.value)
+    assert f"% of {total_macs(model):,})" in str(caught.value)
 
 
 # ----------------------------------------------------------------------------------------- what the papers counted
@@ -469,8 +450,7 @@ def test_a_plan_replays_bit_for_bit(data, tmp_path):
     plan = kfp.PruningPlan.load(tmp_path / "plan.json")
     again, second = kfp.apply_plan(model, plan, compensate="adapter", return_report=True, progress=False, **more)
     assert paths(again) == paths(small)
-    for one, two in zip(values(small), values(again), strict=True):
-        np.testing.assert_array_equal(one, two)
+    assert_all_equal(values(small), values(again))
     assert second.to_dict() == report.to_dict()
 
 
@@ -527,7 +507,7 @@ def test_a_pruned_model_can_be_pruned_again():
     once = pruned(model, kfp.FiltersBudget(0.75))
     twice = pruned(once, kfp.FiltersBudget(0.5))
     assert twice.count_params() < once.count_params()
-    assert outputs(twice, x)[0].shape == (32, 4)
+    assert predict(twice, x)[0].shape == (32, 4)
 
 
 @pytest.mark.parametrize("around", ["conv2", "pool"])

@@ -7,6 +7,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal, images, keeping, predict, values
 from keras import layers
 from zoo import ZOO, random_inputs, randomise
 
@@ -38,29 +39,16 @@ NAMES = ["least_squares", "bn", "mean_shift", "linear"]
 EXACT = compensators.LeastSquares(variance=False, ridge=1e-9)
 
 
-def outputs(model: keras.Model, x) -> list[np.ndarray]:
-    flat = keras.tree.flatten(model(x, training=False))
-    return [keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")).astype(float) for y in flat]
-
-
 def output(model: keras.Model, x: np.ndarray, layer: str | None = None) -> np.ndarray:
     """The model's only output, or that of one layer."""
-    return outputs(keras.Model(model.input, model.get_layer(layer).output) if layer else model, x)[0]
+    return predict(keras.Model(model.input, model.get_layer(layer).output) if layer else model, x)[0]
 
 
 def error(model: keras.Model, other: keras.Model, x) -> float:
     """Squared distance of the outputs, relative to their variance."""
-    pairs = list(zip(outputs(model, x), outputs(other, x), strict=True))
+    pairs = list(zip(predict(model, x), predict(other, x), strict=True))
     spread = sum(np.square(a - a.mean(axis=0)).sum() for a, _ in pairs)
     return sum(np.square(a - b).sum() for a, b in pairs) / spread
-
-
-def values(model: keras.Model) -> list[np.ndarray]:
-    return [keras.ops.convert_to_numpy(w.value).copy() for w in model.weights]
-
-
-def images(count: int = 64, side: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(count, side, side, channels)).astype("float32")
 
 
 def give(layer, **arrays) -> None:
@@ -71,15 +59,6 @@ def give(layer, **arrays) -> None:
 
 def weight(model: keras.Model, layer: str, name: str) -> np.ndarray:
     return keras.ops.convert_to_numpy(getattr(model.get_layer(layer), name).value)
-
-
-def keeping(model: keras.Model, **kept: list[int]) -> kfp.PruningPlan:
-    """A plan under which the named groups keep the given units and all others stay whole."""
-    plan = kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1.0), progress=False)
-    for group in plan.groups:
-        group["kept"] = list(kept.pop(group["name"], group["kept"]))
-    assert not kept
-    return plan
 
 
 def cut(model: keras.Model, compensate, x=None, **kept: list[int]) -> keras.Model:
@@ -111,17 +90,15 @@ def test_contract(name, compensate):
     shift does not make up for what the dense layers of `dense_mlp` lose.
     """
     model, plan, x, fresh, plain = subject(name)
-    before, said = values(model), outputs(model, fresh)
+    before, said = values(model), predict(model, fresh)
     small = kfp.prune_model(model, "l2", 0.6, data=x, compensate=compensate, verify=False, progress=False)
     again = kfp.apply_plan(model, plan, data=x, compensate=compensate, verify=False, progress=False)
-    for old, new in zip(before, values(model), strict=True):
-        np.testing.assert_array_equal(old, new)
-    for old, new in zip(said, outputs(model, fresh), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, values(model))
+    assert_all_equal(said, predict(model, fresh))
     for one, two in zip(values(small), values(again), strict=True):
         np.testing.assert_array_equal(one, two)
         assert np.isfinite(one.astype(float)).all()
-    assert all(np.isfinite(y).all() for y in outputs(small, fresh))
+    assert all(np.isfinite(y).all() for y in predict(small, fresh))
     if compensate == "least_squares" or (compensate == "mean_shift" and name != "dense_mlp"):
         assert error(model, small, fresh) < 0.75 * plain
 
@@ -130,8 +107,7 @@ def test_contract(name, compensate):
 def test_nothing_changes_where_nothing_was_removed(compensate):
     model, _, x, *_ = subject("residual_projection")
     same = kfp.prune_model(model, "l2", kfp.FiltersBudget(1.0), data=x, compensate=compensate, progress=False)
-    for old, new in zip(values(model), values(same), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(values(model), values(same))
 
 
 @pytest.mark.parametrize("compensate", ["least_squares", "mean_shift", "linear"])
@@ -143,7 +119,7 @@ def test_a_normalization_over_another_axis_takes_no_constant(compensate, side):
     y = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv2")(y)
     y = layers.BatchNormalization(axis=1, name="rows")(y)
     model = randomise(keras.Model(inputs, layers.Conv2D(2, 1, name="last")(y)))
-    small = cut(model, compensate, images(side=side), conv1=[0, 2, 4])
+    small = cut(model, compensate, images(shape=(side, side, 3)), conv1=[0, 2, 4])
     np.testing.assert_array_equal(weight(small, "rows", "moving_mean"), weight(model, "rows", "moving_mean"))
 
 
@@ -206,7 +182,7 @@ CONSUMERS = [one_convolution, normalized, flattened, pooled_and_flattened, sever
 def test_linear_is_exact_where_only_normalization_lies_between(behind, bias):
     model, x = planted(behind=behind, bias=bias), images()
     small, plain = (cut(model, how, conv1=[0, 1, 2, 3, 4]) for how in ("linear", "none"))
-    for wanted, received, without in zip(*(outputs(m, x) for m in (model, small, plain)), strict=True):
+    for wanted, received, without in zip(*(predict(m, x) for m in (model, small, plain)), strict=True):
         assert received == pytest.approx(wanted, abs=1e-4)
         assert np.abs(without - wanted).max() > 0.1
 
@@ -264,7 +240,7 @@ def test_linear_of_a_transposed_consumer(strides):
     kernel = weight(model, "conv1", "kernel").copy()
     kernel[..., 5:] = kernel[..., :5] @ np.random.default_rng(3).normal(size=(5, 3))
     give(model.get_layer("conv1"), kernel=kernel)
-    x = images(side=6)
+    x = images(shape=(6, 6, 3))
     small, plain = (cut(model, how, conv1=[0, 1, 2, 3, 4]) for how in ("linear", "none"))
     assert output(small, x) == pytest.approx(output(model, x), abs=1e-4)
     assert np.abs(output(plain, x) - output(model, x)).max() > 0.1
@@ -439,8 +415,7 @@ def test_a_layer_with_room_for_no_constant_keeps_its_weights():
     y = layers.Conv2D(5, 3, use_bias=False, activation="relu", name="next")(y)
     model = randomise(keras.Model(inputs, layers.BatchNormalization(name="bn")(y)))
     small, plain = cut(model, "mean_shift", images(), conv1=[0, 1, 2]), cut(model, "none", conv1=[0, 1, 2])
-    for one, two in zip(values(small), values(plain), strict=True):
-        np.testing.assert_array_equal(one, two)
+    assert_all_equal(values(small), values(plain))
 
 
 # ------------------------------------------------------------------------------------------------- least squares
@@ -657,7 +632,7 @@ def test_the_sensitivity_of_a_linear_network_is_the_norm_of_its_jacobian():
     x = np.random.default_rng(0).normal(size=(512, 5)).astype("float32")
     found = sensitivities(model, x, ["fc1", "fc2", "fc3"])
     tail = np.eye(4)
-    variance = outputs(model, x)[0].var()
+    variance = predict(model, x)[0].var()
     for name in ("fc3", "fc2", "fc1"):
         # The mean over 512 draws of a squared normal: 6 %, three times over.
         assert found[name] == pytest.approx(np.square(tail).sum(axis=1) / variance, rel=0.2)
@@ -679,7 +654,7 @@ def test_small_noise_moves_the_outputs_as_far_as_predicted():
         for channel in range(hidden.shape[-1]):
             noisy = hidden.copy()
             noisy[..., channel] += 1e-2 * rng.normal(size=hidden.shape[:-1])
-            moved = np.square(outputs(rest, noisy.astype("float32"))[0] - wanted).sum(axis=1).mean()
+            moved = np.square(predict(rest, noisy.astype("float32"))[0] - wanted).sum(axis=1).mean()
             # Both are means over 512 random draws; 0.15 is seen.
             assert moved / wanted.var() == pytest.approx(1e-4 * found[name][channel], rel=0.3)
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal
 from contracts import assert_contract
 from zoo import ZOO
 
@@ -188,8 +189,7 @@ def test_the_table_joins_keep_and_bits():
     assert found.rows[4].macs <= 0.5 * whole.macs
     assert found.to_dict()["rows"][1]["weight_bits"] == MIXED
     assert len(found.table().rows) == 6
-    for old, new in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, model.get_weights())
 
 
 def test_the_table_trains_every_width_once_and_checks_first():

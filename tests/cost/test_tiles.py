@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal, chain
 from keras import layers
 from zoo import randomise
 
@@ -22,15 +23,6 @@ AVX512 = "x86-avx512"
 TILES = [Tiles(1), Tiles(2), Tiles(8), Tiles(16), Tiles(32, 16), Tiles(32, 5), Tiles(2, 1), Tiles(3, 1)]
 every_tiles = pytest.mark.parametrize("tiles", TILES, ids=str)
 WIDTHS = (40, 64, 24, 100, 33)
-
-
-def chain(widths=WIDTHS) -> keras.Model:
-    y = inputs = keras.Input((6, 6, 3))
-    for number, width in enumerate(widths):
-        y = layers.Conv2D(width, 3, padding="same", name=f"conv{number}")(y)
-        y = layers.ReLU()(layers.BatchNormalization()(y))
-    y = layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(y))
-    return randomise(keras.Model(inputs, y, name="chain"))
 
 
 def data(count: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +116,7 @@ ALLOCATORS = {
 def test_every_width_fits_or_is_whole(allocator, budget):
     method = kfp.Method(criteria.L2(), allocator)
     options = {"data": data()[0], "channel_multiple": AVX512, "progress": False}
-    plan = kfp.plan_pruning(chain(), method, budget, **options)
+    plan = kfp.plan_pruning(chain(WIDTHS), method, budget, **options)
     cost = "params" if isinstance(budget, kfp.ParamsBudget) else "macs"
     assert plan.cost[cost][1] <= budget.keep * plan.cost[cost][0]
     assert all(n == size or n == 16 or n % 32 == 0 for n, size in counts(plan))
@@ -134,13 +126,13 @@ def test_every_width_fits_or_is_whole(allocator, budget):
 @pytest.mark.parametrize("floor", [1, 17, 40])
 @pytest.mark.parametrize("budget", [kfp.MacsBudget(0.85), kfp.FiltersBudget(0.3)], ids=str)
 def test_a_floor_is_never_undercut(floor, budget):
-    plan = kfp.plan_pruning(chain(), "l2", budget, channel_multiple=AVX512, min_filters=floor)
+    plan = kfp.plan_pruning(chain(WIDTHS), "l2", budget, channel_multiple=AVX512, min_filters=floor)
     assert all(n == size or (n >= floor and (n == 16 or n % 32 == 0)) for n, size in counts(plan))
     assert any(n < size for n, size in counts(plan))
 
 
 def test_filters_are_rounded_up_to_the_next_step():
-    plan = kfp.plan_pruning(chain(), "l1", kfp.FiltersBudget(0.3), channel_multiple=AVX512)
+    plan = kfp.plan_pruning(chain(WIDTHS), "l1", kfp.FiltersBudget(0.3), channel_multiple=AVX512)
     assert counts(plan) == [(16, 40), (32, 64), (16, 24), (32, 100), (16, 33)]
 
 
@@ -163,7 +155,7 @@ def test_a_search_takes_the_half_tile_last(tmp_path):
 
 
 def test_a_checkpoint_of_other_tiles_is_refused(tmp_path):
-    model, options = chain(), {"data": data()[0], "progress": False}
+    model, options = chain(WIDTHS), {"data": data()[0], "progress": False}
     search = kfp.Method(criteria.L2(), allocators.Search(measure="error", checkpoint=tmp_path / "search.json"))
     first = kfp.plan_pruning(model, search, 0.6, channel_multiple="arm64", **options)
     written = search.allocator.checkpoint.path.read_bytes()
@@ -175,14 +167,13 @@ def test_a_checkpoint_of_other_tiles_is_refused(tmp_path):
 
 @pytest.mark.parametrize("method", ["l2", "bn_scale", "fp_omp", "energy"])
 def test_arm64_is_multiples_of_8(method):
-    model, x = chain(), data()[0] if method in ("fp_omp", "energy") else None
+    model, x = chain(WIDTHS), data()[0] if method in ("fp_omp", "energy") else None
     named, number = (
         kfp.prune_model(model, method, 0.6, data=x, channel_multiple=c, return_report=True, progress=False)
         for c in ("arm64", 8)
     )
     assert kept(named[1].plan) == kept(number[1].plan)
-    for a, b in zip(named[0].get_weights(), number[0].get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(named[0].get_weights(), number[0].get_weights())
 
 
 @pytest.mark.parametrize("compensate", ["none", "adapter"])

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -128,8 +129,7 @@ def test_nothing_is_mutated(analysed, ready, name, key):
     for group in ranked(graph, criterion):
         criterion.scores(group, weights)
         criterion.select(group, 1, weights)
-    for old, new in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, model.get_weights())
     for key in live:
         np.testing.assert_array_equal(weights[key], live[key])
 
@@ -140,8 +140,7 @@ def test_planning_leaves_the_model_bit_identical(name):
     before, config = model.get_weights(), model.get_config()
     kfp.plan_pruning(model, name, 0.6, data=images(model, as_method(name, 0).criterion.requires))
     assert model.get_config() == config
-    for old, new in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, model.get_weights())
 
 
 def permute(model, graph, seed=3):

@@ -7,8 +7,8 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from builders import digits, observed
 from keras import layers
-from sklearn.datasets import load_digits
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -37,12 +37,6 @@ def masks(n: int, gone: int) -> np.ndarray:
     return sets
 
 
-def observed(model: keras.Model, x, criterion=None):
-    graph = kfp.analyze(model)
-    weights = Weights(graph.view)
-    return graph, weights, (criterion or criteria.Genetic()).observe(graph, weights, x, False)
-
-
 def dense(seed: int = 0) -> keras.Model:
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((5,))
@@ -56,7 +50,7 @@ def dense(seed: int = 0) -> keras.Model:
 
 def test_the_error_is_that_of_the_consumers_outputs_before_bias_and_activation():
     model, x = dense(), np.random.default_rng(1).normal(size=(50, 5)).astype("float32")
-    graph, _, criterion = observed(model, x)
+    graph, _, criterion = observed(criteria.Genetic(), model, x)
     (group,) = graph.groups
     hidden = keras.ops.convert_to_numpy(model.get_layer("hidden")(x)).astype(float)
     for removed in ([0], [3, 4], [1, 2, 5, 8], list(range(9))):
@@ -75,7 +69,7 @@ def test_the_error_of_a_convolution_covers_all_its_taps():
     h = layers.Conv2D(6, 3, padding="same", activation="relu", name="first")(inputs)
     model = keras.Model(inputs, layers.Conv2D(4, 3, name="second")(h))
     x = np.random.default_rng(1).normal(size=(40, 3, 3, 2)).astype("float32")
-    graph, _, criterion = observed(model, x)
+    graph, _, criterion = observed(criteria.Genetic(), model, x)
     seen = keras.ops.convert_to_numpy(model.get_layer("first")(x)).astype(float).reshape(40, 9, 6)
     kernel = keras.ops.convert_to_numpy(model.get_layer("second").kernel).reshape(9, 6, 4)
     for removed in ([0], [2, 5], [0, 1, 3]):
@@ -160,14 +154,14 @@ def test_equal_seeds_choose_equally_and_names_do_not_matter():
     model = dense()
     chosen = []
     for seed in (0, 0, 1):
-        graph, weights, criterion = observed(model, x, criteria.Genetic(seed=seed))
+        graph, weights, criterion = observed(criteria.Genetic(seed=seed), model, x)
         chosen.append([criterion.select(graph.groups[0], k, weights).tolist() for k in range(1, 10)])
     assert chosen[0] == chosen[1]
     inputs = keras.Input((5,))
     h = layers.Dense(9, activation="relu", name="z")(inputs)
     renamed = keras.Model(inputs, [layers.Dense(4, activation="tanh", name="x")(h), layers.Dense(6, name="y")(h)])
     renamed.set_weights(model.get_weights())
-    graph, weights, criterion = observed(renamed, x, criteria.Genetic(seed=0))
+    graph, weights, criterion = observed(criteria.Genetic(seed=0), renamed, x)
     assert [criterion.select(graph.groups[0], k, weights).tolist() for k in range(1, 10)] == chosen[0]
 
 
@@ -177,7 +171,7 @@ def test_a_channel_without_effect_goes_first():
         kernel = keras.ops.convert_to_numpy(model.get_layer(name).kernel).copy()
         kernel[[2, 7]] = 0
         model.get_layer(name).kernel.assign(kernel)
-    graph, weights, criterion = observed(model, x)
+    graph, weights, criterion = observed(criteria.Genetic(), model, x)
     for count in range(1, 9):
         kept = criterion.select(graph.groups[0], count, weights)
         assert count > 7 or not {2, 7} & set(kept)
@@ -190,7 +184,7 @@ def test_where_channels_do_not_share_outputs_the_search_is_a_ranking():
     h = layers.Dense(6, activation="relu", name="hidden")(inputs)
     model = keras.Model(inputs, layers.Dense(6, name="out", kernel_initializer="identity")(h))
     x = np.random.default_rng(1).normal(size=(50, 5)).astype("float32")
-    graph, weights, criterion = observed(model, x)
+    graph, weights, criterion = observed(criteria.Genetic(), model, x)
     q = criterion.found(graph.groups[0])
     np.testing.assert_allclose(q, np.diag(np.diag(q)), atol=1e-12)
     for count in range(1, 6):
@@ -202,7 +196,7 @@ def test_where_channels_do_not_share_outputs_the_search_is_a_ranking():
 def test_the_selection_beats_norms_in_whole_models(name):
     model = ZOO[name]()
     x = random_inputs(model, batch=32, seed=1)
-    graph, weights, criterion = observed(model, x)
+    graph, weights, criterion = observed(criteria.Genetic(), model, x)
     better = 0
     for group in graph.groups:
         if criterion.refuses(group) is None:
@@ -230,7 +224,7 @@ def test_settings_out_of_range(settings):
 
 @pytest.mark.parametrize("count", [0, 10])
 def test_counts_that_the_group_does_not_have(count):
-    graph, weights, criterion = observed(dense(), np.ones((4, 5), "float32"))
+    graph, weights, criterion = observed(criteria.Genetic(), dense(), np.ones((4, 5), "float32"))
     with pytest.raises(kfp.errors.InfeasibleBudgetError, match="'hidden' has 9 units"):
         criterion.select(graph.groups[0], count, weights)
 
@@ -259,11 +253,6 @@ def convolutions() -> keras.Model:
     return model
 
 
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    found = load_digits()
-    return (found.images[:300, :, :, None] / 16).astype("float32"), found.target[:300]
-
-
 def layerwise(checkpoint=None) -> kfp.Method:
     allocator = allocators.Sensitivity((0.5,), checkpoint=checkpoint)
     return kfp.Method(criteria.Genetic(), allocator, compensators.LeastSquares(), one_by_one=True)
@@ -290,7 +279,7 @@ def test_groups_are_cut_one_by_one_the_least_sensitive_first(trained):
         trained, method, 0.4, data=x, finetune=lambda m: seen.append(widths(m)), return_report=True, progress=False
     )
     assert widths(small) == seen[-1]
-    graph, weights, criterion = observed(trained, x)
+    graph, weights, criterion = observed(criteria.Genetic(), trained, x)
     trial, before, scores = Trial(graph, x, "error", False), [10, 12, 14], []
     for now in seen:
         (changed,) = (i for i in range(3) if now[i] != before[i])
@@ -315,7 +304,7 @@ def test_a_group_is_chosen_on_the_network_as_it_is_then(trained):
     kfp.prune_model(trained, layerwise(), 0.4, data=data, finetune=keep, progress=False)
     second = next(i for i in range(3) if widths(models[1])[i] != widths(models[0])[i])
     name, count = f"conv{second + 1}", widths(models[1])[second]
-    graph, weights, criterion = observed(models[0], data[0])
+    graph, weights, criterion = observed(criteria.Genetic(), models[0], data[0])
     kept = criterion.select(graph.by_name[name], count, weights)
     kernel = keras.ops.convert_to_numpy(models[1].get_layer(name).bias)
     expected = keras.ops.convert_to_numpy(models[0].get_layer(name).bias)[kept]

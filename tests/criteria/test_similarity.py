@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from builders import array, assert_all_equal, images
 from keras import layers
 from scipy.stats import gmean
 from zoo import randomise
@@ -60,18 +61,10 @@ def unit_rows(count: int, width: int, seed: int = 0) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def array(variable) -> np.ndarray:
-    return keras.ops.convert_to_numpy(variable.value).copy()
-
-
 def output(model: keras.Model, x: np.ndarray) -> np.ndarray:
     """All outputs as one array (samples, values)."""
     flat = keras.tree.flatten(model(x, training=False))
     return np.concatenate([keras.ops.convert_to_numpy(y).reshape(len(x), -1).astype(float) for y in flat], axis=1)
-
-
-def images(count: int = 32, side: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(count, side, side, channels)).astype("float32")
 
 
 # ---------------------------------------------------------------------------------------------------- prototypes
@@ -844,7 +837,7 @@ def test_an_allocator_that_measures_does_not_go_with_the_redundancy_budget(netwo
     with pytest.raises(
         kfp.errors.InfeasibleBudgetError, match=r"and RedundancyBudget\(\) does too\. Give a MacsBudget or a"
     ):
-        kfp.plan_pruning(network, method, kfp.RedundancyBudget(), data=(images(), np.zeros(32, int)), progress=False)
+        kfp.plan_pruning(network, method, kfp.RedundancyBudget(), data=(images(), np.zeros(64, int)), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -1056,8 +1049,7 @@ def unchanged(model: keras.Model, error, sentence: str, *args, **options) -> Non
     before = [w.copy() for w in model.get_weights()]
     with pytest.raises(error, match=sentence):
         kfp.prune_model(model, *args, progress=False, **options)
-    for old, new in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, model.get_weights())
 
 
 def test_more_columns_than_a_layer_has_filters():

@@ -5,20 +5,15 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from builders import digits, observed
 from keras import layers
 from other_backends import on_other_backends, run_on
-from sklearn.datasets import load_digits
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
 from keras_filterprune import criteria, errors
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.gradients import BATCH, gate_gradients, weight_gradients
-
-
-def digits(count: int = 64):
-    found = load_digits()
-    return (found.images[:count, :, :, None] / 16).astype("float32"), found.target[:count]
 
 
 def network(activation: str | None = None, classes: int = 10) -> keras.Model:
@@ -33,12 +28,6 @@ def network(activation: str | None = None, classes: int = 10) -> keras.Model:
     for weight in model.weights:
         weight.assign(weight + rng.normal(0, 0.1, weight.shape) ** 2)
     return model
-
-
-def observed(criterion, model: keras.Model, data):
-    graph = kfp.analyze(model)
-    weights = Weights(graph.view)
-    return graph, weights, criterion.observe(graph, weights, data, False)
 
 
 def loss(model: keras.Model, x: np.ndarray, y: np.ndarray, logits: bool = True) -> float:

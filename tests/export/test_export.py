@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from builders import assert_all_equal, images
 
 from keras_filterprune.errors import (
     CalibrationDataError,
@@ -64,10 +65,6 @@ class ActsDifferentlyWhenTraced(keras.layers.Layer):
         return inputs if tf.executing_eagerly() else 1.1 * inputs
 
 
-def images(count=24, seed=0):
-    return np.random.default_rng(seed).standard_normal((count, 12, 12, 3)).astype("float32")
-
-
 def run_file(path, **inputs):
     return Interpreter(model_path=os.fspath(path)).get_signature_runner()(**inputs)
 
@@ -80,7 +77,7 @@ def float_file(tmp_path_factory):
 
 def test_float32_file_computes_what_keras_computes(float_file):
     model, result = float_file
-    sample = images(1, seed=5)
+    sample = images(1, (12, 12, 3), seed=5)
     (output,) = run_file(result.path, image=sample).values()
     np.testing.assert_allclose(output, model.predict(sample, verbose=0), atol=1e-5)
     assert result.max_abs_difference < 1e-5
@@ -105,8 +102,7 @@ def test_nothing_but_the_file_is_left_and_the_model_is_unchanged(tmp_path):
     assert os.listdir(tmp_path) == ["model.tflite"]
     assert model.get_config() == config
     assert model.compiled
-    for before, after in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
+    assert_all_equal(weights, model.get_weights())
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
@@ -181,26 +177,26 @@ def test_unnamed_input_gets_a_name_that_does_not_depend_on_the_process(tmp_path)
 def test_int8_is_small_and_close(tmp_path, float_file):
     model = classifier(width=64)
     big = export_tflite(model, tmp_path / "float.tflite")
-    small = export_tflite(model, tmp_path / "int8.tflite", quantize="int8", data=images())
+    small = export_tflite(model, tmp_path / "int8.tflite", quantize="int8", data=images(24, (12, 12, 3)))
     assert small.bytes < 0.5 * big.bytes
     assert small.quantize == "int8"
     assert small.ops["QUANTIZE"] == small.ops["DEQUANTIZE"] == 1
-    largest = float(np.abs(model.predict(images(), verbose=0)).max())
+    largest = float(np.abs(model.predict(images(24, (12, 12, 3)), verbose=0)).max())
     assert 0 < small.max_abs_difference < 0.05 * largest
     assert small.top1_agreement > 0.8
-    (output,) = run_file(small.path, image=images(1)).values()
+    (output,) = run_file(small.path, image=images(1, (12, 12, 3))).values()
     assert output.dtype == np.float32
 
 
 def test_float16_halves_the_weights_and_is_closer_than_int8(tmp_path, float_file):
     model = classifier(width=64)
     big, half, small = (
-        export_tflite(model, tmp_path / f"{mode}.tflite", quantize=mode, data=images())
+        export_tflite(model, tmp_path / f"{mode}.tflite", quantize=mode, data=images(24, (12, 12, 3)))
         for mode in ("float32", "float16", "int8")
     )
     assert small.bytes < half.bytes < 0.6 * big.bytes
     assert big.max_abs_difference < half.max_abs_difference < 0.1 * small.max_abs_difference
-    (output,) = run_file(half.path, image=images(1)).values()
+    (output,) = run_file(half.path, image=images(1, (12, 12, 3))).values()
     assert output.dtype == np.float32
 
 
@@ -286,10 +282,10 @@ def test_one_damaged_weight_is_noticed(float_file):
     assert start > 0
     content[start : start + 4] = np.float32(3.0).tobytes()
     ports = input_ports(model)
-    parity = measure_parity(model, bytes(content), ports, {"image": images(4)})
+    parity = measure_parity(model, bytes(content), ports, {"image": images(4, (12, 12, 3))})
     assert parity.relative_difference > 1e-3
     with pytest.raises(ExportError, match="LiteRT cannot run the converted file"):
-        measure_parity(model, bytes(content[:-200]), ports, {"image": images(4)})
+        measure_parity(model, bytes(content[:-200]), ports, {"image": images(4, (12, 12, 3))})
 
 
 def test_outputs_of_another_model_are_noticed(float_file):
@@ -297,7 +293,7 @@ def test_outputs_of_another_model_are_noticed(float_file):
     x = keras.Input((12, 12, 3), name="image")
     other = keras.Model(x, keras.layers.GlobalAveragePooling2D()(x))
     with pytest.raises(ExportError, match=r"'output_0' .* shape \(2, 3\) for 2 samples, but .* file has .*10"):
-        measure_parity(other, result.path.read_bytes(), input_ports(other), {"image": images(2)})
+        measure_parity(other, result.path.read_bytes(), input_ports(other), {"image": images(2, (12, 12, 3))})
 
 
 def test_nan_weights_are_refused(tmp_path):

@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from builders import images
 from zoo import ZOO, random_inputs
 
 import tflite_bench
@@ -38,10 +39,6 @@ def slow_net():
     return keras.Model(x, y, name="slow")
 
 
-def images(shape, count=12, seed=0):
-    return np.random.default_rng(seed).standard_normal((count, *shape)).astype("float32")
-
-
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
     """The model, and `export(mode, **options)` -> result, each exported once."""
@@ -51,7 +48,7 @@ def slow(tmp_path_factory):
         key = (mode, str(options))
         if key not in done:
             path = folder / f"{len(done)}.tflite"
-            done[key] = export_tflite(model, path, quantize=mode, data=images((16, 16, 3)), **options)
+            done[key] = export_tflite(model, path, quantize=mode, data=images(12, (16, 16, 3)), **options)
         return done[key]
 
     return model, export
@@ -119,7 +116,7 @@ def test_big_integer_files_hold_their_weights_and_take_metadata(tmp_path):
     x = keras.Input((600,), name="features")
     model = keras.Model(x, layers.Dense(3)(layers.Dense(600, activation="relu")(x)))
     metadata = Metadata(labels=["a", "b", "c"])
-    result = export_tflite(model, tmp_path / "m.tflite", quantize="int8", data=images((600,), 16), metadata=metadata)
+    result = export_tflite(model, tmp_path / "m.tflite", quantize="int8", data=images(16, (600,)), metadata=metadata)
     assert result.bytes > 600 * 600
     assert result.relative_difference < 0.05
 
@@ -130,7 +127,7 @@ def test_integer_inputs_and_outputs(slow, mode, dtype):
     result = export(mode, integer_io=True)
     given, returned = input_and_output(result.path)
     assert given["dtype"] == returned["dtype"] == dtype
-    x = images((16, 16, 3))
+    x = images(12, (16, 16, 3))
     predicted = predict_tflite(result.path, x)
     assert predicted.dtype == np.float32
     np.testing.assert_allclose(predicted, model.predict(x, verbose=0), atol=0.05)
@@ -142,7 +139,7 @@ def test_open_batch_takes_any_number_of_samples(tmp_path):
 
     x = keras.Input((6, 6, 3), name="image")
     model = keras.Model(x, layers.Dense(4)(layers.Flatten()(layers.Conv2D(5, 3, activation="relu")(x))))
-    samples = images((6, 6, 3), 20)
+    samples = images(20, (6, 6, 3))
     for mode in (None, "int8"):
         result = export_tflite(model, tmp_path / f"{mode}.tflite", quantize=mode, data=samples, dynamic_batch=True)
         assert list(input_and_output(result.path)[0]["shape_signature"]) == [-1, 6, 6, 3]
@@ -233,7 +230,7 @@ def test_delegated_operators_are_read_off_the_runtime(slow):
 def test_padding_is_called_folded_where_the_runtime_does_not_run_it(reader, mode, tmp_path):
     x = keras.Input((32, 32, 64))
     model = keras.Model(x, reader(layers.ZeroPadding2D(2)(x)))
-    calibration = images((32, 32, 64)) if "int" in mode else None
+    calibration = images(12, (32, 32, 64)) if "int" in mode else None
     quantize = None if mode == "float32" else mode
     path = export_tflite(model, tmp_path / "m.tflite", quantize=quantize, data=calibration, verify=False).path
     (padding,) = (op for op in read_operators(path.read_bytes(), model) if op.kind == "PAD")
@@ -259,7 +256,7 @@ def test_kept_operators_and_layers_stay_float32(slow):
 def test_keep_float_of_nothing_lists_what_there_is(slow):
     model, _ = slow
     with pytest.raises(UnknownNameError, match=r"got 'swish'. The operators are .*HARD_SWISH.*; the layers are conv, "):
-        export_tflite(model, "x.tflite", quantize="int8", data=images((16, 16, 3)), keep_float=("swish",))
+        export_tflite(model, "x.tflite", quantize="int8", data=images(12, (16, 16, 3)), keep_float=("swish",))
     assert not os.path.exists("x.tflite")
 
 
@@ -319,7 +316,7 @@ def test_files_with_foreign_operators_are_refused(slow, kind, custom, sentence):
 def test_quantized_files_that_compute_something_else_are_refused(tmp_path, mode):
     x = keras.Input((6,))
     model = keras.Model(x, layers.Dense(4)(ScaledWhenTraced()(x)), name="moody")
-    options = {"quantize": mode, "calibration": images((6,), 16)}
+    options = {"quantize": mode, "calibration": images(16, (6,))}
     with pytest.raises(ExportError, match=r"differs from model 'moody' by 0\.5.* at most 0\.\d+ is expected"):
         export_tflite(model, tmp_path / "m.tflite", **options)
     assert os.listdir(tmp_path) == []

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal, conv, predict
 from keras import layers, ops
 from random_graphs import random_model
 from zoo import ZOO, random_inputs
@@ -29,15 +30,10 @@ def run(view, x) -> list[np.ndarray]:
     return [ops.convert_to_numpy(y) for y in Executor(view, apply).run(tensors)]
 
 
-def predict(model, x) -> list[np.ndarray]:
-    return [ops.convert_to_numpy(y) for y in keras.tree.flatten(model(x, training=False))]
-
-
 def assert_view_computes(model, x=None) -> None:
     """The view, executed call by call, gives the model's own outputs."""
     x = random_inputs(model) if x is None else x
-    for a, b in zip(run(view_model(model), x), predict(model, x), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(run(view_model(model), x), predict(model, x))
 
 
 def nested(model) -> list[keras.Model]:
@@ -119,10 +115,6 @@ def test_viewing_leaves_the_model_alone(model):
 
 
 # Structures that the zoo does not have.
-
-
-def conv(filters: int, name: str, **kwargs):
-    return layers.Conv2D(filters, 3, padding="same", name=name, **kwargs)
 
 
 def block(shape=(6, 6, 3), name="block") -> keras.Model:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal
 from keras import layers, ops
 from oracle import TOLERANCE, oracle_difference
 from zoo import randomise
+from zoo.base import conv
 
 import keras_filterprune as kfp
 from keras_filterprune import errors
@@ -55,10 +57,6 @@ def wrong(*types: type, names: tuple = (), body: Callable):
         return handler
 
     return decorator
-
-
-def conv(x, filters: int, name: str, **kwargs):
-    return layers.Conv2D(filters, 3, padding="same", name=name, **kwargs)(x)
 
 
 @wrong(layers.Flatten, body=lambda x: layers.Flatten()(x))
@@ -367,8 +365,7 @@ def test_wrong_handler_leaves_the_original_untouched(install):
     install(case)
     with pytest.raises(errors.SurgeryError):
         kfp.prune_model(model, "l2", 0.5, progress=False)
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(before, model.get_weights())
 
 
 def test_surgery_error_names_the_first_layer_that_differs(install):

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from builders import chain
 from keras import layers
 from zoo import ZOO, randomise
 
@@ -31,15 +32,6 @@ OTHER = "Cortex-A76"
 QUIET = {"progress": False}
 FLOOR = 0.5
 ONE, EIGHT = Tiles(1), Tiles(8)
-
-
-def chain(widths=(64, 96, 48), size: int = 6, classes: int = 3) -> keras.Model:
-    y = inputs = keras.Input((size, size, 3))
-    for number, width in enumerate(widths):
-        y = layers.Conv2D(width, 3, padding="same", name=f"conv{number}")(y)
-        y = layers.ReLU()(layers.BatchNormalization()(y))
-    y = layers.Dense(classes, name="head")(layers.GlobalAveragePooling2D()(y))
-    return randomise(keras.Model(inputs, y, name="chain"))
 
 
 def blocks(preactivation: bool = False) -> keras.Model:
@@ -862,14 +854,14 @@ def test_a_budget_below_the_reachable_minimum_says_what_is_left():
 
 def test_the_table_of_another_model_is_refused_before_anything_is_cut():
     with pytest.raises(errors.InfeasibleBudgetError, match=r"has no time for an operator with .*kind=CONV_2D"):
-        kfp.prune_model(chain(), "l2", kfp.LatencyBudget(keep=0.5, table=table_of(chain(size=5))), **QUIET)
+        kfp.prune_model(chain(), "l2", kfp.LatencyBudget(keep=0.5, table=table_of(chain(side=5))), **QUIET)
 
 
 # ------------------------------------------------------------------------------------------- on this computer
 
 
 def test_a_measured_table_prunes_to_a_model_that_is_measured_faster(tmp_path):
-    model = chain((32, 48), size=24)
+    model = chain((32, 48), side=24)
     table = kfp.measure_latency(model, tmp_path / "table.json", **QUIET)
     assert table.device == machine_info()["cpu"]
     assert kfp.LatencyTable.load(tmp_path / "table.json").digest == table.digest
@@ -899,7 +891,7 @@ def test_another_device_is_not_measured_here():
 
 
 def test_a_model_that_is_not_faster_is_refused():
-    narrow, wide = chain((8, 8), size=16), chain((96, 96), size=16)
+    narrow, wide = chain((8, 8), side=16), chain((96, 96), side=16)
     table = table_of(narrow, wide, device=machine_info()["cpu"])
     with pytest.raises(
         errors.InfeasibleBudgetError, match=r"the pruned model is not faster: measured .* ms dense, .* pruned"
@@ -914,11 +906,11 @@ def test_an_int8_table_is_measured_with_int8_files(monkeypatch):
         bytes_of_files.extend(file.stat().st_size for file in files)
         return benchmark(files, **settings)
 
-    model = chain((64, 64), size=12)
+    model = chain((64, 64), side=12)
     table = kfp.measure_latency(model, quantize="int8", **QUIET)
     assert table.data_type == "int8"
     monkeypatch.setattr(tflite_bench, "benchmark", watched)
-    note = require_faster(model, chain((8, 8), size=12), table)
+    note = require_faster(model, chain((8, 8), side=12), table)
     assert note.startswith("Measured latency: ")
     assert bytes_of_files[0] < 2 * model.count_params()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal, digits
 from keras import layers
-from sklearn.datasets import load_digits
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -15,11 +15,6 @@ from keras_filterprune.criteria import Criterion
 from keras_filterprune.layer_pruning.importance import FilterMean, embeddings, proxy_accuracy
 from keras_filterprune.layer_pruning.removal import verify_removal, without_units
 from keras_filterprune.layer_pruning.units import find_units
-
-
-def digits(count: int = 300):
-    found = load_digits()
-    return (found.images[:count, :, :, None] / 16).astype("float32"), found.target[:count]
 
 
 def randomised(model: keras.Model, seed: int = 0) -> keras.Model:
@@ -102,8 +97,7 @@ def test_the_rest_is_the_network_built_without_the_block(gone, left, final_relu)
     assert_equal(small, expected, x)
     assert small.count_params() == expected.count_params()
     assert len(small.layers) == len(expected.layers)
-    for old, new in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, model.get_weights())
 
 
 @pytest.mark.parametrize("gone", ["conv2", "conv3", "fc2"])

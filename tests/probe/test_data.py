@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal
 from zoo import ZOO
 
 import keras_filterprune as kfp
@@ -83,8 +84,7 @@ def recalibrated(model, data):
 def assert_same(a, b):
     assert a.keys() == b.keys()
     for name in a:
-        for x, y in zip(a[name], b[name], strict=True):
-            np.testing.assert_array_equal(x, y)
+        assert_all_equal(a[name], b[name])
 
 
 @pytest.fixture(scope="module")
@@ -137,15 +137,13 @@ def test_several_inputs_by_order_and_by_name(name):
     view = view_model(model)
     for form in forms:
         (batch,) = probe_data.input_batches(form, view)
-        for expected, received in zip(arrays, batch, strict=True):
-            np.testing.assert_array_equal(expected, received)
+        assert_all_equal(arrays, batch)
 
 
 def test_several_inputs_in_a_tuple_as_tf_data_gives_them():
     arrays = (images(1, (6, 8, 3)), images(2, (6, 8, 3)))
     (batch,) = probe_data.input_batches(dataset(arrays, Y, size=SAMPLES), view_model(ZOO["siamese"]()))
-    for expected, received in zip(arrays, batch, strict=True):
-        np.testing.assert_array_equal(expected, received)
+    assert_all_equal(arrays, batch)
 
 
 # --------------------------------------------------------------------------------------------- recalibration by hand
@@ -247,8 +245,7 @@ def test_the_original_and_the_data_are_untouched():
     copy = x.copy()
     x.flags.writeable = False
     kfp.prune_model(model, "l2", 0.5, data=x, progress=False)
-    for old, new in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, model.get_weights())
     np.testing.assert_array_equal(x, copy)
 
 

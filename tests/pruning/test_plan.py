@@ -9,6 +9,7 @@ import platform
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal
 from zoo import ZOO
 
 import keras_filterprune as kfp
@@ -20,8 +21,7 @@ METHODS = [name for name, needs, _ in kfp.list_methods() if needs == "nothing"]
 def assert_same_model(a, b):
     assert [layer.name for layer in a.layers] == [layer.name for layer in b.layers]
     assert [v.path for v in a.weights] == [v.path for v in b.weights]
-    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
-        np.testing.assert_array_equal(x, y)
+    assert_all_equal(a.get_weights(), b.get_weights())
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,7 @@ def test_automatic_names_of_raw_operations_do_not_count():
     a, b = ops_model(), ops_model()
     names = [{op.name for op in m.operations} for m in (a, b)]
     assert names[0] != names[1], "the two models were meant to differ in automatic names"
-    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
-        np.testing.assert_array_equal(x, y)
+    assert_all_equal(a.get_weights(), b.get_weights())
     assert fingerprint(a) == fingerprint(b)
     kfp.apply_plan(b, kfp.plan_pruning(a, "l2", 0.6), progress=False)
 

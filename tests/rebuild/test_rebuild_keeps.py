@@ -3,18 +3,14 @@
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal, conv, predict
 from keras import layers, ops
-from oracle import predict
 from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp
 from keras_filterprune import errors
 
 PACKAGE = "test_rebuild_keeps"
-
-
-def conv(filters: int, name: str, **kwargs):
-    return layers.Conv2D(filters, 3, padding="same", name=name, **kwargs)
 
 
 def image(shape=(6, 6, 3), name="image"):
@@ -504,8 +500,7 @@ def test_one_step_of_training_works_on_the_result(name):
     frozen = [np.array(w) for w in small.non_trainable_weights if "moving" not in w.path and "seed" not in w.path]
     assert np.isfinite(small.fit(x, y, verbose=0).history["loss"]).all()
     after = [np.array(w) for w in small.non_trainable_weights if "moving" not in w.path and "seed" not in w.path]
-    for a, b in zip(frozen, after, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(frozen, after)
 
 
 @pytest.mark.parametrize("name", ["sequential", "residual_projection", "nested_called_twice", "grouped_conv", "unet"])

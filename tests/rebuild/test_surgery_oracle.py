@@ -6,7 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from oracle import TOLERANCE, difference, layer_at, oracle_difference, predict, tolerance
+from builders import predict
+from oracle import TOLERANCE, difference, layer_at, oracle_difference, tolerance
 from random_graphs import random_model
 from zoo import ZOO, random_inputs
 

@@ -11,8 +11,8 @@ import multiprocessing
 import keras
 import numpy as np
 import pytest
+from builders import digits
 from keras import layers
-from sklearn.datasets import load_digits
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -20,11 +20,6 @@ from keras_filterprune import allocators, compensators, criteria, errors
 from keras_filterprune.allocators import Allocation
 from keras_filterprune.allocators.sensitivity import equal_loss, worst_so_far
 from keras_filterprune.studies.sensitivity import Measured
-
-
-def digits(count: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    found = load_digits()
-    return (found.images[:count, :, :, None] / 16).astype("float32"), found.target[:count]
 
 
 def network(prefix: str = "") -> keras.Model:
@@ -40,7 +35,7 @@ def network(prefix: str = "") -> keras.Model:
 
 @pytest.fixture(scope="module")
 def trained() -> keras.Model:
-    model, (x, y) = network(), digits()
+    model, (x, y) = network(), digits(400)
     model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x, y, epochs=12, verbose=0)
     return model
@@ -79,7 +74,7 @@ def test_masking_measures_what_rebuilding_would(name):
 
 
 def test_accuracy_is_that_of_the_smaller_network(trained):
-    x, y = digits()
+    x, y = digits(400)
     table = kfp.measure_sensitivity(trained, (x, y), keep=(0.75, 0.25), progress=False)
     assert table.base == pytest.approx((trained.predict(x, verbose=0).argmax(-1) == y).mean())
     assert [(c.group, c.kept) for c in table.cuts] == [
@@ -101,8 +96,7 @@ def test_accuracy_is_that_of_the_smaller_network(trained):
 
 
 def test_intervals_cover_what_other_samples_say(trained):
-    found = load_digits()
-    x, y = (found.images[..., None] / 16).astype("float32"), found.target
+    x, y = digits(1600)
     tables = [
         kfp.measure_sensitivity(trained, (x[p], y[p]), keep=(0.5,), progress=False)
         for p in np.split(np.arange(1600), 8)

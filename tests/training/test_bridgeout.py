@@ -7,6 +7,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from builders import array, assert_all_equal, compiled, labelled_images
 from keras import layers
 from other_backends import on_other_backends, run_on
 from zoo import ZOO, random_inputs
@@ -41,10 +42,6 @@ def wrapped(kind: str, **settings) -> tuple[kfp.layers.BatchBridgeout, np.ndarra
     return layer, x
 
 
-def array(value) -> np.ndarray:
-    return keras.ops.convert_to_numpy(value)
-
-
 def drawn(shape: tuple[int, ...], kernel, **settings) -> np.ndarray:
     """Kernels of a Dense layer as it sees them in one training call."""
     layer = kfp.layers.BatchBridgeout(layers.Dense(shape[1], use_bias=False), **settings)
@@ -62,16 +59,6 @@ def classifier(policy: str | None = None) -> keras.Model:
     x = layers.Add(dtype=policy)([x, shared(shared(x))])
     x = layers.GlobalAveragePooling2D(dtype=policy)(layers.Conv2D(8, 1, name="pointwise", dtype=policy)(x))
     return keras.Model(inputs, layers.Dense(3, name="head", dtype="float32")(x), name="classifier")
-
-
-def images(count: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(3)
-    return rng.normal(size=(count, 8, 8, 3)).astype("float32"), rng.integers(0, 3, count)
-
-
-def compiled(model: keras.Model, optimizer="adam", **settings) -> keras.Model:
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), **settings)
-    return model
 
 
 # ------------------------------------------------------------------------------------------------- the perturbation
@@ -147,7 +134,7 @@ def test_gradients_are_those_of_finite_differences_with_the_mask_fixed(norm):
     import tensorflow as tf
 
     plain = layers.Conv2D(4, 3, dtype="float64")
-    layer, x = kfp.layers.BatchBridgeout(plain, rate=0.4, norm=norm, target_fraction=0.7, seed=5), images(3)[0]
+    layer, x = kfp.layers.BatchBridgeout(plain, rate=0.4, norm=norm, target_fraction=0.7, seed=5), labelled_images(3)[0]
     layer.build(x.shape)
     layer.layer.kernel.assign(np.random.default_rng(6).uniform(0.2, 1, size=layer.layer.kernel.shape))
     state = array(layer.generator.state.value)
@@ -172,7 +159,7 @@ def test_gradients_are_those_of_finite_differences_with_the_mask_fixed(norm):
 
 
 def test_every_convolution_with_a_window_is_wrapped_and_the_original_is_not_touched():
-    model, (x, _) = classifier(), images()
+    model, (x, _) = classifier(), labelled_images()
     before, config = model.get_weights(), model.get_config()
     other = kfp.apply_bridgeout(model, rate=0.2, norm=1.2, target_fraction=0.5)
     wrappers = {layer.name for layer in other.layers if isinstance(layer, kfp.layers.BatchBridgeout)}
@@ -183,8 +170,7 @@ def test_every_convolution_with_a_window_is_wrapped_and_the_original_is_not_touc
     assert (float(layer.rate.value), float(layer.norm.value)) == pytest.approx((0.2, 1.2))
     assert layer.target_fraction == 0.5
     assert model.get_config() == config
-    for old, new in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, model.get_weights())
 
 
 def test_layers_are_chosen_by_name():
@@ -216,7 +202,7 @@ def test_stripping_gives_the_plain_model_back(name):
 
 
 def test_a_stripped_model_is_pruned_and_saved_without_custom_objects(tmp_path):
-    wrapped_model, (x, y) = compiled(kfp.apply_bridgeout(classifier())), images()
+    wrapped_model, (x, y) = compiled(kfp.apply_bridgeout(classifier())), labelled_images()
     wrapped_model.fit(x, y, epochs=1, verbose=0)
     plain = kfp.strip_wrappers(wrapped_model)
     assert plain.compiled
@@ -236,14 +222,15 @@ def test_a_sequential_model_stays_one():
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_fit_draws_a_new_mask_at_every_step(jit):
-    model, (x, y) = compiled(kfp.apply_bridgeout(classifier()), keras.optimizers.SGD(0.0), jit_compile=jit), images()
+    model = compiled(kfp.apply_bridgeout(classifier()), keras.optimizers.SGD(0.0), jit_compile=jit)
+    x, y = labelled_images()
     model.get_layer("bn1").trainable = False
     losses = [model.train_on_batch(x, y) for _ in range(4)]
     assert len({round(float(np.ravel(loss)[0]), 6) for loss in losses}) == 4
 
 
 def test_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):
-    (x, y), path = images(), tmp_path / "half.keras"
+    (x, y), path = labelled_images(), tmp_path / "half.keras"
     models = [compiled(kfp.apply_bridgeout(classifier(), seed=3)) for _ in range(2)]
     models[0].fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
     models[1].fit(x, y, batch_size=4, epochs=1, shuffle=False, verbose=0)
@@ -258,7 +245,7 @@ def test_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):
 
 
 def test_mixed_precision_perturbs_in_float32():
-    model, (x, y) = kfp.apply_bridgeout(classifier("mixed_float16"), rate=0.5), images()
+    model, (x, y) = kfp.apply_bridgeout(classifier("mixed_float16"), rate=0.5), labelled_images()
     layer = model.get_layer("conv1_bridgeout")
     # In float16 this weight is 0, and the gradient of its root infinite.
     layer.layer.kernel.assign(np.full(layer.layer.kernel.shape, 1e-9, "float32"))
@@ -273,7 +260,7 @@ def test_mixed_precision_perturbs_in_float32():
 
 
 def test_a_schedule_sets_rate_and_norm_of_every_wrapper():
-    model, (x, y) = compiled(kfp.apply_bridgeout(classifier(), rate=0.0)), images()
+    model, (x, y) = compiled(kfp.apply_bridgeout(classifier(), rate=0.0)), labelled_images()
     seen = []
     watch = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: seen.append(
@@ -390,7 +377,7 @@ def test_wrapping_twice():
 def test_schedules_that_do_not_fit():
     with pytest.raises(errors.UnknownNameError, match="expects rate=, norm= or both"):
         kfp.callbacks.BridgeoutSchedule()
-    x, y = images()
+    x, y = labelled_images()
     with pytest.raises(errors.UnsupportedModelError, match="found no BatchBridgeout layer in model 'classifier'"):
         compiled(classifier()).fit(x, y, verbose=0, callbacks=[kfp.callbacks.BridgeoutSchedule(rate=lambda epoch: 0.1)])
     with pytest.raises(errors.UnknownNameError, match=r"Received: rate=1\.5"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from builders import digits, labelled_images
 from keras import layers
 from other_backends import on_other_backends, run_on
 from scipy.special import log_softmax, softmax
-from sklearn.datasets import load_digits
 
 import keras_filterprune as kfp
 from keras_filterprune import errors
@@ -18,16 +18,11 @@ FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 def network(width: int, seed: int, activation=None, dropout: float = 0.0, regularizer=None) -> keras.Model:
     keras.utils.set_random_seed(seed)
-    inputs = keras.Input((6, 6, 2))
+    inputs = keras.Input((8, 8, 3))
     h = layers.Conv2D(width, 3, name="conv", kernel_regularizer=regularizer)(inputs)
     h = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(h))
     h = layers.Dropout(dropout)(layers.GlobalAveragePooling2D(name="pool")(h))
     return keras.Model(inputs, layers.Dense(3, activation=activation, name="head")(h), name=f"network{width}")
-
-
-def images(count: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(1)
-    return rng.normal(size=(count, 6, 6, 2)).astype("float32"), rng.integers(0, 3, count)
 
 
 def compiled(model: keras.Model, loss=FROM_LOGITS, **settings) -> keras.Model:
@@ -52,7 +47,7 @@ def logits(model: keras.Model, x) -> np.ndarray:
 @pytest.mark.parametrize("squared", [True, False])
 @pytest.mark.parametrize(("temperature", "alpha"), [(4.0, 0.7), (2, 0.5), (1.0, 1.0), (4.0, 0)])
 def test_the_loss_is_the_formula(temperature, alpha, squared):
-    student, teacher, (x, y) = compiled(network(4, 0)), network(8, 1), images()
+    student, teacher, (x, y) = compiled(network(4, 0)), network(8, 1), labelled_images()
     distiller = kfp.distill(student, teacher, temperature, alpha, squared_temperature=squared)
     a, b = logits(teacher, x), logits(student, x)
     own = -log_softmax(b, -1)[np.arange(len(y)), y].mean()
@@ -62,7 +57,7 @@ def test_the_loss_is_the_formula(temperature, alpha, squared):
 
 
 def test_probabilities_teach_and_learn_as_their_logits_do():
-    x, y = images()
+    x, y = labelled_images()
     plain = kfp.distill(compiled(network(4, 0)), network(8, 1))
     for ours, theirs in (("softmax", None), (None, "softmax"), ("softmax", "softmax")):
         loss = "sparse_categorical_crossentropy" if ours else FROM_LOGITS
@@ -71,7 +66,7 @@ def test_probabilities_teach_and_learn_as_their_logits_do():
 
 
 def test_attention_maps_are_compared_whatever_the_widths():
-    teacher, (x, y) = network(8, 1), images()
+    teacher, (x, y) = network(8, 1), labelled_images()
     for features in (["conv"], "conv", {"conv": "conv"}):
         student = compiled(network(4, 0))
         base = loss_of(kfp.distill(student, teacher), x, y)
@@ -91,7 +86,7 @@ def test_attention_maps_are_compared_whatever_the_widths():
 
 
 def test_the_losses_of_regularizers_are_added():
-    x, y = images()
+    x, y = labelled_images()
     for strength in (0.0, 0.5):
         student = compiled(network(4, 0, regularizer=keras.regularizers.L2(strength)))
         found = loss_of(kfp.distill(student, network(8, 1)), x, y)
@@ -101,7 +96,7 @@ def test_the_losses_of_regularizers_are_added():
 
 
 def test_without_a_share_of_the_teacher_it_is_plain_training():
-    x, y = images()
+    x, y = labelled_images()
     alone, taught = compiled(network(4, 0)), compiled(network(4, 0))
     settings = {"epochs": 3, "batch_size": 4, "shuffle": False, "verbose": 0}
     alone.fit(x, y, **settings)
@@ -111,7 +106,7 @@ def test_without_a_share_of_the_teacher_it_is_plain_training():
 
 
 def test_the_teacher_is_left_alone_and_teaches_in_inference_mode():
-    x, y = images()
+    x, y = labelled_images()
     teacher = network(8, 1, dropout=0.9)
     before, flags = [w.copy() for w in teacher.get_weights()], [layer.trainable for layer in teacher.layers]
     student = compiled(network(4, 0))
@@ -126,7 +121,7 @@ def test_the_teacher_is_left_alone_and_teaches_in_inference_mode():
 
 
 def test_the_student_stays_plain(tmp_path):
-    x, y = images()
+    x, y = labelled_images()
     student = compiled(network(4, 0), metrics=["accuracy"])
     before = logits(student, x)
     distiller = kfp.distill(student, network(8, 1), features=["relu"])
@@ -141,8 +136,7 @@ def test_the_student_stays_plain(tmp_path):
 
 
 def test_a_pruned_network_learns_from_the_one_it_was():
-    digits = load_digits()
-    x, y = (digits.images[:600, :, :, None] / 16).astype("float32"), digits.target[:600]
+    x, y = digits(600)
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 1))
     h = layers.Conv2D(16, 3, activation="relu")(inputs)
@@ -183,10 +177,10 @@ def test_models_that_do_not_fit():
     teacher = network(8, 1)
     with pytest.raises(errors.UnsupportedModelError, match=r"compile\(optimizer, loss\) it first"):
         kfp.distill(network(4, 0), teacher)
-    other = compiled(keras.Sequential([keras.Input((6, 6, 2)), layers.Flatten(), layers.Dense(5)]))
+    other = compiled(keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(5)]))
     with pytest.raises(errors.UnsupportedModelError, match="cannot teach"):
         kfp.distill(other, teacher)
-    inputs = keras.Input((6, 6, 2))
+    inputs = keras.Input((8, 8, 3))
     h = layers.Flatten()(inputs)
     with pytest.raises(errors.UnsupportedModelError, match="has 2 outputs"):
         kfp.distill(compiled(keras.Model(inputs, [layers.Dense(2)(h), layers.Dense(3)(h)])), teacher)
@@ -198,12 +192,12 @@ ELSEWHERE = """
 import keras, numpy as np, keras_filterprune as kfp
 keras.utils.set_random_seed(0)
 def network(width):
-    inputs = keras.Input((6, 6, 2))
+    inputs = keras.Input((8, 8, 3))
     h = keras.layers.BatchNormalization()(keras.layers.Conv2D(width, 3, name="conv")(inputs))
     return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(h)))
 student, teacher = network(4), network(8)
 student.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-x, y = np.random.default_rng(0).normal(size=(32, 6, 6, 2)).astype("float32"), np.arange(32) % 3
+x, y = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32"), np.arange(32) % 3
 before = [w.copy() for w in teacher.get_weights()]
 losses = kfp.distill(student, teacher, features=["conv"]).fit(x, y, epochs=5, verbose=0).history["loss"]
 assert losses[-1] < losses[0]

@@ -8,7 +8,7 @@ from itertools import pairwise
 import keras
 import numpy as np
 import pytest
-from builders import MODELS, array, assert_same, compiled, images, network, outputs, shrunk, total
+from builders import MASKABLE, array, assert_same, compiled, labelled_images, network, predict, shrunk, total_macs
 from keras import layers
 from other_backends import on_other_backends, run_on
 from zoo import ZOO, random_inputs
@@ -19,7 +19,7 @@ from keras_filterprune.graph.keras_view import named_weights, view_model
 
 
 def fit(model: keras.Model, callback, epochs: int, first: int = 0, **settings) -> dict:
-    x, y = images()
+    x, y = labelled_images()
     settings = {"batch_size": 8, "shuffle": False, "verbose": 0} | settings
     return model.fit(x, y, epochs=epochs, initial_epoch=first, callbacks=[callback], **settings).history
 
@@ -41,7 +41,7 @@ def masks(model: keras.Model) -> dict[str, np.ndarray]:
 # ---------------------------------------------------------------------------------------------- masked equals shrunk
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MASKABLE)
 def test_the_masked_network_the_stripped_one_and_the_shrunk_one_compute_the_same(name):
     model = ZOO[name]()
     x = random_inputs(model)
@@ -54,8 +54,8 @@ def test_the_masked_network_the_stripped_one_and_the_shrunk_one_compute_the_same
     small = shrunk(plain)
     assert_same(other, plain, x, tolerance)
     assert_same(other, small, x, tolerance)
-    assert max(np.abs(a - b).max() for a, b in zip(outputs(model, x), outputs(other, x), strict=True)) > 0
-    assert total(small) == logs["macs_if_pruned"] <= 0.5 * total(model)
+    assert max(np.abs(a - b).max() for a, b in zip(predict(model, x), predict(other, x), strict=True)) > 0
+    assert total_macs(small) == logs["macs_if_pruned"] <= 0.5 * total_macs(model)
     graphs = [kfp.analyze(m) for m in (small, model)]
     filters = [sum(len(b.ids) for b in g.binds if b.role == "filter") for g in graphs]
     assert logs["kept_filters"] == filters[0]
@@ -63,7 +63,7 @@ def test_the_masked_network_the_stripped_one_and_the_shrunk_one_compute_the_same
 
 
 def test_bridgeout_goes_inside():
-    model, (x, _) = network(), images()
+    model, (x, _) = network(), labelled_images()
     other = kfp.apply_filter_pruning(kfp.apply_bridgeout(model))
     assert [layer.name for layer in other.layers if isinstance(layer, kfp.layers.FilterPruning)] == [
         "conv2_bridgeout_masked",
@@ -78,7 +78,7 @@ def test_bridgeout_goes_inside():
 
 @pytest.mark.parametrize("wrap", [kfp.apply_bridgeout, kfp.apply_filter_pruning])
 def test_a_wrapped_model_can_be_pruned_as_it_is(wrap):
-    model, (x, _) = network(), images()
+    model, (x, _) = network(), labelled_images()
     ours, theirs = (kfp.prune_model(m, "l2", 0.5, compensate="none", progress=False) for m in (wrap(model), model))
     assert_same(kfp.strip_wrappers(ours), theirs, x, 1e-6)
     assert any(type(layer) in (kfp.layers.BatchBridgeout, kfp.layers.FilterPruning) for layer in ours.layers)
@@ -92,7 +92,7 @@ def test_dead_units_are_those_without_readers():
     np.testing.assert_array_equal(
         array(small.get_layer("conv2").kernel), array(model.get_layer("conv2").kernel)[..., np.arange(12) % 3 > 0]
     )
-    assert_same(model, small, images()[0], 1e-6)
+    assert_same(model, small, labelled_images()[0], 1e-6)
 
 
 def test_of_a_layer_that_nothing_reads_one_filter_stays():
@@ -100,7 +100,7 @@ def test_of_a_layer_that_nothing_reads_one_filter_stays():
     model.get_layer("conv3").kernel.assign(0 * model.get_layer("conv3").kernel)
     small = shrunk(model)
     assert small.get_layer("conv2").filters == 1
-    assert_same(model, small, images()[0], 1e-6)
+    assert_same(model, small, labelled_images()[0], 1e-6)
 
 
 # ---------------------------------------------------------------------------------------------- in training
@@ -115,7 +115,7 @@ def test_masks_grow_with_the_schedule_and_the_logs_say_so(tmp_path):
 
     model = compiled(kfp.apply_filter_pruning(network()))
     keep = kfp.callbacks.polynomial(0.3, 3)
-    x, y = images()
+    x, y = labelled_images()
     callbacks = [
         kfp.callbacks.PruningSchedule(keep, "l1"),
         Watch(),
@@ -126,10 +126,10 @@ def test_masks_grow_with_the_schedule_and_the_logs_say_so(tmp_path):
         assert all((after[name] <= before[name]).all() for name in before)
     hidden = [sum((mask == 0).sum() for mask in found.values()) for found in seen]
     assert 0 < hidden[0] < hidden[2] == hidden[4]
-    full = total(network())
+    full = total_macs(network())
     for fraction, macs in zip([*keep, keep[-1], keep[-1]], history["macs_if_pruned"], strict=True):
         assert 0.75 * fraction * full < macs <= fraction * full
-    assert total(shrunk(kfp.strip_wrappers(model))) == history["macs_if_pruned"][-1]
+    assert total_macs(shrunk(kfp.strip_wrappers(model))) == history["macs_if_pruned"][-1]
     with open(tmp_path / "log.csv") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["kept_filters"]) for row in rows] == history["kept_filters"]
@@ -154,8 +154,8 @@ def test_masked_filters_stay_masked_when_the_criterion_would_want_them_back():
 )
 def test_any_method_chooses(method):
     model = compiled(kfp.apply_filter_pruning(network()))
-    history = fit(model, kfp.callbacks.PruningSchedule(0.5, method, data=images()[0], exclude="conv2"), 1)
-    assert history["macs_if_pruned"][0] <= 0.5 * total(network())
+    history = fit(model, kfp.callbacks.PruningSchedule(0.5, method, data=labelled_images()[0], exclude="conv2"), 1)
+    assert history["macs_if_pruned"][0] <= 0.5 * total_macs(network())
     # The readers of conv2 hide nothing.
     assert masks(model)["conv3_masked"].all()
 
@@ -178,7 +178,7 @@ def test_mixed_precision_trains_behind_masks():
     fit(model, kfp.callbacks.PruningSchedule(0.5), 2)
     assert all(np.isfinite(w).all() for w in model.get_weights())
     assert keras.backend.standardize_dtype(model.get_layer("conv2_masked").output.dtype) == "float16"
-    assert_same(model, shrunk(kfp.strip_wrappers(model)), images()[0], 2e-2)
+    assert_same(model, shrunk(kfp.strip_wrappers(model)), labelled_images()[0], 2e-2)
 
 
 # ---------------------------------------------------------------------------------------------- soft pruning
@@ -229,14 +229,14 @@ def test_filters_come_back_until_training_ends():
                 kernel[..., min(chosen[-1])] = 5.0
                 self.model.get_layer("conv2").kernel.assign(kernel)
 
-    model, (x, y) = compiled(network()), images()
+    model, (x, y) = compiled(network()), labelled_images()
     history = model.fit(
         x, y, epochs=3, verbose=0, callbacks=[kfp.callbacks.SoftPruning([0.8, 0.6, 0.6], "l2"), Watch()]
     ).history
     assert len(chosen[0]) < len(chosen[1])
     assert min(chosen[1]) not in chosen[2]
     small = shrunk(model)
-    assert total(small) <= history["macs_if_pruned"][-1] <= 0.6 * total(network())
+    assert total_macs(small) <= history["macs_if_pruned"][-1] <= 0.6 * total_macs(network())
     assert_same(model, small, x, 1e-5)
 
 

@@ -7,10 +7,9 @@ import functools
 import keras
 import numpy as np
 import pytest
-from builders import MODELS, array, assert_same, compiled, images, network, shrunk, total
+from builders import MASKABLE, array, assert_same, compiled, digits, labelled_images, network, shrunk, total_macs
 from keras import layers
 from other_backends import on_other_backends, run_on
-from sklearn.datasets import load_digits
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -32,7 +31,7 @@ def begun(model: keras.Model, callback, epochs: int = 1):
 
 
 def fit(model: keras.Model, callback, epochs: int, first: int = 0) -> dict:
-    x, y = images()
+    x, y = labelled_images()
     settings = {"batch_size": 8, "shuffle": False, "verbose": 0, "callbacks": [callback]}
     return model.fit(x, y, epochs=epochs, initial_epoch=first, **settings).history
 
@@ -43,7 +42,7 @@ def loss_scaled(model: keras.Model, readers: list[str], unit: int, factor: float
     other.set_weights(model.get_weights())
     for name in readers:
         scale_slices(other.get_layer(name).kernel, -2, np.array([unit]), factor)
-    x, y = images()
+    x, y = labelled_images()
     return float(compiled(other).evaluate(x, y, verbose=0, batch_size=len(x)))
 
 
@@ -51,7 +50,7 @@ def loss_scaled(model: keras.Model, readers: list[str], unit: int, factor: float
 
 
 @pytest.mark.parametrize("budget", [kfp.MacsBudget(0.5), kfp.ParamsBudget(0.6)], ids=["macs", "params"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MASKABLE)
 def test_the_hinge_closes_gates_to_the_budget_and_the_gated_network_is_the_shrunk_one(name, budget):
     model = ZOO[name]()
     x = random_inputs(model)
@@ -67,7 +66,7 @@ def test_the_hinge_closes_gates_to_the_budget_and_the_gated_network_is_the_shrun
     assert_same(gated, small, x, tolerance)
     logs = {}
     callback.on_epoch_end(0, logs)
-    assert logs["macs_if_pruned"] == total(small)
+    assert logs["macs_if_pruned"] == total_macs(small)
     cost = kfp.budgets.CostModel(kfp.analyze(small))
     dense = kfp.budgets.CostModel(kfp.analyze(model))
     spent, limit = budget.cost(cost)(cost.sizes), budget.limit(dense)
@@ -80,7 +79,7 @@ def test_what_is_allowed_falls_on_a_straight_line():
     gated = compiled(kfp.apply_filter_gates(model))
     history = fit(gated, kfp.callbacks.BudgetGates(0.5, epochs=5, strength=0.2), 6)
     one_filter = kfp.budgets.CostModel(kfp.analyze(model)).macs.gradient(np.array([8, 12])).max()
-    line = total(model) * np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.5])
+    line = total_macs(model) * np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.5])
     assert (history["macs_if_pruned"] <= line).all() and (history["macs_if_pruned"] >= line - one_filter).all()
 
 
@@ -100,7 +99,7 @@ def test_gates_start_at_the_scores_and_pinned_channels_are_open():
 
 
 def test_gates_move_as_one_factor_shared_by_all_readers():
-    model, (x, y) = network(), images()
+    model, (x, y) = network(), labelled_images()
     gated = kfp.apply_filter_gates(model)
     for layer in gated.layers:
         # Batch statistics would make training another function than evaluation.
@@ -164,7 +163,7 @@ def test_some_filters_of_every_group_stay_open():
         callback.on_train_batch_end(step)
     opened = {name: int((gates > 0).sum()) for name, gates in gates_of(gated).items()}
     assert min(opened.values()) >= 3
-    assert total(shrunk(kfp.strip_wrappers(gated))) <= 0.3 * total(network())
+    assert total_macs(shrunk(kfp.strip_wrappers(gated))) <= 0.3 * total_macs(network())
 
 
 def test_gated_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):
@@ -186,7 +185,7 @@ def test_bridgeout_and_mixed_precision_go_with_gates():
     gated = compiled(kfp.apply_filter_gates(kfp.apply_bridgeout(network("mixed_float16"), rate=0.1)))
     fit(gated, kfp.callbacks.BudgetGates(0.5, strength=0.2), 3)
     plain = kfp.strip_wrappers(gated)
-    assert total(shrunk(plain)) <= 0.5 * total(plain)
+    assert total_macs(shrunk(plain)) <= 0.5 * total_macs(plain)
     assert all(np.isfinite(array(w)).all() for w in gated.weights)
 
 
@@ -202,7 +201,7 @@ def test_penalties_go_on_the_filters_that_can_be_removed():
     rows = [np.sqrt((array(other.get_layer(n).kernel) ** 2).sum((0, 1, 2))).sum() for n in ("conv1", "conv2", "conv3")]
     expected = 1e-3 * np.dot(np.sqrt([27, 72, 108]), rows)
     assert float(sum(other.losses)) == pytest.approx(expected, rel=1e-4)
-    assert_same(model, other, images()[0], 0)
+    assert_same(model, other, labelled_images()[0], 0)
     scales = kfp.apply_penalty(model, kfp.regularizers.BridgePenalty(1.0, 1e-3), "scale", include="bn3")
     assert float(sum(scales.losses)) == pytest.approx(1e-3 * np.abs(array(model.get_layer("bn3").gamma)).sum())
     assert scales.get_layer("bn1").gamma_regularizer is None
@@ -255,7 +254,8 @@ def test_strength_follows_the_line_to_the_budget():
 
 
 def test_compiled_steps_see_the_strength():
-    model, (x, y) = compiled(kfp.apply_penalty(network(), kfp.regularizers.BridgePenalty(1.0, 0.0), "scale")), images()
+    model = compiled(kfp.apply_penalty(network(), kfp.regularizers.BridgePenalty(1.0, 0.0), "scale"))
+    x, y = labelled_images()
     model.optimizer.learning_rate = 0.0
     schedule = kfp.callbacks.PenaltySchedule(0.1, step=0.125)
     with pytest.warns(UserWarning, match="take larger steps"):
@@ -275,8 +275,7 @@ def test_the_strength_is_saved(tmp_path):
 
 
 def test_slimming_reaches_the_budget():
-    digits = load_digits()
-    x, y = (digits.images[:800, :, :, None] / 16).astype("float32"), digits.target[:800]
+    x, y = digits(800)
 
     def trained(step: float) -> tuple[keras.Model, dict]:
         keras.utils.set_random_seed(0)
@@ -291,8 +290,8 @@ def test_slimming_reaches_the_budget():
         return model, model.fit(x, y, epochs=25, batch_size=32, verbose=0, callbacks=[callback]).history
 
     model, logs = trained(3e-3)
-    assert logs["macs_if_pruned"][0] == total(model)
-    assert logs["macs_if_pruned"][-1] <= 0.75 * total(model)
+    assert logs["macs_if_pruned"][0] == total_macs(model)
+    assert logs["macs_if_pruned"][-1] <= 0.75 * total_macs(model)
     with pytest.warns(UserWarning, match="PenaltySchedule"):
         other, logs = trained(1e-9)
     assert logs["accuracy"][-1] > 0.95
