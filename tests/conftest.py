@@ -1,5 +1,15 @@
-"""Assertions in shared modules say what they compared, as those in tests do."""
+"""How tests are run: assertions of shared modules say what they compared, drawn examples are the same in every run."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("builders", "contracts", "oracle")
+
+# Building networks is slow and says nothing about a test; what fails here must fail again there.
+settings.register_profile(
+    "suite",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
+)
+settings.load_profile("suite")

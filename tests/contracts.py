@@ -19,11 +19,15 @@ def spent(problem, keep):
     return problem.cost(keep) >= 0.99 * problem.limit or not any(map(problem.feasible, steps(problem, keep)))
 
 
-def assert_contract(problem, keep):
+def assert_legal(problem, keep):
     assert keep.dtype.kind == "i"
     assert keep.shape == problem.sizes.shape
-    assert problem.cost(keep) <= problem.limit
     assert (keep >= problem.floors).all()
     assert (keep <= problem.sizes).all()
     assert all(n in rungs for n, rungs in zip(keep, problem.rungs, strict=True))
+
+
+def assert_contract(problem, keep):
+    assert_legal(problem, keep)
+    assert problem.cost(keep) <= problem.limit
     assert spent(problem, keep)

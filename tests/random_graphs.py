@@ -1,27 +1,45 @@
-"""Random functional CNN graphs, always valid, fixed by a seed (except the automatic names of raw `keras.ops`)."""
+"""Random functional CNN graphs, always valid: a strategy, so that a graph that fails shrinks to the least that does."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 import keras
-import numpy as np
+from hypothesis import strategies as st
 from keras import layers, ops
 from zoo import randomise
 
 ACTIVATIONS = ["relu", "relu6", "gelu", "sigmoid", "tanh", "leaky_relu", "silu"]
 SMALLEST, LARGEST = 3, 12  # sides of the feature maps
+STEPS_AT_MOST = 24
 
 
-def random_model(seed: int) -> keras.Model:
-    """A model with a 12x12x3 input, 6 to 25 random steps and one to three outputs."""
-    return randomise(_Draw(seed).model(), seed)
+class RandomGraph:
+    """A model with a 12x12x3 input, at most 24 random steps and one to three outputs, made of choices (bytes)."""
+
+    def __init__(self, choices: bytes):
+        self.choices = choices
+
+    @cached_property
+    def model(self) -> keras.Model:
+        return self.build()
+
+    def build(self) -> keras.Model:
+        """The same model anew, but for the automatic names of raw `keras.ops`."""
+        return _Draw(self.choices).model()
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{type(op).__name__} {op.name} -> {op.output.shape}" for op in self.model.operations)
+
+
+# One string of bytes, because Hypothesis would spend most examples on copying parts of one another into lists.
+random_graphs = st.binary(min_size=200, max_size=200).map(RandomGraph)
 
 
 class _Draw:
     """Grows one graph: `tensors` are all feature maps so far, `unused` those that nothing consumes yet."""
 
-    def __init__(self, seed: int):
-        self.rng = np.random.default_rng(seed)
-        self.name = f"random_{seed}"
+    def __init__(self, choices: bytes):
+        self.choices = iter(choices)
         self.count = 0
         self.tensors: list = []
         self.unused: dict[int, keras.KerasTensor] = {}
@@ -29,10 +47,11 @@ class _Draw:
     def model(self) -> keras.Model:
         inputs = keras.Input((LARGEST, LARGEST, 3), name="image")
         self.record(self.conv(inputs))
-        steps = self.rng.choice(STEPS, size=int(self.rng.integers(6, 26)), p=WEIGHTS / WEIGHTS.sum())
-        for step in steps:
-            self.record(step(self, self.pick()))
-        return keras.Model(inputs, self.heads(), name=self.name)
+        steps = 0
+        while steps < STEPS_AT_MOST and self.chance(0.95):
+            self.record(self.any_of(STEPS)(self, self.pick()))
+            steps += 1
+        return randomise(keras.Model(inputs, self.heads(), name="random"))
 
     def heads(self):
         """Consume every loose end; sometimes one of them is an output by itself."""
@@ -51,18 +70,25 @@ class _Draw:
         kinds = [layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D]
         if max(x.shape[1:3]) <= 6:
             kinds.append(layers.Flatten)
-        return kinds[self.rng.integers(len(kinds))](name=self.fresh("vector"))(x)
+        return self.any_of(kinds)(name=self.fresh("vector"))(x)
 
-    # Small draws.
+    # Small draws: the lower the bytes, the plainer the graph.
+
+    def choose(self, n: int) -> int:
+        """An integer below n."""
+        return next(self.choices, 0) % n
 
     def chance(self, probability: float) -> bool:
-        return bool(self.rng.random() < probability)
+        return self.choose(20) >= round(20 * (1 - probability))
 
     def any_of(self, values):
-        return values[int(self.rng.integers(len(values)))]
+        return values[self.choose(len(values))]
+
+    def between(self, low: int, high: int) -> int:
+        return low + self.choose(high - low + 1)
 
     def width(self, multiple: int = 1) -> int:
-        return multiple * int(self.rng.integers(max(1, 5 // multiple), 20 // multiple + 1))
+        return multiple * self.between(max(1, 5 // multiple), 20 // multiple)
 
     def activation(self) -> str | None:
         return self.any_of(ACTIVATIONS) if self.chance(0.5) else None
@@ -80,7 +106,9 @@ class _Draw:
         pool = self.tensors
         if like is not None:
             pool = [t for t in pool if t is not like and t.shape[1:3] == like.shape[1:3]] or [like]
-        back = min(int(self.rng.geometric(0.5)), len(pool))
+        back = 1
+        while back < len(pool) and self.chance(0.5):
+            back += 1
         self.unused.pop(id(pool[-back]), None)
         return pool[-back]
 
@@ -112,7 +140,7 @@ class _Draw:
     def grouped(self, x):
         channels = x.shape[-1]
         groups = self.any_of([g for g in (1, 2, 3, 4, channels) if channels % g == 0])
-        filters = groups * int(self.rng.integers(1, max(2, 16 // groups)))
+        filters = groups * self.between(1, max(1, 16 // groups - 1))
         return layers.Conv2D(filters, 3, padding="same", groups=groups, use_bias=False, name=self.fresh("grouped"))(x)
 
     def depthwise(self, x):
@@ -151,15 +179,15 @@ class _Draw:
         return layers.Multiply(name=self.fresh("product"))([x, ops.tanh(self.partner(x))])
 
     def concat(self, x):
-        others = [self.pick(like=x) for _ in range(int(self.rng.integers(1, 3)))]
+        others = [self.pick(like=x) for _ in range(self.between(1, 2))]
         joined = layers.Concatenate(name=self.fresh("concat"))([*others, x])
         if joined.shape[-1] <= 24:
             return joined
         return layers.Conv2D(self.width(), 1, use_bias=False, name=self.fresh("squeeze"))(joined)
 
     def slice_channels(self, x):
-        start = int(self.rng.integers(0, x.shape[-1] // 2 + 1))
-        stop = int(self.rng.integers(start + 1, x.shape[-1] + 1))
+        start = self.between(0, x.shape[-1] // 2)
+        stop = self.between(start + 1, x.shape[-1])
         return x[..., start:stop]
 
     def split(self, x):
@@ -225,10 +253,12 @@ class _Draw:
         return layers.Conv2D(x.shape[-1], 3, padding="same", activation=self.activation(), name=self.fresh("conv"))(x)
 
 
+# The first ones are drawn more often.
 STEPS: list[Callable] = [
-    *(_Draw.conv, _Draw.batch_norm, _Draw.activate, _Draw.merge, _Draw.concat),
+    *[_Draw.conv] * 5,
+    *[_Draw.batch_norm, _Draw.activate, _Draw.merge] * 3,
+    *[_Draw.concat] * 2,
     *(_Draw.grouped, _Draw.depthwise, _Draw.separable, _Draw.transposed, _Draw.multiply, _Draw.slice_channels),
     *(_Draw.split, _Draw.shuffle, _Draw.pool, _Draw.upsample, _Draw.gate, _Draw.shared, _Draw.nested),
     _Draw.pad_channels,
 ]
-WEIGHTS = np.array([5.0, 3.0, 3.0, 3.0, 2.0] + [1.0] * (len(STEPS) - 5))

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 from builders import predict
-from random_graphs import random_model
+from hypothesis import given, settings
+from random_graphs import RandomGraph, random_graphs
 from zoo import ZOO, random_inputs
 
 
@@ -22,10 +23,11 @@ def test_zoo_model_predicts_and_reloads(name, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_random_model_is_fixed_by_its_seed(seed):
-    first, second = random_model(seed), random_model(seed)
-    x = random_inputs(first, seed=seed)
+@settings(max_examples=5)
+@given(graph=random_graphs)
+def test_a_random_graph_is_fixed_by_its_choices(graph: RandomGraph):
+    first, second = graph.model, graph.build()
+    x = random_inputs(first)
     for a, b in zip(predict(first, x), predict(second, x), strict=True):
         assert np.isfinite(a).all()
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -20,7 +20,21 @@ from keras_filterprune.files import read_json, write_json
 from keras_filterprune.graph.types import ChannelGraph, TensorRef
 
 FORMAT = 1
-_FIELDS = ("model", "method", "budget", "seed", "versions", "groups", "layers", "pinned", "cost")
+_FIELDS = {
+    "model": dict,
+    "method": str,
+    "budget": str,
+    "seed": int,
+    "versions": dict,
+    "groups": list,
+    "layers": dict,
+    "pinned": list,
+    "cost": dict,
+}
+_ENTRIES = {
+    "layers": {"channels": int, "kept": list},
+    "pinned": {"layer": str, "channels": int, "reason": str},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +106,25 @@ class PruningPlan:
         missing = [name for name in _FIELDS if name not in content]
         if missing:
             raise FileError(f"'{path}' is no complete plan: {', '.join(missing)} missing.")
-        shapes = {"model": dict, "groups": list, "layers": dict, "pinned": list, "cost": dict}
-        wrong = [name for name, kind in shapes.items() if not isinstance(content[name], kind)]
-        if wrong:
+        if wrong := _wrong_fields(content):
             raise FileError(f"'{path}' is no plan: {', '.join(wrong)} of another type than plans have.")
         return cls(**{name: content[name] for name in _FIELDS})
+
+
+def _wrong_fields(content: dict[str, Any]) -> list[str]:
+    """The fields of a plan's file that do not hold what plans do; `units_of` checks the groups, against the model."""
+    wrong = [name for name, kind in _FIELDS.items() if type(content[name]) is not kind]
+    if not wrong:
+        entries = {"layers": content["layers"].values(), "pinned": content["pinned"]}
+        wrong = [name for name, found in entries.items() if not all(_holds(e, _ENTRIES[name]) for e in found)]
+    return wrong or (["seed"] if content["seed"] < 0 else [])
+
+
+def _holds(entry: Any, kinds: dict[str, type]) -> bool:
+    """Whether an entry is a dict with values of these types; lists are of integers."""
+    if not isinstance(entry, dict) or any(type(entry.get(key)) is not kind for key, kind in kinds.items()):
+        return False
+    return all(type(n) is int for key, kind in kinds.items() if kind is list for n in entry[key])
 
 
 def units_of(plan: PruningPlan, graph: ChannelGraph) -> dict[str, np.ndarray]:

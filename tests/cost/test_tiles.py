@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 
@@ -10,7 +9,10 @@ import keras
 import numpy as np
 import pytest
 from builders import assert_all_equal, chain
+from hypothesis import given
+from hypothesis import strategies as st
 from keras import layers
+from strategies import any_tiles
 from zoo import randomise
 
 import keras_filterprune as kfp
@@ -20,8 +22,6 @@ from keras_filterprune.cost import Tiles, as_tiles
 from keras_filterprune.cost.tiles import TARGETS
 
 AVX512 = "x86-avx512"
-TILES = [Tiles(1), Tiles(2), Tiles(8), Tiles(16), Tiles(32, 16), Tiles(32, 5), Tiles(2, 1), Tiles(3, 1)]
-every_tiles = pytest.mark.parametrize("tiles", TILES, ids=str)
 WIDTHS = (40, 64, 24, 100, 33)
 
 
@@ -46,21 +46,20 @@ def ladder(tiles: Tiles) -> np.ndarray:
     return np.array([n for n in range(1, 1000) if n % tiles.step == 0 or n == tiles.first])
 
 
-@every_tiles
-def test_counts_are_those_of_brute_force(tiles):
+@given(tiles=any_tiles(), n=st.integers(1, 200))
+def test_counts_are_those_of_brute_force(tiles, n):
     rungs = ladder(tiles)
-    for n in range(1, 200):
-        assert tiles.ceil(n) == rungs[rungs >= n][0]
-        assert tiles.rungs(n) == sorted({*rungs[rungs < n].tolist(), n})
-        assert tiles.count(n) == 1 + (rungs < n).sum()
-        below = rungs[rungs < n][::-1]
-        for steps in range(1, len(below) + 1):
-            assert tiles.before(n, steps) == below[steps - 1]
-        assert tiles.before(n, len(below) + 1) <= 0
+    assert tiles.ceil(n) == rungs[rungs >= n][0]
+    assert tiles.rungs(n) == sorted({*rungs[rungs < n].tolist(), n})
+    assert tiles.count(n) == 1 + (rungs < n).sum()
+    below = rungs[rungs < n][::-1]
+    for steps in range(1, len(below) + 1):
+        assert tiles.before(n, steps) == below[steps - 1]
+    assert tiles.before(n, len(below) + 1) <= 0
     assert tiles.ceil(0) == tiles.count(0) == 0
 
 
-@every_tiles
+@given(tiles=any_tiles())
 def test_arrays_and_integers_agree(tiles):
     many = np.arange(-3, 120)
     for method in (tiles.ceil, tiles.count, lambda n: tiles.before(n, 2)):
@@ -70,10 +69,9 @@ def test_arrays_and_integers_agree(tiles):
         assert type(method(7)) is int
 
 
-@every_tiles
-def test_two_parts_fill_no_fewer_tiles_than_the_whole(tiles):
-    for a, b in itertools.product(range(80), repeat=2):
-        assert tiles.count(a + b) <= tiles.count(a) + tiles.count(b)
+@given(tiles=any_tiles(), a=st.integers(0, 100), b=st.integers(0, 100))
+def test_two_parts_fill_no_fewer_tiles_than_the_whole(tiles, a, b):
+    assert tiles.count(a + b) <= tiles.count(a) + tiles.count(b)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 from builders import assert_all_equal, conv, predict
+from hypothesis import given, settings
 from keras import layers, ops
-from random_graphs import random_model
+from random_graphs import RandomGraph, random_graphs
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -14,12 +15,10 @@ from keras_filterprune.graph.keras_view import NOMINAL_SIZE, view_model
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.execute import random_inputs as inputs_of_view
 
-MODELS = [*ZOO, *(f"random_{seed}" for seed in range(15))]
 
-
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=ZOO)
 def model(request):
-    return ZOO[request.param]() if request.param in ZOO else random_model(int(request.param.removeprefix("random_")))
+    return ZOO[request.param]()
 
 
 def run(view, x) -> list[np.ndarray]:
@@ -112,6 +111,16 @@ def test_viewing_leaves_the_model_alone(model):
     before = repr(model.get_config()), model.name, [op.name for op in model.layers]
     view_model(model)
     assert (repr(model.get_config()), model.name, [op.name for op in model.layers]) == before
+
+
+@settings(max_examples=12)
+@given(graph=random_graphs)
+def test_random_graphs(graph: RandomGraph):
+    test_view_computes_what_the_model_computes(graph.model)
+    test_calls_read_only_what_earlier_calls_made(graph.model)
+    test_recorded_shapes_are_those_of_the_values(graph.model)
+    test_edges_equal_those_that_clone_model_visits(graph.model)
+    test_viewing_leaves_the_model_alone(graph.model)
 
 
 # Structures that the zoo does not have.

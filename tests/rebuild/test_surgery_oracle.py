@@ -1,5 +1,6 @@
 """A pruned model computes what the original computes with the removed channels disconnected (see `oracle`)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 from builders import predict
+from hypothesis import given, settings
 from oracle import TOLERANCE, difference, layer_at, oracle_difference, tolerance
-from random_graphs import random_model
+from random_graphs import RandomGraph, random_graphs
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -17,16 +19,10 @@ from keras_filterprune.graph import ChannelGraph
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.rebuild import rebuild, verify
 
-RANDOM_GRAPHS = 25
-MODELS = [*ZOO, *(f"random_{seed}" for seed in range(RANDOM_GRAPHS))]
 APPROXIMATE = {"convnext": 1, "group_norm": 2, "dense_mlp": 1, "unusual_axes": 1}
 # Models that hold functions or classes of the user's own, which no file can bring back by itself.
 CUSTOM = {"custom_activation"}
 PYTHON_LAMBDA = {"lambda_layer"}
-
-
-def build_model(name: str) -> keras.Model:
-    return ZOO[name]() if name in ZOO else random_model(int(name.removeprefix("random_")))
 
 
 def draw(graph: ChannelGraph, kind: int, exact: bool = True) -> dict[str, np.ndarray]:
@@ -45,6 +41,7 @@ class Surgery:
     """One model, several prunings of it, and what was seen of the original before, meanwhile and after."""
 
     name: str
+    build: Callable[[], keras.Model]
     model: keras.Model
     graph: ChannelGraph
     draws: list[tuple[dict[str, np.ndarray], Any]]
@@ -55,9 +52,8 @@ class Surgery:
     called: set[int]
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def surgery(request):
-    model = build_model(request.param)
+def operated(name: str, build: Callable[[], keras.Model], kinds) -> Surgery:
+    model = build()
     weights = [np.array(w) for w in model.get_weights()]
     x = random_inputs(model)
     predictions = predict(model, x)
@@ -67,9 +63,13 @@ def surgery(request):
         for base in (keras.Operation, keras.Layer):
             patch.setattr(base, "symbolic_call", _recording(base.symbolic_call, called))
         graph = kfp.analyze(model)
-        kinds = range(3) if request.param in ZOO else (1, 3)
         draws = [(kept := draw(graph, kind), rebuild(model, graph, kept)) for kind in kinds]
-    return Surgery(request.param, model, graph, draws, weights, config, x, predictions, called)
+    return Surgery(name, build, model, graph, draws, weights, config, x, predictions, called)
+
+
+@pytest.fixture(scope="module", params=ZOO)
+def surgery(request):
+    return operated(request.param, ZOO[request.param], kinds=range(3))
 
 
 def _recording(symbolic_call, called: set[int]):
@@ -89,7 +89,7 @@ def operations(model: keras.Model) -> list[keras.Operation]:
 def test_result_equals_masked_original(surgery):
     limit = tolerance(surgery.model)
     for kept, rebuilt in surgery.draws:
-        assert oracle_difference(lambda: build_model(surgery.name), rebuilt.model, surgery.graph, kept) <= limit
+        assert oracle_difference(surgery.build, rebuilt.model, surgery.graph, kept) <= limit
 
 
 def test_verify_agrees_with_the_oracle(surgery):
@@ -153,6 +153,21 @@ def test_result_shares_nothing_with_the_original(surgery):
     old = {id(x) for x in (*operations(surgery.model), *surgery.model.weights)}
     for _, rebuilt in surgery.draws:
         assert not old & {id(x) for x in (*operations(rebuilt.model), *rebuilt.model.weights)}
+
+
+@settings(max_examples=20)
+@given(graph=random_graphs)
+def test_random_graphs(graph: RandomGraph, tmp_path_factory):
+    surgery = operated("random", graph.build, kinds=(1, 3))
+    test_result_equals_masked_original(surgery)
+    test_verify_agrees_with_the_oracle(surgery)
+    test_every_group_loses_the_units_that_were_drawn(surgery)
+    test_predicted_cost_is_the_cost_of_the_result(surgery)
+    test_result_survives_a_file_without_custom_objects(surgery, tmp_path_factory.mktemp("random"))
+    test_original_stays_as_it_was(surgery)
+    test_no_operation_of_the_original_is_called_on_symbolic_tensors(surgery)
+    test_result_shares_nothing_with_the_original(surgery)
+    test_only_the_expected_models_have_approximate_groups(surgery)
 
 
 def test_zoo_has_approximate_groups_where_expected():
