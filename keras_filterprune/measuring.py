@@ -24,8 +24,7 @@ from keras_filterprune.export import export_tflite
 from keras_filterprune.export.calibration import random_samples
 from keras_filterprune.export.signature import input_ports
 from keras_filterprune.files import check_destination
-from keras_filterprune.latency import LatencyTable, operators_to_measure
-from keras_filterprune.latency.budget import PaddedMacs
+from keras_filterprune.latency import LatencyTable, Prices, operators_to_measure
 
 # Time for the runs of each model, and their number.
 _SECONDS, _FEWEST, _MOST, _ROUNDS = 1.0, 20, 1000, 10
@@ -113,14 +112,14 @@ def bench_errors() -> Iterator[None]:
         raise MeasurementError(f"{error}.") from error
 
 
-def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable | PaddedMacs) -> str:
+def require_faster(dense: keras.Model, pruned: keras.Model, prices: Prices) -> str:
     """Measure a pruned model against the dense one, and say what was found.
 
     Args:
         dense: the original.
         pruned: what was made of it.
-        table: of the device that the budget is for. Models are timed, interleaved, if it is this computer, and their
-            instructions are counted if it is an emulated core.
+        prices: of the device that the budget is for. Where they were measured, models are timed, interleaved, if it is
+            this computer, and their instructions are counted if it is an emulated core.
 
     Returns:
         A sentence for the report.
@@ -133,19 +132,19 @@ def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable 
     from tflite_bench.arm import Emulator, core_of
     from tflite_bench.machine import machine_info
 
-    core, here = core_of(table.device), machine_info()["cpu"]
-    if core is None and table.device != here:
-        return f"Latency is predicted for {table.device} and was not measured: this is {here}."
+    core, here = core_of(prices.device), machine_info()["cpu"]
+    if not prices.measured or (core is None and prices.device != here):
+        return f"Predicted for {prices.device}, and not measured: this is {here}."
     if core is not None:
         try:
             Emulator(core)
         except BenchError as error:
-            return f"Instructions are predicted for {table.device} and were not counted: {error}."
+            return f"Instructions are predicted for {prices.device} and were not counted: {error}."
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("dense.tflite", "pruned.tflite")]
         try:
             for model, file in zip((dense, pruned), files, strict=True):
-                quantize, ports = (None, None) if table.data_type == "float32" else ("int8", input_ports(model))
+                quantize, ports = (None, None) if prices.data_type == "float32" else ("int8", input_ports(model))
                 samples = None if ports is None else random_samples(ports, _CALIBRATION)
                 export_tflite(model, file, quantize=quantize, data=samples, verify=False)
         except MissingPackageError as error:
@@ -155,9 +154,10 @@ def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable 
                 raise
             # Layers that a notebook defines prune on every backend, but cannot follow into TensorFlow's process.
             return f"Latency was not measured: {error}"
+        whole = prices.predict(dense)
         with bench_errors():
-            ratio, found = _timed(files, table, dense) if core is None else _counted(files, core)
-    predicted = table.predict(pruned) / table.predict(dense)
+            ratio, found = _timed(files, prices.threads, whole) if core is None else _counted(files, core)
+    predicted = prices.predict(pruned) / whole
     if ratio >= 1:
         raise InfeasibleBudgetError(
             f"the pruned model is not faster: measured {found}, {predicted:.2f}x was predicted. The budget is too "
@@ -166,12 +166,12 @@ def require_faster(dense: keras.Model, pruned: keras.Model, table: LatencyTable 
     return f"Measured {'latency' if core is None else 'instructions'}: {found}; {predicted:.2f}x was predicted."
 
 
-def _timed(files: list[Path], table: LatencyTable, dense: keras.Model) -> tuple[float, str]:
-    """Time of the second file over that of the first, and both in words."""
+def _timed(files: list[Path], threads: int, expected_ms: float) -> tuple[float, str]:
+    """Time of the second file over that of the first, which is expected to take so long, and both in words."""
     import tflite_bench
 
-    runs = int(min(max(_SECONDS * 1e3 / table.predict(dense), _FEWEST), _MOST))
-    first, second = tflite_bench.benchmark(files, threads=table.threads, runs=runs, rounds=_ROUNDS, cold=False).models
+    runs = int(min(max(_SECONDS * 1e3 / expected_ms, _FEWEST), _MOST))
+    first, second = tflite_bench.benchmark(files, threads=threads, runs=runs, rounds=_ROUNDS, cold=False).models
     ratio = second.ratio_to_first
     return ratio, f"{first.p50_ms:.3f} ms dense, {second.p50_ms:.3f} ms pruned ({ratio:.2f}x)"
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterable
-from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
-import numpy as np
-
-from keras_filterprune.cost.model import Cost
+from keras_filterprune.cost.model import Polynomial
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
 
 # Bits of every layer, or {layer name or glob: bits}; the first pattern that fits a layer counts.
@@ -50,9 +47,8 @@ def check_bits(name: str, bits: Any) -> None:
             )
 
 
-def bit_operations(macs: Cost, weight_bits: Bits, activation_bits: Bits) -> Cost:
+def bit_operations(macs: Polynomial, weight_bits: Bits, activation_bits: Bits) -> Polynomial:
     """Multiply-accumulates times the bits of both factors, as a function of the kept counts."""
     weights = bits_by_layer("weight_bits", weight_bits, macs.spending)
     activations = bits_by_layer("activation_bits", activation_bits, macs.spending)
-    factors = np.array([weights.get(layer, 0) * activations.get(layer, 0) for layer in macs.layers], int)
-    return replace(macs, coefficients=macs.coefficients * factors[macs.owners])
+    return macs * {layer: weights[layer] * activations[layer] for layer in macs.spending}

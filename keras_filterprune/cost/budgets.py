@@ -2,15 +2,127 @@
 
 from __future__ import annotations
 
+import abc
 import fnmatch
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+
+from keras_filterprune.checks import wrong
 from keras_filterprune.cost.bops import Bits, bit_operations, check_bits
 from keras_filterprune.cost.model import Cost, CostModel
+from keras_filterprune.cost.tiles import Tiles
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
+from keras_filterprune.graph.types import Group
+
+
+class Budget(abc.ABC):
+    """What a pruned model may cost: the base of every budget.
+
+    A subclass says in `cost` what a model costs, and either has a fraction `keep` or says in `limit` what may be spent.
+
+    Attributes:
+        keep: fraction kept of what the whole model costs, in (0, 1].
+        unit: what is counted, as in "asks for at most 500 MACs".
+        key: text that says what the cost depends on apart from the model: searches go on from the checkpoint of an
+            equal one (the `repr`).
+        settles_counts: the budget says how many filters every group keeps, see `CountBudget` (False).
+        by_name: the cost depends on names of layers, and says nothing of layers that are added (False).
+        widths: the counts worth having where `channel_multiple` names none, the coarsest `Tiles` first; finer ones
+            serve where these cannot meet the limit (all counts).
+        prices: the `Prices` behind the cost, which reports show; None where there are none (None).
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> class EnergyBudget(kfp.budgets.Budget):
+        ...     unit = "fJ"
+        ...     def __init__(self, keep):
+        ...         self.keep = keep
+        ...     def cost(self, model):
+        ...         return 4_600 * model.macs + 640_000 * model.params
+        ...
+        >>> EnergyBudget(keep=0.5).limit(1001)
+        500
+    """
+
+    keep: float | None
+    unit: str
+    settles_counts: ClassVar[bool] = False
+    by_name: bool = False
+    widths: ClassVar[tuple[Tiles, ...]] = (Tiles(1),)
+    prices: Any = None
+
+    @property
+    def key(self) -> str:
+        return repr(self)
+
+    @abc.abstractmethod
+    def cost(self, model: CostModel) -> Cost:
+        """What a model costs as a function of the kept counts: a sum of multiples of `model.macs` and `model.params`,
+        or a `Cost` of one's own.
+
+        Called before any work starts: the place to refuse what does not fit the model.
+        """
+
+    def limit(self, full: int) -> int:
+        """The most that may be spent, given what the whole model costs."""
+        return math.floor(self.keep * full)
+
+    def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:
+        """Units that every group is to keep, int64 of shape (n_groups,); for budgets that settle counts.
+
+        Args:
+            groups: of the model.
+            redundant: how many units of a group the criterion calls redundant.
+        """
+        raise NotImplementedError
+
+
+class CountBudget(Budget):
+    """A budget that says how many filters every group keeps, in `counts`, whatever the model costs then."""
+
+    unit = "MACs"
+    settles_counts = True
+
+    def cost(self, model: CostModel) -> Cost:
+        return model.macs
+
+    def limit(self, full: int) -> int:
+        return full
+
+
+def as_budget(budget: Budget | float) -> Budget:
+    """A budget object; a float is `MacsBudget(keep=float)`.
+
+    Raises:
+        InfeasibleBudgetError: the number is outside (0, 1].
+        InvalidValueError: it is neither.
+    """
+    if isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, Real):
+        return MacsBudget(check_fraction("budget", budget))
+    raise wrong(
+        "budget",
+        budget,
+        "a fraction in (0, 1], or a budget: MacsBudget, ParamsBudget, BopsBudget, LatencyBudget, FiltersBudget, "
+        "RedundancyBudget, or one of your own (kfp.budgets.Budget)",
+    )
+
+
+def as_cost_budget(budget: Budget | float, purpose: str) -> Budget:
+    """A budget that says what the model may cost; others are refused in a sentence that begins with `purpose`."""
+    found = as_budget(budget)
+    if found.settles_counts:
+        raise InfeasibleBudgetError(
+            f"{purpose}: give a fraction, MacsBudget, ParamsBudget, BopsBudget or LatencyBudget. Received: "
+            f"budget={budget!r}."
+        )
+    return found
 
 
 def check_fraction(name: str, value: Any) -> float:
@@ -20,67 +132,66 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
-def _check_keep_or_count(budget: Any) -> None:
-    keep, count = budget.keep, budget.count
-    if (keep is None) == (count is None):
-        raise InfeasibleBudgetError(f"{type(budget).__name__} expects either keep= or count=. Received: {budget}.")
-    if keep is not None:
-        check_fraction("keep", keep)
-    elif isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise InfeasibleBudgetError(f"count is a positive number of {budget.unit}. Received: count={count!r}.")
-
-
 @dataclass(frozen=True)
-class MacsBudget:
+class MacsBudget(Budget):
     """Keep at most this fraction of the model's multiply-accumulates.
 
     Args:
         keep: fraction kept, in (0, 1].
+
+    Raises:
+        InfeasibleBudgetError: the fraction is out of range.
     """
 
     keep: float
+    unit = key = "MACs"
 
     def __post_init__(self):
         check_fraction("keep", self.keep)
 
-    unit = "MACs"
-
     def cost(self, model: CostModel) -> Cost:
         return model.macs
 
-    def limit(self, model: CostModel) -> int:
-        """The most that may be spent, in multiply-accumulates."""
-        return math.floor(self.keep * model.macs(model.sizes))
-
 
 @dataclass(frozen=True)
-class ParamsBudget:
-    """Keep at most this fraction, or this number, of the model's parameters.
-
-    Args:
-        keep: fraction kept, in (0, 1]; or
-        count: number of parameters, moving statistics included.
-    """
+class _KeepOrCount(Budget):
+    """A fraction of what the whole model costs, or a number."""
 
     keep: float | None = None
     count: int | None = None
 
     def __post_init__(self):
-        _check_keep_or_count(self)
+        if (self.keep is None) == (self.count is None):
+            raise InfeasibleBudgetError(f"{type(self).__name__} expects either keep= or count=. Received: {self}.")
+        if self.keep is not None:
+            check_fraction("keep", self.keep)
+        elif isinstance(self.count, bool) or not isinstance(self.count, Integral) or self.count < 1:
+            raise wrong("count", self.count, f"a positive number of {self.unit}", InfeasibleBudgetError)
 
-    unit = "parameters"
+    def limit(self, full: int) -> int:
+        return super().limit(full) if self.count is None else min(self.count, full)
+
+
+@dataclass(frozen=True)
+class ParamsBudget(_KeepOrCount):
+    """Keep at most this fraction, or this number, of the model's parameters.
+
+    Args:
+        keep: fraction kept, in (0, 1]; or
+        count: number of parameters, moving statistics included.
+
+    Raises:
+        InfeasibleBudgetError: neither or both are given, or one is out of range.
+    """
+
+    unit = key = "parameters"
 
     def cost(self, model: CostModel) -> Cost:
         return model.params
 
-    def limit(self, model: CostModel) -> int:
-        """The most that may be spent, in parameters."""
-        full = model.params(model.sizes)
-        return min(self.count, full) if self.count is not None else math.floor(self.keep * full)
-
 
 @dataclass(frozen=True)
-class BopsBudget:
+class BopsBudget(_KeepOrCount):
     """Keep at most this fraction, or this number, of the model's bit operations.
 
     A multiply-accumulate of b-bit weights and a-bit activations counts a * b bit operations (after Hawks et al. 2021,
@@ -107,43 +218,36 @@ class BopsBudget:
         >>> small = kfp.prune_model(keras.Model(x, y), "l2", mixed)
     """
 
-    keep: float | None = None
-    count: int | None = None
     weight_bits: Bits = 8
     activation_bits: Bits = 8
+    unit = "bit operations"
 
     def __post_init__(self):
-        _check_keep_or_count(self)
+        super().__post_init__()
         check_bits("weight_bits", self.weight_bits)
         check_bits("activation_bits", self.activation_bits)
 
-    unit = "bit operations"
-
     @property
     def key(self) -> str:
-        """What the cost depends on, apart from the model."""
-        return repr((self.weight_bits, self.activation_bits))
+        return f"{self.unit} {(self.weight_bits, self.activation_bits)!r}"
 
     @property
-    def mixed(self) -> bool:
-        """Whether bits differ between layers."""
+    def by_name(self) -> bool:
         return isinstance(self.weight_bits, dict) or isinstance(self.activation_bits, dict)
 
     def cost(self, model: CostModel) -> Cost:
         return bit_operations(model.macs, self.weight_bits, self.activation_bits)
 
-    def limit(self, model: CostModel) -> int:
-        """The most that may be spent, in bit operations."""
-        full = self.cost(model)(model.sizes)
-        return min(self.count, full) if self.count is not None else math.floor(self.keep * full)
-
 
 @dataclass(frozen=True)
-class FiltersBudget:
+class FiltersBudget(CountBudget):
     """Keep the same fraction of the filters of every group (the papers' "ratio"), or a fraction per layer.
 
     Args:
         keep: fraction kept, in (0, 1]; or {layer name or glob: fraction}, layers not named staying whole.
+
+    Raises:
+        InfeasibleBudgetError: a fraction is out of range.
     """
 
     keep: float | dict[str, float]
@@ -152,22 +256,29 @@ class FiltersBudget:
         for name, value in self.keep.items() if isinstance(self.keep, dict) else [("keep", self.keep)]:
             check_fraction(name, value)
 
-    def fractions(self, producers: list[tuple[str, ...]]) -> list[float]:
-        """Kept fraction of every group, given the layers that make its filters."""
-        if not isinstance(self.keep, dict):
-            return [float(self.keep)] * len(producers)
-        layers = {layer for group in producers for layer in group}
-        for pattern in self.keep:
+    def cost(self, model: CostModel) -> Cost:
+        layers = {layer for group in model.graph.groups for layer in group.producers}
+        for pattern in self.keep if isinstance(self.keep, dict) else ():
             if not fnmatch.filter(layers, pattern):
                 raise UnknownNameError(
                     f"FiltersBudget names '{pattern}', which matches no prunable layer. Prunable: "
                     f"{', '.join(sorted(layers))}."
                 )
-        return [min((k for p, k in self.keep.items() if fnmatch.filter(group, p)), default=1.0) for group in producers]
+        return super().cost(model)
+
+    def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:
+        # Half rounds up, as everywhere.
+        return np.array([math.floor(self._fraction(group) * group.size + 0.5) for group in groups], int)
+
+    def _fraction(self, group: Group) -> float:
+        """Kept fraction of a group, the least that is named of the layers that make its filters."""
+        if not isinstance(self.keep, dict):
+            return float(self.keep)
+        return min((float(k) for p, k in self.keep.items() if fnmatch.filter(group.producers, p)), default=1.0)
 
 
 @dataclass(frozen=True)
-class RedundancyBudget:
+class RedundancyBudget(CountBudget):
     """Remove what the criterion itself calls redundant, whatever that saves.
 
     For criteria whose number of removed filters follows from the filters (`Similarity`, `Nystrom`: one of every two
@@ -175,6 +286,5 @@ class RedundancyBudget:
     and `exclude`.
     """
 
-
-# Budgets that settle how many filters every group keeps, whatever the model costs then.
-CountBudget = FiltersBudget | RedundancyBudget
+    def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:
+        return np.array([group.size - redundant(group) for group in groups], int)

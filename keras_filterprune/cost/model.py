@@ -1,20 +1,63 @@
-"""Multiply-accumulates and parameters as exact polynomials of the kept counts: no model is built to evaluate them."""
+"""What a model costs as a function of the kept counts: no model is built to know it."""
 
 from __future__ import annotations
 
+import abc
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 from scipy.sparse import csr_array
 
+from keras_filterprune.checks import wrong
 from keras_filterprune.cost.widths import Widths
+from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.graph.types import ChannelGraph
 
 
+class Cost(abc.ABC):
+    """What a model costs as a function of how many units each group keeps, in whole numbers of some unit.
+
+    `keep` is an int64 array of shape (n_groups,) everywhere: kept units per group. A cost never rises when units go.
+
+    Attributes:
+        unknown: {layer: why} of what is left out.
+    """
+
+    unknown: Mapping[str, str] = {}
+
+    @abc.abstractmethod
+    def __call__(self, keep: np.ndarray) -> int:
+        """Cost at `keep`."""
+
+    @abc.abstractmethod
+    def by_layer(self, keep: np.ndarray) -> dict[str, int]:
+        """{layer: cost} at `keep`."""
+
+    def gradient(self, keep: np.ndarray) -> np.ndarray:
+        """Cost per unit of every group when half of it goes, float64 of shape (n_groups,).
+
+        The next unit alone may save nothing, or a whole step.
+        """
+        whole, found = self(keep), np.zeros(len(keep))
+        for group in np.flatnonzero(keep > 1):
+            fewer = keep.copy()
+            fewer[group] //= 2
+            found[group] = (whole - self(fewer)) / (keep[group] - fewer[group])
+        return found
+
+    def worthwhile(self, group: int, counts: list[int]) -> list[int]:
+        """Of the rising counts of a group, those that save something against every wider one, other groups whole."""
+        return counts
+
+
 @dataclass(frozen=True, eq=False)
-class Cost:
+class Polynomial(Cost):
     """Sum of `coefficients * widths[left] * widths[right]`, where widths are affine in the kept counts.
+
+    Costs of one `CostModel` can be added, and multiplied by whole numbers, or by one per layer.
 
     Attributes:
         coefficients: int64 array of shape (n_terms,).
@@ -23,6 +66,14 @@ class Cost:
         layers: names of all layers that cost anything.
         fixed: int64 array of shape (n_widths,), channels that never go away.
         slope: sparse int64 matrix of shape (n_widths, n_groups), channels per unit of each group.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 1, use_bias=False)])
+        >>> cost = kfp.budgets.CostModel(kfp.analyze(model))
+        >>> energy = 3 * cost.macs + 100 * cost.params
+        >>> energy(cost.sizes)
+        3504
     """
 
     coefficients: np.ndarray
@@ -34,8 +85,25 @@ class Cost:
     slope: csr_array
 
     def __call__(self, keep: np.ndarray) -> int:
-        """Exact cost at `keep`, an int64 array of shape (n_groups,) of kept units per group."""
         return int(self.terms(keep).sum())
+
+    def __add__(self, other: Polynomial) -> Polynomial:
+        if not isinstance(other, Polynomial):
+            return NotImplemented
+        if other.slope is not self.slope:
+            raise InvalidValueError("costs that are added belong to one CostModel, and these do not.")
+        terms = ("coefficients", "left", "right", "owners")
+        return replace(self, **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in terms})
+
+    def __mul__(self, factor: int | Mapping[str, int]) -> Polynomial:
+        """This cost times a whole number, or times one for each layer; a layer that is not named costs nothing."""
+        factors = factor if isinstance(factor, Mapping) else dict.fromkeys(self.layers, factor)
+        if not all(isinstance(number, Integral) for number in factors.values()):
+            raise wrong("factor", factor, "a whole number, as costs are: take a smaller unit")
+        by_owner = np.array([factors.get(layer, 0) for layer in self.layers], int)
+        return replace(self, coefficients=self.coefficients * by_owner[self.owners])
+
+    __rmul__ = __mul__
 
     @property
     def spending(self) -> list[str]:
@@ -48,7 +116,6 @@ class Cost:
         return self.coefficients * width[self.left] * width[self.right]
 
     def by_layer(self, keep: np.ndarray) -> dict[str, int]:
-        """{layer: cost} at `keep`."""
         spent = np.bincount(self.owners, self.terms(keep), minlength=len(self.layers))
         return {layer: int(n) for layer, n in zip(self.layers, spent, strict=True)}
 
@@ -70,9 +137,9 @@ class CostModel:
         sizes: int64 array of shape (n_groups,), the unpruned counts.
         least: int64 array of shape (n_groups,), the fewest units that each group can keep.
         layers: names of the layers that cost anything.
-        macs: `Cost` in multiply-accumulates of one sample: convolutions, dense and recurrent layers. Normalization,
-            activations and element-wise work are free (they fuse or are bound by memory).
-        params: `Cost` in weights, moving statistics included, as `model.count_params()` counts them.
+        macs: `Polynomial` in multiply-accumulates of one sample: convolutions, dense and recurrent layers.
+            Normalization, activations and element-wise work are free (they fuse or are bound by memory).
+        params: `Polynomial` in weights, moving statistics included, as `model.count_params()` counts them.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -87,7 +154,7 @@ class CostModel:
     def __init__(self, graph: ChannelGraph):
         self.graph = graph
         self.groups = [group.name for group in graph.groups]
-        self.sizes = np.array([g.size for g in graph.groups], int)
+        self.sizes = graph.sizes
         self.least = np.array([g.least for g in graph.groups], int)
         self.layers = tuple(dict.fromkeys([*graph.weights, *(t.layer for t in graph.terms)]))
         widths = Widths(graph)
@@ -97,9 +164,9 @@ class CostModel:
         fixed, slope = widths.affine()
         owner = {layer: number for number, layer in enumerate(self.layers)}
 
-        def cost(terms: list) -> Cost:
+        def cost(terms: list) -> Polynomial:
             padded = [(c, *[*axes, one, one][:2], owner[layer]) for layer, c, axes in terms]
-            return Cost(*np.array(padded, int).reshape(-1, 4).T, self.layers, fixed, slope)
+            return Polynomial(*np.array(padded, int).reshape(-1, 4).T, self.layers, fixed, slope)
 
         self.macs, self.params = cost(macs), cost(params)
 

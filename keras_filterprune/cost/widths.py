@@ -16,7 +16,7 @@ class Widths:
     """
 
     def __init__(self, graph: ChannelGraph):
-        self._sizes = np.array([group.size for group in graph.groups], int)
+        self._sizes = graph.sizes
         group_of_unit = np.full(graph.unit_of_id.max(initial=-1) + 1, -1)
         for number, group in enumerate(graph.groups):
             group_of_unit[group.units] = number

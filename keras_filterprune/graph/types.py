@@ -254,6 +254,13 @@ class ChannelGraph:
         """{name: group}."""
         return {group.name: group for group in self.groups}
 
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Units of every group, int64 of shape (n_groups,); not to be written."""
+        sizes = np.array([group.size for group in self.groups], int)
+        sizes.setflags(write=False)
+        return sizes
+
     @property
     def filters(self) -> int:
         """Number of filters in hidden layers that can be removed."""

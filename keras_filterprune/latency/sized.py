@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.latency.operators import list_operators
+from keras_filterprune.latency.operators import DEFAULTS, list_operators
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +38,13 @@ class SizedOperators:
         unknown = {layer: kind for layer, kind in self.unknown.items() if layer not in gone}
         return SizedOperators(tuple(operator for operator in self.listed if operator[0] not in gone), unknown)
 
-    def by_layer(self, price: Callable[[Iterable[tuple[str, Any]], int, int], float]) -> dict[str, float]:
-        """{layer: what its operators cost}, by the `price` of a `LatencyTable` or of `PaddedMacs`.
+    def by_layer(self, price: Callable[[dict[str, Any], int, int], float]) -> dict[str, float]:
+        """{layer: what its operators cost}, by the `price` of some `Prices`.
 
         Raises:
-            InfeasibleBudgetError: a table says nothing about one of the operators.
+            InfeasibleBudgetError: the prices say nothing about one of the operators.
         """
         spent: dict[str, float] = defaultdict(float)
         for layer, fields, channels, filters in self.listed:
-            spent[layer] += price(fields, channels, filters)
+            spent[layer] += price(DEFAULTS | dict(fields), channels, filters)
         return dict(spent)

@@ -12,17 +12,15 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
-import keras
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from keras_filterprune.analysis import analyze
 from keras_filterprune.cost.tiles import Tiles
 from keras_filterprune.errors import FileError, InfeasibleBudgetError
 from keras_filterprune.files import read_json, write_json
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.latency.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
-from keras_filterprune.latency.sized import SizedOperators
+from keras_filterprune.latency.prices import Fields, Prices
 
 # Output widths are measured in steps of 8 up to 64, and 16 more up to the full one.
 MEASURED, _DENSE, _COARSE = 8, 64, 16
@@ -33,8 +31,11 @@ _INT8_INPUTS = 8
 _CANDIDATES = (Tiles(32), Tiles(32, first=16), Tiles(16), Tiles(16, first=8), Tiles(8))
 _FORMAT = 1
 _DATA_TYPES = ("float32", "int8")
-# Unit of operators in a report: unit of whole models, a thousand times larger, and that of budgets, as much smaller.
-_UNITS = {"us": ("ms", "ns"), "kilo_instructions": ("million instructions", "instructions")}
+# Unit of operators in a report: `Prices.units`.
+_UNITS = {
+    "us": ("ns", "µs", "ms"),
+    "kilo_instructions": ("instructions", "thousand instructions", "million instructions"),
+}
 
 # An operator without its widths: its other fields, sorted.
 Signature = tuple[tuple[str, Any], ...]
@@ -53,7 +54,7 @@ def operators_to_measure(graph: ChannelGraph, data_type: str = "float32") -> lis
     """
     operators, widths, _ = list_operators(graph)
     fixed, slope = widths.affine()
-    full = (fixed + slope @ np.array([group.size for group in graph.groups], int)).tolist()
+    full = (fixed + slope @ graph.sizes).tolist()
     shrinks = np.diff(slope.indptr) > 0
     found: dict[Signature, set[tuple[int, int]]] = defaultdict(set)
     for operator in operators:
@@ -162,7 +163,7 @@ def _fits(tiles: Tiles, rows: list[dict[int, float]]) -> bool:
     return bool(ratios) and np.quantile(ratios, 0.1) >= _SAME
 
 
-class LatencyTable:
+class LatencyTable(Prices):
     """Measured times of operators on one device, as `tflite_bench.time_operators` reports them.
 
     Or their instructions on an emulated core, by `tflite_bench.arm.count_operators`; they then take the place of times
@@ -189,12 +190,14 @@ class LatencyTable:
         'Cortex-A76'
     """
 
+    measured = True
+
     def __init__(self, content: dict[str, Any]):
         try:
             self.device = str(content["machine"]["cpu"])
             self.threads = _checked("threads", content["settings"]["threads"], Integral, 1)
             own_unit = content.get("unit", "us")
-            self.unit, self.small_unit = _UNITS[own_unit]
+            self.units = _UNITS[own_unit]
             floor = f"call_floor_{own_unit}"
             self.floor = _checked(floor, content[floor], Real, 0)
             points: dict[Signature, dict[tuple[int, int], float]] = defaultdict(dict)
@@ -240,6 +243,15 @@ class LatencyTable:
         return hashlib.sha256(json.dumps(self._content, sort_keys=True).encode()).hexdigest()
 
     @property
+    def key(self) -> str:
+        return self.digest
+
+    @property
+    def source(self) -> str:
+        what = f"{self.data_type} on {self.device}, {self.threads} thread(s)"
+        return f"a table of measured operators: {what}; {self.floor:.2f} {self.units[1]} are for the call"
+
+    @property
     def tiles(self) -> Tiles:
         """Output widths worth having: those of convolutions."""
         return self._tiles("CONV_2D")
@@ -254,7 +266,7 @@ class LatencyTable:
             self._known_tiles[kind] = next(fitting, Tiles(1))
         return self._known_tiles[kind]
 
-    def price(self, fields: Iterable[tuple[str, Any]], channels: int, filters: int) -> float:
+    def price(self, fields: Fields, channels: int, filters: int) -> float:
         """Time of one operator in a model, in microseconds (or thousands of instructions), without the cost of a call.
 
         Raises:
@@ -272,16 +284,6 @@ class LatencyTable:
                 "model that is pruned: measure_latency(model)."
             )
         return found
-
-    def predict(self, model: keras.Model) -> float:
-        """Latency of a model in milliseconds, or millions of instructions: see `unit`.
-
-        Raises:
-            InfeasibleBudgetError: the table says nothing about one of its operators.
-        """
-        graph = analyze(model)
-        whole = SizedOperators.of(graph, np.array([group.size for group in graph.groups], int))
-        return (sum(whole.by_layer(self.price).values()) + self.floor) / 1e3
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the table as JSON, in one step."""

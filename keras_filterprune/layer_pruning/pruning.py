@@ -11,11 +11,11 @@ import numpy as np
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import renamed_arguments
-from keras_filterprune.cost import Cost, CostModel, CountBudget
+from keras_filterprune.cost import Budget, Cost, CostModel, as_cost_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.latency import Budget, LatencyBudget, SizedOperators, as_budget
+from keras_filterprune.latency import SizedOperators
 from keras_filterprune.layer_pruning.importance import Importance, as_importance
 from keras_filterprune.layer_pruning.removal import verify_removal, without_units
 from keras_filterprune.layer_pruning.units import Unit, find_units
@@ -95,7 +95,7 @@ def prune_layers(
     gone = _count(units, scores, n_layers) if budget is None else _within(units, scores, costs, budget)
     small = without_units(model, graph, gone)
     difference = verify_removal(graph, small, gone, seed) if verify else None
-    timed = verify and gone and isinstance(budget, LatencyBudget)
+    timed = verify and gone and budget is not None and budget.prices is not None
     notes = [require_faster(model, small, budget.prices)] if timed else []
     if not return_report:
         return small
@@ -121,7 +121,7 @@ def _report(
     cost = {k: (c(costs.sizes), _left(gone, c, costs)) for k, c in (("macs", costs.macs), ("params", costs.params))}
     whole = SizedOperators.of(costs.graph, costs.sizes)
     operators = whole, whole.without(layer for unit in gone for layer in unit.layers)
-    prices = budget.prices if isinstance(budget, LatencyBudget) else None
+    prices = None if budget is None else budget.prices
     found = rows, unremovable, cost, kind, difference, notes, operators, prices
     return LayerReport(costs.graph.view.name, criterion, *found)
 
@@ -134,14 +134,7 @@ def _checked(n_layers: Any, budget: Any) -> Budget | None:
         )
     if budget is None:
         return None
-    budget = as_budget(budget)
-    if isinstance(budget, CountBudget):
-        raise InfeasibleBudgetError(
-            f"prune_layers removes whole layers: give n_layers, a fraction, MacsBudget, ParamsBudget, BopsBudget or "
-            f"LatencyBudget. "
-            f"Received: {budget!r}."
-        )
-    return budget
+    return as_cost_budget(budget, "prune_layers removes whole layers, by n_layers or until a cost is met")
 
 
 def _allowed(graph: ChannelGraph, projections: bool, options: Options) -> tuple[list[Unit], dict[str, str]]:
@@ -193,8 +186,9 @@ def _count(units: Sequence[Unit], scores: np.ndarray, n_layers: Any) -> list[Uni
 
 def _within(units: Sequence[Unit], scores: np.ndarray, costs: CostModel, budget: Budget) -> list[Unit]:
     """The least important units until the budget is met, less those that then fit again, the most important first."""
-    price, limit = budget.cost(costs), budget.limit(costs)
+    price = budget.cost(costs)
     full, least = price(costs.sizes), _left(units, price, costs)
+    limit = budget.limit(full)
     if least > limit:
         raise InfeasibleBudgetError(
             f"{budget} asks for at most {limit:,} {budget.unit}; without all {len(units)} units that can be removed, "

@@ -13,11 +13,11 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Adapters, Compensator
 from keras_filterprune.compensators.adapters import BEFORE
 from keras_filterprune.compensators.by_name import as_compensator
-from keras_filterprune.cost import BopsBudget, CostModel, CountBudget
+from keras_filterprune.cost import Budget, CostModel, as_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.latency import Budget, LatencyBudget, LatencyTable, PaddedMacs, as_budget
+from keras_filterprune.latency import Prices
 from keras_filterprune.measuring import require_faster
 from keras_filterprune.methods import Method, as_method, list_methods
 from keras_filterprune.probe import Weights
@@ -110,8 +110,7 @@ def prune_model(
     task = Task(subject, wide, recipe, budget, options, data, seed, progress, original)
     outcome = _carried_out(task, compensator, finetune, verify)
     plan = task.plan(_name(method, task.recipe), outcome.kept)
-    prices = budget.prices if isinstance(budget, LatencyBudget) else None
-    return _result(graph, wide, plan, outcome, compensator, return_report, channel_multiple, prices)
+    return _result(graph, wide, plan, outcome, compensator, return_report, channel_multiple, budget.prices)
 
 
 def plan_pruning(
@@ -218,7 +217,7 @@ def _chosen(task: Task, compensator: Compensator | None) -> dict[str, np.ndarray
     """{group name: units that stay}."""
     if task.recipe.one_by_one:
         return one_by_one(task, compensator, None, verify=False).kept
-    if task.recipe.rounds == 1 or isinstance(task.budget, CountBudget):
+    if task.recipe.rounds == 1 or task.budget.settles_counts:
         return task.select(task.counts())
     return choose_in_rounds(task, compensator)
 
@@ -227,8 +226,8 @@ def _carried_out(task: Task, compensator: Compensator | None, finetune: Any, ver
     """The task done; a budget in milliseconds is also measured, where the table's device is at hand."""
     outcome = _cut(task, compensator, finetune, verify)
     whole = all(len(outcome.kept[group.name]) == group.size for group in task.graph.groups)
-    if isinstance(task.budget, LatencyBudget):
-        prices = task.budget.prices
+    prices = task.budget.prices
+    if prices is not None:
         left_out = task.budget.cost(task.cost).unknown
         outcome.notes.append(f"{prices!r} rises at widths that are {prices.tiles}.")
         if left_out:
@@ -266,12 +265,12 @@ def _subject(
 ) -> tuple[keras.Model, Options]:
     """What is pruned in the model's place, and where: a model with adapters, between them alone."""
     options.check_names(graph)
-    everything = not isinstance(budget, CountBudget) and getattr(budget, "keep", None) == 1.0
+    everything = not budget.settles_counts and getattr(budget, "keep", None) == 1.0
     if not isinstance(compensator, Adapters) or everything:
         return model, options
-    if isinstance(budget, BopsBudget) and budget.mixed:
+    if budget.by_name:
         raise InfeasibleBudgetError(
-            f"adapters are new layers, which {budget} does not know: give the same bits to all layers, or another "
+            f"adapters are new layers, of which {budget} says nothing: give the same to all layers, or another "
             "compensator."
         )
     paths = [path for path in wrappable(graph) if options.refusal([path]) is None]
@@ -291,7 +290,7 @@ def _result(
     compensator: Compensator | None,
     return_report: bool,
     channel_multiple: int | str = 1,
-    prices: LatencyTable | PaddedMacs | None = None,
+    prices: Prices | None = None,
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
     """The smaller model, with a report if one is wanted; `graph` is that of the model that was cut."""
     model, adapted = outcome.model, isinstance(compensator, Adapters)

@@ -12,12 +12,9 @@ import numpy as np
 
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import BopsBudget, CostModel, CountBudget, FiltersBudget, Tiles
+from keras_filterprune.cost import Budget, CostModel, Tiles
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph, Group
-from keras_filterprune.latency import Budget, LatencyBudget
-from keras_filterprune.latency.budget import LatencyCost
-from keras_filterprune.latency.table import MEASURED
 from keras_filterprune.methods import Method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.trial import Trial
@@ -65,7 +62,7 @@ class Task:
         weights = Weights(graph.view)
         weights.check_finite()
         measure = recipe.allocator.measure
-        if measure and isinstance(budget, CountBudget):
+        if measure and budget.settles_counts:
             raise InfeasibleBudgetError(
                 f"{recipe.allocator!r} decides how many filters every group keeps, and {budget!r} does too. Give a "
                 "MacsBudget or a ParamsBudget."
@@ -79,7 +76,8 @@ class Task:
         self.refused = options.refusals(graph, self.recipe.criterion)
         self._fingerprint = fingerprint(graph, weights)
         self._original = original or self.cost
-        self.limit = 0 if isinstance(budget, CountBudget) else budget.limit(self._original)
+        self._full = budget.cost(self._original)(self._original.sizes)
+        self.limit = budget.limit(self._full)
         self._selected: dict[tuple[int, int], np.ndarray] = {}
 
     def again(self, model: keras.Model, recipe: Method | None = None) -> Task:
@@ -115,13 +113,10 @@ class Task:
         for number, group in enumerate(self.graph.groups):
             if group.name in self.refused:
                 floors[number] = group.size
-        fixed = isinstance(self.budget, CountBudget)
-        cost = self.cost.macs if fixed else self.budget.cost(self.cost)
+        cost = self.budget.cost(self.cost)
 
         def problem(tiles: Tiles) -> Allocation:
-            rungs = [tiles.rungs(group.size) for group in self.graph.groups]
-            if isinstance(cost, LatencyCost):
-                rungs = [cost.worthwhile(number, counts) for number, counts in enumerate(rungs)]
+            rungs = [cost.worthwhile(number, tiles.rungs(group.size)) for number, group in enumerate(self.graph.groups)]
             return Allocation(
                 sizes=self.cost.sizes,
                 floors=floors,
@@ -141,15 +136,9 @@ class Task:
                 break
         return found
 
-    def _tiles(self) -> list[Tiles]:
-        """The counts worth having: the options'; or those of measured times, finer ones where these cannot do it.
-
-        Ends of steps alone would save nothing more, and cost accuracy: widths in between narrow the inputs of the next
-        layers, and what they save is in the table.
-        """
-        if isinstance(self.budget, LatencyBudget) and self.options.tiles == Tiles(1):
-            return [Tiles(MEASURED), Tiles(MEASURED // 2), Tiles(1)]
-        return [self.options.tiles]
+    def _tiles(self) -> tuple[Tiles, ...]:
+        """The counts worth having: the options', or else the budget's, finer ones where these cannot do it."""
+        return self.budget.widths if self.options.tiles == Tiles(1) else (self.options.tiles,)
 
     def _evaluate_all(self, keeps: Sequence[np.ndarray]) -> Iterator[float]:
         return spread(self.model, self._trial, map(self.select, keeps), self._recipe.allocator.executor)
@@ -157,9 +146,7 @@ class Task:
     def _key(self, tiles: Tiles) -> str:
         """What a search depends on, its data, its table of latencies and its bits included."""
         data = self._trial and self._trial.digest()
-        parts = self._fingerprint, self.recipe.name, vars(self.options), type(self.budget).__name__, self.seed, data
-        if isinstance(self.budget, LatencyBudget | BopsBudget):
-            parts += (self.budget.key, tiles)
+        parts = self._fingerprint, self.recipe.name, vars(self.options), self.budget.key, tiles, self.seed, data
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def counts(self) -> np.ndarray:
@@ -169,11 +156,8 @@ class Task:
             reasons = "; ".join(reasons or ["no layer with a handler makes filters"])
             raise InfeasibleBudgetError(f"model '{self.graph.view.name}' has no filter that can be removed: {reasons}.")
         problem = self.problem()
-        if isinstance(self.budget, FiltersBudget):
-            fractions = np.array(self.budget.fractions([g.producers for g in self.graph.groups]))
-            return problem.legal(np.floor(fractions * problem.sizes + 0.5).astype(int))
-        if isinstance(self.budget, CountBudget):
-            return problem.legal(problem.sizes - [self._redundant(group) for group in self.graph.groups])
+        if self.budget.settles_counts:
+            return problem.legal(self.budget.counts(self.graph.groups, self._redundant))
         least = problem.legal(problem.floors)
         if not problem.feasible(least):
             raise InfeasibleBudgetError(self._infeasible(problem, least))
@@ -193,7 +177,7 @@ class Task:
 
     def _infeasible(self, problem: Allocation, least: np.ndarray) -> str:
         """Why the budget cannot be met: what is the least that can be reached, and what stands in the way."""
-        full, reachable = self.budget.cost(self._original)(self._original.sizes), problem.cost(least)
+        full, reachable = self._full, problem.cost(least)
         spent = problem.cost.by_layer(least)
         reasons = {p.layer: p.reason for p in self.graph.pinned} | {
             layer: why for name, why in self.refused.items() for layer in self.graph.by_name[name].producers

@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from keras_filterprune.checks import wrong
 from keras_filterprune.files import check_destination, replacing
-from keras_filterprune.latency import LatencyTable, PaddedMacs
+from keras_filterprune.latency import Prices, as_prices
 from keras_filterprune.report import html, markdown
 from keras_filterprune.report.document import Section
 from keras_filterprune.report.measured import accuracy_section, benchmark_section, exports_section, sensitivity_sections
@@ -28,7 +27,7 @@ class SavedReport(abc.ABC):
         sensitivity: Any = None,
         benchmark: Any = None,
         exports: Iterable[Any] = (),
-        latency: LatencyTable | str | None = None,
+        latency: Prices | str | None = None,
     ) -> None:
         """Write the report as one self-contained HTML file, or as Markdown; an existing file is replaced in one step.
 
@@ -39,7 +38,7 @@ class SavedReport(abc.ABC):
             benchmark: what `tflite_bench.benchmark` measured, the original first; or its `to_dict()` (None).
             exports: what `export_tflite` returned, one per file ().
             latency: `LatencyTable` for predicted milliseconds of every layer; or a target ("arm64", ...), for
-                multiply-accumulates in whole steps. None: what a `LatencyBudget` was given, if the run had one.
+                multiply-accumulates in whole steps; or other `Prices`. None: those behind the budget, if it had any.
 
         Raises:
             InvalidValueError: the name ends in something else, or an extra is of another kind.
@@ -54,7 +53,7 @@ class SavedReport(abc.ABC):
             >>> report.save("report.html", accuracy={"dense": 0.91, "pruned": 0.90}, latency="arm64")
         """
         render = _RENDERERS[check_report_path(path)]
-        prices = self.prices if latency is None else _prices(latency)
+        prices = self.prices if latency is None else as_prices("latency", latency)
         first, *rest = self._sections(prices)
         extras = [accuracy_section(accuracy), benchmark_section(benchmark), exports_section(exports)]
         sections = [first, *filter(None, extras), *rest, *sensitivity_sections(sensitivity), *self._closing()]
@@ -69,7 +68,7 @@ class SavedReport(abc.ABC):
         """The headline."""
 
     @abc.abstractmethod
-    def _sections(self, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+    def _sections(self, prices: Prices | None) -> list[Section]:
         """What the run did: cost before and after first."""
 
     @abc.abstractmethod
@@ -85,11 +84,3 @@ def check_report_path(path: str | os.PathLike, overwrite: bool = True) -> str:
         FileError: no file can be written there.
     """
     return check_destination(path, overwrite, list(_RENDERERS)).suffix.lower()
-
-
-def _prices(latency: Any) -> LatencyTable | PaddedMacs:
-    if not isinstance(latency, LatencyTable | str):
-        raise wrong(
-            "latency", latency, "a LatencyTable (measure_latency, LatencyTable.load) or a target such as 'arm64'"
-        )
-    return PaddedMacs(latency) if isinstance(latency, str) else latency

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_filterprune.cost import CostModel, as_tiles
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.latency import LatencyTable, PaddedMacs, SizedOperators
+from keras_filterprune.latency import Prices, SizedOperators
 from keras_filterprune.rebuild.outcome import Outcome
 from keras_filterprune.rebuild.plan import PruningPlan, kept_channels
 from keras_filterprune.report import LayerRow, PruneReport
@@ -21,7 +21,7 @@ def prune_report(
     outcome: Outcome,
     adapted: ChannelGraph | None,
     channel_multiple: int | str,
-    prices: LatencyTable | PaddedMacs | None,
+    prices: Prices | None,
 ) -> PruneReport:
     """Put together the report of one run.
 
@@ -32,7 +32,7 @@ def prune_report(
         outcome: what surgery and compensation gave.
         adapted: graph of the result where it holds adapters, else None: `graph` at its kept counts.
         channel_multiple: as in `prune_model`.
-        prices: what a `LatencyBudget` was given, None for other budgets.
+        prices: those behind the budget, None where there are none.
     """
     before, cost = CostModel(original), CostModel(graph)
     keep = np.array([len(outcome.kept[g.name]) for g in graph.groups], int)

@@ -7,7 +7,7 @@ from typing import Any
 
 import rich.table
 
-from keras_filterprune.latency import LatencyTable, PaddedMacs, SizedOperators
+from keras_filterprune.latency import Prices, SizedOperators
 from keras_filterprune.report.base import SavedReport
 from keras_filterprune.report.document import Bar, Section, Table, count, number, share
 from keras_filterprune.report.prediction import COST_COLUMNS, cost_rows, predict
@@ -50,7 +50,7 @@ class LayerReport(SavedReport):
         verification: largest relative difference to the original without the units, None when `verify=False`.
         notes: everything else worth knowing.
         operators: of the LiteRT files before and after, for predictions (None: not known).
-        prices: what a `LatencyBudget` was given, None for other budgets.
+        prices: those behind the budget, None where there are none.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -73,7 +73,7 @@ class LayerReport(SavedReport):
     verification: float | None
     notes: list[str] = field(default_factory=list)
     operators: tuple[SizedOperators, SizedOperators] | None = field(default=None, repr=False, compare=False)
-    prices: LatencyTable | PaddedMacs | None = field(default=None, compare=False)
+    prices: Prices | None = field(default=None, compare=False)
 
     @property
     def removed(self) -> list[str]:
@@ -110,14 +110,14 @@ class LayerReport(SavedReport):
     def _title(self) -> str:
         return f"{self.model}, layers removed by {self.criterion}"
 
-    def _sections(self, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+    def _sections(self, prices: Prices | None) -> list[Section]:
         return _layer_sections(self, prices)
 
     def _closing(self) -> list[Section]:
         return _layer_closing(self)
 
 
-def _layer_sections(report: LayerReport, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+def _layer_sections(report: LayerReport, prices: Prices | None) -> list[Section]:
     """Cost, units, and layers that are in none."""
     prediction = predict(report.operators, prices)
     rows = cost_rows(report.cost["macs"], report.cost["params"], prediction)

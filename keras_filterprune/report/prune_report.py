@@ -8,7 +8,7 @@ from typing import Any
 import rich.table
 
 from keras_filterprune.cost import Tiles, as_tiles
-from keras_filterprune.latency import LatencyTable, PaddedMacs, SizedOperators
+from keras_filterprune.latency import Prices, SizedOperators
 from keras_filterprune.rebuild.plan import PruningPlan
 from keras_filterprune.report.base import SavedReport
 from keras_filterprune.report.document import (
@@ -54,7 +54,7 @@ class PruneReport(SavedReport):
         notes: everything else worth knowing.
         channel_multiple: as in `prune_model`.
         operators: of the LiteRT files before and after, for predictions (None: not known).
-        prices: what a `LatencyBudget` was given, None for other budgets.
+        prices: those behind the budget, None where there are none.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -74,7 +74,7 @@ class PruneReport(SavedReport):
     notes: list[str] = field(default_factory=list)
     channel_multiple: int | str = 1
     operators: tuple[SizedOperators, SizedOperators] | None = field(default=None, repr=False)
-    prices: LatencyTable | PaddedMacs | None = None
+    prices: Prices | None = None
 
     @property
     def pinned(self) -> list[dict[str, Any]]:
@@ -120,7 +120,7 @@ class PruneReport(SavedReport):
     def _title(self) -> str:
         return f"{self.plan.model['name']}, pruned by {self.plan.method}"
 
-    def _sections(self, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+    def _sections(self, prices: Prices | None) -> list[Section]:
         return _prune_sections(self, prices)
 
     def _closing(self) -> list[Section]:
@@ -131,7 +131,7 @@ def _percent(after: int, before: int) -> str:
     return f"{100 * after / before:.1f} %" if before else "nothing"
 
 
-def _prune_sections(report: PruneReport, prices: LatencyTable | PaddedMacs | None) -> list[Section]:
+def _prune_sections(report: PruneReport, prices: Prices | None) -> list[Section]:
     """Cost, widths, layers, and what stays whole."""
     prediction = predict(report.operators, prices)
     tiles = as_tiles(report.channel_multiple) if prices is None else prices.tiles

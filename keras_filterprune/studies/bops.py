@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import BopsBudget, Cost, CostModel
+from keras_filterprune.cost import BopsBudget, CostModel, Polynomial
 from keras_filterprune.cost.bops import Bits, bits_by_layer
 from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.criteria import Criterion
@@ -139,7 +139,7 @@ def compare_bits(
     known = CostModel(graph)
     for budget in budgets:
         # Patterns that fit no layer show before anything is pruned.
-        budget.limit(known)
+        budget.cost(known)
     samples = None
     if test is not None:
         check_class_scores(graph.view, "accuracy")
@@ -172,7 +172,7 @@ def _rows(pruned: keras.Model, fraction: float, budgets: list[BopsBudget], sampl
         yield BopsRow(fraction, budget.weight_bits, budget.activation_bits, macs, bops, -(-size // 8), accuracy)
 
 
-def _rounded(graph: ChannelGraph, macs: Cost, weight_bits: Bits) -> Iterator[tuple[str, Any, np.ndarray, int]]:
+def _rounded(graph: ChannelGraph, macs: Polynomial, weight_bits: Bits) -> Iterator[tuple[str, Any, np.ndarray, int]]:
     """(layer, variable, rounded value, bits) of every kernel of a layer that multiplies."""
     layers = {call.path: call.op for call in graph.view.calls if call.inputs}
     axes = {(bind.layer, bind.weight): bind.axis for bind in graph.binds if bind.role == "filter"}

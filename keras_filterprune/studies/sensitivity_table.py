@@ -13,10 +13,9 @@ import numpy as np
 from keras_filterprune.allocators import Allocation
 from keras_filterprune.allocators.sensitivity import equal_loss, worst_so_far
 from keras_filterprune.checks import check_packages
-from keras_filterprune.cost import CostModel, CountBudget, FiltersBudget
+from keras_filterprune.cost import Budget, CostModel, FiltersBudget, as_cost_budget
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.files import replacing
-from keras_filterprune.latency import Budget, as_budget
 
 _HIGHLIGHTED = 10
 
@@ -97,10 +96,9 @@ class SensitivityTable:
         Raises:
             InfeasibleBudgetError: the budget does not say what the model may cost, or is out of reach.
         """
-        budget = as_budget(budget)
-        if isinstance(budget, CountBudget):
-            raise InfeasibleBudgetError(f"keep_for takes a fraction, MacsBudget or ParamsBudget. Received: {budget!r}.")
-        cost, limit = budget.cost(self.costs), budget.limit(self.costs)
+        budget = as_cost_budget(budget, "keep_for says how many filters to keep so that a cost is met")
+        cost = budget.cost(self.costs)
+        limit = budget.limit(cost(self.costs.sizes))
         names, groups = self.costs.groups, self.groups
         floors = np.where([name in groups for name in names], self.costs.least, self.costs.sizes)
         drops = np.zeros((len(names), len(self.keep)))

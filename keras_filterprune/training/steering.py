@@ -12,11 +12,10 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import CostModel, CountBudget
+from keras_filterprune.cost import Budget, CostModel, as_cost_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.latency import Budget, as_budget
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.training.base import sync_variables, wrappers_of
@@ -41,19 +40,14 @@ class _Steered(keras.callbacks.Callback, abc.ABC):
 
     def __init__(self, budget: Budget | float):
         super().__init__()
-        self.budget = as_budget(budget)
-        if isinstance(self.budget, CountBudget):
-            raise InfeasibleBudgetError(
-                f"{type(self).__name__} steers what the network costs: give a fraction, MacsBudget or ParamsBudget. "
-                f"Received: {budget!r}."
-            )
+        self.budget = as_cost_budget(budget, f"{type(self).__name__} steers what the network costs")
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._graph = analyze(self.model)
         # Wrappers have weights of their own, which do not count.
         self._costs = CostModel(analyze(strip_wrappers(self.model)))
-        self._limit = self.budget.limit(self._costs)
         self._price = self.budget.cost(self._costs)
+        self._limit = self.budget.limit(self._price(self._costs.sizes))
         self.prepare(self._graph)
         self._spent = self._price(self.counts())
 

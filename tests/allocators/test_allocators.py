@@ -46,7 +46,7 @@ def problem_of():
             floors=np.minimum(cost.sizes, floor),
             rungs=[Tiles(multiple).rungs(size) for size in cost.sizes.tolist()],
             cost=budget.cost(cost),
-            limit=budget.limit(cost),
+            limit=budget.limit(budget.cost(cost)(cost.sizes)),
             scores=lambda number: criteria.L2().scores(graph.groups[number], weights),
         )
 

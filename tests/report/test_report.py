@@ -266,7 +266,7 @@ def test_a_latency_budget_brings_its_prices(tmp_path):
     budget = kfp.LatencyBudget(keep=0.8, table="arm64")
     _, report = kfp.prune_model(ZOO["plain_chain"](), "l2", budget, return_report=True, progress=False)
     whole = {row["whole model"]: row for row in Page(saved(report, tmp_path)).rows("whole model")}
-    before, after = (number(whole["MACs in whole steps"][side]) for side in ("before", "after"))
+    before, after = (number(whole["padded MACs"][side]) for side in ("before", "after"))
     assert after <= 0.8 * before
     assert "operators" not in report.to_dict()
 
@@ -301,7 +301,7 @@ def test_layer_pruning_has_a_report_too(tmp_path):
     assert number(whole["parameters"]["after"]) == small.count_params() == report.cost["params"][1]
     prices, graph = PaddedMacs("arm64"), kfp.analyze(small)
     cost = LatencyCost(graph, prices)
-    assert number(whole["MACs in whole steps"]["after"]) == pytest.approx(cost(cost.sizes), abs=1)
+    assert number(whole["padded MACs"]["after"]) == pytest.approx(cost(cost.sizes), abs=1)
     units = {row["unit"]: row for row in page.rows("unit")}
     assert [name for name, row in units.items() if row[""] == "removed"] == report.removed
     (reasons,) = [table for table in page.tables if table[0] == ["layer", "because it"]]

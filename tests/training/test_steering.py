@@ -69,7 +69,7 @@ def test_the_hinge_closes_gates_to_the_budget_and_the_gated_network_is_the_shrun
     assert logs["macs_if_pruned"] == total_macs(small)
     cost = kfp.budgets.CostModel(kfp.analyze(small))
     dense = kfp.budgets.CostModel(kfp.analyze(model))
-    spent, limit = budget.cost(cost)(cost.sizes), budget.limit(dense)
+    spent, limit = budget.cost(cost)(cost.sizes), budget.limit(budget.cost(dense)(dense.sizes))
     one_filter = budget.cost(dense).gradient(dense.sizes).max()
     assert limit - one_filter <= spent <= limit
 
