@@ -49,7 +49,7 @@ class Allocation:
     rungs: Sequence[Sequence[int]]
     cost: Cost
     limit: int
-    scores: Callable[[int], np.ndarray]
+    scores: Callable[[int], np.ndarray] = lambda group: np.zeros(0)
     evaluate: Callable[[np.ndarray], float] | None = None
     evaluate_all: Callable[[Sequence[np.ndarray]], Iterator[float]] | None = None
     key: str = ""

@@ -67,7 +67,7 @@ class Adapters(Compensator):
         return "Adapters()"
 
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
-        alive = next(iter(rebuilt.resizes.values())).alive
+        alive = rebuilt.kept.alive
         tensors = {id(call): t for call, t in zip(rebuilt.graph.view.calls, rebuilt.graph.tensors, strict=True)}
         adapted = adapted_convolutions(rebuilt.graph.view)
         for found in adapted.values():

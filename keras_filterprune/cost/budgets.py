@@ -75,6 +75,8 @@ class Budget(abc.ABC):
     def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:
         """Units that every group is to keep, int64 of shape (n_groups,); for budgets that settle counts.
 
+        Also called before any work starts.
+
         Args:
             groups: of the model.
             redundant: how many units of a group the criterion calls redundant.
@@ -256,17 +258,14 @@ class FiltersBudget(CountBudget):
         for name, value in self.keep.items() if isinstance(self.keep, dict) else [("keep", self.keep)]:
             check_fraction(name, value)
 
-    def cost(self, model: CostModel) -> Cost:
-        layers = {layer for group in model.graph.groups for layer in group.producers}
+    def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:
+        layers = {layer for group in groups for layer in group.producers}
         for pattern in self.keep if isinstance(self.keep, dict) else ():
             if not fnmatch.filter(layers, pattern):
                 raise UnknownNameError(
                     f"FiltersBudget names '{pattern}', which matches no prunable layer. Prunable: "
                     f"{', '.join(sorted(layers))}."
                 )
-        return super().cost(model)
-
-    def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:
         # Half rounds up, as everywhere.
         return np.array([math.floor(self._fraction(group) * group.size + 0.5) for group in groups], int)
 

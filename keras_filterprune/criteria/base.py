@@ -90,6 +90,11 @@ class Criterion(abc.ABC):
         """How many units the criterion itself calls redundant; None where it ranks, and leaves that to the budget."""
         return None
 
+    @property
+    def ranks_only(self) -> bool:
+        """Whether the number of units that go is left to the budget: `redundant` is not the criterion's own."""
+        return type(self).redundant is Criterion.redundant
+
     def refuses(self, group: Group) -> str | None:
         """Why this criterion cannot rank a group, which then stays whole; None where it can."""
         return None

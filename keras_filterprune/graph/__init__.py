@@ -1,5 +1,6 @@
 """Flat views of Keras models, and the channel graph read off them."""
 
+from keras_filterprune.graph.kept import Kept as Kept
 from keras_filterprune.graph.types import Bind as Bind
 from keras_filterprune.graph.types import Call as Call
 from keras_filterprune.graph.types import ChannelGraph as ChannelGraph

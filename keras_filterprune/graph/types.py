@@ -265,15 +265,3 @@ class ChannelGraph:
     def filters(self) -> int:
         """Number of filters in hidden layers that can be removed."""
         return sum(m.positions.size for g in self.groups for m in g.members if m.role == "filter")
-
-    def kept_ids(self, kept_units: dict[str, np.ndarray]) -> np.ndarray:
-        """Boolean array over channel ids: True where the channel stays.
-
-        Args:
-            kept_units: {group name: indices of the units that stay}; groups left out stay whole.
-        """
-        alive = np.ones(self.unit_of_id.max(initial=-1) + 1, bool)
-        for name, kept in kept_units.items():
-            group = self.by_name[name]
-            alive[np.delete(group.units, kept)] = False
-        return alive[self.unit_of_id]

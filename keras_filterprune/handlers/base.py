@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import UnsupportedLayerError, UnsupportedModelError
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor
@@ -66,10 +67,10 @@ class Resize:
 
 @dataclass(frozen=True, eq=False)
 class Rebuilt:
-    """A smaller model next to the graph it came from: what a compensator is given.
+    """A smaller model next to the original: what a compensator is given.
 
     Attributes:
-        graph: the channel graph of the original.
+        kept: which units of the original stayed.
         model: the new model, with the surviving weights.
         twins: id of every original operation -> its clone, see `twin`.
         resizes: call number -> what happened to the call's channels.
@@ -88,11 +89,16 @@ class Rebuilt:
         'conv: 8 filters, 4 stay'
     """
 
-    graph: ChannelGraph
+    kept: Kept
     model: keras.Model
     twins: dict[int, Any]
     resizes: dict[int, Resize]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """The channel graph of the original."""
+        return self.kept.graph
 
     def twin(self, call: Call) -> Any:
         """The layer or operation of the new model that stands in the place of the original's."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from numbers import Integral
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import renamed_arguments
+from keras_filterprune.checks import check_integer, renamed_arguments
 from keras_filterprune.cost import Budget, Cost, CostModel, as_cost_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError
@@ -23,6 +23,7 @@ from keras_filterprune.measuring import require_faster
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
 from keras_filterprune.pruning.options import Options
+from keras_filterprune.rebuild.outcome import Run
 from keras_filterprune.report import LayerReport, UnitRow
 
 
@@ -86,44 +87,103 @@ def prune_layers(
     """
     importance = as_importance(method, seed, data is not None)
     budget = _checked(n_layers, budget)
-    graph = analyze(model)
+    costs = CostModel(analyze(model))
+    graph = costs.graph
     check_data(data, graph.view)
     Weights(graph.view).check_finite()
+    goal = _Goal(n_layers, budget, _Spent(costs.macs if budget is None else budget.cost(costs), costs))
     units, unremovable = _allowed(graph, projections, Options(include, exclude, 1, 1))
-    units, scores = _scored(graph, units, unremovable, importance, data, progress)
-    costs = CostModel(graph)
-    gone = _count(units, scores, n_layers) if budget is None else _within(units, scores, costs, budget)
+    goal.check(graph, units, unremovable)
+    found = _scored(graph, units, unremovable, importance, Run(data, seed, verify, progress))
+    goal.check(graph, found.units, found.unremovable)
+    gone = goal.least_important(found)
     small = without_units(model, graph, gone)
     difference = verify_removal(graph, small, gone, seed) if verify else None
     timed = verify and gone and budget is not None and budget.prices is not None
     notes = [require_faster(model, small, budget.prices)] if timed else []
-    if not return_report:
-        return small
-    return small, _report(costs, repr(importance), units, scores, gone, budget, unremovable, difference, notes)
+    return (small, _report(costs, found, goal, gone, difference, notes)) if return_report else small
 
 
-def _report(
-    costs: CostModel,
-    criterion: str,
-    units: list[Unit],
-    scores: np.ndarray,
-    gone: list[Unit],
-    budget: Budget | None,
-    unremovable: dict[str, str],
-    difference: float | None,
-    notes: list[str],
-) -> LayerReport:
-    kind, price = ("MACs", costs.macs) if budget is None else (budget.unit, budget.cost(costs))
-    rows = tuple(
-        UnitRow(unit.name, unit.kind, unit.layers, float(score), _spent(unit, price, costs), unit in gone)
-        for unit, score in zip(units, scores, strict=True)
-    )
-    cost = {k: (c(costs.sizes), _left(gone, c, costs)) for k, c in (("macs", costs.macs), ("params", costs.params))}
-    whole = SizedOperators.of(costs.graph, costs.sizes)
-    operators = whole, whole.without(layer for unit in gone for layer in unit.layers)
-    prices = None if budget is None else budget.prices
-    found = rows, unremovable, cost, kind, difference, notes, operators, prices
-    return LayerReport(costs.graph.view.name, criterion, *found)
+class _Spent:
+    """What a model costs, and what some units of it do; their layers are called nowhere else."""
+
+    def __init__(self, cost: Cost, costs: CostModel):
+        self.whole, self._by_layer = cost(costs.sizes), cost.by_layer(costs.sizes)
+
+    def by(self, units: Iterable[Unit]) -> int:
+        return sum(self._by_layer.get(layer, 0) for unit in units for layer in unit.layers)
+
+    def without(self, units: Iterable[Unit]) -> int:
+        return self.whole - self.by(units)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Units that may go.
+
+    Attributes:
+        criterion: what scored them, as text.
+        units: those with a score.
+        scores: float64 of shape (units,).
+        unremovable: {layer: why not} of all others.
+    """
+
+    criterion: str
+    units: list[Unit]
+    scores: np.ndarray
+    unremovable: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Goal:
+    """How much goes: a number of units, or as many as it takes to meet a budget."""
+
+    n_layers: int | None
+    budget: Budget | None
+    spent: _Spent
+
+    @property
+    def limit(self) -> int:
+        return self.budget.limit(self.spent.whole)
+
+    def check(self, graph: ChannelGraph, units: list[Unit], unremovable: dict[str, str]) -> None:
+        """Raise `InfeasibleBudgetError` if all these units are not enough."""
+        if not units:
+            reasons = "; ".join(f"'{layer}' {why}" for layer, why in list(unremovable.items())[:3])
+            raise InfeasibleBudgetError(
+                f"model '{graph.view.name}' has no layer that can be removed: that takes a block with an identity "
+                f"shortcut, or a layer of equal input and output shape. {reasons or 'No layer of it multiplies'}."
+            )
+        if self.budget is None:
+            if self.n_layers > len(units):
+                names = ", ".join(f"'{unit.name}'" for unit in units)
+                raise InfeasibleBudgetError(
+                    f"n_layers={self.n_layers}, and {len(units)} units can be removed: {names}."
+                )
+            return
+        full, least = self.spent.whole, self.spent.without(units)
+        if least > self.limit:
+            raise InfeasibleBudgetError(
+                f"{self.budget} asks for at most {self.limit:,} {self.budget.unit}; without all {len(units)} units "
+                f"that can be removed, {least:,} are left ({100 * least / full:.1f} % of {full:,}). prune_model makes "
+                "the rest narrower."
+            )
+
+    def least_important(self, found: _Scored) -> list[Unit]:
+        """Units that go, the least important first; not those without which the budget is met as well."""
+        order = [found.units[number] for number in np.argsort(found.scores, kind="stable")]
+        if self.budget is None:
+            return order[: self.n_layers]
+        gone: list[Unit] = []
+        for unit in order:
+            if self.spent.without(gone) <= self.limit:
+                break
+            gone.append(unit)
+        for unit in reversed(gone.copy()):
+            others = [other for other in gone if other is not unit]
+            if self.spent.without(others) <= self.limit:
+                gone = others
+        return gone
 
 
 def _checked(n_layers: Any, budget: Any) -> Budget | None:
@@ -133,6 +193,7 @@ def _checked(n_layers: Any, budget: Any) -> Budget | None:
             f"prune_layers expects n_layers= or budget=. Received: n_layers={n_layers!r}, budget={budget!r}."
         )
     if budget is None:
+        check_integer("n_layers", n_layers, "a positive number of units", error=InfeasibleBudgetError)
         return None
     return as_cost_budget(budget, "prune_layers removes whole layers, by n_layers or until a cost is met")
 
@@ -152,65 +213,43 @@ def _allowed(graph: ChannelGraph, projections: bool, options: Options) -> tuple[
 
 
 def _scored(
-    graph: ChannelGraph,
-    units: list[Unit],
-    unremovable: dict[str, str],
-    importance: Importance,
-    data: Any,
-    progress: bool,
-) -> tuple[list[Unit], np.ndarray]:
-    """Units with a score, and the scores; the others are entered in `unremovable`."""
-    scores = importance.scores(graph, units, data, progress) if units else np.zeros(0)
-    for unit, score in zip(units, scores, strict=True):
-        if np.isnan(score):
-            unremovable |= dict.fromkeys(unit.layers, f"is in '{unit.name}', of which {importance!r} says nothing")
-    units = [unit for unit, score in zip(units, scores, strict=True) if not np.isnan(score)]
-    if not units:
-        reasons = "; ".join(f"'{layer}' {why}" for layer, why in list(unremovable.items())[:3])
-        raise InfeasibleBudgetError(
-            f"model '{graph.view.name}' has no layer that can be removed: that takes a block with an identity "
-            f"shortcut, or a layer of equal input and output shape. {reasons or 'No layer of it multiplies'}."
-        )
-    return units, scores[~np.isnan(scores)]
+    graph: ChannelGraph, units: list[Unit], unremovable: dict[str, str], importance: Importance, run: Run
+) -> _Scored:
+    """Units with a score; those without are unremovable."""
+    scores = importance.scores(graph, units, run.data, run.progress)
+    said = ~np.isnan(scores)
+    silent = {
+        layer: f"is in '{unit.name}', of which {importance!r} says nothing"
+        for unit, known in zip(units, said, strict=True)
+        for layer in (() if known else unit.layers)
+    }
+    known = [unit for unit, known in zip(units, said, strict=True) if known]
+    return _Scored(repr(importance), known, scores[said], unremovable | silent)
 
 
-def _count(units: Sequence[Unit], scores: np.ndarray, n_layers: Any) -> list[Unit]:
-    """The `n_layers` least important units."""
-    if isinstance(n_layers, bool) or not isinstance(n_layers, Integral) or n_layers < 1:
-        raise InfeasibleBudgetError(f"n_layers is a positive number of units. Received: n_layers={n_layers!r}.")
-    if n_layers > len(units):
-        names = ", ".join(f"'{unit.name}'" for unit in units)
-        raise InfeasibleBudgetError(f"n_layers={n_layers}, and {len(units)} units can be removed: {names}.")
-    return [units[number] for number in np.argsort(scores, kind="stable")[:n_layers]]
-
-
-def _within(units: Sequence[Unit], scores: np.ndarray, costs: CostModel, budget: Budget) -> list[Unit]:
-    """The least important units until the budget is met, less those that then fit again, the most important first."""
-    price = budget.cost(costs)
-    full, least = price(costs.sizes), _left(units, price, costs)
-    limit = budget.limit(full)
-    if least > limit:
-        raise InfeasibleBudgetError(
-            f"{budget} asks for at most {limit:,} {budget.unit}; without all {len(units)} units that can be removed, "
-            f"{least:,} are left ({100 * least / full:.1f} % of {full:,}). prune_model makes the rest narrower."
-        )
-    gone: list[Unit] = []
-    for number in np.argsort(scores, kind="stable"):
-        if _left(gone, price, costs) <= limit:
-            break
-        gone.append(units[number])
-    for unit in reversed(gone.copy()):
-        others = [other for other in gone if other is not unit]
-        if _left(others, price, costs) <= limit:
-            gone = others
-    return gone
-
-
-def _left(gone: Iterable[Unit], price: Cost, costs: CostModel) -> Any:
-    """What a model costs without some units; their layers are called nowhere else."""
-    return price(costs.sizes) - sum(_spent(unit, price, costs) for unit in gone)
-
-
-def _spent(unit: Unit, price: Cost, costs: CostModel) -> Any:
-    by_layer = price.by_layer(costs.sizes)
-    return sum(by_layer.get(layer, 0) for layer in unit.layers)
+def _report(
+    costs: CostModel,
+    found: _Scored,
+    goal: _Goal,
+    gone: list[Unit],
+    difference: float | None,
+    notes: list[str],
+) -> LayerReport:
+    rows = tuple(
+        UnitRow(unit.name, unit.kind, unit.layers, float(score), goal.spent.by([unit]), unit in gone)
+        for unit, score in zip(found.units, found.scores, strict=True)
+    )
+    spent = {kind: _Spent(cost, costs) for kind, cost in (("macs", costs.macs), ("params", costs.params))}
+    whole = SizedOperators.of(costs.graph, costs.sizes)
+    return LayerReport(
+        model=costs.graph.view.name,
+        criterion=found.criterion,
+        units=rows,
+        unremovable=found.unremovable,
+        cost={kind: (cost.whole, cost.without(gone)) for kind, cost in spent.items()},
+        unit="MACs" if goal.budget is None else goal.budget.unit,
+        verification=difference,
+        notes=notes,
+        operators=(whole, whole.without(layer for unit in gone for layer in unit.layers)),
+        prices=None if goal.budget is None else goal.budget.prices,
+    )

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights, substitute
-from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, TensorRef
+from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.base import Resize, handler_for
 
 
@@ -112,8 +113,9 @@ def random_inputs(view: ModelView, seed: int = 0, batch: int = 2) -> list[Any]:
 Values = Mapping[str, list[tuple[Any, Any]]]
 
 
-def masked_weights(graph: ChannelGraph, alive: np.ndarray) -> dict[str, list[tuple[Any, Any]]]:
+def masked_weights(kept: Kept) -> dict[str, list[tuple[Any, Any]]]:
     """Weights with zeros where a layer reads a removed channel, for every layer that reads one."""
+    graph, alive = kept.graph, kept.alive
     layers = {call.path: call.op for call in graph.view.calls if call.inputs}
     masked: dict[str, list[tuple[Any, Any]]] = {}
     for bind in graph.binds:
@@ -126,15 +128,15 @@ def masked_weights(graph: ChannelGraph, alive: np.ndarray) -> dict[str, list[tup
     return masked
 
 
-def masked_apply(graph: ChannelGraph, alive: np.ndarray, values: Values) -> Callable[[Call, tuple, dict], Any]:
-    """What an `Executor` of `graph.view` needs to run without the channels that are not `alive`.
+def masked_apply(kept: Kept, values: Values) -> Callable[[Call, tuple, dict], Any]:
+    """What an `Executor` of `kept.graph.view` needs to run without the channels that do not stay.
 
     The model's variables are never written: `values` stand in for them in a stateless scope. Statistics over channels
-    are taken over those alive.
+    are taken over those that stay.
     """
     resizes = {
-        id(call): Resize(call, inputs, outputs, alive)
-        for call, (inputs, outputs) in zip(graph.view.calls, graph.tensors, strict=True)
+        id(call): Resize(call, inputs, outputs, kept.alive)
+        for call, (inputs, outputs) in zip(kept.graph.view.calls, kept.graph.tensors, strict=True)
     }
 
     def apply(call: Call, args: tuple, kwargs: dict) -> Any:

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights
-from keras_filterprune.graph.types import Call, ChannelGraph
+from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.probe.consumers import (
     generator_for,
     is_transposed,
@@ -47,6 +48,14 @@ class _Consumer:
     kernel: np.ndarray
 
 
+def check_measurable(view: ModelView, data: Any, measure: str) -> None:
+    """Raise `CalibrationDataError` unless there is data, and a model with class scores where accuracy is measured."""
+    if data is None:
+        raise CalibrationDataError(f"measure={measure!r} needs samples to measure on: pass data=.")
+    if measure == "accuracy":
+        check_class_scores(view, "'accuracy'")
+
+
 class Trial:
     """How well a model does when only some of its units are kept.
 
@@ -64,11 +73,9 @@ class Trial:
     """
 
     def __init__(self, graph: ChannelGraph, data: Any, measure: str, progress: bool = True):
-        if data is None:
-            raise CalibrationDataError(f"measure={measure!r} needs samples to measure on: pass data=.")
+        check_measurable(graph.view, data, measure)
         if measure == "accuracy":
             self._inputs, self._labels = labelled_inputs(data, graph.view, "'accuracy'", SAMPLES)
-            check_class_scores(graph.view, "'accuracy'")
         else:
             self._inputs, self._labels = calibration_inputs(data, graph.view, SAMPLES), None
         self._graph, self._measure = graph, measure
@@ -123,19 +130,14 @@ class Trial:
         mean, covariance = moments(rows.reshape(-1, kernel.shape[1]))
         self._consumers[call.path] = _Consumer(call, ids, mean, covariance.astype(np.float32), kernel)
 
-    def __call__(self, kept: dict[str, np.ndarray]) -> float:
-        """The score of a choice, higher = better: accuracy, or minus the relative squared error of the outputs.
-
-        Args:
-            kept: {group name: indices of the units that stay}; groups left out stay whole.
-        """
-        alive = self._graph.kept_ids(kept)
-        values = masked_weights(self._graph, alive)
+    def __call__(self, kept: Kept) -> float:
+        """The score of a choice, higher = better: accuracy, or minus the relative squared error of the outputs."""
+        values = masked_weights(kept)
         for path in values.keys() & self._consumers.keys():
             values.pop(path)
-            for owner, variable, value in self._refit(path, alive):
+            for owner, variable, value in self._refit(path, kept.alive):
                 values.setdefault(owner, []).append((variable, value))
-        found = _run(self._graph, self._inputs, alive, values)
+        found = _run(kept, self._inputs, values)
         if self._labels is not None:
             return float(np.mean(class_numbers(found) == self._labels))
         spread = np.square(self._outputs - self._outputs.mean(axis=0)).sum()
@@ -170,26 +172,22 @@ class Trial:
         return values
 
 
-def masked_outputs(
-    graph: ChannelGraph, inputs: list[Any], kept: dict[str, np.ndarray], values: Values | None = None
-) -> np.ndarray:
+def masked_outputs(kept: Kept, inputs: list[Any], values: Values | None = None) -> np.ndarray:
     """Outputs of a network as if other units did not exist: all of a sample side by side, (samples, values).
 
     Args:
-        graph: the channel graph.
+        kept: the units that stay.
         inputs: flat model inputs, of all samples.
-        kept: {group name: indices of the units that stay}; groups left out stay whole.
         values: what stands in for weights (None: zeros where a layer reads a removed channel).
     """
-    alive = graph.kept_ids(kept)
-    return _run(graph, inputs, alive, masked_weights(graph, alive) if values is None else values)
+    return _run(kept, inputs, masked_weights(kept) if values is None else values)
 
 
-def _run(graph: ChannelGraph, inputs: list[Any], alive: np.ndarray, values: Any) -> np.ndarray:
-    apply = masked_apply(graph, alive, values)
+def _run(kept: Kept, inputs: list[Any], values: Values) -> np.ndarray:
+    apply = masked_apply(kept, values)
     outputs = []
     for start in range(0, len(inputs[0]), BATCH):
-        outputs.append(_flat(Executor(graph.view, apply).run([x[start : start + BATCH] for x in inputs])))
+        outputs.append(_flat(Executor(kept.graph.view, apply).run([x[start : start + BATCH] for x in inputs])))
     return np.concatenate(outputs)
 
 

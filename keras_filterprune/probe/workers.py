@@ -10,28 +10,27 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import keras
-import numpy as np
 
 from keras_filterprune.analysis import analyze
-
-Choice = dict[str, np.ndarray]
+from keras_filterprune.graph.kept import Kept
+from keras_filterprune.graph.types import ChannelGraph
 
 
 class Measure(Protocol):
-    """What can be measured elsewhere: made as `type(measure)(graph, *measure.payload())`, called with kept units."""
+    """What can be measured elsewhere: made as `type(measure)(graph, *measure.payload())`, called with what stays."""
 
     def payload(self) -> tuple: ...
 
-    def __call__(self, kept: Choice) -> Any: ...
+    def __call__(self, kept: Kept) -> Any: ...
 
 
-def spread(model: keras.Model, measure: Measure, choices: Iterable[Choice], executor: Any) -> Iterator[Any]:
+def spread(model: keras.Model, measure: Measure, choices: Iterable[Kept], executor: Any) -> Iterator[Any]:
     """Yield what `measure` says of every choice, in order.
 
     Args:
         model: the model that is measured.
         measure: see `Measure`.
-        choices: {group name: units that stay} each.
+        choices: what stays, each.
         executor: a `concurrent.futures` executor, or one with the same `submit`; None: this process, one by one.
     """
     if executor is None:
@@ -41,7 +40,7 @@ def spread(model: keras.Model, measure: Measure, choices: Iterable[Choice], exec
         path = Path(folder, "model.keras")
         model.save(path)
         packed = pickle.dumps((type(measure), measure.payload(), path.read_bytes()))
-    futures = [executor.submit(_elsewhere, packed, kept) for kept in choices]
+    futures = [executor.submit(_elsewhere, packed, dict(kept.units)) for kept in choices]
     try:
         for future in futures:
             yield future.result()
@@ -50,11 +49,11 @@ def spread(model: keras.Model, measure: Measure, choices: Iterable[Choice], exec
             future.cancel()
 
 
-# The measure that this process has made last, by the digest of what it was made from.
-_made: dict[str, Measure] = {}
+# The measure that this process has made last, and its graph, by the digest of what it was made from.
+_made: dict[str, tuple[Measure, ChannelGraph]] = {}
 
 
-def _elsewhere(packed: bytes, kept: Choice) -> Any:
+def _elsewhere(packed: bytes, units: dict[str, Any]) -> Any:
     key = hashlib.sha256(packed).hexdigest()
     if key not in _made:
         kind, payload, content = pickle.loads(packed)
@@ -63,5 +62,6 @@ def _elsewhere(packed: bytes, kept: Choice) -> Any:
             path.write_bytes(content)
             graph = analyze(keras.saving.load_model(path))
         _made.clear()
-        _made[key] = kind(graph, *payload)
-    return _made[key](kept)
+        _made[key] = kind(graph, *payload), graph
+    measure, graph = _made[key]
+    return measure(Kept(graph, units))

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import check_callable
 from keras_filterprune.compensators import Adapters, Compensator
 from keras_filterprune.compensators.adapters import BEFORE
 from keras_filterprune.compensators.by_name import as_compensator
 from keras_filterprune.cost import Budget, CostModel, as_budget
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, PlanMismatchError, UnknownNameError
-from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.errors import CalibrationDataError, InvalidValueError, PlanMismatchError
 from keras_filterprune.latency import Prices
 from keras_filterprune.measuring import require_faster
 from keras_filterprune.methods import Method, as_method, list_methods
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
+from keras_filterprune.pruning.adapted import adapted_task
 from keras_filterprune.pruning.options import Options
-from keras_filterprune.pruning.rounds import choose_in_rounds, one_by_one, search_with_training, train_in_rounds
+from keras_filterprune.pruning.planner import Planner
+from keras_filterprune.pruning.rounds import carry_out, choose
 from keras_filterprune.pruning.task import Task
 from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
-from keras_filterprune.rebuild.outcome import Outcome, operate
-from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, units_of
+from keras_filterprune.rebuild.outcome import Outcome, Run, operate
+from keras_filterprune.rebuild.plan import PruningPlan, check_fingerprint, refreshed, units_of
 from keras_filterprune.report import PruneReport
 from keras_filterprune.report.build import prune_report
 
@@ -99,18 +101,17 @@ def prune_model(
         8
     """
     recipe = as_method(method, seed, data is not None)
-    compensator = _compensator(compensate, recipe, data)
     _check_finetune(finetune, recipe)
-    graph = analyze(model)
-    check_data(data, graph.view)
+    run = Run(data, int(seed), verify, progress, _compensator(compensate, recipe, data), finetune)
     options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
-    original = CostModel(graph)
-    subject, options = _subject(model, graph, budget, options, compensator)
-    wide = graph if subject is model else analyze(subject)
-    task = Task(subject, wide, recipe, budget, options, data, seed, progress, original)
-    outcome = _carried_out(task, compensator, finetune, verify)
-    plan = task.plan(_name(method, task.recipe), outcome.kept)
-    return _result(graph, wide, plan, outcome, compensator, return_report, channel_multiple, budget.prices)
+    costs = CostModel(analyze(model))
+    check_data(data, costs.graph.view)
+    adapted = isinstance(run.compensator, Adapters)
+    task = (adapted_task if adapted else Task)(model, costs, recipe, budget, options, run)
+    planner = Planner(task)
+    outcome = _measured(planner, carry_out(planner))
+    plan = planner.plan(_name(method, recipe), outcome.kept)
+    return _result(costs, plan, outcome, run, return_report, channel_multiple, budget.prices)
 
 
 def plan_pruning(
@@ -140,13 +141,13 @@ def plan_pruning(
         >>> len(plan.kept["conv"])
         2
     """
-    graph = analyze(model)
-    check_data(data, graph.view)
-    options = Options(include, exclude, min_filters, channel_multiple)
     recipe = as_method(method, seed, data is not None)
-    task = Task(model, graph, recipe, as_budget(budget), options, data, seed, progress)
-    kept = _chosen(task, _compensator("auto", recipe, data))
-    return task.plan(_name(method, task.recipe), kept)
+    run = Run(data, int(seed), False, progress, _compensator("auto", recipe, data))
+    options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
+    costs = CostModel(analyze(model))
+    check_data(data, costs.graph.view)
+    planner = Planner(Task(model, costs, recipe, budget, options, run))
+    return planner.plan(_name(method, recipe), choose(planner))
 
 
 def apply_plan(
@@ -175,27 +176,20 @@ def apply_plan(
         raise PlanMismatchError(f"apply_plan takes a PruningPlan, see PruningPlan.load(path). Received: {plan!r}.")
     known = [name for name, _, _ in list_methods()]
     recipe = as_method(plan.method if plan.method in known else "l2", plan.seed, data is not None)
-    compensator = _compensator(compensate, recipe, data)
-    graph = analyze(model)
-    check_data(data, graph.view)
-    subject = model
-    if isinstance(compensator, Adapters):
+    run = Run(data, plan.seed, verify, progress, _compensator(compensate, recipe, data))
+    subject, costs = model, CostModel(analyze(model))
+    check_data(data, costs.graph.view)
+    if isinstance(run.compensator, Adapters):
         names = {group["name"] for group in plan.groups if isinstance(group, dict)}
-        subject = add_adapters(model, [path for path in wrappable(graph) if path + BEFORE in names])
-    wide = graph if subject is model else analyze(subject)
-    weights = Weights(wide.view)
+        paths = [path for path in wrappable(costs.graph) if path + BEFORE in names]
+        subject = add_adapters(model, costs.graph, paths)
+    wide = costs if subject is model else CostModel(analyze(subject))
+    weights = Weights(wide.graph.view)
     weights.check_finite()
-    found = fingerprint(wide, weights)
-    for part in ("topology", "weights"):
-        if found[part] != plan.model.get(part):
-            raise PlanMismatchError(
-                f"the plan was made for model '{plan.model.get('name')}' with {part} {str(plan.model.get(part))[:12]}; "
-                f"model '{model.name}' has {part} {found[part][:12]}. Make a new plan with plan_pruning()."
-            )
-    kept = units_of(plan, wide)
-    plan = refreshed(plan, wide, CostModel(wide), kept)
-    outcome = operate(subject, wide, kept, compensator, data, plan.seed, verify, progress)
-    return _result(graph, wide, plan, outcome, compensator, return_report)
+    check_fingerprint(plan, wide.graph, weights)
+    kept = units_of(plan, wide.graph)
+    outcome = operate(subject, wide, kept, run)
+    return _result(costs, refreshed(plan, wide, kept), outcome, run, return_report)
 
 
 def _name(method: Any, recipe: Method) -> str:
@@ -213,90 +207,44 @@ def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Co
     return compensator
 
 
-def _chosen(task: Task, compensator: Compensator | None) -> dict[str, np.ndarray]:
-    """{group name: units that stay}."""
-    if task.recipe.one_by_one:
-        return one_by_one(task, compensator, None, verify=False).kept
-    if task.recipe.rounds == 1 or task.budget.settles_counts:
-        return task.select(task.counts())
-    return choose_in_rounds(task, compensator)
-
-
-def _carried_out(task: Task, compensator: Compensator | None, finetune: Any, verify: bool) -> Outcome:
-    """The task done; a budget in milliseconds is also measured, where the table's device is at hand."""
-    outcome = _cut(task, compensator, finetune, verify)
-    whole = all(len(outcome.kept[group.name]) == group.size for group in task.graph.groups)
-    prices = task.budget.prices
-    if prices is not None:
-        left_out = task.budget.cost(task.cost).unknown
-        outcome.notes.append(f"{prices!r} rises at widths that are {prices.tiles}.")
-        if left_out:
-            outcome.notes.append(f"Without a time, and left out: {left_out}.")
-        if verify and not whole:
-            outcome.notes.append(require_faster(task.model, outcome.model, prices))
-    return outcome
-
-
-def _cut(task: Task, compensator: Compensator | None, finetune: Any, verify: bool) -> Outcome:
-    """The task done, with training between its rounds if that is wanted."""
-    if task.recipe.one_by_one:
-        return one_by_one(task, compensator, finetune, verify)
-    if finetune is None:
-        kept = _chosen(task, compensator)
-        return operate(task.model, task.graph, kept, compensator, task.data, task.seed, verify, task.progress)
-    if isinstance(task.recipe.allocator, Search):
-        return search_with_training(task, compensator, finetune, verify)
-    return train_in_rounds(task, compensator, finetune, verify)
-
-
 def _check_finetune(finetune: Any, recipe: Method) -> None:
     in_steps = isinstance(recipe.allocator, Search) or recipe.rounds > 1 or recipe.one_by_one
     if finetune is not None and not in_steps:
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"finetune= is for methods that cut in steps, 'fp_omp_search', 'hu_ga' or Method(..., rounds=3); "
             f"{recipe.name} prunes in one go. Train the result instead."
         )
-    if finetune is not None and not callable(finetune):
-        raise UnknownNameError(f"finetune is a function of the model, or None. Received: {finetune!r}.")
+    check_callable("finetune", finetune, "a function of the model", optional=True)
 
 
-def _subject(
-    model: keras.Model, graph: ChannelGraph, budget: Budget, options: Options, compensator: Compensator | None
-) -> tuple[keras.Model, Options]:
-    """What is pruned in the model's place, and where: a model with adapters, between them alone."""
-    options.check_names(graph)
-    everything = not budget.settles_counts and getattr(budget, "keep", None) == 1.0
-    if not isinstance(compensator, Adapters) or everything:
-        return model, options
-    if budget.by_name:
-        raise InfeasibleBudgetError(
-            f"adapters are new layers, of which {budget} says nothing: give the same to all layers, or another "
-            "compensator."
-        )
-    paths = [path for path in wrappable(graph) if options.refusal([path]) is None]
-    if not paths:
-        raise InfeasibleBudgetError(
-            f"model '{graph.view.name}' has no convolution that adapters fit around: one with a window, in one group, "
-            "called once, not the first of the model."
-        )
-    return add_adapters(model, paths), options.only([*paths, *(path + BEFORE for path in paths)])
+def _measured(planner: Planner, outcome: Outcome) -> Outcome:
+    """With what can be said of prices; where they were measured on this device, so is the smaller model."""
+    task, prices = planner.task, planner.task.budget.prices
+    if prices is None:
+        return outcome
+    notes = [f"{prices!r} rises at widths that are {prices.tiles}."]
+    if task.spent.unknown:
+        notes.append(f"Without a time, and left out: {task.spent.unknown}.")
+    if task.run.verify and not outcome.kept.whole:
+        notes.append(require_faster(task.model, outcome.model, prices))
+    return replace(outcome, notes=(*outcome.notes, *notes))
 
 
 def _result(
-    original: ChannelGraph,
-    graph: ChannelGraph,
+    original: CostModel,
     plan: PruningPlan,
     outcome: Outcome,
-    compensator: Compensator | None,
+    run: Run,
     return_report: bool,
     channel_multiple: int | str = 1,
     prices: Prices | None = None,
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
-    """The smaller model, with a report if one is wanted; `graph` is that of the model that was cut."""
-    model, adapted = outcome.model, isinstance(compensator, Adapters)
-    if adapted:
+    """The smaller model, with a report if one is wanted; adapters that cost more than they save are merged."""
+    model, final = outcome.model, None
+    if isinstance(run.compensator, Adapters):
         model = merge_adapters(model, params=plan.budget.startswith("ParamsBudget"))
     if not return_report:
         return model
-    result = analyze(model) if adapted else None
-    return model, prune_report(original, graph, plan, outcome, result, channel_multiple, prices)
+    if model is not outcome.model:
+        final = CostModel(analyze(model))
+    return model, prune_report(original, plan, outcome, final, channel_multiple, prices)

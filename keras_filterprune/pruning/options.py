@@ -10,7 +10,6 @@ from typing import Any
 
 from keras_filterprune.cost import as_tiles
 from keras_filterprune.cost.tiles import check_count
-from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
 
@@ -23,15 +22,10 @@ class Options:
         self.exclude = _patterns(exclude or ())
         self.min_filters, self.tiles = check_count("min_filters", min_filters), as_tiles(channel_multiple)
 
-    def refusals(self, graph: ChannelGraph, criterion: Criterion) -> dict[str, str]:
+    def refusals(self, graph: ChannelGraph) -> dict[str, str]:
         """{group: why it stays whole}."""
-        self.check_names(graph)
-        refused = {}
-        for group in graph.groups:
-            why = self.refusal([m.layer for m in group.members if m.role == "filter"]) or criterion.refuses(group)
-            if why is not None:
-                refused[group.name] = why
-        return refused
+        found = {group.name: self.refusal(group.producers) for group in graph.groups}
+        return {name: why for name, why in found.items() if why is not None}
 
     def check_names(self, graph: ChannelGraph) -> None:
         """Raise `UnknownNameError` for a pattern that matches no layer."""

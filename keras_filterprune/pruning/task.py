@@ -1,211 +1,181 @@
-"""From a method and a budget to a plan: which groups may shrink, how far, and which of their units stay."""
+"""What the arguments of a call decide: one model, one recipe, one budget, and every refusal that needs no network."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import keras
 import numpy as np
 
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import Budget, CostModel, Tiles
+from keras_filterprune.cost import Budget, Cost, CostModel, Tiles
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method
 from keras_filterprune.probe import Weights
-from keras_filterprune.probe.trial import Trial
-from keras_filterprune.probe.workers import spread
-from keras_filterprune.progress import track
+from keras_filterprune.probe.trial import check_measurable
 from keras_filterprune.pruning.options import Options
-from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, versions
+from keras_filterprune.rebuild.outcome import Run
+
+_NAMED = 3
 
 
+@dataclass(frozen=True, eq=False)
 class Task:
-    """One model to prune by one recipe under one budget: what every step of planning looks at.
+    """One model to prune by one recipe under one budget.
+
+    Whatever is wrong shows when it is made, before the network is run.
 
     Args:
         model: the model.
-        graph: its channel graph.
-        recipe: the method; its criterion sees `data` here, its allocator's trials run on it.
+        costs: its costs, and its channel graph.
+        recipe: the method.
         budget: what may be spent.
         options: which groups may shrink, and how far.
-        data: calibration data or None.
-        seed: seed of everything random.
-        progress: show progress bars.
-        original: costs of the model that the budget is a fraction of (None: this model's).
+        run: how the work is carried out.
+        full: what the budget is a share of, in its unit (None: what this model costs).
 
     Raises:
-        CalibrationDataError: the recipe needs data that is not there.
-        InfeasibleBudgetError: no filter can be removed, or the budget does not go with the allocator.
+        CalibrationDataError: the recipe needs data that is not there, or class scores that the model does not give.
+        InfeasibleBudgetError: no filter can be removed, the budget cannot be met, or does not go with the recipe.
+        UnknownNameError: a pattern matches no layer.
+        UnsupportedModelError: a weight is not finite.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        graph: ChannelGraph,
-        recipe: Method,
-        budget: Budget,
-        options: Options,
-        data: Any,
-        seed: int,
-        progress: bool,
-        original: CostModel | None = None,
-    ):
-        if recipe.criterion.requires and data is None:
-            raise CalibrationDataError(
-                f"{recipe.criterion!r} needs calibration inputs: pass data=. A few hundred unlabelled ones are enough."
-            )
-        weights = Weights(graph.view)
-        weights.check_finite()
-        measure = recipe.allocator.measure
-        if measure and budget.settles_counts:
-            raise InfeasibleBudgetError(
-                f"{recipe.allocator!r} decides how many filters every group keeps, and {budget!r} does too. Give a "
-                "MacsBudget or a ParamsBudget."
-            )
-        self._recipe = recipe
-        self.model, self.graph, self.weights = model, graph, weights
-        self.budget, self.options, self.data, self.seed, self.progress = budget, options, data, int(seed), progress
-        self._trial = Trial(graph, data, measure, progress) if measure else None
-        self.recipe = replace(recipe, criterion=recipe.criterion.observe(graph, weights, data, progress))
-        self.cost = CostModel(graph)
-        self.refused = options.refusals(graph, self.recipe.criterion)
-        self._fingerprint = fingerprint(graph, weights)
-        self._original = original or self.cost
-        self._full = budget.cost(self._original)(self._original.sizes)
-        self.limit = budget.limit(self._full)
-        self._selected: dict[tuple[int, int], np.ndarray] = {}
+    model: keras.Model
+    costs: CostModel
+    recipe: Method
+    budget: Budget
+    options: Options
+    run: Run
+    full: int | None = None
+    _ladders: dict[Tiles, list[list[int]]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self):
+        self._check_data()
+        self.weights.check_finite()
+        self.options.check_names(self.graph)
+        if not self.graph.groups:
+            reasons = [f"'{p.layer}' {p.reason}" for p in self.graph.pinned[:_NAMED]]
+            reasons = "; ".join(reasons or ["no layer with a handler makes filters"])
+            raise InfeasibleBudgetError(f"model '{self.graph.view.name}' has no filter that can be removed: {reasons}.")
+        if self.budget.settles_counts:
+            self._check_counts()
+        else:
+            self.check_feasible(self.refused)
 
     def again(self, model: keras.Model, recipe: Method | None = None) -> Task:
         """The same task for this one's model after a round of cutting, with another recipe perhaps."""
-        return Task(
-            model,
-            analyze(model),
-            recipe or self._recipe,
-            self.budget,
-            self.options,
-            self.data,
-            self.seed,
-            self.progress,
-            self._original,
-        )
+        costs = CostModel(analyze(model))
+        return Task(model, costs, recipe or self.recipe, self.budget, self.options, self.run, self._full)
 
-    def select(self, keep: np.ndarray) -> dict[str, np.ndarray]:
-        """{group name: indices of the units that stay}, given kept counts."""
-        chosen = track(enumerate(self.graph.groups), "choosing", len(self.graph.groups), self.progress)
-        return {group.name: self._select(number, int(keep[number])) for number, group in chosen}
+    @property
+    def graph(self) -> ChannelGraph:
+        return self.costs.graph
 
-    def _select(self, number: int, count: int) -> np.ndarray:
-        group = self.graph.groups[number]
-        if count == group.size:
-            return np.arange(count)
-        if (number, count) not in self._selected:
-            self._selected[number, count] = self.recipe.criterion.select(group, count, self.weights)
-        return self._selected[number, count]
+    @cached_property
+    def weights(self) -> Weights:
+        return Weights(self.graph.view)
 
-    def problem(self) -> Allocation:
-        """What the allocator is given."""
-        floors = np.minimum(self.cost.sizes, np.maximum(self.cost.least, self.options.min_filters))
-        for number, group in enumerate(self.graph.groups):
-            if group.name in self.refused:
-                floors[number] = group.size
-        cost = self.budget.cost(self.cost)
+    @cached_property
+    def spent(self) -> Cost:
+        """What the budget counts, as a function of the kept counts."""
+        return self.budget.cost(self.costs)
 
-        def problem(tiles: Tiles) -> Allocation:
-            rungs = [cost.worthwhile(number, tiles.rungs(group.size)) for number, group in enumerate(self.graph.groups)]
-            return Allocation(
-                sizes=self.cost.sizes,
-                floors=floors,
-                rungs=rungs,
-                cost=cost,
-                limit=self.limit,
-                scores=lambda number: self.recipe.criterion.scores(self.graph.groups[number], self.weights).copy(),
-                evaluate=(lambda keep: self._trial(self.select(keep))) if self._trial else None,
-                evaluate_all=self._evaluate_all if self._trial else None,
-                key=self._key(tiles),
-                progress=self.progress,
-            )
+    @cached_property
+    def _full(self) -> int:
+        return self.spent(self.costs.sizes) if self.full is None else self.full
 
-        for tiles in self._tiles():
-            found = problem(tiles)
-            if found.feasible(found.legal(found.floors)):
+    @cached_property
+    def limit(self) -> int:
+        """The most that may be spent."""
+        return self.budget.limit(self._full)
+
+    @cached_property
+    def refused(self) -> dict[str, str]:
+        """{group: why it stays whole} by the options."""
+        return self.options.refusals(self.graph)
+
+    def allocation(self, refused: Collection[str], limit: int | None = None) -> Allocation:
+        """What an allocator is given before anything is measured.
+
+        Args:
+            refused: groups that stay whole.
+            limit: the most that may be spent (None: the budget's).
+        """
+        sizes = self.costs.sizes
+        floors = np.minimum(sizes, np.maximum(self.costs.least, self.options.min_filters))
+        whole = [group.name in refused for group in self.graph.groups]
+        floors[whole] = sizes[whole]
+        limit = self.limit if limit is None else limit
+        # The options' widths; or else the budget's, finer ones where these cannot meet the limit.
+        for tiles in self.budget.widths if self.options.tiles == Tiles(1) else (self.options.tiles,):
+            found = Allocation(sizes, floors, self._rungs(tiles), self.spent, limit)
+            if found.feasible(found.legal(floors)):
                 break
         return found
 
-    def _tiles(self) -> tuple[Tiles, ...]:
-        """The counts worth having: the options', or else the budget's, finer ones where these cannot do it."""
-        return self.budget.widths if self.options.tiles == Tiles(1) else (self.options.tiles,)
-
-    def _evaluate_all(self, keeps: Sequence[np.ndarray]) -> Iterator[float]:
-        return spread(self.model, self._trial, map(self.select, keeps), self._recipe.allocator.executor)
-
-    def _key(self, tiles: Tiles) -> str:
-        """What a search depends on, its data, its table of latencies and its bits included."""
-        data = self._trial and self._trial.digest()
-        parts = self._fingerprint, self.recipe.name, vars(self.options), self.budget.key, tiles, self.seed, data
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-    def counts(self) -> np.ndarray:
-        """Kept units of every group under the budget."""
-        if not self.graph.groups:
-            reasons = [f"'{p.layer}' {p.reason}" for p in self.graph.pinned[:3]]
-            reasons = "; ".join(reasons or ["no layer with a handler makes filters"])
-            raise InfeasibleBudgetError(f"model '{self.graph.view.name}' has no filter that can be removed: {reasons}.")
-        problem = self.problem()
-        if self.budget.settles_counts:
-            return problem.legal(self.budget.counts(self.graph.groups, self._redundant))
+    def check_feasible(self, refused: dict[str, str]) -> None:
+        """Raise `InfeasibleBudgetError` if the limit cannot be met while these groups stay whole."""
+        problem = self.allocation(refused)
         least = problem.legal(problem.floors)
         if not problem.feasible(least):
-            raise InfeasibleBudgetError(self._infeasible(problem, least))
-        return self.recipe.allocator.allocate(problem)
+            raise InfeasibleBudgetError(self._infeasible(least, refused))
 
-    def _redundant(self, group: Group) -> int:
-        """Units of a group that the criterion calls redundant, none where it may not shrink."""
-        if group.name in self.refused:
-            return 0
-        found = self.recipe.criterion.redundant(group, self.weights)
-        if found is None:
-            raise InfeasibleBudgetError(
-                f"{self.budget!r} leaves the number of filters to the criterion, and {self.recipe.criterion!r} only "
-                "ranks them. Use method='similarity', 'nystrom' or 'dead', or give a fraction."
+    def _rungs(self, tiles: Tiles) -> list[list[int]]:
+        """The counts worth having of every group."""
+        if tiles not in self._ladders:
+            groups = enumerate(self.graph.groups)
+            self._ladders[tiles] = [self.spent.worthwhile(n, tiles.rungs(group.size)) for n, group in groups]
+        return self._ladders[tiles]
+
+    def _check_data(self) -> None:
+        criterion, allocator, data = self.recipe.criterion, self.recipe.allocator, self.run.data
+        if criterion.requires and data is None:
+            raise CalibrationDataError(
+                f"{criterion!r} needs calibration inputs: pass data=. A few hundred unlabelled ones are enough."
             )
-        return found
+        if allocator.measure and self.budget.settles_counts:
+            raise InfeasibleBudgetError(
+                f"{allocator!r} decides how many filters every group keeps, and {self.budget!r} does too. Give a "
+                "MacsBudget or a ParamsBudget."
+            )
+        if allocator.measure:
+            check_measurable(self.graph.view, data, allocator.measure)
 
-    def _infeasible(self, problem: Allocation, least: np.ndarray) -> str:
+    def _check_counts(self) -> None:
+        """Refuse names that the budget does not find, and a criterion that cannot say what it is asked."""
+
+        def redundant(group: Group) -> int:
+            if self.recipe.criterion.ranks_only:
+                raise InfeasibleBudgetError(
+                    f"{self.budget!r} leaves the number of filters to the criterion, and {self.recipe.criterion!r} "
+                    "only ranks them. Use method='similarity', 'nystrom' or 'dead', or give a fraction."
+                )
+            return 0
+
+        self.budget.counts(self.graph.groups, redundant)
+
+    def _infeasible(self, least: np.ndarray, refused: dict[str, str]) -> str:
         """Why the budget cannot be met: what is the least that can be reached, and what stands in the way."""
-        full, reachable = self._full, problem.cost(least)
-        spent = problem.cost.by_layer(least)
+        reachable, spent, by_name = self.spent(least), self.spent.by_layer(least), self.graph.by_name
         reasons = {p.layer: p.reason for p in self.graph.pinned} | {
-            layer: why for name, why in self.refused.items() for layer in self.graph.by_name[name].producers
+            layer: why for name, why in refused.items() for layer in by_name[name].producers
         }
         named = [
             f"'{layer}' ({spent[layer]:,}{', ' + reasons[layer] if layer in reasons else ''})"
-            for layer in sorted(spent, key=lambda layer: -spent[layer])[:3]
+            for layer in sorted(spent, key=lambda layer: -spent[layer])[:_NAMED]
         ]
-        return (
-            f"{self.budget} asks for at most {problem.limit:,} {self.budget.unit}; the smallest reachable is "
-            f"{reachable:,} ({100 * reachable / full:.1f} % of {full:,}) with min_filters and channel_multiple as "
-            f"given. What is left is mostly in layers {', '.join(named)}."
+        text = (
+            f"{self.budget} asks for at most {self.limit:,} {self.budget.unit}; the smallest reachable is "
+            f"{reachable:,} ({100 * reachable / self._full:.1f} % of {self._full:,}) with min_filters and "
+            f"channel_multiple as given. What is left is mostly in layers {', '.join(named)}."
         )
-
-    def plan(self, method: str, kept: dict[str, np.ndarray]) -> PruningPlan:
-        """The plan that keeps these units; `method` is the name the user gave."""
-        pins = [p._asdict() for p in self.graph.pinned]
-        sizes = {group.name: group.size for group in self.graph.groups}
-        pins += [{"layer": name, "channels": sizes[name], "reason": why} for name, why in self.refused.items()]
-        plan = PruningPlan(
-            model=self._fingerprint,
-            method=method,
-            budget=repr(self.budget),
-            seed=self.seed,
-            versions=versions(),
-            groups=[],
-            layers={},
-            pinned=pins,
-            cost={},
-        )
-        return refreshed(plan, self.graph, self.cost, kept)
+        if refused:
+            some = "; ".join(f"'{name}' {why}" for name, why in list(refused.items())[:_NAMED])
+            more = "; ..." if len(refused) > _NAMED else ""
+            text += f" {len(refused)} of {len(by_name)} groups of filters stay whole: {some}{more}."
+        return text

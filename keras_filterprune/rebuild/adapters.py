@@ -50,12 +50,16 @@ def wrappable(graph: ChannelGraph) -> list[str]:
     ]
 
 
-def add_adapters(model: keras.Model, paths: Collection[str]) -> keras.Model:
+def add_adapters(model: keras.Model, graph: ChannelGraph, paths: Collection[str]) -> keras.Model:
     """An equal model with identity 1x1 convolutions before and after the given convolutions that have none.
 
     Bias and activation move to the convolution behind.
+
+    Args:
+        model: the model that `graph` was read from; it is not changed.
+        graph: `analyze(model)`.
+        paths: of convolutions, among those that are `wrappable`.
     """
-    graph = analyze(model)
     bare = set(paths) - set(adapted_convolutions(graph.view))
     return _Adder(graph, {id(call.op) for call in graph.view.calls if call.path in bare}).result(model)
 

@@ -11,32 +11,32 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import SurgeryError, UnsupportedModelError
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import copy_value, first_line, functional_class, named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.handlers.base import Handler, Rebuilt, Resize, handler_for
 
 
-def rebuild(model: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]) -> Rebuilt:
+def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:
     """Build the model that is left when every group keeps only the given units.
 
     Args:
-        model: the model that `graph` was read from; it is not changed.
-        graph: `analyze(model)`.
-        kept: {group name: sorted indices of the units that stay}; groups left out stay whole.
+        model: the model that `kept.graph` was read from; it is not changed.
+        kept: the units that stay.
 
     Returns:
         A `Rebuilt`; names, dtype policies, trainable flags, regularizers and the compile configuration are kept.
     """
-    alive = graph.kept_ids(kept)
+    graph = kept.graph
     resizes = {
-        number: Resize(call, inputs, outputs, alive)
+        number: Resize(call, inputs, outputs, kept.alive)
         for number, (call, (inputs, outputs)) in enumerate(zip(graph.view.calls, graph.tensors, strict=True))
         if call.inputs
     }
-    cloner = Cloner(graph, alive, {id(r.call.op): r for r in resizes.values() if r.changed})
+    cloner = Cloner(kept, {id(r.call.op): r for r in resizes.values() if r.changed})
     with dtype_policy(model.dtype_policy):
-        rebuilt = Rebuilt(graph, cloner.model(model), cloner.twins, resizes)
-    _copy_weights(graph, alive, cloner.twins)
+        rebuilt = Rebuilt(kept, cloner.model(model), cloner.twins, resizes)
+    _copy_weights(kept, cloner.twins)
     rebuilt.notes.extend(take_after(model, rebuilt.model, cloner.twins))
     if type(model).train_step is not type(rebuilt.model).train_step:
         rebuilt.notes.append(
@@ -60,8 +60,7 @@ class Cloner:
     """Clones a model with resized layers.
 
     Args:
-        graph: the channel graph of the model.
-        alive: boolean array over channel ids.
+        kept: the units of the model that stay.
         changed: {id of an operation: what happens to its channels}.
 
     Attributes:
@@ -71,9 +70,9 @@ class Cloner:
 
     gone: frozenset[int] = frozenset()
 
-    def __init__(self, graph: ChannelGraph, alive: np.ndarray, changed: dict[int, Resize]):
-        self.graph = graph
-        self.alive = alive
+    def __init__(self, kept: Kept, changed: dict[int, Resize]):
+        self.graph = kept.graph
+        self.alive = kept.alive
         self.changed = changed
         self.twins: dict[int, Any] = {}
         self._rewrites: dict[int, tuple[Handler, Resize]] = {}
@@ -172,7 +171,7 @@ class Rewriter(Cloner):
     """
 
     def __init__(self, graph: ChannelGraph):
-        super().__init__(graph, graph.kept_ids({}), {})
+        super().__init__(Kept(graph), {})
         self.written: set[int] = set()
 
     def result(self, model: keras.Model) -> keras.Model:
@@ -207,13 +206,13 @@ def _plain(value: Any) -> Any:
     return value["config"]["value"] if isinstance(value, dict) and "config" in value else value
 
 
-def _copy_weights(graph: ChannelGraph, alive: np.ndarray, twins: dict[int, Any]) -> None:
+def _copy_weights(kept: Kept, twins: dict[int, Any]) -> None:
     masks: dict[tuple[str, str], list[tuple[int, np.ndarray]]] = {}
-    for bind in graph.binds:
-        mask = alive[bind.ids]
+    for bind in kept.graph.binds:
+        mask = kept.alive[bind.ids]
         if not mask.all():
             masks.setdefault((bind.layer, bind.weight), []).append((bind.axis, mask))
-    for path, op in {call.path: call.op for call in graph.view.calls if call.inputs}.items():
+    for path, op in {call.path: call.op for call in kept.graph.view.calls if call.inputs}.items():
         twin = twins[id(op)]
         new = named_weights(twin)
         for name, variable in named_weights(op).items():

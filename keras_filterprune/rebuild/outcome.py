@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_filterprune.compensators import Compensator
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import SurgeryError
-from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.rebuild.clone import rebuild
-from keras_filterprune.rebuild.verify import verify as verify_surgery
+from keras_filterprune.rebuild.verify import verify
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """How work is carried out, whatever is pruned.
+
+    Attributes:
+        data: calibration data (None).
+        seed: of everything random (0).
+        verify: prove every cut (True).
+        progress: show progress bars (True).
+        compensator: what makes up for what was cut (None).
+        finetune: what trains a model in place after a cut (None).
+    """
+
+    data: Any = None
+    seed: int = 0
+    verify: bool = True
+    progress: bool = True
+    compensator: Compensator | None = None
+    finetune: Callable[[keras.Model], Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,38 +43,35 @@ class Outcome:
 
     Attributes:
         model: the smaller model.
-        kept: {group name: indices of the original's units that stayed}.
+        kept: units of the original that stayed.
         difference: the largest relative difference seen by verification, None if there was none.
         compensation: what the compensator did, in words.
-        notes: what could not be carried over, in sentences.
+        notes: what could not be carried over, and what else is worth knowing, in sentences.
     """
 
     model: keras.Model
-    kept: dict[str, np.ndarray]
-    difference: float | None
-    compensation: str
-    notes: list[str]
+    kept: Kept
+    difference: float | None = None
+    compensation: str = "none"
+    notes: tuple[str, ...] = ()
 
 
-def operate(
-    model: keras.Model,
-    graph: ChannelGraph,
-    kept: dict[str, np.ndarray],
-    compensator: Compensator | None,
-    data: Any,
-    seed: int,
-    verify: bool,
-    progress: bool,
-) -> Outcome:
-    """Rebuild a model with the units that are kept, prove the surgery, compensate."""
-    cost = CostModel(graph)
-    rebuilt = rebuild(model, graph, kept)
-    keep = np.array([len(kept.get(g.name, g.units)) for g in graph.groups], int)
-    if rebuilt.model.count_params() != cost.params(keep):
-        raise SurgeryError(
-            f"surgery failed: the rebuilt model has {rebuilt.model.count_params():,} parameters, "
-            f"{cost.params(keep):,} were predicted."
-        )
-    difference = verify_surgery(graph, rebuilt, seed, progress) if verify else None
-    compensation = compensator.apply(rebuilt, data, progress) if compensator else "none"
-    return Outcome(rebuilt.model, kept, difference, compensation, rebuilt.notes)
+def operate(model: keras.Model, cost: CostModel, kept: Kept, run: Run) -> Outcome:
+    """Rebuild a model with the units that are kept, prove the surgery, compensate.
+
+    Args:
+        model: the model that `kept.graph` was read from; it is not changed.
+        cost: what it costs.
+        kept: the units that stay.
+        run: how to do it.
+
+    Raises:
+        SurgeryError: the smaller model does not compute what the masked original computes.
+    """
+    rebuilt = rebuild(model, kept)
+    found, predicted = rebuilt.model.count_params(), cost.params(kept.counts)
+    if found != predicted:
+        raise SurgeryError(f"surgery failed: the rebuilt model has {found:,} parameters, {predicted:,} were predicted.")
+    difference = verify(rebuilt, run.seed, run.progress) if run.verify else None
+    compensation = "none" if run.compensator is None else run.compensator.apply(rebuilt, run.data, run.progress)
+    return Outcome(rebuilt.model, kept, difference, compensation, tuple(rebuilt.notes))

@@ -17,6 +17,7 @@ import numpy as np
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import FileError, PlanMismatchError
 from keras_filterprune.files import read_json, write_json
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph, TensorRef
 
 FORMAT = 1
@@ -127,9 +128,9 @@ def _holds(entry: Any, kinds: dict[str, type]) -> bool:
     return all(type(n) is int for key, kind in kinds.items() if kind is list for n in entry[key])
 
 
-def units_of(plan: PruningPlan, graph: ChannelGraph) -> dict[str, np.ndarray]:
-    """{group name: kept unit indices} of a plan, checked against the graph; groups it leaves out stay whole."""
-    kept = {group.name: np.arange(group.size) for group in graph.groups}
+def units_of(plan: PruningPlan, graph: ChannelGraph) -> Kept:
+    """The units that a plan keeps, checked against the graph; groups it leaves out stay whole."""
+    kept: dict[str, np.ndarray] = {}
     for entry in plan.groups:
         name, size, units = (entry.get(key) if isinstance(entry, dict) else None for key in ("name", "size", "kept"))
         group = graph.by_name.get(name) if isinstance(name, str) else None
@@ -145,25 +146,11 @@ def units_of(plan: PruningPlan, graph: ChannelGraph) -> dict[str, np.ndarray]:
                 f"not empty. Received: {units!r}."
             )
         kept[name] = np.array(units, int)
-    return kept
+    return Kept(graph, kept)
 
 
-def kept_channels(graph: ChannelGraph, kept: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """{layer: {"channels": output channels, "kept": indices of those that stay}} where weights are indexed by them."""
-    alive = graph.kept_ids(kept)
-    owners = {bind.layer for bind in graph.binds if bind.role != "input"}
-    layers: dict[str, dict[str, Any]] = {}
-    for call, (_, outputs) in zip(graph.view.calls, graph.tensors, strict=True):
-        if call.path in owners and call.path not in layers and outputs[0].tracked:
-            stays = alive[outputs[0].ids]
-            layers[call.path] = {"channels": len(stays), "kept": np.flatnonzero(stays).tolist()}
-    return layers
-
-
-def refreshed(plan: PruningPlan, graph: ChannelGraph, cost: CostModel, kept: dict[str, np.ndarray]) -> PruningPlan:
-    """The plan with groups, layers and cost written out for the units that are kept."""
-    keep = np.array([len(kept[group.name]) for group in graph.groups], int)
-    layers = kept_channels(graph, kept)
+def refreshed(plan: PruningPlan, cost: CostModel, kept: Kept) -> PruningPlan:
+    """The plan with groups, layers and cost written out for the units that stay."""
     return replace(
         plan,
         groups=[
@@ -173,10 +160,10 @@ def refreshed(plan: PruningPlan, graph: ChannelGraph, cost: CostModel, kept: dic
                 "kept": kept[group.name].tolist(),
                 "members": [{"layer": m.layer, "weight": m.weight, "axis": m.axis} for m in group.members],
             }
-            for group in graph.groups
+            for group in kept.graph.groups
         ],
-        layers={name: c for name, c in layers.items() if len(c["kept"]) < c["channels"]},
-        cost={kind: [c(cost.sizes), c(keep)] for kind, c in (("macs", cost.macs), ("params", cost.params))},
+        layers={name: c for name, c in kept.channels.items() if len(c["kept"]) < c["channels"]},
+        cost={kind: [c(cost.sizes), c(kept.counts)] for kind, c in (("macs", cost.macs), ("params", cost.params))},
     )
 
 
@@ -192,6 +179,17 @@ def fingerprint(graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarra
         values.update(repr(key).encode())
         values.update(np.ascontiguousarray(weights[key]).data)
     return {"name": graph.view.name, "topology": topology.hexdigest(), "weights": values.hexdigest()}
+
+
+def check_fingerprint(plan: PruningPlan, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray]) -> None:
+    """Raise `PlanMismatchError` unless this is the model that the plan was made for, with the very weights."""
+    found = fingerprint(graph, weights)
+    for part in ("topology", "weights"):
+        if found[part] != plan.model.get(part):
+            raise PlanMismatchError(
+                f"the plan was made for model '{plan.model.get('name')}' with {part} {str(plan.model.get(part))[:12]}; "
+                f"model '{found['name']}' has {part} {found[part][:12]}. Make a new plan with plan_pruning()."
+            )
 
 
 def _anonymous(value: Any) -> Any:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import SurgeryError
-from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor
+from keras_filterprune.graph.types import Call, ModelView, Tensor
 from keras_filterprune.handlers.base import Rebuilt, describe
 from keras_filterprune.probe.execute import Executor, masked_apply, masked_weights, random_inputs
 from keras_filterprune.progress import track
@@ -18,7 +18,7 @@ _TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
 _DEFAULT_TOLERANCE = 1e-4
 
 
-def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0, progress: bool = False) -> float:
+def verify(rebuilt: Rebuilt, seed: int = 0, progress: bool = False) -> float:
     """Compare every operation of the rebuilt model with the masked original, on one random batch.
 
     The masked original is the original network with the consumers' weights of removed channels set to zero (and with
@@ -29,8 +29,7 @@ def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0, progress: bool 
     written: masked values stand in for them in a stateless scope.
 
     Args:
-        graph: the channel graph of the original model.
-        rebuilt: the smaller model made from it.
+        rebuilt: the smaller model next to the original.
         seed: seed of the random batch.
         progress: show a progress bar (False).
 
@@ -40,16 +39,15 @@ def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0, progress: bool 
     Raises:
         SurgeryError: a tensor differs by more than 1e-4 (2e-2 in float16, 1e-1 in bfloat16); it is named.
     """
-    resizes = rebuilt.resizes
-    alive = next(iter(resizes.values())).alive
-    original = masked_apply(graph, alive, masked_weights(graph, alive))
+    view, resizes, alive = rebuilt.graph.view, rebuilt.resizes, rebuilt.kept.alive
+    original = masked_apply(rebuilt.kept, masked_weights(rebuilt.kept))
     smaller = rebuilt.smaller_view()
 
     def clone(call: Call, args: tuple, kwargs: dict) -> Any:
         return rebuilt.twins[id(call.op)](*args, **kwargs)
 
-    inputs = random_inputs(graph.view, seed)
-    left, right = Executor(graph.view, original), Executor(smaller, clone)
+    inputs = random_inputs(view, seed)
+    left, right = Executor(view, original), Executor(smaller, clone)
     left.feed(inputs)
     right.feed(inputs)
     worst = 0.0
@@ -62,7 +60,7 @@ def verify(graph: ChannelGraph, rebuilt: Rebuilt, seed: int = 0, progress: bool 
                 worst = max(worst, _compare(r.call, expected, received))
             surviving.append(expected)
         right.override(number, surviving)
-    compare_outputs(graph.view, rebuilt.model, inputs, Executor(smaller, clone).run(inputs))
+    compare_outputs(view, rebuilt.model, inputs, Executor(smaller, clone).run(inputs))
     return worst
 
 

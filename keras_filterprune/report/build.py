@@ -4,58 +4,55 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from keras_filterprune.cost import CostModel, as_tiles
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.latency import Prices, SizedOperators
 from keras_filterprune.rebuild.outcome import Outcome
-from keras_filterprune.rebuild.plan import PruningPlan, kept_channels
+from keras_filterprune.rebuild.plan import PruningPlan
 from keras_filterprune.report import LayerRow, PruneReport
 
 
 def prune_report(
-    original: ChannelGraph,
-    graph: ChannelGraph,
+    original: CostModel,
     plan: PruningPlan,
     outcome: Outcome,
-    adapted: ChannelGraph | None,
+    final: CostModel | None,
     channel_multiple: int | str,
     prices: Prices | None,
 ) -> PruneReport:
     """Put together the report of one run.
 
     Args:
-        original: graph of the user's model.
-        graph: graph of the model that was cut; another one only where adapters were inserted before.
+        original: costs of the user's model.
         plan: what was kept.
-        outcome: what surgery and compensation gave.
-        adapted: graph of the result where it holds adapters, else None: `graph` at its kept counts.
+        outcome: what surgery and compensation gave, from the model that was cut: the user's, or one with adapters.
+        final: costs of the result where that is another model than the outcome's, with adapters; None: those of the
+            original at its kept counts.
         channel_multiple: as in `prune_model`.
         prices: those behind the budget, None where there are none.
     """
-    before, cost = CostModel(original), CostModel(graph)
-    keep = np.array([len(outcome.kept[g.name]) for g in graph.groups], int)
-    after, operators = cost.per_layer(keep), SizedOperators.of(graph, keep)
-    channels = {name: (c["channels"], len(c["kept"])) for name, c in kept_channels(graph, outcome.kept).items()}
-    if adapted is not None:
-        final = CostModel(adapted)
-        after, operators = final.per_layer(final.sizes), SizedOperators.of(adapted, final.sizes)
-        wide, narrow = (kept_channels(g, {}) for g in (original, adapted))
+    kept, graph = outcome.kept, outcome.kept.graph
+    if final is None:
+        after, operators = original.per_layer(kept.counts), SizedOperators.of(graph, kept.counts)
+        channels = {name: (c["channels"], len(c["kept"])) for name, c in kept.channels.items()}
+    else:
+        after, operators = final.per_layer(final.sizes), SizedOperators.of(final.graph, final.sizes)
+        wide, narrow = (Kept(costs.graph).channels for costs in (original, final))
         channels = {n: (wide.get(n, {"channels": 0})["channels"], c["channels"]) for n, c in narrow.items()}
-        costs = (("macs", before.macs, final.macs), ("params", before.params, final.params))
-        plan = replace(plan, cost={kind: [b(before.sizes), f(final.sizes)] for kind, b, f in costs})
-    full = before.per_layer(before.sizes)
+        costs = (("macs", original.macs, final.macs), ("params", original.params, final.params))
+        plan = replace(plan, cost={kind: [b(original.sizes), f(final.sizes)] for kind, b, f in costs})
+    full = original.per_layer(original.sizes)
     rows, pinned = [], _pinned(graph, plan)
     for layer, (macs, params) in after.items():
         macs_before, params_before = full.get(layer, (0, 0))
         spent = macs_before, macs, params_before, params
         rows.append(LayerRow(layer, *channels.get(layer, (0, 0)), *spent, pinned.get(layer, "")))
-    cut = {g.name for g in graph.groups if len(outcome.kept[g.name]) < g.size}
-    approximate = {g.name: list(g.approximate) for g in graph.groups if g.approximate and g.name in cut}
+    cut = [group for group, count in zip(graph.groups, kept.counts, strict=True) if count < group.size]
+    approximate = {group.name: list(group.approximate) for group in cut if group.approximate}
     notes = _notes(graph, outcome) + _fit(channel_multiple, rows)
     proof = approximate, outcome.difference, outcome.compensation
-    both = SizedOperators.of(original, before.sizes), operators
+    both = SizedOperators.of(original.graph, original.sizes), operators
     return PruneReport(plan, tuple(rows), *proof, notes, channel_multiple, both, prices)
 
 

@@ -17,6 +17,7 @@ from keras_filterprune.cost.bops import Bits, bits_by_layer
 from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import UnknownNameError
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method
@@ -166,7 +167,7 @@ def _rows(pruned: keras.Model, fraction: float, budgets: list[BopsBudget], sampl
         size -= sum(value.size * (_FLOAT_BITS - bits) for _, _, value, bits in rounded)
         accuracy = None
         if samples is not None:
-            found = class_numbers(masked_outputs(graph, samples[0], {}, values))
+            found = class_numbers(masked_outputs(Kept(graph), samples[0], values))
             accuracy = float(np.mean(found == samples[1]))
         macs, bops = costs.macs(costs.sizes), budget.cost(costs)(costs.sizes)
         yield BopsRow(fraction, budget.weight_bits, budget.activation_bits, macs, bops, -(-size // 8), accuracy)

@@ -19,6 +19,7 @@ from keras_filterprune.checks import renamed_arguments
 from keras_filterprune.cost import CostModel
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
@@ -100,11 +101,11 @@ def measure_sensitivity(
     file, key = Checkpoint(checkpoint, "sensitivity analysis"), hashlib.sha256(key.encode()).hexdigest()
     found = file.read(key, lambda content: {name: Cut(*values) for name, values in content["cuts"].items()}) or {}
     start = time.perf_counter()
-    base = measured({})
+    base = measured(Kept(graph))
     seconds = time.perf_counter() - start
     missing = {name: cut for cut in planned if (name := _name(*cut)) not in found}
     weights = Weights(graph.view)
-    choices = [{group.name: criterion.select(group, count, weights)} for group, count in missing.values()]
+    choices = [Kept(graph, {group.name: criterion.select(group, count, weights)}) for group, count in missing.values()]
     about = f"measuring sensitivity, about {len(missing) * seconds:.0f} s in one process"
     values = track(spread(model, measured, choices, executor), about, len(missing), progress)
     for (name, (group, count)), value in zip(missing.items(), values, strict=True):
@@ -157,11 +158,11 @@ class Measured:
             raise CalibrationDataError(f"metric={metric!r} needs samples to measure on: pass data=.")
         if not callable(metric) and metric not in ("accuracy", "error"):
             raise UnknownNameError(f"metric is 'accuracy', 'error' or a function. Received: metric={metric!r}.")
-        self._graph, self._metric = graph, metric
+        self._metric = metric
         self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
         if metric == "error":
             self._inputs, self._labels = calibration_inputs(data, graph.view, samples), None
-            self._whole = masked_outputs(graph, self._inputs, {})
+            self._whole = masked_outputs(Kept(graph), self._inputs)
         else:
             self._inputs, self._labels = labelled_inputs(data, graph.view, f"'{self.name}'", samples)
         if metric == "accuracy":
@@ -173,9 +174,9 @@ class Measured:
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).data for a in arrays))
         return f"{self.name} {digest.hexdigest()}"
 
-    def __call__(self, kept: dict[str, np.ndarray]) -> np.ndarray:
-        """The metric of every sample, float64 of shape (samples,), with these units of some groups."""
-        outputs = masked_outputs(self._graph, self._inputs, kept)
+    def __call__(self, kept: Kept) -> np.ndarray:
+        """The metric of every sample, float64 of shape (samples,), with what stays."""
+        outputs = masked_outputs(kept, self._inputs)
         if self._metric == "accuracy":
             return (class_numbers(outputs) == self._labels).astype(np.float64)
         if self._metric == "error":

@@ -104,7 +104,7 @@ class SensitivityTable:
         drops = np.zeros((len(names), len(self.keep)))
         drops[[names.index(group) for group in groups]] = self.drops
         rungs = [range(1, size + 1) for size in self.costs.sizes.tolist()]
-        problem = Allocation(self.costs.sizes, floors, rungs, cost, limit, scores=lambda number: np.zeros(0))
+        problem = Allocation(self.costs.sizes, floors, rungs, cost, limit)
         if not problem.feasible(floors):
             raise InfeasibleBudgetError(
                 f"{budget} asks for at most {limit:,} {budget.unit}; with the fewest filters in all groups that were "

@@ -11,15 +11,18 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import MacsBudget
+from keras_filterprune.cost import CostModel, MacsBudget
 from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.criteria import Criterion, Dead
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError, UnsupportedModelError
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.pruning.options import Options
+from keras_filterprune.pruning.planner import Planner
 from keras_filterprune.pruning.task import Task
+from keras_filterprune.rebuild.outcome import Run
 from keras_filterprune.training.base import sync_variables, wrappers_of
 from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.logs import if_pruned
@@ -78,16 +81,17 @@ class _Gradual(keras.callbacks.Callback):
         self.options = Options(include, exclude, min_filters, 1)
         self._logs: dict[str, float] = {}
 
-    def choose(self, model: keras.Model, epoch: int, lasting: bool) -> tuple[ChannelGraph, dict[str, np.ndarray]]:
-        """The graph of a plain model, and the units of every group that stay at an epoch; also notes the logs."""
-        graph = analyze(model)
+    def choose(self, model: keras.Model, epoch: int, lasting: bool) -> Kept:
+        """The units of a plain model that stay at an epoch; also notes the logs."""
+        costs = CostModel(analyze(model))
         criterion = _Lasting(self.recipe.criterion) if lasting else self.recipe.criterion
         budget = MacsBudget(self.keep[min(epoch, len(self.keep) - 1)])
         recipe = replace(self.recipe, criterion=criterion, rounds=1)
-        task = Task(model, graph, recipe, budget, self.options, self.data, self.seed, False)
-        kept = task.select(task.counts())
-        self._logs = if_pruned(graph, task.cost, np.array([len(kept[group.name]) for group in graph.groups]))
-        return graph, kept
+        run = Run(self.data, self.seed, progress=False)
+        planner = Planner(Task(model, costs, recipe, budget, self.options, run))
+        kept = planner.select(planner.counts())
+        self._logs = if_pruned(costs, kept.counts)
+        return kept
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
@@ -133,12 +137,11 @@ class PruningSchedule(_Gradual):
             return
         self._reached = wanted
         plain = strip_wrappers(self.model)
-        graph, kept = self.choose(plain, epoch, lasting=True)
-        alive = graph.kept_ids(kept)
+        kept = self.choose(plain, epoch, lasting=True)
         # The same calls in the same order, with and without wrappers.
-        for call, (inputs, _) in zip(view_model(self.model).calls, graph.tensors, strict=True):
+        for call, (inputs, _) in zip(view_model(self.model).calls, kept.graph.tensors, strict=True):
             if isinstance(call.op, FilterPruning):
-                call.op.mask.assign(alive[inputs[0].ids].astype("float32"))
+                call.op.mask.assign(kept.alive[inputs[0].ids].astype("float32"))
 
 
 class SoftPruning(_Gradual):
@@ -201,7 +204,8 @@ class SoftPruning(_Gradual):
 
     def _scale(self, roles: tuple[str, ...], factor: float) -> None:
         """Multiply the weights of all units that would go now, but for statistics."""
-        graph, kept = self.choose(self.model, self._epoch, lasting=False)
+        kept = self.choose(self.model, self._epoch, lasting=False)
+        graph = kept.graph
         layers = {call.path: call.op for call in graph.view.calls if call.inputs}
         for group in graph.groups:
             gone = np.delete(np.arange(group.size), kept[group.name])

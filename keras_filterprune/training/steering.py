@@ -55,7 +55,7 @@ class _Steered(keras.callbacks.Callback, abc.ABC):
         keep = self.counts()
         self._spent = self._price(keep)
         if logs is not None:
-            logs.update(if_pruned(self._graph, self._costs, keep))
+            logs.update(if_pruned(self._costs, keep))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._spent > self._limit:

@@ -1,0 +1,45 @@
+"""Pruning between adapters: the task is that of a model that has them."""
+
+from __future__ import annotations
+
+import keras
+
+from keras_filterprune.analysis import analyze
+from keras_filterprune.compensators.adapters import BEFORE
+from keras_filterprune.cost import Budget, CostModel
+from keras_filterprune.errors import InfeasibleBudgetError
+from keras_filterprune.methods import Method
+from keras_filterprune.pruning.options import Options
+from keras_filterprune.pruning.task import Task
+from keras_filterprune.rebuild.adapters import add_adapters, wrappable
+from keras_filterprune.rebuild.outcome import Run
+
+
+def adapted_task(
+    model: keras.Model, costs: CostModel, recipe: Method, budget: Budget, options: Options, run: Run
+) -> Task:
+    """As `Task`, of an equal model with adapters, which is pruned between them alone.
+
+    The model itself stays where the budget leaves all of it.
+
+    Raises:
+        InfeasibleBudgetError: adapters fit around no convolution, or the budget says nothing of them.
+    """
+    options.check_names(costs.graph)
+    full = budget.cost(costs)(costs.sizes)
+    if not budget.settles_counts and budget.limit(full) >= full:
+        return Task(model, costs, recipe, budget, options, run)
+    if budget.by_name:
+        raise InfeasibleBudgetError(
+            f"adapters are new layers, of which {budget} says nothing: give the same to all layers, or another "
+            "compensator."
+        )
+    paths = [path for path in wrappable(costs.graph) if options.refusal([path]) is None]
+    if not paths:
+        raise InfeasibleBudgetError(
+            f"model '{costs.graph.view.name}' has no convolution that adapters fit around: one with a window, in one "
+            "group, called once, not the first of the model."
+        )
+    wide = add_adapters(model, costs.graph, paths)
+    only = options.only([*paths, *(path + BEFORE for path in paths)])
+    return Task(wide, CostModel(analyze(wide)), recipe, budget, only, run, full)
