@@ -4,6 +4,7 @@ from keras_filterprune.cost import BopsBudget as BopsBudget
 from keras_filterprune.cost import Budget as Budget
 from keras_filterprune.cost import Cost as Cost
 from keras_filterprune.cost import CostModel as CostModel
+from keras_filterprune.cost import CountBudget as CountBudget
 from keras_filterprune.cost import FiltersBudget as FiltersBudget
 from keras_filterprune.cost import MacsBudget as MacsBudget
 from keras_filterprune.cost import ParamsBudget as ParamsBudget
@@ -12,3 +13,4 @@ from keras_filterprune.cost import Tiles as Tiles
 from keras_filterprune.latency import LatencyBudget as LatencyBudget
 from keras_filterprune.latency import LatencyTable as LatencyTable
 from keras_filterprune.latency import Prices as Prices
+from keras_filterprune.latency import multiply_accumulates as multiply_accumulates

@@ -12,7 +12,7 @@ import numpy as np
 from builders import predict
 from zoo import random_inputs
 
-from keras_filterprune.graph import ChannelGraph
+from keras_filterprune.graph import ChannelGraph, Kept
 from keras_filterprune.graph.keras_view import named_weights
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
@@ -30,7 +30,7 @@ def layer_at(model: keras.Model, path: str) -> keras.Layer:
 
 def mask(twin: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]) -> keras.Model:
     """Zero the weights of `twin` that read removed channels, in place."""
-    alive = graph.kept_ids(kept)
+    alive = Kept(graph, kept).alive
     for bind in graph.binds:
         if bind.role == "input":
             variable = named_weights(layer_at(twin, bind.layer))[bind.weight]

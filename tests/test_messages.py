@@ -856,14 +856,14 @@ def test_one_filter_stays_whatever_the_fraction(chain, keep, compensate):
 
 def test_training_between_the_rounds_of_a_method_that_has_none(chain):
     sentence = r"finetune= is for methods that .* prunes in one go\. Train the result instead\."
-    fails(errors.UnknownNameError, ValueError, sentence, kfp.prune_model, chain, "l2", finetune=lambda model: None)
+    fails(errors.InvalidValueError, ValueError, sentence, kfp.prune_model, chain, "l2", finetune=lambda model: None)
 
 
 def test_training_that_cannot_be_called(chain):
     method = kfp.Method(criteria.L2(), allocators.Search())
     data = images(8, 12, 12, 3), np.zeros(8, int)
-    sentence = r"finetune is a function of the model, or None\. Received: 3\."
-    fails(errors.UnknownNameError, ValueError, sentence, kfp.prune_model, chain, method, data=data, finetune=3)
+    sentence = r"finetune is a function of the model, or None\. Received: finetune=3\."
+    fails(errors.InvalidValueError, ValueError, sentence, kfp.prune_model, chain, method, data=data, finetune=3)
 
 
 def test_a_plan_between_adapters_replayed_without_them(chain):

@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.cost import BopsBudget, CostModel, Polynomial
+from keras_filterprune.cost import BopsBudget, CostModel, MacsBudget, Polynomial
 from keras_filterprune.cost.bops import Bits, bits_by_layer
 from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.criteria import Criterion
@@ -20,11 +20,14 @@ from keras_filterprune.errors import UnknownNameError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.methods import Method
+from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe.data import check_class_scores, labelled_inputs
 from keras_filterprune.probe.trial import class_numbers, masked_outputs
 from keras_filterprune.progress import track
 from keras_filterprune.pruning import prune_model
+from keras_filterprune.pruning.options import Options
+from keras_filterprune.pruning.task import Task
+from keras_filterprune.rebuild.outcome import Run
 
 _SAMPLES = 10_000
 _FLOAT_BITS = 32
@@ -138,9 +141,12 @@ def compare_bits(
         raise UnknownNameError(f"keep and bits name at least one value each. Received: keep={keep!r}, bits={bits!r}.")
     graph = analyze(model)
     known = CostModel(graph)
+    # What does not fit the model, or is out of reach, shows before anything is pruned.
     for budget in budgets:
-        # Patterns that fit no layer show before anything is pruned.
         budget.cost(known)
+    recipe, options = as_method(method, seed, data is not None), Options(None, None, 1, 1)
+    for fraction in fractions:
+        Task(model, known, recipe, MacsBudget(fraction), options, Run(data, seed))
     samples = None
     if test is not None:
         check_class_scores(graph.view, "accuracy")

@@ -86,10 +86,14 @@ def measure_sensitivity(
         >>> [(cut.group, cut.kept) for cut in table.cuts]
         [('conv', 2)]
     """
-    keep = check_falling(keep)
+    keep, criterion = check_falling(keep), as_method(method, seed, True).criterion
     graph = analyze(model)
+    if not graph.groups:
+        raise InfeasibleBudgetError(f"model '{graph.view.name}' has no filter that can be removed.")
+    weights = Weights(graph.view)
+    weights.check_finite()
     measured = Measured(graph, data, metric, samples)
-    criterion = _observed(graph, as_method(method, seed, True).criterion, data, progress)
+    criterion = criterion.observe(graph, weights, data if criterion.requires else None, progress)
     skipped = {group.name: why for group in graph.groups if (why := criterion.refuses(group)) is not None}
     planned = [
         (group, max(group.least, int(np.floor(fraction * group.size + 0.5))))
@@ -97,14 +101,13 @@ def measure_sensitivity(
         for fraction in keep
         if group.name not in skipped
     ]
-    key = f"{fingerprint(graph, Weights(graph.view))} {measured.digest()} {criterion!r} {seed}"
+    key = f"{fingerprint(graph, weights)} {measured.digest()} {criterion!r} {seed}"
     file, key = Checkpoint(checkpoint, "sensitivity analysis"), hashlib.sha256(key.encode()).hexdigest()
     found = file.read(key, lambda content: {name: Cut(*values) for name, values in content["cuts"].items()}) or {}
     start = time.perf_counter()
     base = measured(Kept(graph))
     seconds = time.perf_counter() - start
     missing = {name: cut for cut in planned if (name := _name(*cut)) not in found}
-    weights = Weights(graph.view)
     choices = [Kept(graph, {group.name: criterion.select(group, count, weights)}) for group, count in missing.values()]
     about = f"measuring sensitivity, about {len(missing) * seconds:.0f} s in one process"
     values = track(spread(model, measured, choices, executor), about, len(missing), progress)
@@ -127,14 +130,6 @@ def _check_direction(metric: str, deepest: tuple[Cut, ...]) -> None:
 def _name(group: Group, count: int) -> str:
     """A cut's name in the cache."""
     return f"{group.name} {count}"
-
-
-def _observed(graph: ChannelGraph, criterion: Criterion, data: Any, progress: bool) -> Criterion:
-    if not graph.groups:
-        raise InfeasibleBudgetError(f"model '{graph.view.name}' has no filter that can be removed.")
-    weights = Weights(graph.view)
-    weights.check_finite()
-    return criterion.observe(graph, weights, data if criterion.requires else None, progress)
 
 
 def _drop(base: np.ndarray, value: np.ndarray, seed: int) -> tuple[float, float, float]:
@@ -160,13 +155,13 @@ class Measured:
             raise UnknownNameError(f"metric is 'accuracy', 'error' or a function. Received: metric={metric!r}.")
         self._metric = metric
         self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+        if metric == "accuracy":
+            check_class_scores(graph.view, "'accuracy'")
         if metric == "error":
             self._inputs, self._labels = calibration_inputs(data, graph.view, samples), None
             self._whole = masked_outputs(Kept(graph), self._inputs)
         else:
             self._inputs, self._labels = labelled_inputs(data, graph.view, f"'{self.name}'", samples)
-        if metric == "accuracy":
-            check_class_scores(graph.view, "'accuracy'")
 
     def digest(self) -> str:
         """What a measurement depends on besides the network."""

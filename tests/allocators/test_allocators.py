@@ -14,6 +14,7 @@ import keras_filterprune as kfp
 from keras_filterprune import allocators, criteria, errors
 from keras_filterprune.allocators import Allocation, simple
 from keras_filterprune.cost import Tiles
+from keras_filterprune.graph import Kept
 from keras_filterprune.probe import Weights
 from keras_filterprune.rebuild import rebuild
 
@@ -276,7 +277,7 @@ def test_cost_polynomial_equals_a_recount_of_every_possible_model():
     for keep in itertools.product(*(range(1, n + 1) for n in cost.sizes)):
         keep = np.array(keep)
         kept = {g.name: np.arange(int(n)) for g, n in zip(graph.groups, keep, strict=True)}
-        small = rebuild(model, graph, kept).model
+        small = rebuild(model, Kept(graph, kept)).model
         assert (cost.macs(keep), cost.params(keep)) == recount(small)
         per_layer = cost.per_layer(keep)
         assert sum(m for m, _ in per_layer.values()) == cost.macs(keep)

@@ -13,6 +13,7 @@ from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp
 from keras_filterprune import allocators, compensators, criteria, errors
+from keras_filterprune.graph import Kept
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.trial import Trial
 from keras_filterprune.rebuild.adapters import add_adapters, wrappable
@@ -47,6 +48,12 @@ def without_readers(model: keras.Model, **dead: list[int]) -> keras.Model:
 def labelled(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Samples with the classes that the model itself finds."""
     return x, predict(model, x)[0].argmax(axis=1)
+
+
+def trial_of(graph, data, measure: str):
+    """A trial that is asked about {group: units}."""
+    trial = Trial(graph, data, measure, False)
+    return lambda units: trial(Kept(graph, units))
 
 
 def kept_of(plan: kfp.PruningPlan) -> dict[str, np.ndarray]:
@@ -108,7 +115,7 @@ def evaluations(monkeypatch):
 def test_the_whole_network_has_no_error_and_is_not_written_to(name):
     model = ZOO[name]()
     before, graph = values(model), kfp.analyze(model)
-    trial = Trial(graph, random_inputs(model, 8), "error", False)
+    trial = trial_of(graph, random_inputs(model, 8), "error")
     assert trial({}) == pytest.approx(0, abs=1e-9)
     assert trial({group.name: np.arange(max(1, group.size // 2)) for group in graph.groups}) < -1e-4
     assert_all_equal(before, values(model))
@@ -120,7 +127,7 @@ def test_what_nobody_reads_is_not_missed():
     x, y = labelled(model, images())
     y = np.where(np.arange(len(y)) % 4 == 0, (y + 1) % 3, y)
     kept = {"conv1": np.array([0, 2, 3, 4, 6, 7]), "conv2": np.arange(1, 8)}
-    accuracy, error = (Trial(kfp.analyze(model), (x, y), measure, False) for measure in ("accuracy", "error"))
+    accuracy, error = (trial_of(kfp.analyze(model), (x, y), measure) for measure in ("accuracy", "error"))
     assert accuracy({}) == accuracy(kept) == 0.75
     assert (predict(cut(model, kept), x)[0].argmax(axis=1) == y).mean() == 0.75
     # The ridge of least squares.
@@ -133,7 +140,7 @@ def test_a_duplicate_is_made_up_for():
         array = keras.ops.convert_to_numpy(variable.value).copy()
         array[..., 6] = array[..., 2]
         variable.assign(array)
-    trial = Trial(kfp.analyze(model), images(), "error", False)
+    trial = trial_of(kfp.analyze(model), images(), "error")
     assert trial({"conv1": [0, 1, 2, 3, 4, 5, 7]}) > -1e-3
     assert trial({"conv1": [0, 1, 3, 4, 5, 7]}) < -1e-2
 
@@ -143,7 +150,7 @@ def test_the_error_of_layers_that_are_only_masked_is_that_of_the_rebuilt_model()
     model = ZOO["decoder"]()
     x, graph = random_inputs(model, 64), kfp.analyze(model)
     kept = {group.name: np.arange(group.size // 2) for group in graph.groups}
-    score = Trial(graph, x, "error", False)(kept)
+    score = trial_of(graph, x, "error")(kept)
     assert score == pytest.approx(-relative_error(model, cut(model, kept), x), rel=1e-5)
 
 
@@ -155,7 +162,7 @@ def test_the_error_after_least_squares_is_that_of_the_rebuilt_model():
     model = randomise(keras.Model(inputs, layers.Dense(3, name="head")(y)))
     x = np.random.default_rng(0).normal(size=(256, 6)).astype("float32")
     kept = {"fc2": np.array([1, 3, 4])}
-    score = Trial(kfp.analyze(model), x, "error", False)(kept)
+    score = trial_of(kfp.analyze(model), x, "error")(kept)
     small = cut(model, kept, compensators.LeastSquares(), x)
     assert score == pytest.approx(-relative_error(model, small, x), rel=1e-2)
     assert score < -1e-2
@@ -171,7 +178,7 @@ def test_a_constant_channel_is_made_up_for_in_recurrent_layers(kind):
     kernel[..., 2], bias[2] = 0, 2
     conv.kernel.assign(kernel)
     conv.bias.assign(bias)
-    trial = Trial(kfp.analyze(model), random_inputs(model, 128), "error", False)
+    trial = trial_of(kfp.analyze(model), random_inputs(model, 128), "error")
     assert trial({"conv1": [0, 1, 3, 4, 5]}) > -1e-3
 
 
@@ -180,7 +187,7 @@ def test_a_normalization_over_another_axis_takes_no_constant():
     y = layers.Conv2D(6, 3, padding="same", activation="relu", name="conv1")(inputs)
     y = layers.BatchNormalization(axis=1)(layers.Conv2D(5, 3, padding="same", use_bias=False, name="conv2")(y))
     model = randomise(keras.Model(inputs, layers.Conv2D(3, 3, name="last")(y)))
-    assert -10 < Trial(kfp.analyze(model), images(), "error", False)({"conv1": [0, 2, 4]}) < 0
+    assert -10 < trial_of(kfp.analyze(model), images(), "error")({"conv1": [0, 2, 4]}) < 0
 
 
 @pytest.mark.parametrize("activation", [None, "sigmoid"])
@@ -192,7 +199,7 @@ def test_accuracy_of_a_single_output(activation, shape):
     y = (predict(model, x)[0][:, 0] > (0.5 if activation else 0)).astype(int)
     assert 0.2 < y.mean() < 0.8
     y[:16] = 1 - y[:16]
-    trial = Trial(kfp.analyze(model), (x, y.reshape(shape)), "accuracy", False)
+    trial = trial_of(kfp.analyze(model), (x, y.reshape(shape)), "accuracy")
     assert trial({}) == 0.75
     kept = {name: [0, 1, 2] for name in CHAIN}
     assert 0 <= trial(kept) <= 1
@@ -204,7 +211,7 @@ def test_one_hot_labels_are_class_numbers():
     y[:8] = (y[:8] + 1) % 3
     kept, graph = {"conv1": [0, 1, 2], "conv3": [1, 4, 5, 7]}, kfp.analyze(model)
     forms = (y, y[:, None], np.eye(3)[y], np.eye(3, dtype=bool)[y], y.astype("float32"))
-    found = [Trial(graph, (x, form), "accuracy", False) for form in forms]
+    found = [trial_of(graph, (x, form), "accuracy") for form in forms]
     assert {trial({}) for trial in found} == {0.875}
     assert len({trial(kept) for trial in found}) == 1
     budget, search = 0.5, kfp.Method(criteria.L2(), allocators.Search(beta=2))
@@ -238,7 +245,7 @@ def test_no_drop_of_accuracy_keeps_the_accuracy():
     model = without_readers(chain(), conv1=[1, 5], conv3=[2])
     data = labelled(model, images())
     plan = tolerated(model, data, drop=0.0)
-    assert Trial(kfp.analyze(model), data, "accuracy", False)(kept_of(plan)) == 1.0
+    assert trial_of(kfp.analyze(model), data, "accuracy")(kept_of(plan)) == 1.0
     assert not {1, 5} & set(plan.kept["conv1"])
     assert 2 not in plan.kept["conv3"]
 
@@ -248,7 +255,7 @@ def test_no_drop_of_accuracy_keeps_the_accuracy():
 def test_a_tolerance_is_never_exceeded_and_a_larger_one_prunes_more(floor, measure):
     model = chain()
     data = labelled(model, images())
-    trial = Trial(kfp.analyze(model), data, measure, False)
+    trial = trial_of(kfp.analyze(model), data, measure)
     costs = []
     for drop in (0.01, 0.05, 0.2, 0.5):
         plan = tolerated(model, data, drop=drop, floor=floor, measure=measure)
@@ -263,7 +270,7 @@ def test_a_tolerance_per_layer_gives_every_group_its_share():
     model = without_readers(chain(), conv1=[0, 1, 2, 3])
     drop, x = 0.6, images()
     graph = kfp.analyze(model)
-    trial = Trial(graph, x, "error", False)
+    trial = trial_of(graph, x, "error")
     for floor in ("linear", "per_layer"):
         kept, score = {}, trial({})
         for done, (name, units) in enumerate(
@@ -398,7 +405,7 @@ def test_the_first_rounds_are_those_of_exhaustive_trials(alpha, tmp_path):
     model, x, rounds = chain(), images(), 3
     searched(model, x, beta=1, measure="error", alpha=alpha, checkpoint=tmp_path / "search.json")
     graph = kfp.analyze(model)
-    trial, cost, weights = Trial(graph, x, "error", False), kfp.budgets.CostModel(graph), Weights(graph.view)
+    trial, cost, weights = trial_of(graph, x, "error"), kfp.budgets.CostModel(graph), Weights(graph.view)
     keep, expected = cost.sizes.copy(), []
     for _ in range(rounds):
         tried = []
@@ -714,5 +721,5 @@ def test_a_search_between_adapters_with_training_goes_on_where_it_was(tmp_path):
     assert len(killed.sizes) + len(rest.sizes) == len(whole.sizes) + 1
     assert_all_equal(values(wanted), values(small))
     assert report.plan.cost["macs"][1] <= 0.7 * report.plan.cost["macs"][0]
-    wide = add_adapters(model, wrappable(kfp.analyze(model)))
+    wide = add_adapters(model, graph := kfp.analyze(model), wrappable(graph))
     assert set(kept_of(report.plan)) == {group.name for group in kfp.analyze(wide).groups}

@@ -90,7 +90,7 @@ def test_adding_changes_no_output_and_merging_gives_the_model_back(name, tmp_pat
     model = ZOO[name]()
     x, before = random_inputs(model, 3), values(model)
     found = wrappable(kfp.analyze(model))
-    wide = add_adapters(model, found)
+    wide = add_adapters(model, kfp.analyze(model), found)
     assert bool(found) != (name in UNWRAPPED)
     assert sorted(paths(wide)) == sorted([*paths(model), *(path + side for path in found for side in SIDES)])
     tolerance = 1e-2 if name == "mixed_precision" else 1e-5
@@ -133,7 +133,7 @@ def test_bias_activation_and_regularizers_move_behind_and_everything_else_stays(
         name="conv2",
     )(y)
     model = randomise(keras.Model(inputs, layers.Conv2D(2, 1, name="last")(y)))
-    wide = add_adapters(model, ["conv2"])
+    wide = add_adapters(model, kfp.analyze(model), ["conv2"])
     before, core, after = (wide.get_layer("conv2" + part) for part in ("_before", "", "_after"))
     assert (before.filters, core.filters, after.filters) == (5, 7, 7)
     assert [layer.kernel_size for layer in (before, core, after)] == [(1, 1), (3, 3), (1, 1)]
@@ -154,7 +154,7 @@ def test_bias_activation_and_regularizers_move_behind_and_everything_else_stays(
 def test_adapters_are_frozen_where_their_convolution_is():
     model = ZOO["plain_chain"]()
     model.get_layer("conv2").trainable = False
-    wide = add_adapters(model, ["conv2"])
+    wide = add_adapters(model, kfp.analyze(model), ["conv2"])
     assert [wide.get_layer("conv2" + part).trainable for part in ("_before", "", "_after")] == [False] * 3
     assert wide.get_layer("conv3").trainable
     assert not merge_adapters(wide).get_layer("conv2").trainable
@@ -251,7 +251,7 @@ def test_compensation_is_better_than_leaving_out():
     small, report = kfp.prune_model(
         model, "fp_omp", kfp.FiltersBudget(0.6), compensate="adapter", return_report=True, progress=False
     )
-    wide = add_adapters(model, ["conv2", "conv3", "conv4"])
+    wide = add_adapters(model, kfp.analyze(model), ["conv2", "conv3", "conv4"])
     plain = kfp.apply_plan(wide, report.plan, compensate="none", progress=False)
     # 0.6 is seen.
     assert squared_error(model, small, x) < 0.8 * squared_error(model, plain, x)

@@ -14,6 +14,7 @@ from zoo import ZOO, random_inputs
 import keras_filterprune as kfp
 from keras_filterprune import allocators, compensators, criteria
 from keras_filterprune.criteria.genetic import elimination_scores, errors, evolve, repaired, swapped
+from keras_filterprune.graph import Kept
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.trial import Trial
 
@@ -284,7 +285,7 @@ def test_groups_are_cut_one_by_one_the_least_sensitive_first(trained):
     for now in seen:
         (changed,) = (i for i in range(3) if now[i] != before[i])
         group = graph.groups[changed]
-        scores.append(trial({group.name: criterion.select(group, now[changed], weights)}))
+        scores.append(trial(Kept(graph, {group.name: criterion.select(group, now[changed], weights)})))
         before = now
     assert len(scores) > 1 and scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
     costs = [kfp.budgets.CostModel(kfp.analyze(m)) for m in (trained, small)]

@@ -14,6 +14,7 @@ from zoo.base import conv
 
 import keras_filterprune as kfp
 from keras_filterprune import errors
+from keras_filterprune.graph import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Tensor
 from keras_filterprune.handlers import base
@@ -292,9 +293,9 @@ def draws(graph):
         yield {g.name: np.sort(rng.choice(g.size, n, replace=False)) for g, n in zip(graph.groups, sizes, strict=True)}
 
 
-def caught_by_verify(graph, rebuilt) -> bool:
+def caught_by_verify(rebuilt) -> bool:
     try:
-        verify(graph, rebuilt)
+        verify(rebuilt)
     except errors.SurgeryError:
         return True
     return False
@@ -307,8 +308,8 @@ def test_right_handler_passes_the_case(name):
     model = case.build()
     graph = kfp.analyze(model)
     for kept in draws(graph):
-        rebuilt = rebuild(model, graph, kept)
-        assert verify(graph, rebuilt) <= TOLERANCE
+        rebuilt = rebuild(model, Kept(graph, kept))
+        assert verify(rebuilt) <= TOLERANCE
         if not any(g.approximate for g in graph.groups):
             assert oracle_difference(case.build, rebuilt.model, graph, kept) <= TOLERANCE
 
@@ -323,13 +324,13 @@ def test_verify_and_oracle_catch_the_wrong_handler(name, install):
     caught = []
     for kept in draws(graph):
         try:
-            rebuilt = rebuild(model, graph, kept)
+            rebuilt = rebuild(model, Kept(graph, kept))
         except (errors.SurgeryError, errors.UnsupportedModelError):
             # The latter where Keras refuses the arguments of a smaller layer.
             caught.append(True)
             continue
         wrong = oracle_difference(case.build, rebuilt.model, graph, kept) > TOLERANCE
-        caught.append(caught_by_verify(graph, rebuilt))
+        caught.append(caught_by_verify(rebuilt))
         # Some draws happen to agree with the wrong handler; verify never accepts what the oracle does not.
         assert caught[-1] or not wrong or not exact
     assert any(caught)
@@ -355,7 +356,7 @@ def test_units_that_should_have_been_tied_but_lose_different_counts_raise_surger
     install(case)
     graph = kfp.analyze(model)
     with pytest.raises(errors.SurgeryError):
-        rebuild(model, graph, {"stem": np.arange(5), "b": np.arange(4)})
+        rebuild(model, Kept(graph, {"stem": np.arange(5), "b": np.arange(4)}))
 
 
 def test_wrong_handler_leaves_the_original_untouched(install):

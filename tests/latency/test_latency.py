@@ -775,15 +775,17 @@ def test_another_table_is_another_search(tmp_path):
     """A search that was broken off is taken up again only for the same table and tiles."""
     from keras_filterprune.methods import as_method
     from keras_filterprune.pruning.options import Options
+    from keras_filterprune.pruning.planner import Planner
     from keras_filterprune.pruning.task import Task
+    from keras_filterprune.rebuild.outcome import Run
 
     model = chain((32, 32))
 
     def key(table, **options) -> str:
         budget = kfp.LatencyBudget(keep=options.pop("keep", 0.5), table=table)
-        recipe, graph = as_method("l2", 0, False), kfp.analyze(model)
+        recipe, costs = as_method("l2", 0, False), kfp.budgets.CostModel(kfp.analyze(model))
         checked = Options(None, None, 1, options.get("channel_multiple", 1))
-        return Task(model, graph, recipe, budget, checked, None, 0, False).problem().key
+        return Planner(Task(model, costs, recipe, budget, checked, Run(progress=False))).problem().key
 
     table = table_of(model)
     assert key(table) == key(kfp.LatencyTable(json.loads(json.dumps(table._content)))) == key(table, keep=0.6)

@@ -15,7 +15,7 @@ from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
 from keras_filterprune import errors
-from keras_filterprune.graph import ChannelGraph
+from keras_filterprune.graph import ChannelGraph, Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.rebuild import rebuild, verify
 
@@ -63,7 +63,7 @@ def operated(name: str, build: Callable[[], keras.Model], kinds) -> Surgery:
         for base in (keras.Operation, keras.Layer):
             patch.setattr(base, "symbolic_call", _recording(base.symbolic_call, called))
         graph = kfp.analyze(model)
-        draws = [(kept := draw(graph, kind), rebuild(model, graph, kept)) for kind in kinds]
+        draws = [(kept := draw(graph, kind), rebuild(model, Kept(graph, kept))) for kind in kinds]
     return Surgery(name, build, model, graph, draws, weights, config, x, predictions, called)
 
 
@@ -186,7 +186,7 @@ def test_verify_accepts_approximate_groups(name, kind):
     graph = kfp.analyze(model)
     kept = draw(graph, kind, exact=False)
     assert {g.name for g in graph.groups if g.approximate and g.size > 1} <= set(kept)
-    assert verify(graph, rebuild(model, graph, kept), seed=kind) <= TOLERANCE
+    assert verify(rebuild(model, Kept(graph, kept)), seed=kind) <= TOLERANCE
 
 
 @pytest.mark.xfail(
@@ -197,7 +197,7 @@ def test_verify_accepts_approximate_groups(name, kind):
 def test_verify_accepts_one_channel_through_layer_normalization():
     model = ZOO["convnext"]()
     graph = kfp.analyze(model)
-    assert verify(graph, rebuild(model, graph, draw(graph, 1, exact=False)), seed=1) <= TOLERANCE
+    assert verify(rebuild(model, Kept(graph, draw(graph, 1, exact=False))), seed=1) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", APPROXIMATE)
@@ -216,7 +216,7 @@ def test_plain_masking_differs_where_the_report_says_approximate(name):
     model = ZOO[name]()
     graph = kfp.analyze(model)
     kept = draw(graph, 2, exact=False)
-    assert oracle_difference(ZOO[name], rebuild(model, graph, kept).model, graph, kept) > 10 * TOLERANCE
+    assert oracle_difference(ZOO[name], rebuild(model, Kept(graph, kept)).model, graph, kept) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", APPROXIMATE)
