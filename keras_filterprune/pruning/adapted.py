@@ -1,10 +1,11 @@
-"""Pruning between adapters: the task is that of a model that has them."""
+"""Pruning between adapters: what is cut is an equal model that has them."""
 
 from __future__ import annotations
 
 import keras
 
 from keras_filterprune.analysis import analyze
+from keras_filterprune.compensators import Adapters
 from keras_filterprune.compensators.adapters import BEFORE
 from keras_filterprune.cost import Budget, CostModel
 from keras_filterprune.errors import InfeasibleBudgetError
@@ -13,18 +14,19 @@ from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.task import Task
 from keras_filterprune.rebuild.adapters import add_adapters, wrappable
 from keras_filterprune.rebuild.outcome import Run
+from keras_filterprune.rebuild.plan import PruningPlan
 
 
-def adapted_task(
-    model: keras.Model, costs: CostModel, recipe: Method, budget: Budget, options: Options, run: Run
-) -> Task:
-    """As `Task`, of an equal model with adapters, which is pruned between them alone.
+def task_for(model: keras.Model, costs: CostModel, recipe: Method, budget: Budget, options: Options, run: Run) -> Task:
+    """A `Task`; where `Adapters` compensate, that of an equal model with adapters, which is pruned between them alone.
 
     The model itself stays where the budget leaves all of it.
 
     Raises:
         InfeasibleBudgetError: adapters fit around no convolution, or the budget says nothing of them.
     """
+    if not isinstance(run.compensator, Adapters):
+        return Task(model, costs, recipe, budget, options, run)
     options.check_names(costs.graph)
     full = budget.cost(costs)(costs.sizes)
     if not budget.settles_counts and budget.limit(full) >= full:
@@ -43,3 +45,13 @@ def adapted_task(
     wide = add_adapters(model, costs.graph, paths)
     only = options.only([*paths, *(path + BEFORE for path in paths)])
     return Task(wide, CostModel(analyze(wide)), recipe, budget, only, run, full)
+
+
+def cut_by(plan: PruningPlan, model: keras.Model, costs: CostModel, run: Run) -> tuple[keras.Model, CostModel]:
+    """The model that a plan cuts, and its costs: the given one, or an equal one with the adapters of the plan."""
+    if not isinstance(run.compensator, Adapters):
+        return model, costs
+    names = {group["name"] for group in plan.groups if isinstance(group, dict)}
+    paths = [path for path in wrappable(costs.graph) if path + BEFORE in names]
+    wide = add_adapters(model, costs.graph, paths)
+    return wide, CostModel(analyze(wide))

@@ -12,7 +12,6 @@ from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_callable
 from keras_filterprune.compensators import Adapters, Compensator
-from keras_filterprune.compensators.adapters import BEFORE
 from keras_filterprune.compensators.by_name import as_compensator
 from keras_filterprune.cost import Budget, CostModel, as_budget
 from keras_filterprune.criteria import Criterion
@@ -22,12 +21,12 @@ from keras_filterprune.measuring import require_faster
 from keras_filterprune.methods import Method, as_method, list_methods
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
-from keras_filterprune.pruning.adapted import adapted_task
+from keras_filterprune.pruning.adapted import cut_by, task_for
 from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.planner import Planner
 from keras_filterprune.pruning.rounds import carry_out, choose
 from keras_filterprune.pruning.task import Task
-from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
+from keras_filterprune.rebuild.adapters import merge_adapters
 from keras_filterprune.rebuild.outcome import Outcome, Run, operate
 from keras_filterprune.rebuild.plan import PruningPlan, check_fingerprint, refreshed, units_of
 from keras_filterprune.report import PruneReport
@@ -106,10 +105,8 @@ def prune_model(
     options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
     costs = CostModel(analyze(model))
     check_data(data, costs.graph.view)
-    adapted = isinstance(run.compensator, Adapters)
-    task = (adapted_task if adapted else Task)(model, costs, recipe, budget, options, run)
-    planner = Planner(task)
-    outcome = _measured(planner, carry_out(planner))
+    planner = Planner(task_for(model, costs, recipe, budget, options, run))
+    outcome = _priced(planner.task, carry_out(planner))
     plan = planner.plan(_name(method, recipe), outcome.kept)
     return _result(costs, plan, outcome, run, return_report, channel_multiple, budget.prices)
 
@@ -177,13 +174,9 @@ def apply_plan(
     known = [name for name, _, _ in list_methods()]
     recipe = as_method(plan.method if plan.method in known else "l2", plan.seed, data is not None)
     run = Run(data, plan.seed, verify, progress, _compensator(compensate, recipe, data))
-    subject, costs = model, CostModel(analyze(model))
+    costs = CostModel(analyze(model))
     check_data(data, costs.graph.view)
-    if isinstance(run.compensator, Adapters):
-        names = {group["name"] for group in plan.groups if isinstance(group, dict)}
-        paths = [path for path in wrappable(costs.graph) if path + BEFORE in names]
-        subject = add_adapters(model, costs.graph, paths)
-    wide = costs if subject is model else CostModel(analyze(subject))
+    subject, wide = cut_by(plan, model, costs, run)
     weights = Weights(wide.graph.view)
     weights.check_finite()
     check_fingerprint(plan, wide.graph, weights)
@@ -217,9 +210,9 @@ def _check_finetune(finetune: Any, recipe: Method) -> None:
     check_callable("finetune", finetune, "a function of the model", optional=True)
 
 
-def _measured(planner: Planner, outcome: Outcome) -> Outcome:
+def _priced(task: Task, outcome: Outcome) -> Outcome:
     """With what can be said of prices; where they were measured on this device, so is the smaller model."""
-    task, prices = planner.task, planner.task.budget.prices
+    prices = task.budget.prices
     if prices is None:
         return outcome
     notes = [f"{prices!r} rises at widths that are {prices.tiles}."]
