@@ -127,12 +127,6 @@ def test_extending_takes_less_than_thirty_lines_each():
     assert max(len(code.splitlines()) for _, code in blocks) < 30
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
-def test_pages_run(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run_blocks(page.read_text(), page.name)
-
-
 EXAMPLE = """
 Text
 ```python
