@@ -88,10 +88,7 @@ def measure_sensitivity(
     """
     keep, criterion = check_falling(keep), as_method(method, seed, True).criterion
     graph = analyze(model)
-    if not graph.groups:
-        raise InfeasibleBudgetError(f"model '{graph.view.name}' has no filter that can be removed.")
-    weights = Weights(graph.view)
-    weights.check_finite()
+    weights = _checked(graph)
     measured = Measured(graph, data, metric, samples)
     criterion = criterion.observe(graph, weights, data if criterion.requires else None, progress)
     skipped = {group.name: why for group in graph.groups if (why := criterion.refuses(group)) is not None}
@@ -117,6 +114,15 @@ def measure_sensitivity(
     cuts = tuple(found[_name(*cut)] for cut in planned)
     _check_direction(measured.name, cuts[len(keep) - 1 :: len(keep)])
     return SensitivityTable(measured.name, float(base.mean()), keep, cuts, CostModel(graph), skipped)
+
+
+def _checked(graph: ChannelGraph) -> Weights:
+    """The weights of a model that has filters to remove."""
+    if not graph.groups:
+        raise InfeasibleBudgetError(f"model '{graph.view.name}' has no filter that can be removed.")
+    weights = Weights(graph.view)
+    weights.check_finite()
+    return weights
 
 
 def _check_direction(metric: str, deepest: tuple[Cut, ...]) -> None:

@@ -240,7 +240,7 @@ def test_a_search_is_taken_up_for_the_same_budget_alone(tmp_path):
     first = plan(EnergyBudget(0.7))
     assert plan(EnergyBudget(0.7)).groups == first.groups
     for other in (EnergyBudget(0.5), kfp.MacsBudget(0.7)):
-        with pytest.raises(errors.PlanMismatchError, match="belongs to another search"):
+        with pytest.raises(errors.FileError, match="belongs to another search"):
             plan(other)
 
 
