@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import pytest
-from builders import array, compiled, images, network
+from builders import array, compiled, images, labelled_images, network
 from zoo import ZOO
 
 import keras_filterprune as kfp
@@ -115,7 +115,7 @@ def test_factors_are_whole_numbers(factor):
 @pytest.mark.parametrize("method", ["l2", "taylor_gate", kfp.Method(criteria.L2(), rounds=3), "fp_omp"], ids=str)
 @pytest.mark.parametrize("keep", [0.3, 0.7])
 def test_filters_are_pruned_within_it(method, keep):
-    model, data = network(), images() if method == "taylor_gate" else None
+    model, data = network(), labelled_images() if method == "taylor_gate" else None
     small, report = kfp.prune_model(model, method, EnergyBudget(keep), data=data, return_report=True, **QUIET)
     assert 0.85 * keep * energy(model) < energy(small, model) <= keep * energy(model)
     assert report.plan.budget == f"EnergyBudget(keep={keep})"
@@ -160,7 +160,7 @@ def blocks() -> keras.Model:
 
 def test_gates_are_trained_within_it():
     keras.utils.set_random_seed(0)
-    model, (x, y) = network(), images()
+    model, (x, y) = network(), labelled_images()
     gated = compiled(kfp.apply_filter_gates(model))
     gated.fit(x, y, epochs=4, verbose=0, callbacks=[callbacks.BudgetGates(EnergyBudget(0.5), epochs=2, strength=0.2)])
     plain = kfp.strip_wrappers(gated)
@@ -169,7 +169,7 @@ def test_gates_are_trained_within_it():
 
 
 def test_penalties_are_steered_by_it():
-    model, (x, y) = network(), images()
+    model, (x, y) = network(), labelled_images()
     penalised = compiled(kfp.apply_penalty(model, kfp.regularizers.GroupLasso(1e-5)))
     schedule = callbacks.PenaltySchedule(EnergyBudget(0.01), step=1e-4)
     with pytest.warns(UserWarning, match=r"EnergyBudget\(keep=0.01\) allows [\d,]+ fJ, and after training"):
@@ -179,7 +179,7 @@ def test_penalties_are_steered_by_it():
 
 def test_widths_are_read_off_sensitivities_for_it():
     model, data = network(), images(64)
-    table = kfp.measure_sensitivity(model, data[0], "error", (0.75, 0.5, 0.25), **QUIET)
+    table = kfp.measure_sensitivity(model, data, "error", (0.75, 0.5, 0.25), **QUIET)
     small = kfp.prune_model(model, "l2", table.keep_for(EnergyBudget(0.5)), **QUIET)
     assert 0.85 * 0.5 * energy(model) < energy(small, model) <= 0.5 * energy(model)
 
@@ -231,7 +231,7 @@ def test_they_hold_for_the_whole_model_whatever_the_recipe_does_in_rounds():
 
 def test_a_search_is_taken_up_for_the_same_budget_alone(tmp_path):
     file = tmp_path / "search.json"
-    model, x = network(), images(16)[0]
+    model, x = network(), images(16)
 
     def plan(budget):
         search = allocators.Search(beta=4, measure="error", checkpoint=file)

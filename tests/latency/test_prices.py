@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import pytest
+from builders import chain
 from keras import layers
 from zoo import ZOO
 
@@ -39,14 +40,6 @@ class Clock(kfp.budgets.Prices):
         return kfp.budgets.multiply_accumulates(fields, channels, self.tiles.ceil(filters)) / self.per_us
 
 
-def chain(widths=(48, 64, 40)) -> keras.Model:
-    keras.utils.set_random_seed(0)
-    y = inputs = keras.Input((12, 12, 3))
-    for number, width in enumerate(widths):
-        y = layers.ReLU()(layers.Conv2D(width, 3, padding="same", name=f"conv{number}")(y))
-    return keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(y)))
-
-
 @pytest.mark.parametrize("prices", [Traffic(), Clock(2e3)], ids=repr)
 @pytest.mark.parametrize("keep", [0.4, 0.8])
 @pytest.mark.parametrize(
@@ -55,7 +48,7 @@ def chain(widths=(48, 64, 40)) -> keras.Model:
     ids=str,
 )
 def test_a_budget_of_them_is_kept(prices, keep, method):
-    model = chain()
+    model = chain(side=12)
     budget = kfp.LatencyBudget(keep=keep, table=prices)
     small, report = kfp.prune_model(model, method, budget, return_report=True, **QUIET)
     assert prices.predict(small) <= keep * prices.predict(model) * 1.001
@@ -64,9 +57,9 @@ def test_a_budget_of_them_is_kept(prices, keep, method):
 
 
 def test_what_a_model_costs_is_the_sum_of_its_operators_and_the_call():
-    model, prices = chain((8,)), Clock(10.0)
+    model, prices = chain((8,), side=12), Clock(10.0)
     pixels = 12 * 12
-    macs = [pixels * 9 * 3 * 8, 8 * 8]  # The head's 4 outputs fill a step of 8.
+    macs = [pixels * 9 * 3 * 8, 8 * 8]  # The head's 3 outputs fill a step of 8.
     assert prices.predict(model) == pytest.approx((sum(macs) / 10 + 2.0) / 1e3)
 
 
