@@ -1,5 +1,7 @@
 """How tests are run: assertions of shared modules say what they compared, drawn examples are the same in every run."""
 
+import importlib.util
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -13,3 +15,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
 )
 settings.load_profile("suite")
+
+# They write, read and time files; without the extra [tflite] there are none.
+collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else ["export", "latency", "tflite_bench", "tfmot"]

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from builders import predict
+from builders import MASKABLE, predict
 from hypothesis import given, settings
 from oracle import TOLERANCE, difference, layer_at, oracle_difference, tolerance
 from random_graphs import RandomGraph, random_graphs
@@ -67,7 +67,10 @@ def operated(name: str, build: Callable[[], keras.Model], kinds) -> Surgery:
     return Surgery(name, build, model, graph, draws, weights, config, x, predictions, called)
 
 
-@pytest.fixture(scope="module", params=ZOO)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.portable] if name in MASKABLE else []) for name in ZOO],
+)
 def surgery(request):
     return operated(request.param, ZOO[request.param], kinds=range(3))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 from io import StringIO
+from pathlib import Path
 
 import flatbuffers
 import keras
@@ -330,6 +332,18 @@ def test_bad_arguments_are_refused(tmp_path):
         Emulator("cortex-a77")
     with pytest.raises(BenchError, match="at least one Operator, got none"):
         count_operators([])
+
+
+@emulated
+def test_no_file_takes_more_instructions_than_are_stored():
+    benchmark = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "benchmarks" / "instructions.py"))
+    stored, now = json.loads(benchmark["BASELINE"].read_text(encoding="utf-8")), benchmark["count"]()
+    assert now["instructions"].keys() == stored["instructions"].keys()
+    more = {name: count / stored["instructions"][name] for name, count in now["instructions"].items()}
+    assert max(more.values()) < 1.01, (
+        f"times the stored count: {more}. Stored with {stored['versions']}, here {now['versions']}. "
+        "If it is meant to be: python examples/benchmarks/instructions.py"
+    )
 
 
 # ------------------------------------------------------------------------------------------- reports and commands

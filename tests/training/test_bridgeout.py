@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from builders import array, assert_all_equal, compiled, labelled_images
 from keras import layers
-from other_backends import on_other_backends, run_on
+from other_backends import on_every_backend, run_on
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -409,6 +409,6 @@ for again in (keras.models.load_model(PATH), kfp.strip_wrappers(other)):
 """
 
 
-@on_other_backends
-def test_other_backends_train_save_and_strip(backend, tmp_path):
+@on_every_backend
+def test_every_backend_trains_saves_and_strips(backend, tmp_path):
     run_on(backend, ELSEWHERE.replace("PATH", repr(str(tmp_path / "model.keras"))))

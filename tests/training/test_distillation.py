@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from builders import digits, labelled_images
 from keras import layers
-from other_backends import on_other_backends, run_on
+from other_backends import on_every_backend, run_on
 from scipy.special import log_softmax, softmax
 
 import keras_filterprune as kfp
@@ -206,6 +206,6 @@ student.predict(x, verbose=0)
 """
 
 
-@on_other_backends
-def test_other_backends_distill(backend):
+@on_every_backend
+def test_every_backend_distills(backend):
     run_on(backend, ELSEWHERE)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import MASKABLE, array, assert_same, compiled, labelled_images, network, predict, shrunk, total_macs
 from keras import layers
-from other_backends import on_other_backends, run_on
+from other_backends import on_every_backend, run_on
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -358,6 +358,6 @@ for trained, callback in (
 """
 
 
-@on_other_backends
-def test_other_backends_mask_and_shrink(backend):
+@on_every_backend
+def test_every_backend_masks_and_shrinks(backend):
     run_on(backend, ELSEWHERE)

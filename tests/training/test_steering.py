@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from builders import MASKABLE, array, assert_same, compiled, digits, labelled_images, network, shrunk, total_macs
 from keras import layers
-from other_backends import on_other_backends, run_on
+from other_backends import on_every_backend, run_on
 from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
@@ -401,6 +401,6 @@ assert np.allclose(np.diff(history["loss"]), 2, atol=1e-3), history["loss"]
 """
 
 
-@on_other_backends
-def test_other_backends_steer(backend):
+@on_every_backend
+def test_every_backend_steers(backend):
     run_on(backend, ELSEWHERE)
