@@ -43,7 +43,7 @@ def image(make: Maker) -> keras.Model:
     inputs = keras.Input((8, 8, 3), name="input")
     x = make.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0])(make.Rescaling(0.5, 0.1)(inputs))
     x = make.Conv2D(8, 3, strides=2, use_bias=False)(make.ZeroPadding2D(((0, 1), (0, 1)))(x))
-    x = make.Dropout(0.2)(make.ReLU()(make.BatchNormalization()(x)))
+    x = make.ReLU()(make.BatchNormalization()(x))
     y = make.ReLU()(make.BatchNormalization(scale=False)(make.Conv2D(8, 3, padding="same")(x)))
     y = make.BatchNormalization(center=False)(make.Conv2D(8, 3, padding="same", use_bias=False)(y))
     x = make.ReLU()(make.Add()([x, y]))
@@ -55,7 +55,7 @@ def image(make: Maker) -> keras.Model:
     z = make.Activation("swish")(make.Conv2D(8, 2, groups=2)(z))
     y = make.Conv2D(6, 4, activation=make.ELU(), name="wide")(make.UpSampling2D(interpolation="bilinear")(y))
     x = make.Flatten()(make.Concatenate()([make.AveragePooling2D(5)(y), z, make.MaxPooling2D(4)(x)]))
-    return keras.Model(inputs, make.Softmax()(make.Dense(3)(make.Dense(8, activation="relu")(x))))
+    return keras.Model(inputs, make.Softmax()(make.Dense(3)(make.Dense(8, activation="relu")(make.Dropout(0.2)(x)))))
 
 
 def sequence(make: Maker) -> keras.Model:
@@ -78,7 +78,7 @@ def volume(make: Maker) -> keras.Model:
     """Families along three axes."""
     inputs = keras.Input((4, 4, 4, 2), name="input")
     x = make.Conv3DTranspose(6, 2)(make.GroupNormalization(2)(make.Conv3D(8, 2, activation="relu")(inputs)))
-    x = make.Conv3D(4, 2)(make.AveragePooling3D(2)(make.Subtract()([x, make.Conv3D(6, 1)(x)])))
+    x = make.Conv3D(4, 2)(make.AveragePooling3D(2)(make.Subtract()([x, make.Conv3D(6, 2, padding="same")(x)])))
     return keras.Model(inputs, make.Dense(3)(make.Reshape((4,))(x)))
 
 

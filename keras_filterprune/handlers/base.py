@@ -155,27 +155,13 @@ class Handler(abc.ABC):
             A `Linear`; None (default) for a layer that computes something else, or more than that.
 
         Example:
-            A layer that stores its kernel as (outputs, channels), and adds nothing:
+            A layer that stores its kernel as (outputs, channels), in a weight named "rows"; docs/extending.md has all of
+            its handler:
 
-            >>> import keras, numpy as np, keras_filterprune as kfp
-            >>> class Rows(keras.layers.Layer):
-            ...     def build(self, shape):
-            ...         self.rows = self.add_weight((3, shape[-1]), "glorot_uniform", name="rows")
-            ...     def call(self, x):
-            ...         return keras.ops.matmul(x, keras.ops.transpose(self.rows))
-            >>> class RowsHandler(kfp.handlers.Handler):
-            ...     def trace(self, call, inputs, t):
-            ...         ids = t.fresh(3, (call.path, "filters"))
-            ...         t.bind(call.path, "rows", 1, inputs[0].ids, "input")
-            ...         t.bind(call.path, "rows", 0, ids, "filter")
-            ...         return [kfp.handlers.Tensor(call.output_shapes[0], len(call.output_shapes[0]) - 1, ids)]
-            ...     def linear(self, op):
-            ...         product = lambda x, kernel: keras.ops.matmul(x, keras.ops.transpose(kernel))
-            ...         return kfp.handlers.Linear(op, product, kernel="rows", channels=1, filters=0)
-            >>> layer, x = Rows(), np.ones((2, 5), "float32")
-            >>> y, linear = layer(x), RowsHandler().linear(layer)
-            >>> bool(np.allclose(y, linear(x))), bool(np.allclose(y, x @ linear.matrix[0], atol=1e-6))
-            (True, True)
+            >>> import keras, keras_filterprune as kfp
+            >>> def linear(self, op):
+            ...     product = lambda x, rows: keras.ops.matmul(x, keras.ops.transpose(rows))
+            ...     return kfp.handlers.Linear(op, product, kernel="rows", channels=1, filters=0)
         """
         return None
 

@@ -80,8 +80,8 @@ def test_every_method_keeps_the_same_filters(nets, method, data):
     assert_pruned_alike(nets["image"], "image", method=method, budget=0.75, data=given)
 
 
-@every_net
-@pytest.mark.parametrize("method", ["cap", "fp_omp", "taylor_gate"])
+@pytest.mark.parametrize("net", ["sequence", "volume"])
+@pytest.mark.parametrize("method", ["cap", "taylor_gate"])
 def test_methods_on_data_keep_the_same_filters_of_every_family(nets, net, method):
     assert_pruned_alike(nets[net], net, method=method, budget=0.85, data=samples(net))
 
@@ -196,19 +196,6 @@ def test_what_filters_are_scaled_by_is_penalised(nets):
 # ------------------------------------------------------------------------------------------------------- other formats
 
 
-def test_tf_keras_is_told_of_the_same_layers(nets):
-    for own, mine in nets.values():
-        calls = [call.op for call in describe(own).view.calls]
-        others = [call.op for call in describe(mine).view.calls]
-        assert [getattr(op, "kind", "") for op in calls] == [getattr(op, "kind", "") for op in others]
-        # A wrapper's configuration names the class of the layer in it.
-        assert str([vars(op) for op in calls if "weights" not in vars(op)])
-        for a, b in zip(calls, others, strict=True):
-            assert getattr(a, "defaults", None) == getattr(b, "defaults", None)
-            if "layer" not in getattr(a, "config", {"layer": None}):
-                assert a.config == b.config
-
-
 def test_values_of_images_are_stored_by_column(nets):
     for model in nets["image"]:
         layer = next(layer for layer in model.layers if "normalization_1" in layer.name)
@@ -232,8 +219,8 @@ def test_advice_on_a_file_names_the_same_problems(like, tmp_path):
 # ------------------------------------------------------------------------------------------------------- unregistered
 
 
-def double(self, *args, **kwargs):
-    return 2 * super(type(self), self).call(*args, **kwargs)
+def double(self, inputs):
+    return 2 * super(type(self), self).call(inputs)
 
 
 STRANGE = subclasses("Strange", call=double)
@@ -296,11 +283,18 @@ def test_the_layer_of_keras_is_known(family):
     assert SizedOperators.of(graph, graph_sizes(graph)).unknown == {}
 
 
+@every_family
+def test_tf_keras_is_told_of_the_same_layers(like, family):
+    own, mine = ([vars(call.op) for call in describe(around(family, classes)).view.calls] for classes in (None, like))
+    for a, b in zip(own, mine, strict=True):
+        assert a | {"weights": 0} == b | {"weights": 0}
+
+
 def graph_sizes(graph) -> np.ndarray:
     return np.array([group.size for group in graph.groups])
 
 
-@every_family
+@pytest.mark.parametrize("family", list(FAMILIES)[:6])
 @pytest.mark.parametrize("compensate", COMPENSATORS)
 def test_no_compensator_touches_an_unregistered_subclass(family, compensate):
     model, (x, _) = around(family, STRANGE), samples("image")
@@ -345,7 +339,7 @@ STATISTICS = ("moving_mean", "moving_variance")
         (
             "Conv2D",
             ("kernel",),
-            {"kernel_size": (1, 1), "strides": (1, 1), "padding": "same"},
+            {"kernel_size": (1, 1), "strides": (1, 1), "padding": "same", "groups": 1},
             "attribute 'dilation_rate'",
         ),
         ("Dense", (), {"units": 5}, "weight 'kernel'"),

@@ -20,7 +20,7 @@ LAYERS = {
     "grouped": (lambda: layers.Conv2D(4, 3, groups=2), (9, 9, 6)),
     "DepthwiseConv1D": (lambda: layers.DepthwiseConv1D(3, depth_multiplier=2, dilation_rate=2), (9, 5)),
     "DepthwiseConv2D": (lambda: layers.DepthwiseConv2D(3, strides=2, padding="same"), (9, 9, 5)),
-    "SeparableConv1D": (lambda: layers.SeparableConv1D(4, 3, padding="causal"), (9, 5)),
+    "SeparableConv1D": (lambda: layers.SeparableConv1D(4, 3, padding="same"), (9, 5)),
     "SeparableConv2D": (lambda: layers.SeparableConv2D(4, 3, depth_multiplier=2, activation="elu"), (9, 9, 5)),
     "Conv1DTranspose": (lambda: layers.Conv1DTranspose(4, 3, strides=2, output_padding=1, padding="same"), (9, 5)),
     "Conv2DTranspose": (lambda: layers.Conv2DTranspose(4, (3, 2), strides=2), (9, 8, 5)),
