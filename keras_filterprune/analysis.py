@@ -9,7 +9,7 @@ import keras
 from keras_filterprune.graph.keras_view import named_weights, view_model
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor, TensorRef
-from keras_filterprune.handlers.base import describe, handler_for
+from keras_filterprune.handlers.base import check_weights, describe, explained, handler_for, keras_class
 
 
 def analyze(model: keras.Model) -> ChannelGraph:
@@ -68,7 +68,9 @@ def _input(call: Call, t: Tracer) -> Tensor:
 
 
 def _trace(call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-    outputs = handler_for(call.op).trace(call, inputs, t)
+    with explained():
+        check_weights(call.op)
+        outputs = handler_for(call.op).trace(call, inputs, t)
     unknown = [name for name in named_weights(call.op) if name not in t.known_weights(call.path)]
     if unknown:
         # A quantized or LoRA layer, say: its extra weights would keep their old size.
@@ -104,4 +106,4 @@ def _pin_tied_variables(layers: dict, traced: list, view: ModelView, t: Tracer) 
 
 def _computes(op) -> bool:
     """Whether a layer with weights spends multiplications that are worth counting: a matrix among its weights."""
-    return any(len(v.shape) > 1 for v in named_weights(op).values()) and not isinstance(op, keras.layers.PReLU)
+    return any(len(v.shape) > 1 for v in named_weights(op).values()) and keras_class(op) is not keras.layers.PReLU

@@ -18,3 +18,12 @@ settings.load_profile("suite")
 
 # They write, read and time files; without the extra [tflite] there are none.
 collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else ["export", "latency", "tflite_bench", "tfmot"]
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Registrations made in a test end with it."""
+    from keras_filterprune.handlers import base
+
+    monkeypatch.setattr(base, "_BY_TYPE", dict(base._BY_TYPE))
+    monkeypatch.setattr(base, "_LIKE", dict(base._LIKE))

@@ -10,8 +10,9 @@ import numpy as np
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.least_squares import LeastSquares
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
-from keras_filterprune.handlers.base import Rebuilt
-from keras_filterprune.probe.consumers import assign_kernel, kernel_matrix
+from keras_filterprune.handlers.base import Rebuilt, handler_for, linear_of
+from keras_filterprune.handlers.convolution import Conv
+from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.probe.regression import coefficients
 
 BEFORE, AFTER = "_before", "_after"
@@ -25,6 +26,11 @@ class Adapted:
     core: Call
     after: Call
 
+    @property
+    def linears(self) -> tuple[Linear, Linear, Linear]:
+        """What the three multiply."""
+        return tuple(linear_of(call.op) for call in (self.before, self.core, self.after))
+
 
 def adapted_convolutions(view: ModelView) -> dict[str, Adapted]:
     """{path of the convolution: it and its adapters}, recognised by their names and by what they are."""
@@ -35,14 +41,19 @@ def adapted_convolutions(view: ModelView) -> dict[str, Adapted]:
         if before is None or after is None:
             continue
         adapted = Adapted(*(view.calls[n] for n in (before, number, after)))
-        pointwise = all(
-            type(call.op) is type(adapted.core.op) and set(getattr(call.op, "kernel_size", ())) == {1}
-            for call in (adapted.before, adapted.after)
+        pointwise = is_convolution(adapted.core.op) and all(
+            type(call.op) is type(adapted.core.op) and linear.groups == 1 and set(linear.window.kernel_size) == {1}
+            for call, linear in zip((adapted.before, adapted.after), adapted.linears[::2], strict=True)
         )
         chained = adapted.core.inputs == (TensorRef(before, 0),) and adapted.after.inputs == (TensorRef(number, 0),)
         if pointwise and chained:
             found[path] = adapted
     return found
+
+
+def is_convolution(op: Any) -> bool:
+    """Whether a layer is a convolution whose configuration is that of Keras'."""
+    return isinstance(handler_for(op), Conv)
 
 
 class Adapters(Compensator):
@@ -71,7 +82,7 @@ class Adapters(Compensator):
         tensors = {id(call): t for call, t in zip(rebuilt.graph.view.calls, rebuilt.graph.tensors, strict=True)}
         adapted = adapted_convolutions(rebuilt.graph.view)
         for found in adapted.values():
-            before, kernel, after = (kernel_matrix(call.op)[1] for call in (found.before, found.core, found.after))
+            before, kernel, after = (linear.matrix for linear in found.linears)
             (inputs, *_), (outputs, *_) = tensors[id(found.core)]
             kept_in, kept_out = (np.flatnonzero(alive[t.ids]) for t in (inputs, outputs))
             filters = kernel.reshape(-1, kernel.shape[-1])
@@ -79,8 +90,8 @@ class Adapters(Compensator):
             # The input slices are those of the filters that stay.
             slices = np.moveaxis(kernel[..., kept_out], 1, -1).reshape(-1, kernel.shape[1])
             into = coefficients(slices.T @ slices, kept_in)
-            twins = rebuilt.twins
-            assign_kernel(twins[id(found.before.op)], before[0] @ into)
-            assign_kernel(twins[id(found.after.op)], onto.T @ after[0])
+            for call, matrix in ((found.before, before[0] @ into), (found.after, onto.T @ after[0])):
+                twin = rebuilt.twins[id(call.op)]
+                linear_of(twin).assign(matrix)
         done = f"1x1 convolutions around {len(adapted)} layers make up for removed filters and inputs"
         return done if data is None else f"{done}; {LeastSquares().apply(rebuilt, data, progress)}"

@@ -9,19 +9,10 @@ import numpy as np
 
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.side_by_side import SideBySide
-from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call
-from keras_filterprune.handlers.base import Rebuilt
-from keras_filterprune.probe.consumers import (
-    Rows,
-    assign_kernel,
-    generator_for,
-    is_transposed,
-    kernel_matrix,
-    linear_part,
-    moments,
-    sample_rows,
-)
+from keras_filterprune.handlers.base import Rebuilt, linear_of, statistics_of
+from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.probe.consumers import Rows, generator_for, moments, sample_rows
 from keras_filterprune.probe.outlets import Outlet, add_constant
 from keras_filterprune.probe.regression import rectified_regression, regression, scale_to
 
@@ -80,29 +71,31 @@ class _Run(SideBySide):
         self.refitted = self.shifted = 0
 
     def adjust(self, call: Call, twin: Any, before: Any, after: Any) -> None:
-        if linear_part(call.op, before[:1]) is None:
+        theirs, ours = (linear_of(op) for op in (call.op, twin))
+        if theirs is None or theirs.product is None:
             return
-        found = kernel_matrix(call.op)
-        if found is None or max(before.shape[-1], after.shape[-1]) > LARGEST:
+        kernel = theirs.matrix
+        if kernel is None or max(before.shape[-1], after.shape[-1]) > LARGEST:
             self.shifted += self.match_mean(call, twin, before, after)
             return
-        rows = sample_rows(call.op, before, generator_for(call))
-        self._refit(call, twin, rows, sample_rows(twin, after, rows), found[1])
-        if is_transposed(call.op):
+        rows = sample_rows(theirs, before, generator_for(call))
+        self._refit(call, ours, rows, sample_rows(ours, after, rows), kernel)
+        if theirs.transposed:
             # Rows are input pixels: what their constants add up to depends on how windows overlap.
             self.match_mean(call, twin, before, after)
         self.refitted += 1
 
-    def _refit(self, call: Call, twin: Any, before: Rows, after: Rows, kernel: np.ndarray) -> None:
+    def _refit(self, call: Call, ours: Linear, before: Rows, after: Rows, kernel: np.ndarray) -> None:
         kept = self.kept(call)
         kernel = kernel[..., np.tile(kept, kernel.shape[-1] // len(kept))]
         outlet = self.outlets[call.path]
         x = after.x.reshape(len(after.x), -1)
         y = before.x.reshape(len(before.x), -1) @ kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
-        intercept = "bias" in named_weights(twin) or outlet.normalization is not None
+        bias = ours.weight(ours.bias)
+        intercept = bias is not None or outlet.normalization is not None
         threshold = None
-        if not is_transposed(call.op):
-            scale, offset = _affine(call, outlet, kept)
+        if not ours.transposed:
+            scale, offset = _affine(bias, outlet, kept)
             lost, other = self._shortcut(outlet, before, kept)
             # A channel that normalization all but switches off cannot carry a correction.
             weak = np.abs(scale) < 0.1 * np.median(np.abs(scale))
@@ -117,8 +110,8 @@ class _Run(SideBySide):
             weights, constant = rectified_regression(x, y, threshold, scale > 0, self.settings.ridge)
         else:
             weights, constant = self._rescaled(self._solve(x, y, intercept), x, y, intercept)
-        assign_kernel(twin, weights)
-        if intercept and not is_transposed(call.op):
+        ours.assign(weights)
+        if intercept and not ours.transposed:
             add_constant(self.rebuilt, outlet, call, constant)
 
     def _solve(self, x: np.ndarray, y: np.ndarray, intercept: bool) -> np.ndarray:
@@ -153,14 +146,20 @@ class _Run(SideBySide):
         return rows.pick(keras.ops.convert_to_numpy(before))[:, kept] - other, other
 
 
-def _affine(call: Call, outlet: Outlet, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and offset (kept,) of what becomes of a layer's linear output before it meets a sum or an activation."""
-    bias = named_weights(call.op).get("bias")
-    bias = np.zeros(kept.sum()) if bias is None else keras.ops.convert_to_numpy(bias.value)[kept]
+def _affine(bias: Any, outlet: Outlet, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset (kept,) of what becomes of a layer's sums before they meet others or an activation.
+
+    Args:
+        bias: variable (kept,) of the pruned layer, or None.
+        outlet: where the original layer's output goes.
+        kept: boolean (channels,).
+    """
+    bias = np.zeros(kept.sum()) if bias is None else keras.ops.convert_to_numpy(bias.value)
     if outlet.normalization is None:
         return np.ones(kept.sum()), bias
     op = outlet.normalization.op
-    w = {name: keras.ops.convert_to_numpy(v.value)[kept] for name, v in named_weights(op).items()}
-    scale = w.get("gamma", 1.0) / np.sqrt(w["moving_variance"] + op.epsilon)
-    offset = w.get("beta", 0.0) + scale * (bias - w["moving_mean"])
+    statistics = statistics_of(op)
+    mean, variance, gamma, beta = (value[kept] for value in statistics.values("float32"))
+    scale = gamma / np.sqrt(variance + statistics.epsilon)
+    offset = beta + scale * (bias - mean)
     return np.where(np.abs(scale) < _SMALLEST, _SMALLEST, scale), offset

@@ -6,13 +6,10 @@ import math
 from collections import Counter
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_filterprune.compensators.base import Compensator
-from keras_filterprune.graph.keras_view import named_weights
-from keras_filterprune.handlers.base import Rebuilt, Resize
-from keras_filterprune.probe.consumers import assign_kernel, is_transposed, kernel_matrix, mixes, read_ids
+from keras_filterprune.handlers.base import Rebuilt, Resize, linear_of
 from keras_filterprune.probe.gaussian import Channels, gaussian_inputs, read_moments
 from keras_filterprune.probe.outlets import add_constant, outlets
 from keras_filterprune.probe.regression import mixed_by_all, mixed_by_nearest, refit
@@ -52,7 +49,7 @@ class Linear(Compensator):
         losing = {
             r.call.path: r
             for r in rebuilt.resizes.values()
-            if calls[r.call.path] == 1 and r.inputs[0].tracked and not r.kept(r.inputs[0]).all() and mixes(r.call.op)
+            if calls[r.call.path] == 1 and r.inputs[0].tracked and not r.kept(r.inputs[0]).all() and _mixes(r.call.op)
         }
         channels = gaussian_inputs(graph, set(losing))
         for path, r in track(losing.items(), "compensating", len(losing), progress):
@@ -62,21 +59,24 @@ class Linear(Compensator):
 
     def _compensate(self, r: Resize, twin: Any, channels: Channels) -> np.ndarray:
         """Write the weights that make up for the lost channels; returns the constant (outputs,) that is missing."""
-        op, ids = r.call.op, r.inputs[0].ids
+        linear, ids = linear_of(r.call.op), r.inputs[0].ids
         kept_out = r.kept(r.outputs[0]) if r.outputs[0].tracked else np.ones(r.outputs[0].shape[-1], bool)
-        if getattr(op, "groups", 1) > 1:
-            return _lost_by_groups(op, channels.at(ids)[0] * ~r.alive[ids])[kept_out]
-        kernel, ids = kernel_matrix(op)[1], read_ids(op, ids)
+        kernel = linear.matrix
+        if kernel is None:
+            lost = channels.at(ids)[0] * ~r.alive[ids]
+            return _lost_by_groups(linear.slices, lost.reshape(linear.groups, -1))[kept_out]
         kernel = kernel[..., np.tile(kept_out, kernel.shape[-1] // len(kept_out))]
-        where, mean, covariance = read_moments(op, r.inputs[0].ids, channels)
+        where, mean, covariance = read_moments(linear, ids, channels)
+        ids = linear.read(ids)
         kept = r.alive[ids[where[:, 0]]]
         folded = kernel[:, where.T].reshape(-1, len(where), kernel.shape[-1])
         new, constant = refit(mean, covariance, folded, kept, self.mixing(covariance, kept))
         whole = np.zeros_like(kernel)
         whole[:, where[kept].T] = new.reshape(len(kernel), -1, *new.shape[1:])
-        assign_kernel(twin, whole[:, r.alive[ids]])
+        linear_of(twin).assign(whole[:, r.alive[ids]])
         # A transposed convolution adds up the taps of overlapping windows.
-        return constant.reshape(-1, kept_out.sum()).sum(axis=0) / (math.prod(op.strides) if is_transposed(op) else 1)
+        overlaps = math.prod(linear.window.strides) if linear.transposed else 1
+        return constant.reshape(-1, kept_out.sum()).sum(axis=0) / overlaps
 
 
 class Merge(Linear):
@@ -101,8 +101,13 @@ class Merge(Linear):
         return mixed_by_nearest(covariance, kept)
 
 
-def _lost_by_groups(op: Any, lost: np.ndarray) -> np.ndarray:
-    """What input channels of mean `lost` added to the outputs of a grouped convolution."""
-    kernel = np.asarray(keras.ops.convert_to_numpy(named_weights(op)["kernel"].value), float)
-    kernel = kernel.reshape(-1, kernel.shape[-2], op.groups, kernel.shape[-1] // op.groups)
-    return np.einsum("gi,tigo->go", lost.reshape(op.groups, -1), kernel).ravel()
+def _mixes(op: Any) -> bool:
+    """Whether the outputs of a layer are sums over its channels, in groups perhaps, and over nothing else."""
+    linear = linear_of(op)
+    return linear is not None and linear.product is not None and linear.kernel is not None
+
+
+def _lost_by_groups(kernel: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """What channels of mean `lost` (groups, channels) added to the outputs of a kernel (taps, channels, outputs)."""
+    kernel = kernel.reshape(*kernel.shape[:2], len(lost), -1)
+    return np.einsum("gi,tigo->go", lost, kernel).ravel()

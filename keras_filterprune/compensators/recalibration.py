@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from keras_filterprune.compensators.base import Compensator
-from keras_filterprune.graph.keras_view import named_weights, view_model
+from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.graph.types import Call
-from keras_filterprune.handlers.base import Rebuilt
+from keras_filterprune.handlers.base import Rebuilt, statistics_of
 from keras_filterprune.probe.data import input_batches
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.progress import track
@@ -45,21 +45,19 @@ class BNRecalibration(Compensator):
         sums: dict[str, list[np.ndarray]] = {}
 
         def measure(call: Call, args: tuple, kwargs: dict) -> Any:
-            op = call.op
-            if not isinstance(op, keras.layers.BatchNormalization):
+            op, statistics = call.op, statistics_of(call.op)
+            if statistics is None:
                 return op(*args, **kwargs)
             x = args[0]
-            axis = op.axis % len(x.shape)
+            axis = statistics.axis % len(x.shape)
             mean, variance = ops.moments(ops.cast(x, "float32"), [a for a in range(len(x.shape)) if a != axis])
             first, second = (ops.convert_to_numpy(v).astype(np.float64) for v in (mean, variance))
             count = float(np.prod(x.shape) / x.shape[axis])
             total = sums.setdefault(call.path, [np.zeros(()), np.zeros_like(first), np.zeros_like(first)])
             for value, term in zip(total, (count, count * first, count * (second + first**2)), strict=True):
                 value += term
-            w = named_weights(op)
-            y = ops.batch_normalization(
-                ops.cast(x, "float32"), mean, variance, axis, w.get("beta"), w.get("gamma"), op.epsilon
-            )
+            offset, scale = (statistics.weight(name) for name in (statistics.offset, statistics.scale))
+            y = ops.batch_normalization(ops.cast(x, "float32"), mean, variance, axis, offset, scale, statistics.epsilon)
             return ops.cast(y, op.compute_dtype)
 
         samples = 0
@@ -71,9 +69,9 @@ class BNRecalibration(Compensator):
             Executor(view, measure, check=True).run(inputs)
         layers = {call.path: call.op for call in view.calls if call.inputs}
         for path, (count, first, second) in sums.items():
-            mean = first / count
-            layers[path].moving_mean.assign(mean)
-            layers[path].moving_variance.assign(np.maximum(second / count - mean**2, 0))
+            statistics, mean = statistics_of(layers[path]), first / count
+            statistics.weight(statistics.mean).assign(mean)
+            statistics.weight(statistics.variance).assign(np.maximum(second / count - mean**2, 0))
         if not sums:
             return "the model has no batch normalization to recalibrate"
         return f"statistics of {len(sums)} batch normalization layers measured on {samples} samples"

@@ -11,8 +11,7 @@ import numpy as np
 
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call
-from keras_filterprune.handlers.base import Rebuilt
-from keras_filterprune.probe.consumers import linear_part
+from keras_filterprune.handlers.base import Rebuilt, linear_of
 from keras_filterprune.probe.data import calibration_inputs
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.outlets import add_constant, outlets
@@ -68,10 +67,11 @@ class SideBySide(abc.ABC):
         return r.kept(out) if out.tracked else np.ones(out.shape[-1], bool)
 
     def match_mean(self, call: Call, twin: Any, before: Any, after: Any) -> bool:
-        """Shift every output channel to the original's mean; False where the layer's linear part is not known."""
-        ours, theirs = linear_part(twin, after), linear_part(call.op, before)
-        if ours is None:
+        """Shift every output channel to the original's mean; False where it is not known what the layer multiplies."""
+        linears = [linear_of(op) for op in (twin, call.op)]
+        if any(linear is None or linear.product is None for linear in linears):
             return False
+        ours, theirs = (linear(x) for linear, x in zip(linears, (after, before), strict=True))
         axes = list(range(len(ours.shape) - 1))
         missing = keras.ops.convert_to_numpy(keras.ops.mean(theirs, axes))[self.kept(call)]
         missing = missing - keras.ops.convert_to_numpy(keras.ops.mean(ours, axes))

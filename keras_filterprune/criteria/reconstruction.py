@@ -13,8 +13,8 @@ from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.criteria.greedy import backward_order
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import Call, ChannelGraph, Group
-from keras_filterprune.handlers.base import volume
-from keras_filterprune.probe.consumers import generator_for, kernel_matrix, moments, sample_rows
+from keras_filterprune.handlers.base import linear_of, volume
+from keras_filterprune.probe.consumers import generator_for, moments, sample_rows
 from keras_filterprune.probe.data import calibration_inputs
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.gradients import output_sensitivity
@@ -115,11 +115,12 @@ class Observed(Criterion):
 
     def _problem(self, call: Call, x: Any, positions: np.ndarray, importance: Importance) -> Problem | None:
         """What one consumer makes of the units' channels, scaled to what its errors count."""
-        found = kernel_matrix(call.op)
-        if found is None:
+        linear = linear_of(call.op)
+        kernel = None if linear is None else linear.matrix
+        if kernel is None:
             return None
-        rows = sample_rows(call.op, x, generator_for(call)).x[:, :, positions.ravel()]
-        kernel = found[1][:, positions.ravel()]
+        rows = sample_rows(linear, x, generator_for(call)).x[:, :, positions.ravel()]
+        kernel = kernel[:, positions.ravel()]
         taps, channels = kernel.shape[:2]
         if taps * channels > _LARGEST_GRAM:
             # Every tap reads the same channels: one matrix for all, and the taps' outputs side by side.

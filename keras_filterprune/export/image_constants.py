@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.graph.keras_view import view_model
+from keras_filterprune.handlers.base import keras_class
 from keras_filterprune.latency.operators import NARROW
 
 _VALUES = {keras.layers.Rescaling: ("scale", "offset"), keras.layers.Normalization: ("mean", "variance")}
@@ -29,12 +30,12 @@ def stored_by_column(model: keras.Model) -> Iterator[None]:
     """
     shapes: dict[keras.Layer, set[tuple[int | None, ...]]] = {}
     for call in view_model(model).calls:
-        if isinstance(call.op, tuple(_VALUES)):
+        if keras_class(call.op) in _VALUES:
             shapes.setdefault(call.op, set()).add(call.input_shapes[0][1:])
     with contextlib.ExitStack() as stack:
         for layer, (shape, *others) in shapes.items():
             if not others and len(shape) == 3 and shape[2] < NARROW:
-                for name in next(names for kind, names in _VALUES.items() if isinstance(layer, kind)):
+                for name in _VALUES[keras_class(layer)]:
                     value = getattr(layer, name)
                     stack.callback(setattr, layer, name, value)
                     setattr(layer, name, _by_column(value, shape))

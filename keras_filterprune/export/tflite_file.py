@@ -9,6 +9,7 @@ import keras
 
 from keras_filterprune.errors import ExportError
 from keras_filterprune.export.signature import output_layers
+from keras_filterprune.handlers.base import keras_name
 
 _VARIABLES = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "CONV_3D")
@@ -23,7 +24,8 @@ class FileOperator:
         kind: TFLite's name, for example CONV_2D.
         layer: Path of the Keras layer, such as `"stem"` or `"inner/stem"`; None where it is not known.
         place: What to call it in a sentence: the layer, or what it comes after.
-        layer_class: Class name of the layer, `""` where it is not known.
+        layer_class: Class name of the layer, or of the Keras layer that it is registered like; `""` where it is not
+            known.
         output: Name of its first output tensor.
         data_type: TFLite's name for the type of that tensor, for example INT8.
         delegated: Whether LiteRT hands it to XNNPACK, its CPU delegate.
@@ -122,7 +124,7 @@ def read_operators(content: bytes, model: keras.Model) -> list[FileOperator]:
                 kind=kind,
                 layer=path,
                 place=place,
-                layer_class=type(layer).__name__ if layer is not None else "",
+                layer_class=(keras_name(layer) or type(layer).__name__) if layer is not None else "",
                 output=first.name.decode(),
                 data_type=types[first.type],
                 delegated=index in delegated,

@@ -14,6 +14,10 @@ from keras_filterprune.handlers.base import (
     Resize,
     describe,
     give_up,
+    handler_for,
+    keras_class,
+    keras_name,
+    linear_of,
     register_handler,
     register_keras_names,
     untracked,
@@ -36,7 +40,7 @@ def pin_mixing_activation(call: Call, ids: np.ndarray, t: Tracer) -> None:
     activation = getattr(call.op, "activation", None)
     if activation is None or isinstance(activation, keras.layers.Layer):
         name = type(activation).__name__ if activation is not None else "linear"
-        elementwise = activation is None or type(activation) in _ELEMENTWISE_LAYERS
+        elementwise = activation is None or type(handler_for(activation)) is Elementwise
     else:
         name = getattr(activation, "__name__", type(activation).__name__)
         elementwise = name in ELEMENTWISE and getattr(keras.activations, name, None) is activation
@@ -44,28 +48,49 @@ def pin_mixing_activation(call: Call, ids: np.ndarray, t: Tracer) -> None:
         t.pin(ids, f"goes through activation '{name}' of {describe(call)}, not known to be element-wise")
 
 
+def own_activation(op: Any) -> Any:
+    """The function in which an operation ends, as an argument of its own; None for none, and where that is unknown."""
+    linear = linear_of(op)
+    if linear is not None:
+        return linear.activation
+    return getattr(op, "activation", None) if keras_class(op) is not None else None
+
+
 def is_activation(op: Any) -> bool:
     """Whether an operation ends in a non-linear function of one number at a time."""
     if isinstance(op, L.Layer):
-        activation = getattr(op, "activation", keras.activations.linear)
-        return isinstance(op, L.ReLU | L.LeakyReLU | L.ELU | L.PReLU) or activation not in (
-            None,
-            keras.activations.linear,
-        )
-    return type(op).__name__.lower() in {name.replace("_", "") for name in ELEMENTWISE}
+        own = own_activation(op) not in (None, keras.activations.linear)
+        return own or keras_class(op) in (L.ReLU, L.LeakyReLU, L.ELU, L.PReLU)
+    return keras_name(op).lower() in {name.replace("_", "") for name in ELEMENTWISE}
 
 
 def is_relu(op: Any) -> bool:
     """Whether an operation is max(x, 0) and nothing else."""
-    if type(op).__name__ == "Relu":
-        return True
-    if isinstance(op, L.ReLU):
-        return op.max_value is None and not op.negative_slope and not op.threshold
-    return getattr(op, "activation", None) is keras.activations.relu and isinstance(op, L.Activation)
+    return rectifier(op) == "relu"
+
+
+def rectifier(op: Any) -> str | None:
+    """Name of an operation that is relu or relu6 and nothing else, None for others."""
+    if keras_class(op) is L.ReLU:
+        # Layers may be registered like ReLU for their channels alone, and lack what it is configured by.
+        limits = tuple(getattr(op, name, op) for name in ("max_value", "negative_slope", "threshold"))
+        return {(None, 0, 0): "relu", (6, 0, 0): "relu6"}.get(limits)
+    if keras_class(op) is L.Activation:
+        return {keras.activations.relu: "relu", keras.activations.relu6: "relu6"}.get(getattr(op, "activation", None))
+    return {"Relu": "relu", "Relu6": "relu6"}.get(keras_name(op))
 
 
 class Elementwise(Handler):
-    """Numpy broadcasting of any number of tensors and constants: aligned channels are tied."""
+    """Numpy broadcasting of any number of tensors and constants: aligned channels are tied.
+
+    Also the handler to register for a layer of one's own that looks at one number at a time.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> class Halve(keras.layers.Layer):
+        ...     def call(self, x): return x / 2
+        >>> _ = kfp.register_handler(Halve)(kfp.handlers.Elementwise)
+    """
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         shape = call.output_shapes[0] if call.output_shapes else None
@@ -83,7 +108,7 @@ class Elementwise(Handler):
         for x in inputs:
             if not (x.tracked and x in tracked) and _size_at(x.shape, shape, axis) not in (1, None):
                 t.pin_tensors(tracked, f"meets channels that are not tracked in {describe(call)}")
-        if type(call.op).__name__ == "Add" and any(_mistaken_for_bias(v, shape, axis) for v in _constants(call)):
+        if keras_name(call.op) == "Add" and any(_mistaken_for_bias(v, shape, axis) for v in _constants(call)):
             t.pin_tensors(tracked, f"meets a constant that Keras would take for a bias in {describe(call)}")
         t.tie(*(x.ids for x in tracked))
         return [Tensor(shape, axis, tracked[0].ids)]
@@ -129,14 +154,12 @@ def _size_at(shape: tuple, out_shape: tuple, axis: int) -> int | None:
     return shape[axis] if axis >= 0 else None
 
 
-_ELEMENTWISE_LAYERS = (
+register_handler(
     L.ReLU, L.LeakyReLU, L.ELU, L.Identity,
     L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.AlphaDropout,
     L.GaussianDropout, L.GaussianNoise, L.ActivityRegularization,
-)  # fmt: skip
-_MERGES = (L.Add, L.Subtract, L.Multiply, L.Average, L.Maximum, L.Minimum)
-
-register_handler(*_ELEMENTWISE_LAYERS, *_MERGES)(Elementwise)
+    L.Add, L.Subtract, L.Multiply, L.Average, L.Maximum, L.Minimum,
+)(Elementwise)  # fmt: skip
 
 # Names of keras.ops operations, and of private layers in keras.applications (StochasticDepth, CustomScaleLayer).
 register_keras_names(

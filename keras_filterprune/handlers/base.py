@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import inspect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +18,8 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor
+from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.handlers.statistics import Statistics
 
 UNTRACKED = "comes from a tensor whose channels are not tracked"
 
@@ -117,8 +121,9 @@ class Rebuilt:
 class Handler(abc.ABC):
     """How one family of operations moves channels, and how its configuration follows when some are removed.
 
-    A subclass implements `trace`; `resize`, `rewrite` and `masked_call` only where the defaults do not fit.
-    Register it with `@register_handler(MyLayer)`.
+    A subclass implements `trace`; `resize`, `rewrite` and `masked_call` only where the defaults do not fit; `linear` or
+    `statistics` for layers that multiply or normalise: whatever measures, refits or perturbs layers asks them, and
+    leaves those alone that answer None. Register it with `@register_handler(MyLayer)`.
 
     Attributes:
         sized: the configuration depends on the number of channels although no weight does (`Reshape`); a layer
@@ -142,6 +147,36 @@ class Handler(abc.ABC):
     def masked_call(self, op: Any, args: tuple, kwargs: dict, r: Resize) -> Any:
         """Apply the original operation as if removed channels did not exist; differs from `op` only for statistics."""
         return op(*args, **kwargs)
+
+    def linear(self, op: Any) -> Linear | None:
+        """What a layer multiplies: the sums that it computes over its input, before bias and activation.
+
+        Criteria on data, least squares, linear compensation and the mean shift read and write its kernel through this,
+        `BatchBridgeout` perturbs it.
+
+        Args:
+            op: the layer, which may not be built yet.
+
+        Returns:
+            A `Linear`; None (default) for a layer that computes something else, or more than that.
+
+        Example:
+            A layer that stores its kernel as (outputs, channels), in a weight named "rows"; docs/extending.md has all of
+            its handler:
+
+            >>> import keras, keras_filterprune as kfp
+            >>> def linear(self, op):
+            ...     product = lambda x, rows: keras.ops.matmul(x, keras.ops.transpose(rows))
+            ...     return kfp.handlers.Linear(op, product, kernel="rows", channels=1, filters=0)
+        """
+        return None
+
+    def statistics(self, op: Any) -> Statistics | None:
+        """The stored statistics by which a layer normalises every channel on its own, None (default) for others.
+
+        Recalibration measures them anew; what follows a layer that multiplies is counted as part of it.
+        """
+        return None
 
 
 def weight_axis(call: Call, weight: str, axis: int) -> int:
@@ -207,29 +242,36 @@ def describe(call: Call) -> str:
     return f"{kind} '{call.path}' ({type(call.op).__name__})"
 
 
+def taught_by(op: Any) -> str:
+    """How to teach the library a layer that is not of Keras, as the end of a sentence."""
+    known = not isinstance(op, keras.layers.Layer) or type(op).__module__.startswith("keras.")
+    return "" if known else f"; register_handler({type(op).__name__}, like=...) teaches it"
+
+
 class Opaque(Handler):
     """Any operation without a handler: its inputs are pinned, its outputs carry no channels."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         t.constant(call.path, *named_weights(call.op))
-        hint = ""
-        if isinstance(call.op, keras.layers.Layer) and not type(call.op).__module__.startswith("keras."):
-            hint = f"; register_handler({type(call.op).__name__}, like=...) teaches it"
-        t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{hint}")
+        t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{taught_by(call.op)}")
         return untracked(call)
 
 
+# Classes with a handler of their own, and those that are registered like one of them.
 _BY_TYPE: dict[type, Handler] = {}
+_LIKE: dict[type, type] = {}
 _BY_NAME: dict[str, Handler] = {}
 _OPAQUE = Opaque()
 
 
 def register_handler(*layer_types: type, like: type | None = None):
-    """Teach the analysis a layer type.
+    """Teach the library a layer type.
 
     Args:
         *layer_types: layer classes, matched exactly: a subclass may compute something else, so it registers itself.
-        like: a registered class whose behaviour these layers share; without it, use as a class decorator.
+        like: a registered class that computes the same: these layers have its attributes, weights and configuration,
+            and count as that class everywhere, in pruning, compensation, training and prices; without it, use as a
+            class decorator.
 
     Returns:
         None with `like`, else a decorator for a `Handler` subclass.
@@ -246,14 +288,17 @@ def register_handler(*layer_types: type, like: type | None = None):
         if not inspect.isclass(layer_type):
             raise UnsupportedLayerError(f"register_handler expects classes. Received: {layer_type!r}.")
     if like is not None:
-        if not inspect.isclass(like) or like not in _BY_TYPE:
+        known = _LIKE.get(like, like) if inspect.isclass(like) else None
+        if known not in _BY_TYPE:
             raise UnsupportedLayerError(
                 f"register_handler(like=) expects a layer class with a handler. Received: {like!r}."
             )
-        _BY_TYPE.update(dict.fromkeys(layer_types, _BY_TYPE[like]))
+        _LIKE.update(dict.fromkeys(layer_types, known))
         return None
 
     def decorator(handler: type[Handler]) -> type[Handler]:
+        for layer_type in layer_types:
+            _LIKE.pop(layer_type, None)
         _BY_TYPE.update(dict.fromkeys(layer_types, handler()))
         return handler
 
@@ -278,8 +323,59 @@ def handler_for(op: Any) -> Handler:
             "and of CPUs. Rebuild the model with data_format='channels_last' and copy its weights: kernels have the "
             "same layout."
         )
-    if type(op) in _BY_TYPE:
-        return _BY_TYPE[type(op)]
-    if type(op).__module__.startswith("keras."):
-        return _BY_NAME.get(type(op).__name__, _OPAQUE)
-    return _OPAQUE
+    kind = _LIKE.get(type(op), type(op))
+    if kind in _BY_TYPE:
+        return _BY_TYPE[kind]
+    return _BY_NAME.get(keras_name(op), _OPAQUE)
+
+
+def keras_class(op: Any) -> type | None:
+    """The class of Keras that an operation is or is registered like; None for all others, subclasses among them."""
+    kind = _LIKE.get(type(op), type(op))
+    return kind if kind.__module__.startswith("keras.") else None
+
+
+def keras_name(op: Any) -> str:
+    """Name of the `keras_class`, "" for None: layers and raw operations of one name compute the same."""
+    return getattr(keras_class(op), "__name__", "")
+
+
+def linear_of(op: Any) -> Linear | None:
+    """What an operation multiplies, see `Handler.linear`."""
+    return handler_for(op).linear(op)
+
+
+def statistics_of(op: Any) -> Statistics | None:
+    """What an operation normalises by, see `Handler.statistics`."""
+    return handler_for(op).statistics(op)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Say so where a layer lacks an attribute that its handler looks at, or what knows the class it is like."""
+    try:
+        yield
+    except AttributeError as error:
+        if not isinstance(error.obj, keras.layers.Layer):
+            raise
+        raise _lacking(error.obj, f"attribute '{error.name}'") from error
+
+
+def check_weights(op: Any) -> None:
+    """Raise `UnsupportedLayerError` unless a layer has the weights that its handler says it multiplies."""
+    handler, present = handler_for(op), named_weights(op)
+    linear, statistics = handler.linear(op), handler.statistics(op)
+    needed = [] if linear is None else list(linear.kernels)
+    needed += [] if statistics is None else [statistics.mean, statistics.variance]
+    missing = [name for name in needed if name not in present]
+    if missing:
+        raise _lacking(op, f"weight '{missing[0]}'")
+
+
+def _lacking(layer: Any, what: str) -> UnsupportedLayerError:
+    like = _LIKE.get(type(layer))
+    return UnsupportedLayerError(
+        f"layer '{layer.name}' ({type(layer).__name__}) is registered with handler "
+        f"{type(handler_for(layer)).__name__}{f', like {like.__name__}' if like else ''}, which expects a layer with "
+        f"{what}. Received: one without. Give it to the layer, or register a handler of its own (kfp.handlers.Handler)."
+    )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,6 +15,7 @@ from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.activation import pin_mixing_activation
 from keras_filterprune.handlers.base import Handler, Resize, last_axis_ids, register_handler, volume, weight_axis
+from keras_filterprune.handlers.linear import Linear, Window
 
 L = keras.layers
 
@@ -23,6 +27,13 @@ def _finish(call: Call, ids: np.ndarray, t: Tracer) -> list[Tensor]:
     pin_mixing_activation(call, ids, t)
     shape = call.output_shapes[0]
     return [Tensor(shape, len(shape) - 1, ids)]
+
+
+def _convolved(op: Any, convolve: Callable[..., Any], **what: Any) -> Linear:
+    """What a layer with a window multiplies, by a convolution of `keras.ops`."""
+    window = Window(op.kernel_size, op.strides, op.padding, op.dilation_rate)
+    activation = getattr(op, "activation", None)
+    return Linear(op, partial(window.over, convolve), activation=activation, window=window, **what)
 
 
 @register_handler(L.Conv1D, L.Conv2D, L.Conv3D)
@@ -56,6 +67,9 @@ class Conv(Handler):
             config["groups"] = r.shape(r.inputs[0])[-1]
         return config | {"filters": r.width(r.outputs[0])}
 
+    def linear(self, op: Any) -> Linear:
+        return _convolved(op, keras.ops.conv, groups=op.groups)
+
 
 @register_handler(L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
 class ConvTranspose(Handler):
@@ -72,6 +86,10 @@ class ConvTranspose(Handler):
     def resize(self, config: dict, r: Resize) -> dict:
         return config | {"filters": r.width(r.outputs[0])}
 
+    def linear(self, op: Any) -> Linear:
+        transpose = partial(keras.ops.conv_transpose, output_padding=op.output_padding)
+        return _convolved(op, transpose, channels=-1, filters=-2, transposed=True)
+
 
 @register_handler(L.DepthwiseConv1D, L.DepthwiseConv2D)
 class DepthwiseConv(Handler):
@@ -83,6 +101,9 @@ class DepthwiseConv(Handler):
         out = np.repeat(x, op.depth_multiplier) if op.depth_multiplier > 1 else x
         t.spend(call.path, volume(call.output_shapes[0][1:-1]) * math.prod(op.kernel_size), out)
         return _finish(call, out, t)
+
+    def linear(self, op: Any) -> Linear:
+        return _convolved(op, keras.ops.depthwise_conv, kernel=None, depthwise="kernel")
 
 
 @register_handler(L.SeparableConv1D, L.SeparableConv2D)
@@ -104,6 +125,9 @@ class SeparableConv(Handler):
     def resize(self, config: dict, r: Resize) -> dict:
         return config | {"filters": r.width(r.outputs[0])}
 
+    def linear(self, op: Any) -> Linear:
+        return _convolved(op, keras.ops.separable_conv, kernel="pointwise_kernel", depthwise="depthwise_kernel")
+
 
 @register_handler(L.Dense)
 class Dense(Handler):
@@ -119,6 +143,9 @@ class Dense(Handler):
 
     def resize(self, config: dict, r: Resize) -> dict:
         return config | {"units": r.width(r.outputs[0])}
+
+    def linear(self, op: Any) -> Linear:
+        return Linear(op, keras.ops.matmul, activation=getattr(op, "activation", None))
 
 
 @register_handler(L.Embedding)

@@ -12,6 +12,7 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.base import Handler, Resize, describe, register_handler, register_keras_names
+from keras_filterprune.handlers.statistics import Statistics
 
 L = keras.layers
 ops = keras.ops
@@ -38,6 +39,9 @@ class BatchNormalization(Handler):
         x = inputs[0]
         _bind_all(call, x, _axes(call.op.axis, len(x.shape)), t)
         return [Tensor(call.output_shapes[0], x.axis, x.ids)]
+
+    def statistics(self, op: Any) -> Statistics:
+        return Statistics(op, op.axis, op.epsilon)
 
 
 @register_handler(L.Normalization)

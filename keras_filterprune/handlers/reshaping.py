@@ -11,7 +11,14 @@ from scipy.sparse.csgraph import connected_components
 
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Shape, Tensor
-from keras_filterprune.handlers.base import Handler, Resize, give_up, register_handler, register_keras_names
+from keras_filterprune.handlers.base import (
+    Handler,
+    Resize,
+    give_up,
+    keras_class,
+    register_handler,
+    register_keras_names,
+)
 
 L = keras.layers
 
@@ -138,7 +145,7 @@ class Permutation(Handler):
     def order(op, rank: int) -> list[int]:
         """Input axis of every output axis."""
         axes = list(range(rank))
-        if isinstance(op, L.Permute):
+        if keras_class(op) is L.Permute:
             return [0, *op.dims]
         # An array whose dimensions all differ shows where each one goes.
         marked = np.empty([a + 1 for a in axes], bool)

@@ -22,32 +22,68 @@ from keras_filterprune.handlers.base import (
     volume,
 )
 from keras_filterprune.handlers.convolution import Conv, Dense
+from keras_filterprune.handlers.linear import Linear
 
 L = keras.layers
-_GATES = {L.LSTM: 4, L.GRU: 3, L.SimpleRNN: 1}
 
 
-@register_handler(L.LSTM, L.GRU, L.SimpleRNN, L.Bidirectional)
+@register_handler(L.SimpleRNN)
 class Recurrent(Handler):
-    """Reads channels through its input kernels; its own units are tied through time and stay."""
+    """Reads channels through its input kernel; its own units are tied through time and stay.
+
+    Attributes:
+        gates: numbers that a unit computes in a step, each with a kernel of its own.
+    """
+
+    gates = 1
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        op = call.op
-        directions = [op.forward_layer, op.backward_layer] if isinstance(op, L.Bidirectional) else [op]
-        if any(type(layer) not in _GATES for layer in directions) or len(inputs) > 1:
-            return give_up(call, inputs, t, "feeds")
-        x = last_axis_ids(call, inputs[0], t)
-        steps = volume(call.input_shapes[0][1:2])
-        for name in named_weights(op):
-            if name.startswith("kernel"):
-                t.bind(call.path, name, 0, x, "input")
-            else:
-                t.constant(call.path, name)
-        for layer in directions:
-            numbers = steps * _GATES[type(layer)] * layer.units
-            t.spend(call.path, numbers, x)
-            t.spend(call.path, numbers * layer.units)
-        return untracked(call)
+        return _read_in_time(call, inputs, t, [call.op])
+
+    def linear(self, op: Any) -> Linear:
+        # What a gate sums up has to do with what the layer remembers as well.
+        return Linear(op, None, activation=getattr(op, "activation", None))
+
+
+@register_handler(L.LSTM)
+class LSTM(Recurrent):
+    """Three gates and the new state."""
+
+    gates = 4
+
+
+@register_handler(L.GRU)
+class GRU(Recurrent):
+    """Two gates and the new state."""
+
+    gates = 3
+
+
+@register_handler(L.Bidirectional)
+class Bidirectional(Handler):
+    """A recurrent layer for either direction of time."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        return _read_in_time(call, inputs, t, [call.op.forward_layer, call.op.backward_layer])
+
+
+def _read_in_time(call: Call, inputs: tuple[Tensor, ...], t: Tracer, layers: list[Any]) -> list[Tensor]:
+    """What a call does whose recurrent layers all read its one input."""
+    handlers = [handler_for(layer) for layer in layers]
+    if not all(isinstance(handler, Recurrent) for handler in handlers) or len(inputs) > 1:
+        return give_up(call, inputs, t, "feeds")
+    x = last_axis_ids(call, inputs[0], t)
+    steps = volume(call.input_shapes[0][1:2])
+    for name in named_weights(call.op):
+        if name.startswith("kernel"):
+            t.bind(call.path, name, 0, x, "input")
+        else:
+            t.constant(call.path, name)
+    for handler, layer in zip(handlers, layers, strict=True):
+        numbers = steps * handler.gates * layer.units
+        t.spend(call.path, numbers, x)
+        t.spend(call.path, numbers * layer.units)
+    return untracked(call)
 
 
 class Wrapper(Handler):

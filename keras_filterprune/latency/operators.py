@@ -11,7 +11,8 @@ import numpy as np
 
 from keras_filterprune.cost.widths import Widths
 from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
-from keras_filterprune.handlers.activation import is_relu
+from keras_filterprune.handlers.activation import own_activation, rectifier
+from keras_filterprune.handlers.base import explained, keras_class, keras_name
 
 L = keras.layers
 # What a `tflite_bench.Operator` is unless it says otherwise.
@@ -25,8 +26,8 @@ STEPPED = (*PRODUCTS, "DEPTHWISE_CONV_2D")
 NARROW = 16
 # Free: they move no data, or are gone at inference.
 _FREE = (
-    L.Dropout, L.SpatialDropout2D, L.AlphaDropout, L.GaussianDropout, L.GaussianNoise, L.ActivityRegularization,
-    L.Identity, L.Flatten, L.Reshape,
+    L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.AlphaDropout, L.GaussianDropout,
+    L.GaussianNoise, L.ActivityRegularization, L.Identity, L.Flatten, L.Reshape,
 )  # fmt: skip
 # Operators that an activation becomes where it is not part of the operator before it.
 _ACTIVATIONS = {
@@ -93,15 +94,16 @@ class _Lister:
     def operators(self, number: int) -> Iterator[Operator]:
         """Operators of one call, none where it is part of another one's."""
         call = self._calls[number]
-        if number in self._fused or not call.inputs or isinstance(call.op, _FREE):
+        kind = keras_class(call.op)
+        if number in self._fused or not call.inputs or kind in _FREE:
             return
-        make = next((make for kinds, make in _MAKERS.items() if isinstance(call.op, kinds)), None)
-        make = make or _BY_NAME.get(type(call.op).__name__)
+        make = _MAKERS.get(kind) or _BY_NAME.get(keras_name(call.op))
         sizes = [len(shape) for shape in (*call.input_shapes, *call.output_shapes) if shape is not None]
         if make is None or not set(sizes) <= {2, 4}:
             self.unknown[call.path] = type(call.op).__name__
             return
-        yield from make(self, number, call)
+        with explained():
+            yield from make(self, number, call)
 
     def one(self, number: int, kind: str, channels: Tensor, filters: Tensor, **fields: Any) -> Operator:
         """An operator of a call, with the size of its input and without what is as by default."""
@@ -119,7 +121,7 @@ class _Lister:
     def padded(self, number: int) -> bool:
         """Whether a call of zero padding becomes padding="same" of the convolution behind it, which adds as much."""
         after, pad = self.only_reader(number), self._calls[number]
-        if after is None or not isinstance(self._calls[after].op, L.Conv2D | L.DepthwiseConv2D):
+        if after is None or keras_class(self._calls[after].op) not in (L.Conv2D, L.DepthwiseConv2D):
             return False
         op, sides = self._calls[after].op, []
         for n, k, step, apart in zip(
@@ -136,7 +138,7 @@ class _Lister:
         """Whether XNNPACK makes zero padding part of the convolution behind it."""
         after = self.only_reader(number)
         op = None if after is None else self._calls[after].op
-        if not isinstance(op, L.Conv2D | L.DepthwiseConv2D | L.SeparableConv2D):
+        if keras_class(op) not in (L.Conv2D, L.DepthwiseConv2D, L.SeparableConv2D):
             return False
         return op.padding == "valid" or set(op.strides) == {1}
 
@@ -159,14 +161,14 @@ class _Lister:
     def rectified(self, number: int) -> str | None:
         """The ReLU behind a call, which becomes part of its operator."""
         after = self.only_reader(number)
-        found = None if after is None else _rectifier(self._calls[after].op)
+        found = None if after is None else rectifier(self._calls[after].op)
         if found is not None:
             self._fused.add(after)
         return found
 
     def activated(self, number: int, operator: Operator) -> Iterator[Operator]:
         """An operator with the activation of its own layer, or a ReLU behind it."""
-        name = _activation_name(self._calls[number].op.activation)
+        name = _activation_name(own_activation(self._calls[number].op))
         fused = {"relu": "relu", "relu6": "relu6", "hard_sigmoid": "relu6"}.get(name)
         if name == "linear":
             fused = self.rectified(self.folded(number))
@@ -194,26 +196,19 @@ def _with(operator: Operator, **fields: Any) -> Operator:
 
 
 def _is_affine(call: Call) -> bool:
-    if isinstance(call.op, L.BatchNormalization):
+    if keras_class(call.op) is L.BatchNormalization:
         return call.op.axis in (-1, len(call.input_shapes[0]) - 1)
-    return type(call.op).__name__ in ("Add", "Subtract", "Multiply", "TrueDivide") and len(call.inputs) == 1
+    return keras_name(call.op) in ("Add", "Subtract", "Multiply", "TrueDivide") and len(call.inputs) == 1
 
 
 def _activation_name(activation: Any) -> str:
     """Name of an activation, be it a function or a layer."""
+    if activation is None:
+        return "linear"
     if not isinstance(activation, keras.Layer):
         return getattr(activation, "__name__", type(activation).__name__)
     known = {L.LeakyReLU: "leaky_relu", L.ELU: "elu", L.Softmax: "softmax"}
-    return _rectifier(activation) or known.get(type(activation), type(activation).__name__)
-
-
-def _rectifier(op: Any) -> str | None:
-    """Name of an operation that is relu or relu6 and nothing else, None for others."""
-    if is_relu(op):
-        return "relu"
-    relu6 = isinstance(op, L.ReLU) and op.max_value == 6 and not op.negative_slope and not op.threshold
-    named = isinstance(op, L.Activation) and getattr(op.activation, "__name__", "") == "relu6"
-    return "relu6" if relu6 or named or type(op).__name__ == "Relu6" else None
+    return rectifier(activation) or known.get(keras_class(activation), type(activation).__name__)
 
 
 def _convolution(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
@@ -269,7 +264,7 @@ def _padding(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
 
 
 def _pooling(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
-    kind = "MAX_POOL_2D" if isinstance(call.op, L.MaxPooling2D) else "AVERAGE_POOL_2D"
+    kind = "MAX_POOL_2D" if keras_class(call.op) is L.MaxPooling2D else "AVERAGE_POOL_2D"
     window = {"kernel": tuple(call.op.pool_size), "strides": tuple(call.op.strides), "padding": call.op.padding}
     x, y = lister.inputs(number)[0], lister.output(number)
     yield lister.one(number, kind, x, y, **window, activation=lister.rectified(number))
@@ -304,8 +299,8 @@ def _upsampling(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
 
 
 def _activation(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
-    own = call.op.activation if isinstance(call.op, L.Activation) else call.op
-    yield from lister.alone(number, _rectifier(call.op) or _activation_name(own))
+    own = call.op.activation if keras_class(call.op) is L.Activation else call.op
+    yield from lister.alone(number, rectifier(call.op) or _activation_name(own))
 
 
 def _scaling(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
@@ -335,13 +330,14 @@ _MAKERS = {
     L.Dense: _dense,
     L.BatchNormalization: _normalization,
     L.ZeroPadding2D: _padding,
-    (L.MaxPooling2D, L.AveragePooling2D): _pooling,
+    L.MaxPooling2D: _pooling,
+    L.AveragePooling2D: _pooling,
     L.GlobalAveragePooling2D: _mean,
     L.Add: _merge("ADD"),
     L.Multiply: _merge("MUL"),
     L.Concatenate: _concatenation,
     L.UpSampling2D: _upsampling,
-    (L.ReLU, L.LeakyReLU, L.ELU, L.Softmax, L.Activation): _activation,
+    **dict.fromkeys((L.ReLU, L.LeakyReLU, L.ELU, L.Softmax, L.Activation), _activation),
     L.Rescaling: _scaling,
     L.Normalization: _normalized,
 }

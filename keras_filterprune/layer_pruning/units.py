@@ -10,6 +10,7 @@ import keras
 
 from keras_filterprune.graph.types import ChannelGraph, TensorRef
 from keras_filterprune.handlers.activation import is_activation, is_relu
+from keras_filterprune.handlers.base import keras_name, statistics_of
 
 L = keras.layers
 # Layers and operations; the second is of InceptionResNetV2 in keras.applications: x + scale * branch.
@@ -87,7 +88,7 @@ class _Finder:
         """Blocks and branches that end in a sum, and {layer: why its block is none}."""
         units, reasons = [], {}
         for number, call in enumerate(self._view.calls):
-            if type(call.op).__name__ not in _SUMS or len(call.inputs) != 2:
+            if keras_name(call.op) not in _SUMS or len(call.inputs) != 2:
                 continue
             branches = [self._exclusive(number, index) for index in (0, 1)]
             kept, kind = self._shortcut(number, branches)
@@ -140,7 +141,7 @@ class _Finder:
             return f"ends in '{call.path}', whose shortcut is broadcast"
         if kind == "block":
             return None
-        if type(call.op).__name__ != "Add":
+        if keras_name(call.op) != "Add":
             return f"ends in '{call.path}', which scales its inputs"
         same = self._entries(branches[0]) == self._entries(branches[1]) and len(self._entries(branches[0])) == 1
         if not same or not len(self._weighted_in(branches[kept])) == 1 < len(self._weighted_in(removed)):
@@ -192,7 +193,7 @@ class _Finder:
         call, before = self._view.calls[number], [self._view.calls[n].op for n in passes]
         if not self._keeps_shape(number) or call.path in self.weighted or any(map(is_activation, before)):
             return False
-        normalizes = type(call.op) is L.BatchNormalization and type(call.op) not in map(type, before)
+        normalizes = statistics_of(call.op) is not None and not any(map(statistics_of, before))
         return normalizes or is_activation(call.op)
 
     def why(self, layer: str) -> str:

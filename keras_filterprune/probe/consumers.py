@@ -13,18 +13,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call
+from keras_filterprune.handlers.linear import Linear, Window
 
-L = keras.layers
 ROWS = 32_768
 # The most values of one sample of rows, in float32: 256 MiB.
 _LARGEST = 2**26
-_CONVOLUTIONS = (L.Conv1D, L.Conv2D, L.Conv3D)
-_SEPARABLE = (L.SeparableConv1D, L.SeparableConv2D)
-_TRANSPOSED = (L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
-DEPTHWISE = (L.DepthwiseConv1D, L.DepthwiseConv2D)
-_RECURRENT = (L.LSTM, L.GRU, L.SimpleRNN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,83 +39,19 @@ class Rows:
         return tensor[(self.samples, *self.positions)]
 
 
-def kernel_matrix(op: Any) -> tuple[str, np.ndarray] | None:
-    """(weight name, float64 kernel of shape (taps, channels, outputs)) of a layer that mixes channels, else None."""
-    weights = named_weights(op)
-    if type(op) in _SEPARABLE:
-        name = "pointwise_kernel"
-    elif type(op) in (*_CONVOLUTIONS, *_TRANSPOSED, *_RECURRENT, L.Dense) and getattr(op, "groups", 1) == 1:
-        name = "kernel"
-    else:
-        return None
-    kernel = np.asarray(keras.ops.convert_to_numpy(weights[name].value), np.float64)
-    if type(op) in _TRANSPOSED:
-        # (*window, out, in): one input pixel is spread over window * out outputs.
-        return name, np.moveaxis(kernel, -1, 0).reshape(1, kernel.shape[-1], -1)
-    return name, kernel.reshape(-1, *kernel.shape[-2:])
-
-
-def assign_kernel(op: Any, matrix: np.ndarray) -> None:
-    """Write what `kernel_matrix` reads: `matrix` has as many values, in that order."""
-    name, _ = kernel_matrix(op)
-    variable = named_weights(op)[name]
-    if type(op) in _TRANSPOSED:
-        *window, out, into = variable.shape
-        variable.assign(np.moveaxis(matrix.reshape(into, *window, out), 0, -1))
-    else:
-        variable.assign(matrix.reshape(variable.shape))
-
-
-def read_ids(op: Any, ids: np.ndarray) -> np.ndarray:
-    """Channel ids of the rows of a layer's `kernel_matrix`: a separable layer repeats them."""
-    return np.repeat(ids, op.depth_multiplier) if hasattr(op, "pointwise_kernel") else ids
-
-
-def mixes(op: Any) -> bool:
-    """Whether a layer is a convolution, in groups perhaps, or a dense layer: its outputs are sums over channels."""
-    return type(op) in (*_CONVOLUTIONS, *_SEPARABLE, *_TRANSPOSED, L.Dense)
-
-
-def is_transposed(op: Any) -> bool:
-    """Whether rows are taken at input positions, which spread over several outputs."""
-    return type(op) in _TRANSPOSED
-
-
-def linear_part(op: Any, x: Any) -> Any | None:
-    """What a convolution or dense layer makes of `x` before bias and activation; None for other operations."""
-    weights = {name: keras.ops.cast(v.value, "float32") for name, v in named_weights(op).items()}
-    x = keras.ops.cast(x, "float32")
-    if type(op) is L.Dense:
-        return keras.ops.matmul(x, weights["kernel"])
-    if type(op) not in (*_CONVOLUTIONS, *_SEPARABLE, *_TRANSPOSED, *DEPTHWISE):
-        return None
-    how = {"strides": op.strides, "padding": op.padding, "dilation_rate": op.dilation_rate}
-    if op.padding == "causal":
-        x = keras.ops.pad(x, [(0, 0), ((op.kernel_size[0] - 1) * op.dilation_rate[0], 0), (0, 0)])
-        how["padding"] = "valid"
-    if type(op) in _CONVOLUTIONS:
-        return keras.ops.conv(x, weights["kernel"], **how)
-    if type(op) in _SEPARABLE:
-        return keras.ops.separable_conv(x, weights["depthwise_kernel"], weights["pointwise_kernel"], **how)
-    if type(op) in DEPTHWISE:
-        return keras.ops.depthwise_conv(x, weights["kernel"], **how)
-    return keras.ops.conv_transpose(x, weights["kernel"], output_padding=op.output_padding, **how)
-
-
-def sample_rows(op: Any, x: Any, where: np.random.Generator | Rows) -> Rows:
-    """Rows of a consumer's input at random output positions, at most `ROWS` of them and 256 MiB.
+def sample_rows(linear: Linear, x: Any, where: np.random.Generator | Rows) -> Rows:
+    """Rows of a consumer's input at random positions, at most `ROWS` of them and 256 MiB.
 
     Args:
-        op: a layer for which `kernel_matrix` is not None.
+        linear: what the consumer multiplies; it has a `matrix`.
         x: its input, a backend tensor of shape (samples, *positions, channels).
         where: a generator that decides the positions, or rows whose positions are taken again.
     """
-    if type(op) in _SEPARABLE:
-        how = {"strides": op.strides, "padding": op.padding, "dilation_rate": op.dilation_rate}
-        x = keras.ops.depthwise_conv(x, named_weights(op)["depthwise_kernel"].value, **how)
+    if linear.depthwise is not None:
+        x = linear.window.over(keras.ops.depthwise_conv, x, linear.weight(linear.depthwise).value)
     array = np.asarray(keras.ops.convert_to_numpy(x), np.float32)
-    if type(op) in _CONVOLUTIONS:
-        return _windows(op, array, where)
+    if linear.window is not None and linear.depthwise is None and not linear.transposed:
+        return _windows(linear.window, array, where)
     samples, positions = _draw(array.shape[:-1], array.shape[-1], where)
     return Rows(array[(samples, *positions)][:, None], samples, positions)
 
@@ -136,19 +66,19 @@ def _draw(shape: tuple[int, ...], columns: int, where: np.random.Generator | Row
     return samples, np.array([where.integers(0, n, len(samples)) for n in inner], int).reshape(-1, len(samples))
 
 
-def _windows(op: Any, array: np.ndarray, where: np.random.Generator | Rows) -> Rows:
+def _windows(window: Window, array: np.ndarray, where: np.random.Generator | Rows) -> Rows:
     """Windows of a convolution, taps in the order of the flattened kernel; zeros outside the input."""
-    sizes, strides, dilations = op.kernel_size, op.strides, op.dilation_rate
+    sizes, strides, dilations = window.kernel_size, window.strides, window.dilation_rate
     before, outputs = [], []
     for n, size, stride, dilation in zip(array.shape[1:-1], sizes, strides, dilations, strict=True):
         span = (size - 1) * dilation + 1
-        if op.padding == "valid":
+        if window.padding == "valid":
             before.append(0)
             outputs.append((n - span) // stride + 1)
         else:
             out = -(-n // stride)
             total = max((out - 1) * stride + span - n, 0)
-            before.append(span - 1 if op.padding == "causal" else total // 2)
+            before.append(span - 1 if window.padding == "causal" else total // 2)
             outputs.append(out)
     samples, positions = _draw((len(array), *outputs), math.prod(sizes) * array.shape[-1], where)
     rows = np.empty((len(samples), math.prod(sizes), array.shape[-1]), np.float32)

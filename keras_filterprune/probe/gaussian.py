@@ -12,14 +12,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
 from keras_filterprune.handlers.activation import Elementwise
-from keras_filterprune.handlers.base import handler_for
-from keras_filterprune.probe.consumers import DEPTHWISE, is_transposed, kernel_matrix, read_ids
+from keras_filterprune.handlers.base import handler_for, keras_name
+from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.handlers.statistics import Statistics
 from keras_filterprune.probe.execute import Executor, inference
 
-L = keras.layers
 # Nodes and weights of Gauss-Hermite quadrature for a standard normal variable.
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
@@ -55,14 +54,16 @@ def gaussian_inputs(graph: ChannelGraph, wanted: set[str]) -> dict[str, Channels
         channels = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Channels)]
         if call.path in wanted:
             found.setdefault(call.path, channels[0])
-        if isinstance(call.op, L.BatchNormalization):
-            return [_normalised(call, inputs[0], channels[0])]
+        handler = handler_for(call.op)
+        linear, statistics = handler.linear(call.op), handler.statistics(call.op)
+        if statistics is not None:
+            return [_normalised(statistics, inputs[0], channels[0])]
         if not outputs[0].tracked or not inputs[0].tracked:
             return [_carried(channels, out) for out in outputs]
-        mixed = _mixed(call, inputs[0], channels[0])
-        if mixed is not None:
-            return [_through(call.op.activation, _distinct(outputs[0].ids, *mixed))]
-        if isinstance(handler_for(call.op), Elementwise):
+        sums = None if linear is None or linear.product is None else _sums(linear, inputs[0], channels[0])
+        if sums is not None:
+            return [_through(linear.activation, _distinct(outputs[0].ids, *sums))]
+        if isinstance(handler, Elementwise):
             return [_elementwise(call, args, kwargs, inputs, outputs[0], channels)]
         return [_carried(channels, out) for out in outputs]
 
@@ -90,40 +91,39 @@ def _carried(channels: list[Channels], out: Tensor) -> Channels:
     return Channels(ids, mean, covariance)
 
 
-def _mixed(call: Call, x: Tensor, channels: Channels) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean and covariance of the outputs of a convolution or dense layer, None for other operations."""
-    op, weights = call.op, named_weights(call.op)
-    bias = np.asarray(keras.ops.convert_to_numpy(weights["bias"].value), float) if "bias" in weights else 0.0
-    if type(op) in DEPTHWISE:
-        mean, covariance = _depthwise(weights["kernel"], *channels.at(np.repeat(x.ids, op.depth_multiplier)))
+def _sums(linear: Linear, x: Tensor, channels: Channels) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and covariance of the sums that a layer computes, bias included; None where they are not known."""
+    own = linear.weight(linear.bias)
+    bias = 0.0 if own is None else np.asarray(keras.ops.convert_to_numpy(own.value), float)
+    if linear.kernel is None:
+        mean, covariance = _depthwise(linear, *channels.at(linear.read(x.ids)))
         return mean + bias, covariance
-    found = kernel_matrix(op)
-    if found is None or is_transposed(op) or x.axis != len(x.shape) - 1:
+    kernel = None if linear.transposed or x.axis != len(x.shape) - 1 else linear.matrix
+    if kernel is None:
         return None
-    kernel = found[1]
-    where, mean, covariance = read_moments(op, x.ids, channels)
+    where, mean, covariance = read_moments(linear, x.ids, channels)
     taps = kernel[:, where.T].reshape(-1, len(where), kernel.shape[-1])
     return mean @ taps.sum(axis=0) + bias, sum(tap.T @ covariance @ tap for tap in taps)
 
 
-def read_moments(op: Any, ids: np.ndarray, channels: Channels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the rows of a layer's `kernel_matrix` read from channels `ids`.
+def read_moments(linear: Linear, ids: np.ndarray, channels: Channels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the rows of a layer's `matrix` read from channels `ids`.
 
     Returns:
         (positions, mean, covariance): where each of n distinct channels stands in the rows, int64 of shape (n, m), and
         their moments.
     """
-    rows = read_ids(op, ids)
-    if hasattr(op, "depthwise_kernel"):
+    rows = linear.read(ids)
+    if linear.depthwise is not None:
         # Behind its depthwise kernel, every row of a separable layer is a channel of its own.
-        return np.arange(len(rows))[:, None], *_depthwise(op.depthwise_kernel, *channels.at(rows))
+        return np.arange(len(rows))[:, None], *_depthwise(linear, *channels.at(rows))
     where = positions_per_id(rows)
     return where, *channels.at(rows[where[:, 0]])
 
 
-def _depthwise(kernel: Any, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _depthwise(linear: Linear, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Moments behind a depthwise kernel (*window, channels, multiplier), its taps taken for independent."""
-    taps = np.asarray(keras.ops.convert_to_numpy(kernel.value), float)
+    taps = np.asarray(keras.ops.convert_to_numpy(linear.weight(linear.depthwise).value), float)
     taps = taps.reshape(-1, taps.shape[-2] * taps.shape[-1])
     return mean * taps.sum(axis=0), covariance * (taps.T @ taps)
 
@@ -139,14 +139,12 @@ def positions_per_id(ids: np.ndarray) -> np.ndarray:
     return np.argsort(ids, kind="stable").reshape(len(counts), -1)
 
 
-def _normalised(call: Call, x: Tensor, channels: Channels) -> Channels:
+def _normalised(statistics: Statistics, x: Tensor, channels: Channels) -> Channels:
     """Batch normalization: its own statistics give the true scale and the true mean."""
-    if not x.tracked or call.op.axis % len(x.shape) != x.axis:
+    if not x.tracked or statistics.axis % len(x.shape) != x.axis:
         return channels
-    weights = {k: np.asarray(keras.ops.convert_to_numpy(v.value), float) for k, v in named_weights(call.op).items()}
-    ones = np.ones(len(x.ids))
-    gamma, beta = weights.get("gamma", ones), weights.get("beta", 0 * ones)
-    scale = gamma / np.sqrt(weights["moving_variance"] + call.op.epsilon)
+    _, variance, gamma, beta = statistics.values("float64")
+    scale = gamma / np.sqrt(variance + statistics.epsilon)
     unique, first = np.unique(x.ids, return_index=True)
     covariance = channels.at(unique)[1] * np.outer(scale[first], scale[first])
     # One factor for the layer, so that channels that depend on each other linearly still do.
@@ -178,7 +176,7 @@ def _elementwise(
     call: Call, args: tuple, kwargs: dict, inputs: tuple[Tensor, ...], out: Tensor, channels: list[Channels]
 ) -> Channels:
     """Functions of one tensor and a number; sums and products of independent tensors."""
-    kind = type(call.op).__name__
+    kind = keras_name(call.op)
     if len(channels) == 1:
         others = keras.tree.flatten((args, kwargs))
         if any(getattr(v, "ndim", 0) for v in others):

@@ -12,6 +12,7 @@ import numpy as np
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.activation import is_activation
+from keras_filterprune.handlers.base import keras_name
 from keras_filterprune.probe.data import check_class_scores, labelled_inputs
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.progress import track
@@ -179,10 +180,12 @@ def _are_logits(view: ModelView, scores: np.ndarray) -> bool:
         return scores.min() < 0 or not np.allclose(scores.astype(float).sum(axis=1), 1, atol=1e-2)
     # One logit can lie in [0, 1] for all samples: the activation tells.
     call = view.calls[view.outputs[0].call]
-    while call.inputs and not is_activation(call.op) and not named_weights(call.op):
+    function = getattr(call.op, "activation", None)
+    passes = None, keras.activations.linear
+    while call.inputs and function in passes and not is_activation(call.op) and not named_weights(call.op):
         call = view.calls[call.inputs[0].call]
-    activation = getattr(call.op, "activation", None)
-    return activation is not keras.activations.sigmoid and type(call.op).__name__ != "Sigmoid"
+        function = getattr(call.op, "activation", None)
+    return function is not keras.activations.sigmoid and keras_name(call.op) != "Sigmoid"
 
 
 def cross_entropy(scores: Any, labels: np.ndarray, logits: bool) -> Any:

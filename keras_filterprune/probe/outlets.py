@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.activation import is_relu
-from keras_filterprune.handlers.base import Rebuilt
-
-L = keras.layers
+from keras_filterprune.handlers.base import Rebuilt, keras_name, linear_of, statistics_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,26 +29,28 @@ class Outlet:
 
 
 def outlets(view: ModelView) -> dict[str, Outlet]:
-    """{layer: where its output goes}: through batch normalization into a sum of two, if nobody else reads it."""
+    """{layer that multiplies: where its output goes}, through batch normalization into a sum of two perhaps."""
     calls = Counter(call.path for call in view.calls)
     found = {}
     for number, call in enumerate(view.calls):
-        if not call.inputs:
+        linear = linear_of(call.op) if call.inputs else None
+        if linear is None:
             continue
-        if getattr(call.op, "activation", None) not in (None, keras.activations.linear):
-            found[call.path] = Outlet(rectified=call.op.activation is keras.activations.relu)
+        if linear.activation not in (None, keras.activations.linear):
+            found[call.path] = Outlet(rectified=linear.activation is keras.activations.relu)
             continue
         after, at, normalization = view.only_reader(number), number, None
-        if after is not None and isinstance(view.calls[after].op, L.BatchNormalization):
+        statistics = None if after is None else statistics_of(view.calls[after].op)
+        if statistics is not None:
             normalization = view.calls[after]
-            over_channels = normalization.op.axis in (-1, len(normalization.input_shapes[0]) - 1)
+            over_channels = statistics.axis in (-1, len(normalization.input_shapes[0]) - 1)
             if calls[normalization.path] > 1 or not over_channels:
                 # What several layers or channels share is not for one of them to set.
                 found[call.path] = Outlet()
                 continue
             at, after = after, view.only_reader(after)
         shortcut = None
-        if after is not None and type(view.calls[after].op).__name__ == "Add" and len(view.calls[after].inputs) == 2:
+        if after is not None and keras_name(view.calls[after].op) == "Add" and len(view.calls[after].inputs) == 2:
             others = [ref for ref in view.calls[after].inputs if ref != TensorRef(at, 0)]
             same = len(others) == 1 and view.calls[after].input_shapes[0] == view.calls[after].input_shapes[1]
             shortcut = others[0] if same else None
@@ -63,8 +62,12 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
 
 def add_constant(rebuilt: Rebuilt, outlet: Outlet, call: Call, constant: np.ndarray) -> None:
     """Add a constant (kept outputs,) to the output of a layer's twin, where there is room: its bias, a moving mean."""
-    bias = named_weights(rebuilt.twins[id(call.op)]).get("bias")
+    twin = rebuilt.twins[id(call.op)]
+    linear = linear_of(twin)
+    bias = linear.weight(linear.bias)
     if bias is not None:
         bias.assign_add(constant)
     elif outlet.normalization is not None:
-        rebuilt.twins[id(outlet.normalization.op)].moving_mean.assign_add(-constant)
+        twin = rebuilt.twins[id(outlet.normalization.op)]
+        statistics = statistics_of(twin)
+        statistics.weight(statistics.mean).assign_add(-constant)

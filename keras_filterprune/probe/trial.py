@@ -12,16 +12,10 @@ import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.kept import Kept
-from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
-from keras_filterprune.probe.consumers import (
-    generator_for,
-    is_transposed,
-    kernel_matrix,
-    moments,
-    read_ids,
-    sample_rows,
-)
+from keras_filterprune.handlers.base import linear_of, statistics_of
+from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.probe.consumers import generator_for, moments, sample_rows
 from keras_filterprune.probe.data import calibration_inputs, check_class_scores, labelled_inputs
 from keras_filterprune.probe.execute import Executor, Values, masked_apply, masked_weights
 from keras_filterprune.probe.outlets import outlets
@@ -41,7 +35,7 @@ _RIDGE = 1e-4
 class _Consumer:
     """A layer that reads channels: ids and moments of its input columns, and its kernel (taps, columns, outputs)."""
 
-    call: Call
+    linear: Linear
     ids: np.ndarray
     mean: np.ndarray
     covariance: np.ndarray
@@ -107,7 +101,7 @@ class Trial:
         readers = {bind.layer for bind in self._graph.binds if bind.role == "input"}
 
         def watch(call: Call, args: tuple, kwargs: dict) -> Any:
-            if calls[call.path] == 1 and call.path in readers and not is_transposed(call.op):
+            if calls[call.path] == 1 and call.path in readers:
                 self._keep_statistics(call, args[0])
             return call.op(*args, **kwargs)
 
@@ -119,16 +113,19 @@ class Trial:
         return _flat(executor.outputs())
 
     def _keep_statistics(self, call: Call, x: Any) -> None:
-        found = kernel_matrix(call.op)
-        if found is None or found[1].shape[1] > _LARGEST or call.path not in self._ids:
+        linear = linear_of(call.op)
+        if linear is None or linear.transposed or call.path not in self._ids:
             return
-        rows, kernel = sample_rows(call.op, x, generator_for(call)).x, found[1]
-        ids = read_ids(call.op, self._ids[call.path])
+        kernel = linear.matrix
+        if kernel is None or kernel.shape[1] > _LARGEST:
+            return
+        rows = sample_rows(linear, x, generator_for(call)).x
+        ids = linear.read(self._ids[call.path])
         if kernel.shape[0] * kernel.shape[1] <= _LARGEST:
             ids = np.tile(ids, len(kernel))
             kernel = kernel.reshape(1, -1, kernel.shape[-1])
         mean, covariance = moments(rows.reshape(-1, kernel.shape[1]))
-        self._consumers[call.path] = _Consumer(call, ids, mean, covariance.astype(np.float32), kernel)
+        self._consumers[call.path] = _Consumer(linear, ids, mean, covariance.astype(np.float32), kernel)
 
     def __call__(self, kept: Kept) -> float:
         """The score of a choice, higher = better: accuracy, or minus the relative squared error of the outputs."""
@@ -152,22 +149,24 @@ class Trial:
             new, constant = refit(c.mean, c.covariance, c.kernel, kept, mixed_by_all(c.covariance, kept, _RIDGE))
             whole = np.zeros_like(c.kernel)
             whole[:, kept] = new
-            self._refits[key] = self._values(path, c.call, whole, constant)
+            self._refits[key] = self._values(path, c.linear, whole, constant)
         return self._refits[key]
 
-    def _values(self, path: str, call: Call, kernel: np.ndarray, constant: np.ndarray) -> list[tuple[str, Any, Any]]:
-        weights = named_weights(call.op)
-        variable = weights[kernel_matrix(call.op)[0]]
-        values = [(path, variable, keras.ops.convert_to_tensor(kernel.reshape(variable.shape), variable.dtype))]
+    def _values(
+        self, path: str, linear: Linear, kernel: np.ndarray, constant: np.ndarray
+    ) -> list[tuple[str, Any, Any]]:
+        variable, own = linear.weight(linear.kernel), linear.weight(linear.bias)
+        values = [(path, variable, keras.ops.convert_to_tensor(linear.stored(kernel), variable.dtype))]
         normalization = self._outlets[path].normalization
-        if "bias" in weights:
-            bias = keras.ops.convert_to_numpy(weights["bias"].value)
+        if own is not None:
+            bias = keras.ops.convert_to_numpy(own.value)
             # A GRU has a second row of biases, for its own state.
             row = bias if bias.ndim == 1 else bias[0]
             row += constant.astype(bias.dtype)
-            values.append((path, weights["bias"], keras.ops.convert_to_tensor(bias, weights["bias"].dtype)))
+            values.append((path, own, keras.ops.convert_to_tensor(bias, own.dtype)))
         elif normalization is not None:
-            mean = normalization.op.moving_mean
+            statistics = statistics_of(normalization.op)
+            mean = statistics.weight(statistics.mean)
             values.append((normalization.path, mean, mean.value - constant.astype(np.float32)))
         return values
 

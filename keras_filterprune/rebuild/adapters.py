@@ -11,15 +11,13 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions
-from keras_filterprune.graph.keras_view import copy_value
+from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions, is_convolution
+from keras_filterprune.graph.keras_view import copy_value, named_weights
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.handlers.base import volume
-from keras_filterprune.probe.consumers import assign_kernel, kernel_matrix
+from keras_filterprune.handlers.base import linear_of, volume
 from keras_filterprune.rebuild.clone import Rewriter, without_old_shapes
 
 L = keras.layers
-_WRAPPED = (L.Conv1D, L.Conv2D, L.Conv3D)
 # What a convolution does after its kernel: this moves with the end of the chain.
 _AFTER_KERNEL = (
     "use_bias",
@@ -39,12 +37,12 @@ def wrappable(graph: ChannelGraph) -> list[str]:
     """
     calls = Counter(call.path for call in graph.view.calls)
     adapted = adapted_convolutions(graph.view)
-    found = [call for call in graph.view.calls if type(call.op) in _WRAPPED]
+    found = [(call, linear_of(call.op)) for call in graph.view.calls if is_convolution(call.op)]
     return [
         call.path
-        for call in found[1:]
-        if math.prod(call.op.kernel_size) > 1
-        and call.op.groups == 1
+        for call, linear in found[1:]
+        if math.prod(linear.window.kernel_size) > 1
+        and linear.groups == 1
         and calls[call.path] == 1
         and (call.path in adapted or not {call.path + BEFORE, call.path + AFTER} & set(calls))
     ]
@@ -113,9 +111,11 @@ class _Adder(_InPlace):
 
     def write(self) -> None:
         for op, before, core, after in self._copied:
-            copy_value(op.kernel, core.kernel)
+            own = named_weights(op)
+            for name, variable in named_weights(core).items():
+                copy_value(own[name], variable)
             for adapter in (before, after):
-                assign_kernel(adapter, np.eye(adapter.filters))
+                linear_of(adapter).assign(np.eye(adapter.filters))
             if op.use_bias:
                 copy_value(op.bias, after.bias)
 
@@ -152,13 +152,13 @@ class _Merger(_InPlace):
 
     def write(self) -> None:
         for found, into, onto in self._cores.values():
-            before, kernel, after = (kernel_matrix(call.op)[1] for call in (found.before, found.core, found.after))
+            before, kernel, after = (linear.matrix for linear in found.linears)
             if into:
                 kernel = before[0] @ kernel
             if onto:
                 kernel = kernel @ after[0]
             twin = self.twins[id(found.core.op)]
-            assign_kernel(twin, kernel)
+            linear_of(twin).assign(kernel)
             if onto and twin.use_bias:
                 copy_value(found.after.op.bias, twin.bias)
 

@@ -14,7 +14,7 @@ from keras_filterprune.errors import SurgeryError, UnsupportedModelError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import copy_value, first_line, functional_class, named_weights
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.handlers.base import Handler, Rebuilt, Resize, handler_for
+from keras_filterprune.handlers.base import Handler, Rebuilt, Resize, explained, handler_for
 
 
 def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:
@@ -128,7 +128,8 @@ class Cloner:
         r = self.changed.get(id(op))
         config = op.get_config()
         if r is not None:
-            config = handler_for(op).resize(without_old_shapes(copy.deepcopy(config)), r)
+            with explained():
+                config = handler_for(op).resize(without_old_shapes(copy.deepcopy(config)), r)
         if isinstance(op, keras.layers.Lambda):
             return type(op).from_config(config, safe_mode=False)
         try:

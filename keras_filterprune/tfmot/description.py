@@ -12,6 +12,7 @@ import numpy as np
 from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.graph.types import Call, ModelView
+from keras_filterprune.handlers.base import keras_class, keras_name
 from keras_filterprune.probe.execute import Executor, random_inputs
 
 # How many values of every tensor are compared.
@@ -32,7 +33,7 @@ class LayerSpec:
 
     Attributes:
         name: its path in the model.
-        kind: name of its class in `keras.layers`.
+        kind: name of its class in `keras.layers`, or of the one that it is registered like.
         config: its configuration without initializers; regularizers and constraints as class name and config.
         defaults: the constructor's default of every argument that has one.
         weights: its weights, in the order of `get_weights()`.
@@ -99,16 +100,16 @@ def _spec(call: Call, specs: dict[int, LayerSpec]) -> InputSpec | LayerSpec:
 
 
 def _layer_spec(call: Call) -> LayerSpec:
-    layer, kind = call.op, type(call.op).__name__
+    layer, known, kind = call.op, keras_class(call.op), keras_name(call.op)
     if not isinstance(layer, keras.layers.Layer):
         raise UnsupportedModelError(
             f"'{call.path}' is a bare operation ({kind}), and tf_keras has layers alone: write it as one, such as "
             "keras.layers.Add, Multiply, Rescaling, ReLU or Reshape."
         )
-    if getattr(keras.layers, kind, None) is not type(layer):
+    if known is None or getattr(keras.layers, kind, None) is not known:
         raise UnsupportedModelError(
-            f"layer '{call.path}' is a {type(layer).__module__}.{kind}, which tf_keras does not have. Replace it by "
-            "layers of Keras; strip_wrappers() takes training-time wrappers off."
+            f"layer '{call.path}' is a {type(layer).__module__}.{type(layer).__name__}, which tf_keras does not have. "
+            "Replace it by layers of Keras; strip_wrappers() takes training-time wrappers off."
         )
     if layer.dtype_policy.name != "float32":
         raise UnsupportedModelError(
@@ -116,7 +117,7 @@ def _layer_spec(call: Call) -> LayerSpec:
             "model in float32 and copy the weights with set_weights(model.get_weights())."
         )
     config = {key: _value(call.path, key, value) for key, value in layer.get_config().items() if _matters(key)}
-    parameters = inspect.signature(type(layer).__init__).parameters.values()
+    parameters = inspect.signature(known.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     return LayerSpec(call.path, kind, config, defaults, layer.get_weights())
 

@@ -10,21 +10,9 @@ from typing import Any
 import keras
 
 from keras_filterprune.errors import UnknownNameError, UnsupportedLayerError, UnsupportedModelError
-from keras_filterprune.handlers.base import register_handler
+from keras_filterprune.handlers.base import linear_of, register_handler, taught_by
 from keras_filterprune.training.base import TrainingWrapper, Transparent, wrappers_of
 
-L = keras.layers
-_TRANSPOSED = (L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
-WINDOWED = (
-    *_TRANSPOSED,
-    L.Conv1D,
-    L.Conv2D,
-    L.Conv3D,
-    L.DepthwiseConv1D,
-    L.DepthwiseConv2D,
-    L.SeparableConv1D,
-    L.SeparableConv2D,
-)
 # |W| is raised to norm / 2; without it the gradient of a weight of 0 would be infinite.
 _EPSILON = 1e-12
 
@@ -82,8 +70,10 @@ class BatchBridgeout(TrainingWrapper):
         seed: int | None = None,
         **kwargs,
     ):
-        if type(layer) not in (*WINDOWED, L.Dense):
-            kind = "is wrapped already" if isinstance(layer, L.Wrapper) else "has no kernel to perturb"
+        linear = linear_of(layer)
+        if linear is None or linear.product is None:
+            wrapped = isinstance(layer, keras.layers.Wrapper)
+            kind = "is wrapped already" if wrapped else f"has no kernel to perturb{taught_by(layer)}"
             raise UnsupportedLayerError(
                 f"BatchBridgeout expects a convolution or a Dense layer. Received: '{getattr(layer, 'name', layer)}' "
                 f"({type(layer).__name__}), which {kind}."
@@ -103,28 +93,31 @@ class BatchBridgeout(TrainingWrapper):
     def call(self, inputs: Any, training: bool = False, **kwargs) -> Any:
         if not training:
             return self.layer(inputs, **kwargs)
-        values = [(v, self._perturbed(v) if v.name.endswith("kernel") else v.value) for v in self.layer.variables]
+        linear = linear_of(self.layer)
+        axes = {id(linear.weight(name)): pair for name, pair in linear.kernels.items()}
+        values = [(v, self._perturbed(v, *axes[id(v)]) if id(v) in axes else v.value) for v in self.layer.variables]
         with keras.StatelessScope(state_mapping=values):
             return self.layer(inputs, **kwargs)
 
-    def _perturbed(self, variable: keras.Variable) -> Any:
+    def _perturbed(self, variable: keras.Variable, channels: int, filters: int) -> Any:
         ops, kernel = keras.ops, variable.value
         keep = 1 - self.rate.value
         drawn = keras.random.uniform(kernel.shape, dtype=kernel.dtype, seed=self.generator)
         noise = ops.cast(drawn < keep, kernel.dtype) / keep - 1
         # A power as TensorFlow computes it takes five times as long on a CPU.
         spread = ops.exp(ops.log(ops.abs(kernel) + _EPSILON) * (self.norm.value / 2))
-        return kernel + spread * noise * self._targets(kernel)
+        return kernel + spread * noise * self._targets(kernel, channels, filters)
 
-    def _targets(self, kernel: Any) -> Any:
+    def _targets(self, kernel: Any, channels: int, filters: int) -> Any:
         """1 where the kernel is perturbed, of a shape that broadcasts with it."""
         ops = keras.ops
-        inputs = -1 if type(self.layer) in _TRANSPOSED else -2
-        rank = math.floor(self.target_fraction * kernel.shape[inputs])
-        if rank == kernel.shape[inputs]:
+        rank = math.floor(self.target_fraction * kernel.shape[channels])
+        if rank == kernel.shape[channels]:
             return 1.0
-        norms = ops.sum(ops.square(kernel), axis=tuple(range(len(kernel.shape) - 2)))
-        threshold = ops.take(ops.sort(norms, axis=inputs), [rank], axis=inputs)
+        both = [axis % len(kernel.shape) for axis in (channels, filters)]
+        window = [axis for axis in range(len(kernel.shape)) if axis not in both]
+        norms = ops.sum(ops.square(kernel), axis=window, keepdims=True)
+        threshold = ops.take(ops.sort(norms, axis=channels), [rank], axis=channels)
         return ops.cast(norms < threshold, kernel.dtype)
 
     def save_own_variables(self, store: Any) -> None:

@@ -15,11 +15,12 @@ from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, UnknownNameError
 from keras_filterprune.graph.keras_view import copy_value, named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import Call, ChannelGraph
+from keras_filterprune.handlers.base import linear_of
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.rebuild.clone import Rewriter
 from keras_filterprune.training.base import TrainingWrapper, unwrapped
-from keras_filterprune.training.bridgeout import WINDOWED, BatchBridgeout
+from keras_filterprune.training.bridgeout import BatchBridgeout
 from keras_filterprune.training.filter_pruning import FilterPruning
 
 
@@ -59,7 +60,8 @@ def apply_bridgeout(
 
     def chosen(call: Call) -> bool:
         if patterns is None:
-            return type(call.op) in WINDOWED and math.prod(call.op.kernel_size) > 1
+            linear = linear_of(call.op)
+            return linear is not None and linear.window is not None and math.prod(linear.window.kernel_size) > 1
         return any(fnmatch.fnmatch(call.path, pattern) for pattern in patterns)
 
     wanted = "a convolution with a window" if patterns is None else f"{include!r}"

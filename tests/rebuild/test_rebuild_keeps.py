@@ -596,14 +596,6 @@ class MyConv(layers.Conv2D):
     """A user's subclass of a layer that it does know."""
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    """Registrations made in a test end with it."""
-    from keras_filterprune.handlers import base
-
-    monkeypatch.setattr(base, "_BY_TYPE", dict(base._BY_TYPE))
-
-
 def test_unknown_layer_is_pinned_and_the_reason_shows_the_way_out():
     model = chain(conv(8, "a"), Halve(name="halve"), conv(6, "b"))
     assert reason(model, "a") == (
