@@ -161,8 +161,8 @@ class Handler(abc.ABC):
             A `Linear`; None (default) for a layer that computes something else, or more than that.
 
         Example:
-            A layer that stores its kernel as (outputs, channels), in a weight named "rows"; docs/extending.md has all of
-            its handler:
+            A layer that stores its kernel as (outputs, channels), in a weight named "rows"; docs/extending.md has all
+            of its handler:
 
             >>> import keras, keras_filterprune as kfp
             >>> def linear(self, op):
