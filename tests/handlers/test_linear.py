@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from builders import array, assert_same, outputs
+from builders import array, assert_same, predict
 from keras import layers
 from zoo import randomise
 
@@ -184,7 +184,7 @@ def test_a_layer_with_a_handler_of_its_own_is_treated_like_its_twin(method, comp
     assert_same(small[0], other[0], X, 1e-4)
     if compensate != "none":
         plain = kfp.prune_model(mine, method, 0.5, data=X, compensate="none", progress=False)
-        assert np.abs(outputs(plain, X)[0] - outputs(other[0], X)[0]).max() > 1e-3
+        assert np.abs(predict(plain, X)[0] - predict(other[0], X)[0]).max() > 1e-3
 
 
 @pytest.mark.usefixtures("registry")
