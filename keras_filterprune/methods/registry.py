@@ -20,9 +20,8 @@ class Method:
 
     Args:
         criterion: which units of a group stay.
-        allocator: how many units each group keeps; `Uniform()` by default.
-        compensator: what makes up for the removed ones; `BNRecalibration()` by default; used when what it
-            needs is there.
+        allocator: how many units each group keeps (`Uniform()`).
+        compensator: what makes up for the removed ones, if what it needs is there (`BNRecalibration()`).
         rounds: the budget is reached in so many cuts by equal factors (1); scores are measured anew on the compensated
             network between them, and `prune_model(finetune=)` trains it there.
         one_by_one: cut one group after the other (False), the one first whose own cut costs least, each chosen on the

@@ -94,7 +94,7 @@ def apply_filter_pruning(model: keras.Model) -> keras.Model:
     return _masked(model, analyze(model), lambda layer, _: FilterPruning(layer))
 
 
-def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l2", data: Any = None) -> keras.Model:
+def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l2", *, data: Any = None) -> keras.Model:
     """As `apply_filter_pruning`, with gates that are trained in the place of masks, for `BudgetGates`.
 
     Args:
