@@ -5,7 +5,7 @@ from keras_filterprune.criteria.activity import APoZ as APoZ
 from keras_filterprune.criteria.activity import MeanActivation as MeanActivation
 from keras_filterprune.criteria.base import Criterion as Criterion
 from keras_filterprune.criteria.base import MemberCriterion as MemberCriterion
-from keras_filterprune.criteria.base import filter_rows as filter_rows
+from keras_filterprune.criteria.base import read_filters as read_filters
 from keras_filterprune.criteria.dead import Dead as Dead
 from keras_filterprune.criteria.distance import FPGM as FPGM
 from keras_filterprune.criteria.genetic import Genetic as Genetic

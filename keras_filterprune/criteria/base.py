@@ -36,7 +36,7 @@ class Criterion(abc.ABC):
         >>> class Peak(kfp.criteria.Criterion):
         ...     def scores(self, group, weights):
         ...         filters = [m for m in group.members if m.role == "filter"]
-        ...         return sum(np.abs(kfp.criteria.filter_rows(m, weights)).max(axis=1) for m in filters)
+        ...         return sum(np.abs(kfp.criteria.read_filters(m, weights)).max(axis=1) for m in filters)
         ...
         >>> conv = keras.layers.Conv2D(8, 3, name="conv")
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), conv, keras.layers.Flatten(), keras.layers.Dense(2)])
@@ -139,7 +139,7 @@ class MemberCriterion(Criterion):
 
     def filters(self, member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """What `score` is given of a member: its filters in float64, of shape (n, weights per unit)."""
-        return filter_rows(member, weights)
+        return read_filters(member, weights)
 
     @abc.abstractmethod
     def score(self, filters: np.ndarray) -> np.ndarray:
@@ -172,7 +172,7 @@ def filter_tensors(member: Member, weights: Mapping[tuple[str, str], np.ndarray]
     return array.reshape(*member.positions.shape, -1, array.shape[-1] if array.ndim > 2 else 1)
 
 
-def filter_rows(member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+def read_filters(member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
     """Read the weights of every unit of a member.
 
     Args:
@@ -187,7 +187,7 @@ def filter_rows(member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -
         >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(2, 1)]
         >>> graph = kfp.analyze(keras.Sequential(layers))
         >>> member = graph.groups[0].members[0]
-        >>> kfp.criteria.filter_rows(member, kfp.criteria.Weights(graph.view)).shape
+        >>> kfp.criteria.read_filters(member, kfp.criteria.Weights(graph.view)).shape
         (4, 27)
     """
     return filter_tensors(member, weights).reshape(len(member.positions), -1).astype(np.float64)

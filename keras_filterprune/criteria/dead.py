@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from keras_filterprune.criteria.base import Criterion, filter_rows
+from keras_filterprune.criteria.base import Criterion, read_filters
 from keras_filterprune.graph.types import Group
 
 
@@ -26,7 +26,7 @@ class Dead(Criterion):
 
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         readers = [m for m in group.members if m.role == "input"]
-        return sum((np.abs(filter_rows(m, weights)).sum(axis=1) for m in readers), np.zeros(group.size))
+        return sum((np.abs(read_filters(m, weights)).sum(axis=1) for m in readers), np.zeros(group.size))
 
     def redundant(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> int:
         return int((self.scores(group, weights) == 0).sum())

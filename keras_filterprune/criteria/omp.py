@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.criteria.base import Criterion, filter_rows
+from keras_filterprune.criteria.base import Criterion, read_filters
 from keras_filterprune.criteria.greedy import backward_order, forward_order, replaceable_order
 from keras_filterprune.errors import UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph, Group
@@ -137,13 +137,13 @@ def _sides(group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> tuple
     made, read = (next(m for m in group.members if m.role == role) for role in ("filter", "input"))
     windows = [math.prod(weights[m.layer, m.weight].shape[:-2]) for m in (made, read)]
     first, second = (made, read) if windows[0] >= windows[1] else (read, made)
-    return filter_rows(first, weights), filter_rows(second, weights)
+    return read_filters(first, weights), read_filters(second, weights)
 
 
 def _gram(group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
     """Gram matrix (n_units, n_units) of the filters of a group, layers of equal total weight."""
     sides = _sides(group, weights)
-    stacked = [filter_rows(m, weights) for m in group.members if m.role == "filter"] if sides is None else sides[:1]
+    stacked = [read_filters(m, weights) for m in group.members if m.role == "filter"] if sides is None else sides[:1]
     gram = np.zeros((group.size, group.size))
     for rows in stacked:
         own = rows @ rows.T

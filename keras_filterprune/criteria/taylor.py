@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.criteria.base import Criterion, MemberCriterion, filter_rows
+from keras_filterprune.criteria.base import Criterion, MemberCriterion, read_filters
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import ChannelGraph, Group, Member
 from keras_filterprune.probe.gradients import gate_gradients, weight_gradients
@@ -49,7 +49,7 @@ class Taylor(MemberCriterion):
         return observed
 
     def filters(self, member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        return filter_rows(member, _observed(self, self._changes))
+        return read_filters(member, _observed(self, self._changes))
 
     def score(self, filters: np.ndarray) -> np.ndarray:
         return filters.sum(axis=1)
