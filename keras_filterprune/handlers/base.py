@@ -37,7 +37,8 @@ class Resize:
         >>> import keras, numpy as np, keras_filterprune as kfp
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(2, 1)])
         >>> graph = kfp.analyze(model)
-        >>> alive = graph.kept_ids({graph.groups[0].name: np.array([0, 3])})
+        >>> alive = np.ones(graph.unit_of_id.size, bool)
+        >>> alive[np.isin(graph.unit_of_id, graph.groups[0].units[1:3])] = False
         >>> resize = kfp.handlers.Resize(graph.view.calls[2], *graph.tensors[2], alive)
         >>> resize.width(resize.inputs[0]), resize.shape(resize.inputs[0])
         (2, (None, 6, 6, 2))
