@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from keras_filterprune.export.tflite_file import FileOperator
+from keras_filterprune.export.file_operators import FileOperator
 
 # Where int8 data meets operators that compute in float32, and where inputs and outputs are float32.
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")

@@ -16,10 +16,12 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import ExportError, UnknownNameError
+from keras_filterprune.export.file_operators import FileOperator, read_operators
 from keras_filterprune.export.image_constants import stored_by_column
 from keras_filterprune.export.integers import quantize_statically
+from keras_filterprune.export.layer_names import LayerNames
 from keras_filterprune.export.signature import input_ports, input_structure, output_keys
-from keras_filterprune.export.tflite_file import FileOperator, LayerNames, read_operators
+from keras_filterprune.export.tflite_file import TFLiteFile
 
 INTEGER_MODES = ("int8", "int16x8")
 
@@ -67,17 +69,17 @@ def convert(model: keras.Model, keys: Sequence[str], folder: Path, mode: str, dy
 
 
 def convert_to_integers(
-    content: bytes,
+    file: TFLiteFile,
     model: keras.Model,
     mode: str,
     samples: dict[str, np.ndarray],
     keep_float: Sequence[str] = (),
     integer_io: bool = False,
-) -> tuple[bytes, list[FileOperator]]:
+) -> tuple[TFLiteFile, list[FileOperator]]:
     """Quantize weights and activations of a float32 file.
 
     Args:
-        content: The float32 file.
+        file: the float32 file.
         model: The model that it was made from.
         mode: "int8" or "int16x8".
         samples: By input key; the ranges of activations are taken from them.
@@ -85,13 +87,13 @@ def convert_to_integers(
         integer_io: Inputs and outputs are integers too.
 
     Returns:
-        The content of the quantized file, and the operators that stay in float32 because of `keep_float`.
+        The quantized file, and the operators that stay in float32 because of `keep_float`.
 
     Raises:
         ExportError: The model holds a loop, or the quantizer fails.
         UnknownNameError: An entry of `keep_float` is neither an operator of the file nor a layer with operators.
     """
-    operators = read_operators(content, model)
+    operators = read_operators(file, model)
     loops = sorted({op.kind for op in operators} & {"WHILE", "IF"})
     if loops:
         raise ExportError(
@@ -110,7 +112,7 @@ def convert_to_integers(
             )
         kept += chosen
     try:
-        return quantize_statically(content, mode, samples, kept, integer_io), kept
+        return quantize_statically(file, mode, samples, kept, integer_io), kept
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
         raise ExportError(
             f"ai-edge-quantizer cannot quantize model {model.name!r} to {mode}: {_first_lines(error)}. "

@@ -7,12 +7,17 @@ transposed layout), its int16x8 for four, and its calibrator ends the process wh
 can leave chosen operators in float32.
 """
 
+from __future__ import annotations
+
+import copy
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from keras_filterprune.export.tflite_file import FileOperator, pack, unpack
+from keras_filterprune.export.file_operators import FileOperator
+from keras_filterprune.export.tflite_file import TFLiteFile
 
 _ACTIVATION_BITS = {"int8": 8, "int16x8": 16}
 # What the two call differently.
@@ -23,16 +28,16 @@ _INFINITY = 3e38
 
 
 def quantize_statically(
-    content: bytes,
+    file: TFLiteFile,
     mode: str,
     samples: dict[str, np.ndarray],
     keep_float: Sequence[FileOperator] = (),
     integer_io: bool = False,
-) -> bytes:
+) -> TFLiteFile:
     """Quantize weights and activations of a float32 file.
 
     Args:
-        content: The float32 file.
+        file: the float32 file.
         mode: "int8" or "int16x8".
         samples: `{input key: array of shape (samples, *input shape)}`; the ranges of activations are the smallest and
             largest values met with them.
@@ -40,7 +45,7 @@ def quantize_statically(
         integer_io: Inputs and outputs are integers too, instead of float32.
 
     Returns:
-        The content of the quantized file.
+        The quantized file.
 
     Raises:
         ValueError, RuntimeError: The quantizer cannot handle the file.
@@ -48,7 +53,7 @@ def quantize_statically(
     from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 
     if mode == "int16x8":
-        content = _without_power_of_two_sums(content)
+        file = _without_power_of_two_sums(file)
     names = qtyping.TFLOperationName
     recipe = recipe_manager.RecipeManager()
     recipe.add_static_config(".*", names.ALL_SUPPORTED, _ACTIVATION_BITS[mode], 8)
@@ -56,29 +61,28 @@ def quantize_statically(
     floats = [(".*", kind) for kind in (*_ALWAYS_FLOAT, *(() if integer_io else ("INPUT", "OUTPUT")))]
     # The quantizer finds an operator by the name of its output, followed by a semicolon.
     floats += [(f"^{re.escape(op.output)};", _QUANTIZER_NAMES.get(op.kind, op.kind)) for op in keep_float]
-    floats += [(f"^{re.escape(name)};", "SPLIT") for name in _splits_with_unread_parts(content)]
+    floats += [(f"^{re.escape(name)};", "SPLIT") for name in _splits_with_unread_parts(file)]
     for scope, kind in floats:
         if kind in known:
             recipe.add_quantization_config(
                 scope, names(kind), algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
             )
-    result = quantizer.Quantizer(content, recipe.get_quantization_recipe()).quantize(
-        _ranges(content, samples), enable_progress_bar=False, enable_progress_report=False
+    result = quantizer.Quantizer(file.content, recipe.get_quantization_recipe()).quantize(
+        _ranges(file, samples), enable_progress_bar=False, enable_progress_report=False
     )
-    return _with_weights_inside(bytes(result.quantized_model))
+    return _with_weights_inside(TFLiteFile(bytes(result.quantized_model)))
 
 
-def _with_weights_inside(content: bytes) -> bytes:
+def _with_weights_inside(file: TFLiteFile) -> TFLiteFile:
     """From 256 KiB on the quantizer puts weights behind the flatbuffer, where tools that rewrite the file lose them."""
-    model = unpack(content)
-    outside = [buffer for buffer in model.buffers if buffer.offset]
+    outside = [buffer for buffer in file.model.buffers if buffer.offset]
     for buffer in outside:
-        buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+        buffer.data = np.frombuffer(file.content, np.uint8, buffer.size, buffer.offset)
         buffer.offset = buffer.size = 0
-    return pack(model) if outside else content
+    return TFLiteFile.holding(file.model) if outside else file
 
 
-def _ranges(content: bytes, samples: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+def _ranges(file: TFLiteFile, samples: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """{activation: its smallest and largest value}, as ai-edge-quantizer takes them; it knows weights by channel.
 
     Its own calibration averages over the samples, which clips (agreement with Keras on a ResNet-20 falls from 99 to
@@ -87,16 +91,15 @@ def _ranges(content: bytes, samples: dict[str, np.ndarray]) -> dict[str, dict[st
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     interpreter = Interpreter(
-        model_content=content,
+        model_content=file.content,
         num_threads=1,
         # A delegate would keep what passes inside of it to itself.
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         experimental_preserve_all_tensors=True,
     )
     run = interpreter.get_signature_runner()
-    model = unpack(content)
     stored = {
-        tensor.name.decode() for tensor in model.subgraphs[0].tensors if model.buffers[tensor.buffer].data is not None
+        tensor.name.decode() for tensor in file.graph.tensors if file.model.buffers[tensor.buffer].data is not None
     }
     ranges: dict[str, dict[str, np.ndarray]] = {}
     for index in range(len(next(iter(samples.values())))):
@@ -117,29 +120,31 @@ def _ranges(content: bytes, samples: dict[str, np.ndarray]) -> dict[str, dict[st
     return ranges
 
 
-def _splits_with_unread_parts(content: bytes) -> list[str]:
+def _splits_with_unread_parts(file: TFLiteFile) -> list[str]:
     """Names of their first outputs: the quantizer leaves unread outputs in float32, a mixture that XNNPACK refuses."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = unpack(content)
-    graph = model.subgraphs[0]
+    graph = file.graph
     read = {int(tensor) for operator in graph.operators for tensor in operator.inputs} | set(map(int, graph.outputs))
     return [
         graph.tensors[operator.outputs[0]].name.decode()
-        for operator in graph.operators
-        if model.operatorCodes[operator.opcodeIndex].builtinCode == schema.BuiltinOperator.SPLIT
-        and not read.issuperset(map(int, operator.outputs))
+        for kind, operator in zip(file.kinds[0], graph.operators, strict=True)
+        if kind == "SPLIT" and not read.issuperset(map(int, operator.outputs))
     ]
 
 
-def _without_power_of_two_sums(content: bytes) -> bytes:
+def _without_power_of_two_sums(file: TFLiteFile) -> TFLiteFile:
     """LiteRT takes int16 sums for ones of powers of two when the scales happen to be some, and refuses the file."""
-    from ai_edge_litert import schema_py_generated as schema
+    model = copy.copy(file.model)
+    model.subgraphs = [copy.copy(graph) for graph in model.subgraphs]
+    for graph, kinds in zip(model.subgraphs, file.kinds, strict=True):
+        graph.operators = [
+            _with_any_scale(operator) if kind in ("ADD", "SUB") else operator
+            for kind, operator in zip(kinds, graph.operators, strict=True)
+        ]
+    return TFLiteFile.holding(model)
 
-    model = unpack(content)
-    sums = (schema.BuiltinOperator.ADD, schema.BuiltinOperator.SUB)
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            if model.operatorCodes[operator.opcodeIndex].builtinCode in sums:
-                operator.builtinOptions.potScaleInt16 = False
-    return pack(model)
+
+def _with_any_scale(operator: Any) -> Any:
+    operator = copy.copy(operator)
+    operator.builtinOptions = copy.copy(operator.builtinOptions)
+    operator.builtinOptions.potScaleInt16 = False
+    return operator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import FileError, InvalidValueError, PlanMismatchError
 from keras_filterprune.export import metadata_schema as schema
 from keras_filterprune.export.signature import InputPort, output_keys
-from keras_filterprune.export.tflite_file import pack, unpack
+from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.rebuild.plan import PruningPlan, package_version
 
 _OWN = "keras_filterprune.json"
@@ -103,41 +104,41 @@ def check_metadata(metadata: Metadata, model: keras.Model, ports: Sequence[Input
         _check_plan(metadata.plan, model)
 
 
-def embed(content: bytes, metadata: Metadata, name: str, ports: Sequence[InputPort]) -> bytes:
+def embed(file: TFLiteFile, metadata: Metadata, name: str, ports: Sequence[InputPort]) -> TFLiteFile:
     """Put metadata into a `.tflite` file, where TensorFlow Lite's tools look for it.
 
     The file refers to a FlatBuffer of the official schema; an archive at its end, which LiteRT does not read, holds the
     labels and what the schema has no place for.
 
     Args:
-        content: The bytes of the file.
+        file: the file.
         metadata: Checked metadata.
         name: The model's name.
         ports: The model's inputs.
 
     Returns:
-        The bytes of the new file.
+        The new file.
     """
     from ai_edge_litert import schema_py_generated as tflite
 
-    model = unpack(content)
+    model = copy.copy(file.model)
     inputs, outputs = _tensor_names(model)
     labels = _by_name(metadata.labels, outputs, "labels", "output")
     files = {key: "labels.txt" if len(outputs) == 1 else f"labels_{key}.txt" for key in labels}
     keys = {port.name: port.key for port in ports}
     ranges = _by_name(metadata.normalization, list(keys), "normalization", "input")
     ranges = {keys[name]: np.broadcast_arrays(*map(np.ravel, pair)) for name, pair in ranges.items()}
-    tables = {key: [schema.associated_file(file, "names of the classes", labels=True)] for key, file in files.items()}
+    tables = {key: [schema.associated_file(name, "names of the classes", labels=True)] for key, name in files.items()}
     official = schema.model_metadata(
         name,
         [schema.tensor(key, ranges.get(key), []) for key in inputs],
         [schema.tensor(key, None, tables.get(key, [])) for key in outputs],
         [schema.associated_file(_OWN, "what keras_filterprune recorded")],
     )
-    model.buffers.append(tflite.BufferT(data=np.frombuffer(official, np.uint8)))
+    model.buffers = [*model.buffers, tflite.BufferT(data=np.frombuffer(official, np.uint8))]
     model.metadata = [*(model.metadata or []), tflite.MetadataT(name=schema.ENTRY, buffer=len(model.buffers) - 1)]
-    archive = {file: "".join(f"{label}\n" for label in labels[key]) for key, file in files.items()}
-    return _with_archive(pack(model), archive | {_OWN: json.dumps(_own(metadata, files))})
+    archive = {name: "".join(f"{label}\n" for label in labels[key]) for key, name in files.items()}
+    return _with_archive(TFLiteFile.holding(model), archive | {_OWN: json.dumps(_own(metadata, files))})
 
 
 def _own(metadata: Metadata, files: dict[str, str]) -> dict[str, Any]:
@@ -163,13 +164,13 @@ def _tensor_names(model: Any) -> tuple[list[str], list[str]]:
     return found[0], found[1]
 
 
-def _with_archive(content: bytes, files: dict[str, str]) -> bytes:
-    target = io.BytesIO(content)
+def _with_archive(file: TFLiteFile, texts: dict[str, str]) -> TFLiteFile:
+    target = io.BytesIO(file.content)
     with zipfile.ZipFile(target, "a") as archive:
-        for name, text in files.items():
+        for name, text in texts.items():
             # A ZipInfo has a fixed date, so that equal models are equal files.
             archive.writestr(zipfile.ZipInfo(name), text)
-    return target.getvalue()
+    return TFLiteFile.parsed(target.getvalue(), file.model)
 
 
 def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:

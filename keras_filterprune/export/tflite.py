@@ -14,13 +14,15 @@ from keras_filterprune.errors import CalibrationDataError, ExportError, InvalidV
 from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers
+from keras_filterprune.export.file_operators import FileOperator, read_operators, refuse_operators
+from keras_filterprune.export.interrupts import interruptible
 from keras_filterprune.export.metadata import Metadata, check_metadata, embed
 from keras_filterprune.export.other_backends import convert_elsewhere
 from keras_filterprune.export.parity import Parity, measure_parity
 from keras_filterprune.export.precision import in_float32
 from keras_filterprune.export.quiet import quiet
 from keras_filterprune.export.signature import InputPort, input_ports
-from keras_filterprune.export.tflite_file import FileOperator, count_operators, read_operators, refuse_operators
+from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.files import check_destination, replacing
 
 MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
@@ -151,25 +153,27 @@ def export_tflite(
     if metadata is not None:
         check_metadata(metadata, model, ports)
     model, halves = in_float32(model)
-    with replacing(path) as draft, quiet():
-        content = _converted(model, ports, draft.parent / "work", mode, dynamic_batch)
+    with replacing(path) as draft, quiet(), interruptible():
+        file = _converted(model, ports, draft.parent / "work", mode, dynamic_batch)
         kept: list[FileOperator] = []
         if mode in INTEGER_MODES:
-            content, kept = convert_to_integers(content, model, mode, samples, keep_float, integer_io)
-        content = content if metadata is None else embed(content, metadata, model.name, ports)
-        parity = measure_parity(model, content, ports, first_samples(samples), dynamic_batch) if verify else None
+            file, kept = convert_to_integers(file, model, mode, samples, keep_float, integer_io)
+        file = file if metadata is None else embed(file, metadata, model.name, ports)
+        parity = measure_parity(model, file.content, ports, first_samples(samples), dynamic_batch) if verify else None
         _refuse_differences(model, _TOLERANCES[mode] if tolerance is None else tolerance, parity)
-        warnings = _in_float32(halves) + advise(read_operators(content, model), mode, kept)
-        draft.write_bytes(content)
-    return export_result(path, mode, content, parity, warnings)
+        warnings = _in_float32(halves) + advise(read_operators(file, model), mode, kept)
+        draft.write_bytes(file.content)
+    return export_result(path, mode, file, parity, warnings)
 
 
-def _converted(model: keras.Model, ports: Sequence[InputPort], folder: Path, mode: str, dynamic_batch: bool) -> bytes:
+def _converted(
+    model: keras.Model, ports: Sequence[InputPort], folder: Path, mode: str, dynamic_batch: bool
+) -> TFLiteFile:
     on_tensorflow = keras.config.backend() == "tensorflow"
     keys = [port.key for port in ports]
-    content = (convert if on_tensorflow else convert_elsewhere)(model, keys, folder, mode, dynamic_batch)
-    refuse_operators(content, model)
-    return content
+    file = TFLiteFile((convert if on_tensorflow else convert_elsewhere)(model, keys, folder, mode, dynamic_batch))
+    refuse_operators(file, model)
+    return file
 
 
 def _samples(ports: tuple[InputPort, ...], mode: str, data: Any) -> dict[str, np.ndarray]:
@@ -189,14 +193,14 @@ def first_samples(samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def export_result(
-    path: Path, mode: str, content: bytes, parity: Parity | None, warnings: Sequence[ExportWarning]
+    path: Path, mode: str, file: TFLiteFile, parity: Parity | None, warnings: Sequence[ExportWarning]
 ) -> ExportResult:
-    """What is to be said of a file."""
+    """The result of an export, from what is known of the file."""
     return ExportResult(
         path=path,
-        bytes=len(content),
+        bytes=len(file.content),
         quantize=mode,
-        ops=count_operators(content),
+        ops=file.count_operators(),
         max_abs_difference=parity.max_abs_difference if parity else None,
         relative_difference=parity.relative_difference if parity else None,
         top1_agreement=parity.top1_agreement if parity else None,

@@ -12,10 +12,11 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import renamed_arguments
 from keras_filterprune.export.advice import advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
+from keras_filterprune.export.file_operators import read_operators, refuse_operators
 from keras_filterprune.export.parity import compare_outputs
 from keras_filterprune.export.signature import input_ports, output_keys
 from keras_filterprune.export.tflite import PARITY_SAMPLES, ExportResult, export_result, first_samples
-from keras_filterprune.export.tflite_file import read_operators, refuse_operators
+from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.files import check_destination, replacing
 from keras_filterprune.rebuild.clone import Rewriter
 from keras_filterprune.tfmot.description import describe
@@ -177,9 +178,9 @@ def export_qat(
     )
     with replacing(path) as draft:
         result = carry_out(job)
-        content = result["content"]
-        refuse_operators(content, model)
-        parity = compare_outputs(model.name, result["outputs"], content, samples)
-        slow = advise(read_operators(content, model), "int8")
-        draft.write_bytes(content)
-    return export_result(path, "int8", content, parity, slow)
+        file = TFLiteFile(result["content"])
+        refuse_operators(file, model)
+        parity = compare_outputs(model.name, result["outputs"], file.content, samples)
+        slow = advise(read_operators(file, model), "int8")
+        draft.write_bytes(file.content)
+    return export_result(path, "int8", file, parity, slow)

@@ -15,9 +15,10 @@ from zoo import ZOO, random_inputs
 import tflite_bench
 from keras_filterprune.errors import ExportError, FileError, UnknownNameError
 from keras_filterprune.export import export_tflite
+from keras_filterprune.export.file_operators import read_operators, refuse_operators
 from keras_filterprune.export.metadata import Metadata
 from keras_filterprune.export.runtime import predict_tflite
-from keras_filterprune.export.tflite_file import count_operators, read_operators, refuse_operators
+from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.files import replacing
 
 layers = keras.layers
@@ -166,7 +167,7 @@ def test_half_precision_models_are_exported_in_float32(tmp_path):
 
 def test_layers_are_found_by_name_although_tensorflow_numbers_them(slow):
     model, export = slow
-    operators = read_operators(export("float32").path.read_bytes(), model)
+    operators = read_operators(TFLiteFile(export("float32").path.read_bytes()), model)
     found = {op.kind: op for op in operators}
     assert found["HARD_SWISH"].layer == "conv_1"
     assert found["PRELU"].layer == "prelu"
@@ -208,10 +209,10 @@ def test_a_file_that_the_delegate_takes_whole_has_no_warnings(tmp_path):
 
 def test_delegated_operators_are_read_off_the_runtime(slow):
     model, export = slow
-    int8 = read_operators(export("int8").path.read_bytes(), model)
+    int8 = read_operators(TFLiteFile(export("int8").path.read_bytes()), model)
     assert {op.delegated for op in int8 if op.kind == "CONV_2D"} == {True}
     assert {op.delegated for op in int8 if op.kind == "HARD_SWISH"} == {False}
-    wide = read_operators(export("int16x8").path.read_bytes(), model)
+    wide = read_operators(TFLiteFile(export("int16x8").path.read_bytes()), model)
     assert {op.delegated for op in wide if op.kind == "CONV_2D"} == {False}
 
 
@@ -233,7 +234,7 @@ def test_padding_is_called_folded_where_the_runtime_does_not_run_it(reader, mode
     calibration = images(12, (32, 32, 64)) if "int" in mode else None
     quantize = None if mode == "float32" else mode
     path = export_tflite(model, tmp_path / "m.tflite", quantize=quantize, data=calibration, verify=False).path
-    (padding,) = (op for op in read_operators(path.read_bytes(), model) if op.kind == "PAD")
+    (padding,) = (op for op in read_operators(TFLiteFile(path.read_bytes()), model) if op.kind == "PAD")
     run = [row.operator.upper() for row in tflite_bench.profile(path, runs=5).operators]
     assert padding.folded != any("PAD" in name for name in run)
 
@@ -244,7 +245,7 @@ def test_padding_is_called_folded_where_the_runtime_does_not_run_it(reader, mode
 def test_kept_operators_and_layers_stay_float32(slow):
     model, export = slow
     result = export("int8", keep_float=("HARD_SWISH", "inner/conv", "classes"))
-    operators = read_operators(result.path.read_bytes(), model)
+    operators = read_operators(TFLiteFile(result.path.read_bytes()), model)
     kept = [op for op in operators if op.layer in ("conv_1", "inner/conv", "classes")]
     assert {op.is_float for op in kept if op.kind not in ("QUANTIZE", "DEQUANTIZE")} == {True}
     assert not any(op.is_float for op in operators if op.kind == "CONV_2D")
@@ -307,9 +308,9 @@ def test_files_with_foreign_operators_are_refused(slow, kind, custom, sentence):
     builder = Builder(1024)
     builder.Finish(parsed.Pack(builder), file_identifier=b"TFL3")
     content = bytes(builder.Output())
-    assert any(name.startswith(kind) for name in count_operators(content))
+    assert any(name.startswith(kind) for name in TFLiteFile(content).count_operators())
     with pytest.raises(ExportError, match=sentence):
-        refuse_operators(content, model)
+        refuse_operators(TFLiteFile(content), model)
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "int8"])
