@@ -78,4 +78,4 @@ class Checkpoint:
         try:
             return load_keras(path)
         except FileError as error:
-            raise FileError(f"checkpoint '{self.path}' needs a model: {error} Delete the checkpoint.") from error
+            raise FileError(f"checkpoint '{self.path}' needs its model: {error} Delete the checkpoint.") from error

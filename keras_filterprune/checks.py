@@ -37,6 +37,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 4 :]}"
 
 
+def entries(value: Any) -> list[Any]:
+    """The entries of a list; of anything else, a text included, the value itself."""
+    try:
+        return [value] if isinstance(value, str | bytes) else list(value)
+    except TypeError:
+        return [value]
+
+
 def wrong(name: str, value: Any, expected: str, error: type[FilterPruneError] = InvalidValueError) -> FilterPruneError:
     """The error to raise for an argument that is not what is expected."""
     return error(f"{name} is {expected}. Received: {name}={shown(value)}.")
@@ -121,6 +129,14 @@ def check_callable(name: str, value: T, what: str = "a function", optional: bool
     if not callable(value) and not (optional and value is None):
         raise wrong(name, value, f"{what}{', or None' * optional}")
     return value
+
+
+def check_names(name: str, value: Any) -> tuple[str, ...]:
+    """Names or globs of layers: one text, or several."""
+    names = tuple(entries(value))
+    if not all(isinstance(entry, str) for entry in names):
+        raise wrong(name, value, "the name of a layer, a glob, or a list of them")
+    return names
 
 
 def check_path(name: str, value: Any) -> Path:

@@ -22,7 +22,7 @@ class MissingPackageError(FilterPruneError, ImportError):
 
 
 class UnsupportedModelError(FilterPruneError, ValueError):
-    """The model as a whole cannot be analysed: subclassed, unbuilt, channels_first, non-finite weights."""
+    """The model as a whole cannot be worked on: subclassed, unbuilt, channels_first, weights that are not finite."""
 
 
 class UnsupportedLayerError(FilterPruneError, TypeError):

@@ -76,14 +76,14 @@ def test_existing_output_is_kept_unless_overwrite(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--method", "l3"], "unknown method 'l3'. Known methods: l1, l2"),
+        (["--method", "l3"], "method is a criterion, a Method, or one of l1, l2"),
         (["--keep-macs", "1.5"], "fraction that is kept, in (0, 1]. Received: keep=1.5"),
         (["--keep-macs", "1e-9"], "the smallest reachable is"),
         (["--exclude", "stemm"], "no layer matches 'stemm'. Did you mean 'stem"),
         (["--method", "cap"], "needs calibration inputs: pass data="),
         (["--data", "nowhere.npy"], "cannot read calibration inputs from nowhere.npy"),
         (["--report", "report.pdf"], "path is a name that ends in .html or .md. Received: path='report.pdf'"),
-        (["--min-filters", "0"], "min_filters is a positive integer. Received: min_filters=0"),
+        (["--min-filters", "0"], "min_filters is an integer, at least 1. Received: min_filters=0"),
     ],
 )
 def test_bad_options_are_one_clear_line_and_leave_no_file(folder, capsys, words, sentence):

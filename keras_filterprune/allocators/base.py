@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_filterprune.checks import check_option
 from keras_filterprune.cost import Cost
-from keras_filterprune.errors import UnknownNameError
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +122,7 @@ MEASURES = ("accuracy", "error")
 
 def check_measure(measure: str) -> str:
     """`measure`, or `UnknownNameError`."""
-    if measure not in MEASURES:
-        raise UnknownNameError(f"measure is one of {', '.join(MEASURES)}. Received: measure={measure!r}.")
-    return measure
+    return check_option("measure", measure, MEASURES)
 
 
 def last_feasible(feasible: Callable[[int], bool], low: int, high: int) -> int:

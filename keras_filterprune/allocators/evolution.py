@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, last_feasible, top_up
-from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
+from keras_filterprune.checks import check_integer, check_option
+from keras_filterprune.errors import InvalidValueError
+from keras_filterprune.probe.workers import check_executor
 from keras_filterprune.progress import track
 
 _FITNESS = ("score", "reward")
@@ -40,8 +41,8 @@ class Evolution(Allocator):
         seed: of everything random (0).
 
     Raises:
-        InfeasibleBudgetError: population, generations or seed is out of range.
-        UnknownNameError: fitness or measure is not known, or the reward is to be of errors.
+        InvalidValueError: population, generations or seed is out of range, or the reward is to be of errors.
+        UnknownNameError: fitness or measure is not known.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -58,16 +59,15 @@ class Evolution(Allocator):
         executor: Any = None,
         seed: int = 0,
     ):
-        for name, value, least in (("population", population, 10), ("generations", generations, 0), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-                raise InfeasibleBudgetError(f"{name} is an integer, at least {least}. Received: {name}={value!r}.")
-        if fitness not in _FITNESS or (fitness == "reward" and measure != "accuracy"):
-            raise UnknownNameError(
-                f"fitness is one of {', '.join(_FITNESS)}, the reward with measure='accuracy'. Received: "
-                f"fitness={fitness!r}, measure={measure!r}."
+        self.population = check_integer("population", population, least=10)
+        self.generations = check_integer("generations", generations, least=0)
+        self.seed = check_integer("seed", seed, least=0)
+        self.fitness, self.measure = check_option("fitness", fitness, _FITNESS), check_measure(measure)
+        self.executor = check_executor(executor)
+        if fitness == "reward" and measure != "accuracy":
+            raise InvalidValueError(
+                f"fitness='reward' goes with measure='accuracy', whose points it counts. Received: measure={measure!r}."
             )
-        self.population, self.generations, self.seed = int(population), int(generations), int(seed)
-        self.fitness, self.measure, self.executor = fitness, check_measure(measure), executor
 
     def __repr__(self) -> str:
         return (

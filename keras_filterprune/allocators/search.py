@@ -6,13 +6,12 @@ import heapq
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from numbers import Integral
 
 import numpy as np
 
 from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, top_up
 from keras_filterprune.checkpoint import Checkpoint
-from keras_filterprune.errors import InfeasibleBudgetError
+from keras_filterprune.checks import check_integer, check_number
 from keras_filterprune.progress import track
 
 _NOTHING = 1e-6
@@ -50,7 +49,9 @@ class Search(Allocator):
             also towards a smaller budget.
 
     Raises:
-        PlanMismatchError: the checkpoint belongs to another model, method or data.
+        InvalidValueError: beta or alpha is out of range.
+        UnknownNameError: measure is not known.
+        FileError: the checkpoint is damaged, or belongs to another model, method or data.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -65,11 +66,8 @@ class Search(Allocator):
         alpha: float = 1.0,
         checkpoint: str | os.PathLike | None = None,
     ):
-        if isinstance(beta, bool) or not isinstance(beta, Integral) or beta < 1:
-            raise InfeasibleBudgetError(f"beta is a positive number of units. Received: beta={beta!r}.")
-        if not alpha >= 0:
-            raise InfeasibleBudgetError(f"alpha is the exponent of the cost, at least 0. Received: alpha={alpha!r}.")
-        self.beta, self.measure, self.alpha = int(beta), check_measure(measure), alpha
+        self.beta, self.measure = check_integer("beta", beta, "a number of units"), check_measure(measure)
+        self.alpha = check_number("alpha", alpha, "the exponent of the cost", least=0)
         self.checkpoint = Checkpoint(checkpoint)
 
     def __repr__(self) -> str:
@@ -140,7 +138,7 @@ class Search(Allocator):
         """The state in the checkpoint and what else was saved with it, None if there is no checkpoint.
 
         Raises:
-            PlanMismatchError: the checkpoint is damaged or has another key.
+            FileError: the checkpoint is damaged or has another key.
         """
 
         def parse(content: dict) -> tuple[SearchState, dict]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, top_up
 from keras_filterprune.checkpoint import Checkpoint
-from keras_filterprune.cost.budgets import check_fraction
-from keras_filterprune.errors import InfeasibleBudgetError
+from keras_filterprune.checks import check_number, entries, wrong
+from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.progress import track
 
 _HALVINGS = 60
@@ -30,7 +30,8 @@ class Sensitivity(Allocator):
             finds one goes on from there.
 
     Raises:
-        InfeasibleBudgetError: keep is empty, does not fall, or leaves (0, 1).
+        InvalidValueError: keep is empty, does not fall, or leaves (0, 1).
+        UnknownNameError: measure is not known.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -62,10 +63,13 @@ class Sensitivity(Allocator):
 
 
 def check_falling(keep: Sequence[float]) -> tuple[float, ...]:
-    """`keep` as fractions in (0, 1) that fall, else `InfeasibleBudgetError`."""
-    fractions = tuple(check_fraction("keep", fraction) for fraction in keep)
-    if not fractions or fractions[0] == 1 or any(b >= a for a, b in pairwise(fractions)):
-        raise InfeasibleBudgetError(f"keep is a list of fractions in (0, 1) that falls. Received: keep={keep!r}.")
+    """`keep` as fractions in (0, 1) that fall, else `InvalidValueError`."""
+    try:
+        fractions = tuple(float(check_number("keep", fraction, above=0, below=1)) for fraction in entries(keep))
+    except InvalidValueError:
+        fractions = ()
+    if not fractions or any(b >= a for a, b in pairwise(fractions)):
+        raise wrong("keep", keep, "a list of fractions in (0, 1) that falls")
     return fractions
 
 

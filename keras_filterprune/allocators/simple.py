@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from keras_filterprune.allocators.base import Allocation, Allocator, last_feasible, top_up
-from keras_filterprune.errors import InfeasibleBudgetError
+from keras_filterprune.checks import check_number
 
 _RESOLUTION = 2**20
 
@@ -43,6 +43,9 @@ class Global(Allocator):
         alpha: units are ranked by score / cost^alpha (Lin et al. 2022, "CLR-RNF"); 0 ranks by score alone, 1 by score
             per multiply-accumulate (0.5).
 
+    Raises:
+        InvalidValueError: alpha is below 0.
+
     Example:
         >>> import keras_filterprune as kfp
         >>> kfp.Method(kfp.criteria.BNScale(), kfp.allocators.Global(alpha=0.0)).allocator
@@ -50,9 +53,7 @@ class Global(Allocator):
     """
 
     def __init__(self, alpha: float = 0.5):
-        if not alpha >= 0:
-            raise InfeasibleBudgetError(f"alpha is the exponent of the cost, at least 0. Received: alpha={alpha!r}.")
-        self.alpha = alpha
+        self.alpha = check_number("alpha", alpha, "the exponent of the cost", least=0)
 
     def __repr__(self) -> str:
         return f"Global(alpha={self.alpha})"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 
 import numpy as np
 
 from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, last_feasible, top_up
-from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
+from keras_filterprune.checks import check_number, check_option
+from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.progress import track
 
 _FLOORS = ("linear", "per_layer")
@@ -36,6 +36,8 @@ class Tolerance(Allocator):
         measure: "accuracy" (default; `data` is labelled, and not the test split) or "error" (unlabelled data).
 
     Raises:
+        InvalidValueError: drop is below 0.
+        UnknownNameError: floor or measure is not known.
         InfeasibleBudgetError: the budget asks for more than the drop allows.
 
     Example:
@@ -45,11 +47,8 @@ class Tolerance(Allocator):
     """
 
     def __init__(self, drop: float | None = None, floor: str = "linear", measure: str = "accuracy"):
-        if drop is not None and (isinstance(drop, bool) or not isinstance(drop, Real) or not 0 <= drop < math.inf):
-            raise InfeasibleBudgetError(f"drop is the loss allowed, at least 0, or None. Received: drop={drop!r}.")
-        if floor not in _FLOORS:
-            raise UnknownNameError(f"floor is one of {', '.join(_FLOORS)}. Received: floor={floor!r}.")
-        self.drop, self.floor, self.measure = drop, floor, check_measure(measure)
+        self.drop = check_number("drop", drop, "the loss allowed", least=0, optional=True)
+        self.floor, self.measure = check_option("floor", floor, _FLOORS), check_measure(measure)
 
     def __repr__(self) -> str:
         return f"Tolerance(drop={self.drop}, floor={self.floor!r}, measure={self.measure!r})"

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.checks import check_flag, check_number
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
@@ -52,7 +53,8 @@ class LeastSquares(Compensator):
     requires = frozenset({"activations"})
 
     def __init__(self, variance: bool = True, ridge: float = 1e-4, rectified: bool = True):
-        self.variance, self.ridge, self.rectified = variance, ridge, rectified
+        self.variance, self.rectified = check_flag("variance", variance), check_flag("rectified", rectified)
+        self.ridge = check_number("ridge", ridge, "a share of the mean square", least=0)
 
     def __repr__(self) -> str:
         return f"LeastSquares(variance={self.variance}, ridge={self.ridge}, rectified={self.rectified})"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterable
-from numbers import Integral
 from typing import Any
 
+from keras_filterprune.checks import check_integer, check_names, did_you_mean, wrong
 from keras_filterprune.cost.model import Polynomial
-from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
+from keras_filterprune.errors import InvalidValueError, UnknownNameError
 
 # Bits of every layer, or {layer name or glob: bits}; the first pattern that fits a layer counts.
 Bits = int | dict[str, int]
@@ -26,9 +25,8 @@ def bits_by_layer(name: str, bits: Bits, layers: Iterable[str]) -> dict[str, int
         return dict.fromkeys(layers, bits)
     for pattern in bits:
         if not fnmatch.filter(layers, pattern):
-            near = difflib.get_close_matches(pattern, layers, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(layers)}."
-            raise UnknownNameError(f"{name} names '{pattern}', which matches no layer that multiplies. {hint}")
+            hint = did_you_mean(pattern, layers, f" There are: {', '.join(layers)}.")
+            raise UnknownNameError(f"{name} names '{pattern}', which matches no layer that multiplies.{hint}")
     found = {layer: next((n for p, n in bits.items() if fnmatch.fnmatch(layer, p)), None) for layer in layers}
     missing = [layer for layer, number in found.items() if number is None]
     if missing:
@@ -39,12 +37,13 @@ def bits_by_layer(name: str, bits: Bits, layers: Iterable[str]) -> dict[str, int
 
 
 def check_bits(name: str, bits: Any) -> None:
-    """Raise `InfeasibleBudgetError` unless these are whole numbers from 2 to 32, one or one per pattern."""
-    for number in bits.values() if isinstance(bits, dict) else [bits]:
-        if isinstance(number, bool) or not isinstance(number, Integral) or not 2 <= number <= 32:
-            raise InfeasibleBudgetError(
-                f"{name} is a number of bits from 2 to 32, or {{layer name or glob: bits}}. Received: {name}={bits!r}."
-            )
+    """Raise `InvalidValueError` unless these are whole numbers from 2 to 32, one or one per pattern."""
+    try:
+        for number in bits.values() if isinstance(bits, dict) else [bits]:
+            check_integer(name, number, least=2, most=32)
+        check_names(name, bits if isinstance(bits, dict) else ())
+    except InvalidValueError:
+        raise wrong(name, bits, "a number of bits from 2 to 32, or {layer name or glob: bits}") from None
 
 
 def bit_operations(macs: Polynomial, weight_bits: Bits, activation_bits: Bits) -> Polynomial:

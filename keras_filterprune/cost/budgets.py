@@ -7,12 +7,12 @@ import fnmatch
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 
-from keras_filterprune.checks import wrong
+from keras_filterprune.checks import check_integer, check_names, check_number, wrong
 from keras_filterprune.cost.bops import Bits, bit_operations, check_bits
 from keras_filterprune.cost.model import Cost, CostModel
 from keras_filterprune.cost.tiles import Tiles
@@ -129,9 +129,7 @@ def as_cost_budget(budget: Budget | float, purpose: str) -> Budget:
 
 def check_fraction(name: str, value: Any) -> float:
     """`value` as a float in (0, 1]; anything else is an `InfeasibleBudgetError`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
-        raise InfeasibleBudgetError(f"{name} is the fraction that is kept, in (0, 1]. Received: {name}={value!r}.")
-    return float(value)
+    return float(check_number(name, value, "the fraction that is kept", above=0, most=1, error=InfeasibleBudgetError))
 
 
 @dataclass(frozen=True)
@@ -167,8 +165,8 @@ class _KeepOrCount(Budget):
             raise InfeasibleBudgetError(f"{type(self).__name__} expects either keep= or count=. Received: {self}.")
         if self.keep is not None:
             check_fraction("keep", self.keep)
-        elif isinstance(self.count, bool) or not isinstance(self.count, Integral) or self.count < 1:
-            raise wrong("count", self.count, f"a positive number of {self.unit}", InfeasibleBudgetError)
+        else:
+            check_integer("count", self.count, f"a number of {self.unit}", error=InfeasibleBudgetError)
 
     def limit(self, full: int) -> int:
         return super().limit(full) if self.count is None else min(self.count, full)
@@ -208,7 +206,8 @@ class BopsBudget(_KeepOrCount):
         activation_bits: bits of a layer's inputs, likewise (8).
 
     Raises:
-        InfeasibleBudgetError: neither or both of `keep` and `count` are given, or one of the numbers is out of range.
+        InfeasibleBudgetError: neither or both of `keep` and `count` are given, or the one is out of range.
+        InvalidValueError: bits are out of range.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -255,7 +254,9 @@ class FiltersBudget(CountBudget):
     keep: float | dict[str, float]
 
     def __post_init__(self):
-        for name, value in self.keep.items() if isinstance(self.keep, dict) else [("keep", self.keep)]:
+        by_layer = isinstance(self.keep, dict)
+        check_names("keep", self.keep if by_layer else ())
+        for name, value in self.keep.items() if by_layer else [("keep", self.keep)]:
             check_fraction(name, value)
 
     def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any
 
 import numpy as np
 
-from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
-
-
-def check_count(name: str, value: Any) -> int:
-    """`value` as an integer of at least 1; anything else is an `InfeasibleBudgetError`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise InfeasibleBudgetError(f"{name} is a positive integer. Received: {name}={value!r}.")
-    return int(value)
+from keras_filterprune.checks import check_integer, did_you_mean
+from keras_filterprune.errors import UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -31,7 +22,7 @@ class Tiles:
         inputs: input channels that are computed together (1).
 
     Raises:
-        InfeasibleBudgetError: a count is no positive integer, or first is more than half a step.
+        InvalidValueError: a count is no positive integer, or first is more than half a step.
 
     Example:
         >>> from keras_filterprune.cost import Tiles
@@ -45,11 +36,10 @@ class Tiles:
     inputs: int = 1
 
     def __post_init__(self):
-        check_count("step", self.step)
-        check_count("inputs", self.inputs)
+        check_integer("step", self.step)
+        check_integer("inputs", self.inputs)
         # Above half a step, some counts would fill fewer tiles in two parts than in one: `count` bounds searches.
-        if self.first is not None and 2 * check_count("first", self.first) > self.step:
-            raise InfeasibleBudgetError(f"first is at most half of step. Received: {self!r}.")
+        check_integer("first", self.first, most=self.step // 2, optional=True)
 
     def __str__(self) -> str:
         return f"multiples of {self.step}" + (f", or {self.first}" if self.first else "")
@@ -93,12 +83,8 @@ TARGETS = {
 def as_tiles(channel_multiple: int | str) -> Tiles:
     """The tiles of a named target, or multiples of a number."""
     if not isinstance(channel_multiple, str):
-        return Tiles(check_count("channel_multiple", channel_multiple))
+        return Tiles(check_integer("channel_multiple", channel_multiple))
     if channel_multiple in TARGETS:
         return TARGETS[channel_multiple]
-    near = difflib.get_close_matches(channel_multiple, TARGETS, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise UnknownNameError(
-        f"unknown target {channel_multiple!r}. channel_multiple is a positive integer or one of "
-        f"{', '.join(TARGETS)}.{hint}"
-    )
+    hint = did_you_mean(channel_multiple, TARGETS)
+    raise UnknownNameError(f"unknown target {channel_multiple!r}. Known targets: {', '.join(TARGETS)}.{hint}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.errors import UnknownNameError
+from keras_filterprune.checks import check_option
 from keras_filterprune.graph.types import ChannelGraph, Group, Member
 
 _AGGREGATE = {
@@ -126,9 +126,7 @@ class MemberCriterion(Criterion):
     normalised = True
 
     def __init__(self, aggregate: str = "mean"):
-        if aggregate not in _AGGREGATE:
-            raise UnknownNameError(f"aggregate is one of {', '.join(_AGGREGATE)}. Received: aggregate={aggregate!r}.")
-        self.aggregate = aggregate
+        self.aggregate = check_option("aggregate", aggregate, _AGGREGATE)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(aggregate={self.aggregate!r})"

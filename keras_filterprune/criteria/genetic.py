@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 
 import numpy as np
 
+from keras_filterprune.checks import check_integer
 from keras_filterprune.criteria.magnitude import L2
 from keras_filterprune.criteria.reconstruction import Observed, Problem
-from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
 from keras_filterprune.graph.types import Group
 from keras_filterprune.probe.consumers import product
 
@@ -33,7 +32,7 @@ class Genetic(Observed):
         seed: of everything random (0).
 
     Raises:
-        UnknownNameError: population, generations or seed is out of range.
+        InvalidValueError: population, generations or seed is out of range.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -43,10 +42,9 @@ class Genetic(Observed):
 
     def __init__(self, population: int = 64, generations: int = 100, seed: int = 0):
         super().__init__()
-        for name, value, least in (("population", population, 4), ("generations", generations, 0), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-                raise UnknownNameError(f"{name} is an integer, at least {least}. Received: {name}={value!r}.")
-        self.population, self.generations, self.seed = int(population), int(generations), int(seed)
+        self.population = check_integer("population", population, least=4)
+        self.generations = check_integer("generations", generations, least=0)
+        self.seed = check_integer("seed", seed, least=0)
 
     def __repr__(self) -> str:
         return f"Genetic(population={self.population}, generations={self.generations}, seed={self.seed})"
@@ -62,8 +60,7 @@ class Genetic(Observed):
         return elimination_scores(self.found(group))
 
     def select(self, group: Group, n_keep: int, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        if not 0 < n_keep <= group.size:
-            raise InfeasibleBudgetError(f"group '{group.name}' has {group.size} units. Received: n_keep={n_keep}.")
+        check_integer("n_keep", n_keep, f"how many of the {group.size} units stay", most=group.size)
         q = self.found(group)
         rankings = [L2().scores(group, weights), np.diag(q), elimination_scores(q)]
         seeds = np.array([_lowest(scores, group.size - n_keep) for scores in rankings])

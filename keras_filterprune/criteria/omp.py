@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_filterprune.checks import check_option
 from keras_filterprune.criteria.base import Criterion, read_filters
 from keras_filterprune.criteria.greedy import backward_order, forward_order, replaceable_order
-from keras_filterprune.errors import UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph, Group
 
 _SELECTIONS = ("omp", "gain", "backward")
@@ -47,9 +47,7 @@ class FPOMP(Criterion):
     order_only = True
 
     def __init__(self, selection: str = "omp"):
-        if selection not in _SELECTIONS:
-            raise UnknownNameError(f"selection is one of {', '.join(_SELECTIONS)}. Received: selection={selection!r}.")
-        self.selection = selection
+        self.selection = check_option("selection", selection, _SELECTIONS)
         self._scores: dict[str, np.ndarray] = {}
 
     def __repr__(self) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from keras_filterprune.checks import check_option
 from keras_filterprune.criteria.base import MemberCriterion, filter_tensors
-from keras_filterprune.errors import UnknownNameError
 from keras_filterprune.graph.types import Member
 
 _AGGREGATES = ("sumsq", "signed")
@@ -32,9 +32,7 @@ class OperatorNorm(MemberCriterion):
 
     def __init__(self, aggregate: str = "sumsq"):
         super().__init__("mean")
-        if aggregate not in _AGGREGATES:
-            raise UnknownNameError(f"aggregate is one of {', '.join(_AGGREGATES)}. Received: aggregate={aggregate!r}.")
-        self.over_channels = aggregate
+        self.over_channels = check_option("aggregate", aggregate, _AGGREGATES)
 
     def __repr__(self) -> str:
         return f"OperatorNorm(aggregate={self.over_channels!r})"

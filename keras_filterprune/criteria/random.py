@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from keras_filterprune.checks import check_integer
 from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.graph.types import Group
 
@@ -17,6 +18,9 @@ class Random(Criterion):
     Args:
         seed: any non-negative integer (0); `prune_model(method="random", seed=...)` sets it.
 
+    Raises:
+        InvalidValueError: seed is negative, or no integer.
+
     Example:
         >>> import keras_filterprune as kfp
         >>> kfp.criteria.Random(seed=3)
@@ -24,7 +28,7 @@ class Random(Criterion):
     """
 
     def __init__(self, seed: int = 0):
-        self.seed = seed
+        self.seed = check_integer("seed", seed, least=0)
 
     def __repr__(self) -> str:
         return f"Random(seed={self.seed})"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from numbers import Integral, Real
 
 import numpy as np
 
+from keras_filterprune.checks import check_integer, check_number, check_option
 from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.criteria.pairwise import group_prototypes, landmarks, sweeps
-from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
+from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.graph.types import Group
 
 _SIGNS = ("dominant", "first_channel")
@@ -35,9 +35,7 @@ class _Pairwise(Criterion):
     search: type = np.float64
 
     def __init__(self, sign: str = "dominant"):
-        if sign not in _SIGNS:
-            raise UnknownNameError(f"sign is one of {', '.join(_SIGNS)}. Received: sign={sign!r}.")
-        self.sign = sign
+        self.sign = check_option("sign", sign, _SIGNS)
 
     @abc.abstractmethod
     def embed(self, group: Group, prototypes: np.ndarray) -> np.ndarray:
@@ -96,6 +94,10 @@ class Nystrom(_Pairwise):
             (1e-3 when m is None).
         sign: see `Similarity`.
 
+    Raises:
+        InvalidValueError: both m and tolerance are given, or one of them is out of range.
+        UnknownNameError: sign is not known.
+
     Example:
         >>> import keras_filterprune as kfp
         >>> kfp.criteria.Nystrom(m=9)
@@ -107,21 +109,18 @@ class Nystrom(_Pairwise):
     def __init__(self, m: int | None = None, tolerance: float | None = None, sign: str = "dominant"):
         super().__init__(sign)
         if m is not None and tolerance is not None:
-            raise UnknownNameError(f"Nystrom expects m= or tolerance=, not both. Received: m={m!r}, {tolerance=!r}.")
-        if m is not None and (isinstance(m, bool) or not isinstance(m, Integral) or m < 1):
-            raise UnknownNameError(f"m is a positive number of columns. Received: m={m!r}.")
-        if m is None:
-            tolerance = 1e-3 if tolerance is None else tolerance
-            if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= tolerance < 1:
-                raise UnknownNameError(f"tolerance is a similarity in [0, 1). Received: tolerance={tolerance!r}.")
-        self.m, self.tolerance = m, tolerance
+            raise InvalidValueError(f"Nystrom expects m= or tolerance=, not both. Received: m={m!r}, {tolerance=!r}.")
+        self.m = check_integer("m", m, "a number of columns", optional=True)
+        self.tolerance = check_number("tolerance", tolerance, "a similarity", least=0, below=1, optional=True)
+        if m is None and tolerance is None:
+            self.tolerance = 1e-3
 
     def __repr__(self) -> str:
         return f"Nystrom(m={self.m}, tolerance={self.tolerance}, sign={self.sign!r})"
 
     def embed(self, group: Group, prototypes: np.ndarray) -> np.ndarray:
         if self.m is not None and self.m > group.size:
-            raise InfeasibleBudgetError(
+            raise InvalidValueError(
                 f"Nystrom(m={self.m}) takes m columns of a similarity matrix, and layer '{group.name}' has "
                 f"{group.size} filters. Lower m, or give tolerance= instead, which chooses m for every layer."
             )

@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 
 import numpy as np
 
+from keras_filterprune.checks import check_number
 from keras_filterprune.cost import Budget, Cost, CostModel, Tiles
+from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.latency.operators import DEFAULTS, list_operators
@@ -107,13 +108,9 @@ class LatencyBudget(Budget):
     def __post_init__(self):
         if (self.ms is None) == (self.keep is None):
             raise InfeasibleBudgetError(f"LatencyBudget expects either ms= or keep=. Received: {self}.")
-        for name, value, most, wanted in (
-            ("keep", self.keep, 1, "the fraction that is kept, in (0, 1]"),
-            ("ms", self.ms, math.inf, "a positive number of milliseconds"),
-        ):
-            number = isinstance(value, Real) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value <= most and math.isfinite(value)):
-                raise InfeasibleBudgetError(f"{name} is {wanted}. Received: {name}={value!r}.")
+        if self.keep is not None:
+            check_fraction("keep", self.keep)
+        check_number("ms", self.ms, "a number of milliseconds", above=0, optional=True, error=InfeasibleBudgetError)
         if self.prices.unit != "ms" and self.ms is not None:
             raise InfeasibleBudgetError(
                 f"{self.prices!r} counts {self.unit}, which are not milliseconds: give keep=, the fraction that is "

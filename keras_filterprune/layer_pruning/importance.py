@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.checks import entries, unknown_name, wrong
 from keras_filterprune.criteria import Criterion, MemberCriterion
-from keras_filterprune.errors import CalibrationDataError, UnknownNameError
+from keras_filterprune.errors import CalibrationDataError, InvalidValueError
 from keras_filterprune.graph.types import ChannelGraph, Group, Member, TensorRef
 from keras_filterprune.layer_pruning.units import Unit
 from keras_filterprune.methods import Method, as_method
@@ -43,7 +44,7 @@ class FilterMean(Importance):
 
     def __init__(self, criterion: Criterion):
         if criterion.order_only:
-            raise UnknownNameError(
+            raise InvalidValueError(
                 f"{criterion!r} puts the filters of one layer in order, and its mean says nothing about the layer. Use "
                 "'l2', 'taylor', 'taylor_gate', 'cap', 'ensemble' or 'imprinting', say."
             )
@@ -84,7 +85,8 @@ class Ensemble(Importance):
         criteria: names or criterion objects ("l2", "taylor", "taylor_gate").
 
     Raises:
-        UnknownNameError: no criterion, or one that says nothing about layers.
+        UnknownNameError: one of the names is not known.
+        InvalidValueError: there is no criterion, or one that says nothing about layers.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -93,9 +95,9 @@ class Ensemble(Importance):
     """
 
     def __init__(self, criteria: Sequence[str | Criterion] = ("l2", "taylor", "taylor_gate")):
-        if isinstance(criteria, str) or not criteria:
-            raise UnknownNameError(f"Ensemble takes several criteria. Received: criteria={criteria!r}.")
-        self.members = [as_importance(criterion, 0, True) for criterion in criteria]
+        if isinstance(criteria, str) or not (listed := entries(criteria)):
+            raise wrong("criteria", criteria, "a list of criteria")
+        self.members = [as_importance(criterion, 0, True) for criterion in listed]
 
     def __repr__(self) -> str:
         return f"Ensemble({', '.join(map(repr, self.members))})"
@@ -186,9 +188,7 @@ def as_importance(criterion: Any, seed: int, data: bool) -> Importance:
     if isinstance(criterion, str) and criterion in _NAMED:
         return _NAMED[criterion]()
     if not isinstance(criterion, str | Criterion | Method):
-        raise UnknownNameError(
-            f"method is a name, a criterion object, Ensemble or Imprinting. Received: method={criterion!r}."
-        )
+        raise unknown_name("method", criterion, "a name, a criterion object, Ensemble or Imprinting", _NAMED)
     return FilterMean(as_method(criterion, seed, data).criterion)
 
 

@@ -70,7 +70,8 @@ def prune_layers(
 
     Raises:
         InfeasibleBudgetError: nothing can be removed, or not as much as is asked for.
-        UnknownNameError: an unknown method, or one that says nothing about layers; a name that matches no layer.
+        UnknownNameError: an unknown method; a name that matches no layer.
+        InvalidValueError: the method says nothing about layers, or an argument is out of range.
         CalibrationDataError: data is missing where the criterion needs it, or does not fit.
         SurgeryError: the result does not equal the original without the units.
 
@@ -193,7 +194,7 @@ def _checked(n_layers: Any, budget: Any) -> Budget | None:
             f"prune_layers expects n_layers= or budget=. Received: n_layers={n_layers!r}, budget={budget!r}."
         )
     if budget is None:
-        check_integer("n_layers", n_layers, "a positive number of units", error=InfeasibleBudgetError)
+        check_integer("n_layers", n_layers, "a number of units")
         return None
     return as_cost_budget(budget, "prune_layers removes whole layers, by n_layers or until a cost is met")
 

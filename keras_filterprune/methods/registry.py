@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 
 from keras_filterprune.allocators import Allocator, Sensitivity, Uniform
+from keras_filterprune.checks import check_flag, check_integer, unknown_name
 from keras_filterprune.compensators import BNRecalibration, Compensator
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import UnknownNameError
+from keras_filterprune.errors import InvalidValueError
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,15 @@ class Method:
 
     def __post_init__(self):
         if self.one_by_one and (self.rounds != 1 or not isinstance(self.allocator, Sensitivity)):
-            raise UnknownNameError(
+            raise InvalidValueError(
                 f"one_by_one=True goes with rounds=1 and allocator=Sensitivity(). Received: rounds={self.rounds!r}, "
                 f"allocator={self.allocator!r}."
             )
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, Integral) or self.rounds < 1:
-            raise UnknownNameError(f"rounds is a positive number of cuts. Received: rounds={self.rounds!r}.")
+        check_integer("rounds", self.rounds, "a number of cuts")
+        check_flag("one_by_one", self.one_by_one)
         for part, kind in ((self.criterion, Criterion), (self.allocator, Allocator), (self.compensator, Compensator)):
             if not isinstance(part, kind):
-                raise UnknownNameError(f"Method expects a {kind.__name__} object. Received: {part!r}.")
+                raise InvalidValueError(f"Method expects a {kind.__name__} object. Received: {part!r}.")
 
     @property
     def name(self) -> str:
@@ -125,8 +124,7 @@ def as_method(method: str | Method | Criterion, seed: int, data: bool = False) -
         seed: of everything random.
         data: whether there is calibration data.
     """
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise UnknownNameError(f"seed is a non-negative integer. Received: seed={seed!r}.")
+    check_integer("seed", seed, least=0)
     if isinstance(method, Method):
         return method
     if isinstance(method, Criterion):
@@ -135,6 +133,4 @@ def as_method(method: str | Method | Criterion, seed: int, data: bool = False) -
         return replace(default, criterion=method) if default else Method(method)
     if isinstance(method, str) and method in _METHODS:
         return _METHODS[method](seed, data)
-    near = difflib.get_close_matches(str(method), _METHODS, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise UnknownNameError(f"unknown method {method!r}. Known methods: {', '.join(_METHODS)}.{hint}")
+    raise unknown_name("method", method, f"a criterion, a Method, or one of {', '.join(_METHODS)}", _METHODS)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import keras
 
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import wrong
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph
 
@@ -47,6 +48,13 @@ def spread(model: keras.Model, measure: Measure, choices: Iterable[Kept], execut
     finally:
         for future in futures:
             future.cancel()
+
+
+def check_executor(executor: Any) -> Any:
+    """`executor`, or `InvalidValueError` where work cannot be submitted to it."""
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise wrong("executor", executor, "a concurrent.futures executor, or one with the same submit, or None")
+    return executor
 
 
 # The measure that this process has made last, and its graph, by the digest of what it was made from.

@@ -10,12 +10,12 @@ import keras
 
 from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import check_callable
+from keras_filterprune.checks import check_callable, wrong
 from keras_filterprune.compensators import Adapters, Compensator
 from keras_filterprune.compensators.by_name import as_compensator
 from keras_filterprune.cost import Budget, CostModel, as_budget
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import CalibrationDataError, InvalidValueError, PlanMismatchError
+from keras_filterprune.errors import CalibrationDataError, InvalidValueError
 from keras_filterprune.latency import Prices
 from keras_filterprune.measuring import require_faster
 from keras_filterprune.methods import Method, as_method, list_methods
@@ -86,7 +86,7 @@ def prune_model(
     Raises:
         UnsupportedModelError: subclassed, unbuilt or channels_first models, NaN weights.
         InfeasibleBudgetError: the budget is out of range or below what can be reached.
-        UnknownNameError: an unknown method, target or layer name.
+        UnknownNameError, InvalidValueError: no such method, target or layer; another argument is out of range.
         CalibrationDataError: data is missing where the method needs it, or does not fit.
         SurgeryError: the result does not equal the masked original.
 
@@ -170,7 +170,7 @@ def apply_plan(
         PlanMismatchError: topology or weights are not those the plan was made for.
     """
     if not isinstance(plan, PruningPlan):
-        raise PlanMismatchError(f"apply_plan takes a PruningPlan, see PruningPlan.load(path). Received: {plan!r}.")
+        raise wrong("plan", plan, "a PruningPlan, see PruningPlan.load(path)")
     known = [name for name, _, _ in list_methods()]
     recipe = as_method(plan.method if plan.method in known else "l2", plan.seed, data is not None)
     run = Run(data, plan.seed, verify, progress, _compensator(compensate, recipe, data))
@@ -201,13 +201,13 @@ def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Co
 
 
 def _check_finetune(finetune: Any, recipe: Method) -> None:
+    check_callable("finetune", finetune, "a function of the model", optional=True)
     in_steps = isinstance(recipe.allocator, Search) or recipe.rounds > 1 or recipe.one_by_one
     if finetune is not None and not in_steps:
         raise InvalidValueError(
             f"finetune= is for methods that cut in steps, 'fp_omp_search', 'hu_ga' or Method(..., rounds=3); "
             f"{recipe.name} prunes in one go. Train the result instead."
         )
-    check_callable("finetune", finetune, "a function of the model", optional=True)
 
 
 def _priced(task: Task, outcome: Outcome) -> Outcome:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from keras_filterprune.checks import check_integer, check_names, did_you_mean
 from keras_filterprune.cost import as_tiles
-from keras_filterprune.cost.tiles import check_count
 from keras_filterprune.errors import UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
 
@@ -18,9 +17,9 @@ class Options:
     """Checked options that decide which groups may shrink, and how far; arguments as in `prune_model`."""
 
     def __init__(self, include: Any, exclude: Any, min_filters: int, channel_multiple: int | str):
-        self.include = None if include is None else _patterns(include)
-        self.exclude = _patterns(exclude or ())
-        self.min_filters, self.tiles = check_count("min_filters", min_filters), as_tiles(channel_multiple)
+        self.include = None if include is None else check_names("include", include)
+        self.exclude = () if exclude is None else check_names("exclude", exclude)
+        self.min_filters, self.tiles = check_integer("min_filters", min_filters), as_tiles(channel_multiple)
 
     def refusals(self, graph: ChannelGraph) -> dict[str, str]:
         """{group: why it stays whole}."""
@@ -32,8 +31,7 @@ class Options:
         layers = [call.path for call in graph.view.calls]
         for pattern in (*(self.include or ()), *self.exclude):
             if not fnmatch.filter(layers, pattern):
-                near = difflib.get_close_matches(pattern, layers, n=1)
-                hint = f" Did you mean '{near[0]}'?" if near else " analyze(model).groups lists the layers."
+                hint = did_you_mean(pattern, layers, " analyze(model).groups lists the layers.")
                 raise UnknownNameError(f"no layer matches {pattern!r}.{hint}")
 
     def refusal(self, names: Sequence[str]) -> str | None:
@@ -49,11 +47,3 @@ class Options:
         same = copy.copy(self)
         same.include, same.exclude = tuple(names), ()
         return same
-
-
-def _patterns(names: str | Iterable[str]) -> tuple[str, ...]:
-    patterns = (names,) if isinstance(names, str) else tuple(names)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise UnknownNameError(f"include and exclude take layer names or globs. Received: {pattern!r}.")
-    return patterns

@@ -12,11 +12,12 @@ import numpy as np
 from rich.table import Table
 
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import entries, wrong
 from keras_filterprune.cost import BopsBudget, CostModel, MacsBudget, Polynomial
 from keras_filterprune.cost.bops import Bits, bits_by_layer
 from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import UnknownNameError
+from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
@@ -123,7 +124,8 @@ def compare_bits(
         A `BopsTable`.
 
     Raises:
-        InfeasibleBudgetError: a fraction or a number of bits is out of range, or a fraction is out of reach.
+        InfeasibleBudgetError: a fraction is out of range, or out of reach.
+        InvalidValueError: a number of bits is out of range, or there is none.
         UnknownNameError: a pattern fits no layer, or a layer no pattern.
         CalibrationDataError: data or test do not fit the model.
 
@@ -135,10 +137,10 @@ def compare_bits(
         >>> [(row.keep, row.weight_bits, row.bops) for row in found.rows]
         [(1.0, 8, 1069056), (1.0, 4, 267264), (0.5, 8, 534528), (0.5, 4, 133632)]
     """
-    fractions = [check_fraction("keep", fraction) for fraction in keep]
-    budgets = [BopsBudget(1.0, None, *(pair if isinstance(pair, tuple) else (pair, pair))) for pair in bits]
+    fractions = [check_fraction("keep", fraction) for fraction in entries(keep)]
+    budgets = [BopsBudget(1.0, None, *_pair(bits_of_one)) for bits_of_one in entries(bits)]
     if not fractions or not budgets:
-        raise UnknownNameError(f"keep and bits name at least one value each. Received: keep={keep!r}, bits={bits!r}.")
+        raise InvalidValueError(f"keep and bits name at least one value each. Received: keep={keep!r}, bits={bits!r}.")
     graph = analyze(model)
     known = CostModel(graph)
     # What does not fit the model, or is out of reach, shows before anything is pruned.
@@ -158,6 +160,15 @@ def compare_bits(
             finetune(pruned)
         rows += _rows(pruned, fraction, budgets, samples)
     return BopsTable(tuple(rows), len(samples[1]) if samples else 0)
+
+
+def _pair(bits: Any) -> tuple[Bits, Bits]:
+    """Bits of weights and of activations; one value stands for both."""
+    if not isinstance(bits, tuple):
+        return bits, bits
+    if len(bits) != 2:
+        raise wrong("bits", bits, "one number, or a pair for weights and activations, per precision")
+    return bits
 
 
 def _rows(pruned: keras.Model, fraction: float, budgets: list[BopsBudget], samples: Any) -> Iterator[BopsRow]:

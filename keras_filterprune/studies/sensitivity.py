@@ -15,17 +15,17 @@ import numpy as np
 from keras_filterprune.allocators.sensitivity import check_falling
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checkpoint import Checkpoint
-from keras_filterprune.checks import renamed_arguments
+from keras_filterprune.checks import check_integer, renamed_arguments, unknown_name
 from keras_filterprune.cost import CostModel
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, UnknownNameError
+from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, InvalidValueError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import calibration_inputs, check_class_scores, labelled_inputs
 from keras_filterprune.probe.trial import class_numbers, masked_outputs
-from keras_filterprune.probe.workers import spread
+from keras_filterprune.probe.workers import check_executor, spread
 from keras_filterprune.progress import track
 from keras_filterprune.rebuild.plan import fingerprint
 from keras_filterprune.studies.sensitivity_table import Cut, SensitivityTable
@@ -73,9 +73,10 @@ def measure_sensitivity(
 
     Raises:
         CalibrationDataError: data is missing, does not fit, or has no labels for "accuracy".
-        UnknownNameError: metric or method is not known; or the metric rises for every group that is cut.
-        InfeasibleBudgetError: keep does not fall or leaves (0, 1), or the model has no filter that can be removed.
-        PlanMismatchError: the checkpoint belongs to another model, data, metric or method.
+        UnknownNameError: metric or method is not known.
+        InvalidValueError: a number is out of range, keep does not fall, or the metric rises with every cut.
+        InfeasibleBudgetError: the model has no filter that can be removed.
+        FileError: the checkpoint is damaged, or belongs to another model, data, metric or method.
 
     Example:
         >>> import keras, numpy as np, keras_filterprune as kfp
@@ -87,19 +88,15 @@ def measure_sensitivity(
         [('conv', 2)]
     """
     keep, criterion = check_falling(keep), as_method(method, seed, True).criterion
+    file, executor = Checkpoint(checkpoint, "sensitivity analysis"), check_executor(executor)
     graph = analyze(model)
     weights = _checked(graph)
     measured = Measured(graph, data, metric, samples)
     criterion = criterion.observe(graph, weights, data if criterion.requires else None, progress)
     skipped = {group.name: why for group in graph.groups if (why := criterion.refuses(group)) is not None}
-    planned = [
-        (group, max(group.least, int(np.floor(fraction * group.size + 0.5))))
-        for group in graph.groups
-        for fraction in keep
-        if group.name not in skipped
-    ]
+    planned = [cut for group in graph.groups if group.name not in skipped for cut in _counts(group, keep)]
     key = f"{fingerprint(graph, weights)} {measured.digest()} {criterion!r} {seed}"
-    file, key = Checkpoint(checkpoint, "sensitivity analysis"), hashlib.sha256(key.encode()).hexdigest()
+    key = hashlib.sha256(key.encode()).hexdigest()
     found = file.read(key, lambda content: {name: Cut(*values) for name, values in content["cuts"].items()}) or {}
     start = time.perf_counter()
     base = measured(Kept(graph))
@@ -125,9 +122,14 @@ def _checked(graph: ChannelGraph) -> Weights:
     return weights
 
 
+def _counts(group: Group, keep: Sequence[float]) -> list[tuple[Group, int]]:
+    """The group with each number of units that is to be tried."""
+    return [(group, max(group.least, int(np.floor(fraction * group.size + 0.5)))) for fraction in keep]
+
+
 def _check_direction(metric: str, deepest: tuple[Cut, ...]) -> None:
     if deepest and all(cut.high < 0 for cut in deepest):
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"metric '{metric}' rises for every group that is cut. It has to be higher for better networks: return "
             "minus a loss."
         )
@@ -157,8 +159,9 @@ class Measured:
     def __init__(self, graph: ChannelGraph, data: Any, metric: str | Metric, samples: int):
         if data is None:
             raise CalibrationDataError(f"metric={metric!r} needs samples to measure on: pass data=.")
+        check_integer("samples", samples)
         if not callable(metric) and metric not in ("accuracy", "error"):
-            raise UnknownNameError(f"metric is 'accuracy', 'error' or a function. Received: metric={metric!r}.")
+            raise unknown_name("metric", metric, "accuracy, error, or a function", ("accuracy", "error"))
         self._metric = metric
         self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
         if metric == "accuracy":
@@ -185,7 +188,7 @@ class Measured:
             return -np.square(outputs - self._whole).sum(axis=1) / max(spread, np.finfo(float).tiny)
         values = np.asarray(self._metric(self._labels, outputs), np.float64)
         if values.shape != (len(outputs),):
-            raise UnknownNameError(
+            raise InvalidValueError(
                 f"metric '{self.name}' is to return one number per sample, shape ({len(outputs)},). Received: "
                 f"{values.shape}."
             )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import keras
 
-from keras_filterprune.errors import UnknownNameError, UnsupportedLayerError, UnsupportedModelError
+from keras_filterprune.checks import check_callable, check_integer, check_number
+from keras_filterprune.errors import InvalidValueError, UnsupportedLayerError, UnsupportedModelError
 from keras_filterprune.handlers.base import linear_of, register_handler, taught_by
 from keras_filterprune.training.base import TrainingWrapper, Transparent, wrappers_of
 
@@ -18,17 +18,13 @@ _EPSILON = 1e-12
 
 
 def check_rate(rate: Any) -> float:
-    """`rate` as a float in [0, 1), else `UnknownNameError`."""
-    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= rate < 1:
-        raise UnknownNameError(f"rate is the probability that a weight is dropped, in [0, 1). Received: rate={rate!r}.")
-    return float(rate)
+    """`rate` as a float in [0, 1), else `InvalidValueError`."""
+    return float(check_number("rate", rate, "the probability that a weight is dropped", least=0, below=1))
 
 
 def check_norm(norm: Any) -> float:
-    """`norm` as a positive float, else `UnknownNameError`."""
-    if isinstance(norm, bool) or not isinstance(norm, Real) or not 0 < norm < math.inf:
-        raise UnknownNameError(f"norm is the q of the L_q penalty, above 0. Received: norm={norm!r}.")
-    return float(norm)
+    """`norm` as a positive float, else `InvalidValueError`."""
+    return float(check_number("norm", norm, "the q of the L_q penalty", above=0))
 
 
 @keras.saving.register_keras_serializable(package="keras_filterprune")
@@ -51,7 +47,7 @@ class BatchBridgeout(TrainingWrapper):
         **kwargs: of `keras.layers.Layer`; the name is the layer's with "_bridgeout" behind it by default.
 
     Raises:
-        UnknownNameError: an argument is out of range.
+        InvalidValueError: an argument is out of range.
         UnsupportedLayerError: the layer has no kernel to perturb, or is wrapped already.
 
     Example:
@@ -78,11 +74,11 @@ class BatchBridgeout(TrainingWrapper):
                 f"BatchBridgeout expects a convolution or a Dense layer. Received: '{getattr(layer, 'name', layer)}' "
                 f"({type(layer).__name__}), which {kind}."
             )
-        if isinstance(target_fraction, bool) or not isinstance(target_fraction, Real) or not 0 <= target_fraction <= 1:
-            raise UnknownNameError(f"target_fraction is in [0, 1]. Received: target_fraction={target_fraction!r}.")
         self._start = {"rate": check_rate(rate), "norm": check_norm(norm)}
-        self.target_fraction = float(target_fraction)
-        self.seed = seed
+        self.target_fraction = float(
+            check_number("target_fraction", target_fraction, "a share of the input slices", least=0, most=1)
+        )
+        self.seed = check_integer("seed", seed, least=0, optional=True)
         super().__init__(layer, "_bridgeout", **kwargs)
         self.rate, self.norm = (
             self.add_weight((), keras.initializers.Constant(value), trainable=False, name=name)
@@ -152,7 +148,9 @@ class BridgeoutSchedule(keras.callbacks.Callback):
     def __init__(self, rate: Callable[[int], float] | None = None, norm: Callable[[int], float] | None = None):
         super().__init__()
         if rate is None and norm is None:
-            raise UnknownNameError("BridgeoutSchedule expects rate=, norm= or both, functions of the epoch.")
+            raise InvalidValueError("BridgeoutSchedule expects rate=, norm= or both. Received: rate=None, norm=None.")
+        for name, function in (("rate", rate), ("norm", norm)):
+            check_callable(name, function, "a function of the epoch", optional=True)
         self._parts = {"rate": (rate, check_rate), "norm": (norm, check_norm)}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

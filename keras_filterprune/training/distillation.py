@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Any
 
 import keras
 
-from keras_filterprune.errors import UnknownNameError, UnsupportedModelError
+from keras_filterprune.checks import check_flag, check_number
+from keras_filterprune.errors import InvalidValueError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import view_model
 
 
@@ -47,7 +47,8 @@ def distill(
 
     Raises:
         UnsupportedModelError: the student is not compiled with one loss, or inputs or outputs of the two do not match.
-        UnknownNameError: a number is out of range, or a layer is not there.
+        InvalidValueError: a number is out of range, or a layer has no positions.
+        UnknownNameError: a layer is not there.
 
     Example:
         >>> import keras, numpy as np, keras_filterprune as kfp
@@ -57,7 +58,11 @@ def distill(
         >>> student.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         >>> history = kfp.distill(student, teacher).fit(x, y, verbose=0)
     """
-    _check(student, teacher, temperature, alpha)
+    check_number("temperature", temperature, above=0)
+    check_number("alpha", alpha, "the teacher's share", least=0, most=1)
+    check_number("attention", attention, "the weight of the attention maps", least=0)
+    check_flag("squared_temperature", squared_temperature)
+    _check(student, teacher)
     layers = _pairs(student, teacher, features)
     frozen = keras.models.clone_model(teacher)
     frozen.set_weights(teacher.get_weights())
@@ -83,11 +88,7 @@ def distill(
     return distiller
 
 
-def _check(student: keras.Model, teacher: keras.Model, temperature: Any, alpha: Any) -> None:
-    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not temperature > 0:
-        raise UnknownNameError(f"temperature is a number above 0. Received: temperature={temperature!r}.")
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-        raise UnknownNameError(f"alpha is the teacher's share, in [0, 1]. Received: alpha={alpha!r}.")
+def _check(student: keras.Model, teacher: keras.Model) -> None:
     for model in (student, teacher):
         if len(getattr(model, "outputs", None) or ()) != 1:
             raise UnsupportedModelError(
@@ -115,7 +116,7 @@ def _pairs(student: keras.Model, teacher: keras.Model, features: Any) -> list[tu
             if name not in known:
                 raise UnknownNameError(f"the {side} '{model.name}' has no layer '{name}'. It has: {', '.join(known)}.")
             if len(known[name].output.shape) < 3:
-                raise UnknownNameError(
+                raise InvalidValueError(
                     f"features are layers of positions and channels; '{name}' of the {side} '{model.name}' gives "
                     f"{tuple(known[name].output.shape)}."
                 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_filterprune.checks import check_flag
 from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.handlers.base import register_handler
 from keras_filterprune.training.base import TrainingWrapper, Transparent
@@ -39,7 +40,7 @@ class FilterPruning(TrainingWrapper):
             raise UnsupportedLayerError(
                 f"FilterPruning expects a layer whose input is not masked yet. Received: {layer!r}."
             )
-        self.gates = bool(gates)
+        self.gates = check_flag("gates", gates)
         super().__init__(layer, "_masked", **kwargs)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

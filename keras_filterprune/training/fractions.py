@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
 
+from keras_filterprune.checks import check_integer, check_number
 from keras_filterprune.cost.budgets import check_fraction
-from keras_filterprune.errors import UnknownNameError
 
 
 def polynomial(keep: float, epochs: int, power: float = 3.0) -> list[float]:
@@ -24,14 +23,17 @@ def polynomial(keep: float, epochs: int, power: float = 3.0) -> list[float]:
     Returns:
         One fraction per epoch, the last of them `keep`.
 
+    Raises:
+        InfeasibleBudgetError: keep is outside (0, 1].
+        InvalidValueError: epochs is no positive integer, or power not above 0.
+
     Example:
         >>> import keras_filterprune as kfp
         >>> kfp.callbacks.polynomial(0.5, 2, power=1)
         [0.75, 0.5]
     """
     _check(keep, epochs)
-    if isinstance(power, bool) or not isinstance(power, Real) or not power > 0:
-        raise UnknownNameError(f"power is a number above 0. Received: power={power!r}.")
+    check_number("power", power, above=0)
     return [1 - (1 - keep) * (1 - (1 - (epoch + 1) / epochs) ** power) for epoch in range(epochs)]
 
 
@@ -48,6 +50,10 @@ def exponential(keep: float, epochs: int) -> list[float]:
     Returns:
         One fraction per epoch, the last of them `keep`.
 
+    Raises:
+        InfeasibleBudgetError: keep is outside (0, 1].
+        InvalidValueError: epochs is no positive integer.
+
     Example:
         >>> import keras_filterprune as kfp
         >>> [round(fraction, 3) for fraction in kfp.callbacks.exponential(0.2, 4)]
@@ -61,5 +67,4 @@ def exponential(keep: float, epochs: int) -> list[float]:
 
 def _check(keep: Any, epochs: Any) -> None:
     check_fraction("keep", keep)
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise UnknownNameError(f"epochs is a positive number. Received: epochs={epochs!r}.")
+    check_integer("epochs", epochs)

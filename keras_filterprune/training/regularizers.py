@@ -5,13 +5,13 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
 import keras
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.errors import UnknownNameError
+from keras_filterprune.checks import check_integer, check_names, check_number, check_option, wrong
+from keras_filterprune.errors import UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.rebuild.clone import Rewriter
@@ -27,9 +27,7 @@ class Penalty(keras.regularizers.Regularizer):
     """
 
     def __init__(self, strength: float):
-        if isinstance(strength, bool) or not isinstance(strength, Real) or not strength >= 0:
-            raise UnknownNameError(f"strength is a number, not negative. Received: strength={strength!r}.")
-        self._strength = float(strength)
+        self._strength = float(check_number("strength", strength, least=0))
         # Compiled training steps never look at a Python number again.
         self._variable = keras.Variable(self._strength, trainable=False, name="strength")
 
@@ -58,7 +56,7 @@ class BridgePenalty(Penalty):
         strength: of the penalty, not negative (1e-4).
 
     Raises:
-        UnknownNameError: an argument is out of range.
+        InvalidValueError: an argument is out of range.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -86,7 +84,7 @@ class GroupLasso(Penalty):
         axis: along which the kernel's filters are numbered: -1 (default), -2 for transposed convolutions.
 
     Raises:
-        UnknownNameError: an argument is out of range.
+        InvalidValueError: an argument is out of range.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -95,9 +93,7 @@ class GroupLasso(Penalty):
 
     def __init__(self, strength: float = 1e-4, axis: int = -1):
         super().__init__(strength)
-        if isinstance(axis, bool) or not isinstance(axis, int):
-            raise UnknownNameError(f"axis is an integer. Received: axis={axis!r}.")
-        self.axis = axis
+        self.axis = check_integer("axis", axis, "the axis of the filters", least=-5, most=4)
 
     def __call__(self, x: Any) -> Any:
         others = [axis for axis in range(len(x.shape)) if axis != self.axis % len(x.shape)]
@@ -128,7 +124,9 @@ def apply_penalty(
         A model of the same kind, with the weights, and compiled like the original if that was.
 
     Raises:
-        UnknownNameError: penalty is none of ours, weights is neither of the two, or no layer matches.
+        InvalidValueError: penalty is none of ours.
+        UnknownNameError: weights is neither of the two, or no layer matches `include`.
+        UnsupportedModelError: there is no filter that can be removed.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -138,11 +136,10 @@ def apply_penalty(
         0.0001
     """
     if not isinstance(penalty, Penalty):
-        raise UnknownNameError(f"penalty is a BridgePenalty or a GroupLasso. Received: penalty={penalty!r}.")
-    if weights not in ("kernel", "scale"):
-        raise UnknownNameError(f"weights is 'kernel' or 'scale'. Received: weights={weights!r}.")
+        raise wrong("penalty", penalty, "a BridgePenalty or a GroupLasso")
+    check_option("weights", weights, ("kernel", "scale"))
     graph = analyze(model)
-    patterns = ("*",) if include is None else (include,) if isinstance(include, str) else tuple(include)
+    patterns = ("*",) if include is None else check_names("include", include)
     axes = {
         member.layer: (member.weight, member.axis)
         for group in graph.groups
@@ -151,7 +148,7 @@ def apply_penalty(
         and any(fnmatch.fnmatch(member.layer, pattern) for pattern in patterns)
     }
     if not axes:
-        raise UnknownNameError(
+        raise (UnsupportedModelError if include is None else UnknownNameError)(
             f"model '{model.name}' has no {weights} of a filter that can be removed in layers {', '.join(patterns)}. "
             "analyze(model) lists them."
         )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import check_integer, check_number, entries
 from keras_filterprune.cost import CostModel, MacsBudget
 from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.criteria import Criterion, Dead
-from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError, UnsupportedModelError
+from keras_filterprune.errors import InfeasibleBudgetError, UnsupportedModelError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import ChannelGraph, Group
@@ -69,12 +69,11 @@ class _Gradual(keras.callbacks.Callback):
         seed: int = 0,
     ):
         super().__init__()
-        self.keep = [keep] if isinstance(keep, Real) else list(keep)
-        for fraction in self.keep:
-            check_fraction("keep", fraction)
+        self.keep = [check_fraction("keep", fraction) for fraction in entries(keep)]
         if not self.keep or any(b > a for a, b in zip(self.keep, self.keep[1:], strict=False)):
             raise InfeasibleBudgetError(
-                f"keep is a fraction, or one per epoch that never rises: filters do not come back. Received: {keep!r}."
+                f"keep is a fraction, or one per epoch that never rises: filters do not come back. Received: "
+                f"keep={self.keep!r}."
             )
         self.recipe = as_method(method, seed, data is not None)
         self.data, self.seed = data, seed
@@ -161,7 +160,8 @@ class SoftPruning(_Gradual):
 
     Raises:
         InfeasibleBudgetError: fractions outside (0, 1], or that rise.
-        UnknownNameError: the method is not known, rho is outside [0, 1) or every is not a positive number.
+        UnknownNameError: the method is not known.
+        InvalidValueError: rho is outside [0, 1) or every is not a positive number.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -178,11 +178,8 @@ class SoftPruning(_Gradual):
         **options,
     ):
         super().__init__(keep, method, **options)
-        if isinstance(rho, bool) or not isinstance(rho, Real) or not 0 <= rho < 1:
-            raise UnknownNameError(f"rho is a factor in [0, 1). Received: rho={rho!r}.")
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise UnknownNameError(f"every is a positive number of steps, or None. Received: every={every!r}.")
-        self.rho, self.every = float(rho), every
+        self.rho = float(check_number("rho", rho, "a factor", least=0, below=1))
+        self.every = check_integer("every", every, "a number of steps", optional=True)
         self._epoch, self._steps = 0, 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

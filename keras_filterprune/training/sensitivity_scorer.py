@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import keras
 
-from keras_filterprune.errors import UnknownNameError
+from keras_filterprune.checks import check_integer, check_path
 from keras_filterprune.studies import SensitivityTable, measure_sensitivity
 from keras_filterprune.training.wrapping import strip_wrappers
 
@@ -30,7 +28,7 @@ class SensitivityScorer(keras.callbacks.Callback):
         tables: {epoch, from 0: `SensitivityTable`}.
 
     Raises:
-        UnknownNameError: every is not a positive number of epochs.
+        InvalidValueError: every is not a positive number of epochs.
 
     Example:
         >>> import numpy as np, keras_filterprune as kfp
@@ -40,9 +38,8 @@ class SensitivityScorer(keras.callbacks.Callback):
 
     def __init__(self, data: Any, every: int = 1, folder: str | os.PathLike | None = None, **options):
         super().__init__()
-        if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
-            raise UnknownNameError(f"every is a positive number of epochs. Received: every={every!r}.")
-        self.every, self.folder = int(every), None if folder is None else Path(folder)
+        self.every = check_integer("every", every, "a number of epochs")
+        self.folder = None if folder is None else check_path("folder", folder)
         self.tables: dict[int, SensitivityTable] = {}
         self._data, self._options = data, {"progress": False} | options
         self._logs: dict[str, float] = {}

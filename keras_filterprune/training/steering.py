@@ -5,16 +5,16 @@ from __future__ import annotations
 import abc
 import bisect
 import warnings
-from numbers import Integral, Real
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import check_integer, check_number, wrong
 from keras_filterprune.cost import Budget, CostModel, as_cost_budget
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError, UnsupportedModelError
+from keras_filterprune.errors import InfeasibleBudgetError, UnsupportedModelError
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
@@ -93,7 +93,8 @@ class PenaltySchedule(_Steered):
 
     Raises:
         InfeasibleBudgetError: a budget that says how many filters to keep.
-        UnknownNameError: the method is not known or needs data, step is not above 0, or energy is outside (0, 1).
+        UnknownNameError: the method is not known.
+        InvalidValueError: the method needs data, step is not above 0, or energy is outside (0, 1).
 
     Example:
         >>> import keras_filterprune as kfp
@@ -113,10 +114,9 @@ class PenaltySchedule(_Steered):
         super().__init__(budget)
         self._criterion = as_method(method, 0).criterion
         if self._criterion.requires:
-            raise UnknownNameError(f"PenaltySchedule expects a method that needs no data. Received: method={method!r}.")
-        if isinstance(energy, bool) or not isinstance(energy, Real) or not 0 < energy < 1:
-            raise UnknownNameError(f"energy is a share, in (0, 1). Received: energy={energy!r}.")
-        self.step, self.energy = _above_zero("step", step), float(energy)
+            raise wrong("method", method, "one that needs no data")
+        self.step = float(check_number("step", step, above=0))
+        self.energy = float(check_number("energy", energy, "a share", above=0, below=1))
 
     def prepare(self, graph: ChannelGraph) -> None:
         found = {id(v.regularizer): v.regularizer for v in self.model.trainable_variables}
@@ -176,7 +176,7 @@ class BudgetGates(_Steered):
 
     Raises:
         InfeasibleBudgetError: a budget that says how many filters to keep, or one below what `min_filters` cost.
-        UnknownNameError: strength is not above 0, epochs or min_filters not a positive integer.
+        InvalidValueError: strength is not above 0, epochs or min_filters not a positive integer.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -188,11 +188,9 @@ class BudgetGates(_Steered):
 
     def __init__(self, budget: Budget | float, epochs: int | None = None, strength: float = 0.01, min_filters: int = 1):
         super().__init__(budget)
-        for name, value in (("epochs", epochs), ("min_filters", min_filters)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-                raise UnknownNameError(f"{name} is a positive integer. Received: {name}={value!r}.")
-        self.epochs, self.min_filters = epochs, min_filters
-        self.strength = _above_zero("strength", strength)
+        self.epochs = check_integer("epochs", epochs, optional=True)
+        self.min_filters = check_integer("min_filters", min_filters)
+        self.strength = float(check_number("strength", strength, above=0))
 
     def prepare(self, graph: ChannelGraph) -> None:
         if not any(wrapper.gates for wrapper in wrappers_of(self.model, FilterPruning)):
@@ -272,9 +270,3 @@ class BudgetGates(_Steered):
 
     def _counts(self, is_open: np.ndarray) -> np.ndarray:
         return np.bincount(self._group[is_open], minlength=len(self._costs.sizes))
-
-
-def _above_zero(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
-        raise UnknownNameError(f"{name} is a number above 0. Received: {name}={value!r}.")
-    return float(value)

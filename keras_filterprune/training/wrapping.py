@@ -11,8 +11,9 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import check_integer, check_names
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import CalibrationDataError, UnknownNameError
+from keras_filterprune.errors import CalibrationDataError, FilterPruneError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import copy_value, named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import Call, ChannelGraph
 from keras_filterprune.handlers.base import linear_of
@@ -46,7 +47,9 @@ def apply_bridgeout(
         A model of the same kind, with the weights, and compiled like the original if that was.
 
     Raises:
-        UnknownNameError: no layer matches, or an argument is out of range.
+        UnknownNameError: no layer matches `include`.
+        UnsupportedModelError: there is no convolution with a window.
+        InvalidValueError: an argument is out of range.
         UnsupportedLayerError: a layer that matches has no kernel, or is wrapped already.
 
     Example:
@@ -56,7 +59,8 @@ def apply_bridgeout(
         ['conv_bridgeout']
     """
     graph = analyze(model)
-    patterns = None if include is None else (include,) if isinstance(include, str) else tuple(include)
+    patterns = None if include is None else check_names("include", include)
+    check_integer("seed", seed, least=0)
 
     def chosen(call: Call) -> bool:
         if patterns is None:
@@ -71,6 +75,7 @@ def apply_bridgeout(
         chosen,
         wanted,
         lambda layer, number: BatchBridgeout(layer, rate, norm, target_fraction, seed=seed + number),
+        UnsupportedModelError if patterns is None else UnknownNameError,
     )
 
 
@@ -84,7 +89,7 @@ def apply_filter_pruning(model: keras.Model) -> keras.Model:
         A model of the same kind, with the weights, and compiled like the original if that was.
 
     Raises:
-        UnknownNameError: the model has no filters that can be removed.
+        UnsupportedModelError: the model has no filters that can be removed.
         UnsupportedLayerError: the model is masked already.
 
     Example:
@@ -111,7 +116,8 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
 
     Raises:
         CalibrationDataError: the method needs data that is not there.
-        UnknownNameError: the model has no filters that can be removed, or the method is not known.
+        UnsupportedModelError: the model has no filters that can be removed.
+        UnknownNameError: the method is not known.
         UnsupportedLayerError: the model is masked already.
 
     Example:
@@ -152,6 +158,7 @@ def _wrapped(
     chosen: Callable[[Call], bool],
     wanted: str,
     wrapper: Callable[[keras.layers.Layer, int], TrainingWrapper],
+    error: type[FilterPruneError] = UnsupportedModelError,
 ) -> keras.Model:
     """The model with wrappers around the layers of the chosen calls; `wanted` says what these are."""
     numbers: dict[int, int] = {}
@@ -159,7 +166,7 @@ def _wrapped(
         if call.inputs and chosen(call):
             numbers.setdefault(id(call.op), len(numbers))
     if not numbers:
-        raise UnknownNameError(f"model '{model.name}' has no layer that matches {wanted}. analyze(model) lists them.")
+        raise error(f"model '{model.name}' has no layer that matches {wanted}. analyze(model) lists them.")
     return _Swapper(graph, lambda op, clone: wrapper(clone(op), numbers[id(op)]) if id(op) in numbers else None).result(
         model
     )

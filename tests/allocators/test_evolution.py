@@ -128,11 +128,12 @@ def test_a_model_is_pruned_and_two_processes_agree_with_one():
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"population": 9}, errors.InfeasibleBudgetError),
-        ({"generations": -1}, errors.InfeasibleBudgetError),
-        ({"seed": True}, errors.InfeasibleBudgetError),
+        ({"population": 9}, errors.InvalidValueError),
+        ({"generations": -1}, errors.InvalidValueError),
+        ({"executor": 2}, errors.InvalidValueError),
+        ({"seed": True}, errors.InvalidValueError),
         ({"fitness": "best"}, errors.UnknownNameError),
-        ({"fitness": "reward", "measure": "error"}, errors.UnknownNameError),
+        ({"fitness": "reward", "measure": "error"}, errors.InvalidValueError),
         ({"measure": "loss"}, errors.UnknownNameError),
     ],
 )

@@ -334,15 +334,15 @@ def test_a_budget_of_filters_decides_what_these_allocators_decide(allocator):
     [
         (
             lambda: allocators.Tolerance(drop=-0.1),
-            errors.InfeasibleBudgetError,
+            errors.InvalidValueError,
             r"drop is the loss allowed.*drop=-0\.1\.",
         ),
         (
             lambda: allocators.Tolerance(drop=float("nan")),
-            errors.InfeasibleBudgetError,
+            errors.InvalidValueError,
             r"Received: drop=nan\.",
         ),
-        (lambda: allocators.Tolerance(drop=True), errors.InfeasibleBudgetError, r"Received: drop=True\."),
+        (lambda: allocators.Tolerance(drop=True), errors.InvalidValueError, r"Received: drop=True\."),
         (
             lambda: allocators.Tolerance(floor="flat"),
             errors.UnknownNameError,
@@ -356,13 +356,13 @@ def test_a_budget_of_filters_decides_what_these_allocators_decide(allocator):
         (lambda: allocators.Search(measure="loss"), errors.UnknownNameError, r"Received: measure='loss'\."),
         (
             lambda: allocators.Search(beta=0),
-            errors.InfeasibleBudgetError,
-            r"positive number of units\. Received: beta=0\.",
+            errors.InvalidValueError,
+            r"a number of units, at least 1\. Received: beta=0\.",
         ),
-        (lambda: allocators.Search(beta=2.0), errors.InfeasibleBudgetError, r"Received: beta=2\.0\."),
+        (lambda: allocators.Search(beta=2.0), errors.InvalidValueError, r"Received: beta=2\.0\."),
         (
             lambda: allocators.Search(alpha=-1),
-            errors.InfeasibleBudgetError,
+            errors.InvalidValueError,
             r"at least 0\. Received: alpha=-1\.",
         ),
     ],
@@ -672,9 +672,26 @@ def test_a_checkpoint_without_its_model_is_a_clear_error(tmp_path):
     with pytest.raises(Killed):
         trained(model, data, Hook(3), path)
     (saved,) = tmp_path.glob("*.keras")
-    saved.unlink()
-    with pytest.raises(errors.FileError, match=rf"needs '.*{saved.name}', which is missing\. Delete the checkpoint"):
+    saved.write_bytes(saved.read_bytes()[:1000])
+    with pytest.raises(
+        errors.FileError, match=rf"needs its model: cannot load .*{saved.name} .* Delete the checkpoint"
+    ):
         trained(model, data, Hook(), path)
+    saved.unlink()
+    with pytest.raises(errors.FileError, match=rf"needs its model: no model at .*{saved.name}.* Delete the checkpoint"):
+        trained(model, data, Hook(), path)
+
+
+def test_a_checkpoint_deletes_its_own_models_alone(tmp_path):
+    model, path = chain(), tmp_path / "run[1]"
+    data = labelled(model, images())
+    for name in ("run[1].best.keras", "run1.3.keras", "run[1].3.h5"):
+        (tmp_path / name).write_text("mine")
+    trained(model, data, Hook(), path)
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left[0] == "run1.3.keras"
+    assert {"run[1].best.keras", "run[1].3.h5", "run[1]"} < set(left)
+    assert len(left) == 5
 
 
 def test_training_goes_on_towards_a_smaller_budget(tmp_path):

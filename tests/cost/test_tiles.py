@@ -77,15 +77,15 @@ def test_two_parts_fill_no_fewer_tiles_than_the_whole(tiles, a, b):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"step": 0}, "step is a positive integer. Received: step=0."),
-        ({"step": True}, "step is a positive integer. Received: step=True."),
-        ({"step": 8, "first": 2.0}, "first is a positive integer. Received: first=2.0."),
-        ({"step": 8, "inputs": -1}, "inputs is a positive integer. Received: inputs=-1."),
-        ({"step": 8, "first": 5}, "first is at most half of step. Received: Tiles(step=8, first=5, inputs=1)."),
+        ({"step": 0}, "step is an integer, at least 1. Received: step=0."),
+        ({"step": True}, "step is an integer, at least 1. Received: step=True."),
+        ({"step": 8, "first": 2.0}, "first is an integer in [1, 4], or None. Received: first=2.0."),
+        ({"step": 8, "inputs": -1}, "inputs is an integer, at least 1. Received: inputs=-1."),
+        ({"step": 8, "first": 5}, "first is an integer in [1, 4], or None. Received: first=5."),
     ],
 )
 def test_tiles_that_cannot_be(arguments, sentence):
-    with pytest.raises(errors.InfeasibleBudgetError, match=re.escape(sentence)):
+    with pytest.raises(errors.InvalidValueError, match=re.escape(sentence)):
         Tiles(**arguments)
 
 
@@ -220,7 +220,7 @@ def test_the_report_claims_nothing_without_a_target_or_a_narrower_layer():
 )
 def test_unknown_targets_list_the_known_ones(name, hint):
     listed = ", ".join(TARGETS)
-    sentence = f"unknown target {name!r}. channel_multiple is a positive integer or one of {listed}.{hint}"
+    sentence = f"unknown target {name!r}. Known targets: {listed}.{hint}"
     for call in (kfp.prune_model, kfp.plan_pruning):
         with pytest.raises(errors.UnknownNameError) as caught:
             call(chain((8, 8)), channel_multiple=name)
@@ -229,7 +229,7 @@ def test_unknown_targets_list_the_known_ones(name, hint):
 
 @pytest.mark.parametrize("value", [0, -8, 8.0, True, None, Tiles(8), ["arm64"]], ids=str)
 def test_other_values_are_refused(value):
-    with pytest.raises(errors.InfeasibleBudgetError, match=r"channel_multiple is a positive integer\. Received: "):
+    with pytest.raises(errors.InvalidValueError, match=r"channel_multiple is an integer, at least 1\. Received: "):
         as_tiles(value)
 
 

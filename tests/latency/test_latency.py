@@ -816,7 +816,9 @@ def test_a_fraction_that_is_none_is_refused(given):
 
 @pytest.mark.parametrize("given", [0, True, -3, math.nan, math.inf, "5"])
 def test_milliseconds_that_are_none_are_refused(given):
-    with pytest.raises(errors.InfeasibleBudgetError, match=r"ms is a positive number of milliseconds. Received: ms="):
+    with pytest.raises(
+        errors.InfeasibleBudgetError, match=r"ms is a number of milliseconds, above 0, or None. Received: ms="
+    ):
         kfp.LatencyBudget(ms=given, table=staircase(EIGHT))
 
 

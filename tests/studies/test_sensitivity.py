@@ -307,19 +307,19 @@ def test_data_that_is_missing_or_unlabelled(trained):
 
 def test_metrics_that_are_none(trained):
     x, y = digits(50)
-    with pytest.raises(errors.UnknownNameError, match="'accuracy', 'error' or a function"):
+    with pytest.raises(errors.UnknownNameError, match="metric is accuracy, error, or a function"):
         kfp.measure_sensitivity(trained, (x, y), "f1")
-    with pytest.raises(errors.UnknownNameError, match=r"one number per sample, shape \(50,\)"):
+    with pytest.raises(errors.InvalidValueError, match=r"one number per sample, shape \(50,\)"):
         kfp.measure_sensitivity(trained, (x, y), lambda labels, outputs: outputs.mean())
-    with pytest.raises(errors.UnknownNameError, match="'entropy' rises for every group that is cut"):
+    with pytest.raises(errors.InvalidValueError, match="'entropy' rises for every group that is cut"):
         kfp.measure_sensitivity(trained, (x, y), entropy, keep=(0.25,), progress=False)
 
 
 @pytest.mark.parametrize("keep", [(), (0.5, 0.75), (1.0, 0.5), (0.5, 0.0), (0.5, 0.5)])
 def test_fractions_that_do_not_fall(trained, keep):
-    with pytest.raises(errors.InfeasibleBudgetError, match=r"keep is (a list of fractions|the fraction)"):
+    with pytest.raises(errors.InvalidValueError, match="keep is a list of fractions"):
         kfp.measure_sensitivity(trained, digits(50), keep=keep)
-    with pytest.raises(errors.InfeasibleBudgetError, match=r"keep is (a list of fractions|the fraction)"):
+    with pytest.raises(errors.InvalidValueError, match="keep is a list of fractions"):
         allocators.Sensitivity(keep)
 
 
@@ -331,5 +331,5 @@ def test_models_and_budgets_out_of_reach(trained):
         table.keep_for(1e-6)
     with pytest.raises(errors.InfeasibleBudgetError, match="keep_for says how many filters to keep"):
         table.keep_for(kfp.FiltersBudget(0.5))
-    with pytest.raises(errors.UnknownNameError, match="every is a positive number of epochs"):
+    with pytest.raises(errors.InvalidValueError, match="every is a number of epochs, at least 1"):
         kfp.callbacks.SensitivityScorer(digits(50), every=0)

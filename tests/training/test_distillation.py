@@ -161,15 +161,28 @@ def test_a_pruned_network_learns_from_the_one_it_was():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": 0}, {"temperature": "4"}, {"alpha": 1.1}, {"alpha": -0.1}, {"features": ["none"]}],
+    [
+        {"temperature": 0},
+        {"temperature": "4"},
+        {"alpha": 1.1},
+        {"alpha": -0.1},
+        {"attention": -1},
+        {"squared_temperature": 2},
+    ],
 )
 def test_settings_out_of_range(settings):
-    with pytest.raises(errors.UnknownNameError, match=r"Received|has no layer 'none'. It has: "):
+    ((name, value),) = settings.items()
+    with pytest.raises(errors.InvalidValueError, match=f"{name} is .* Received: {name}={value!r}"):
         kfp.distill(compiled(network(4, 0)), network(8, 1), **settings)
 
 
+def test_features_that_are_not_there():
+    with pytest.raises(errors.UnknownNameError, match=r"has no layer 'none'\. It has: "):
+        kfp.distill(compiled(network(4, 0)), network(8, 1), features=["none"])
+
+
 def test_features_without_positions():
-    with pytest.raises(errors.UnknownNameError, match="'pool' of the student 'network4' gives"):
+    with pytest.raises(errors.InvalidValueError, match="'pool' of the student 'network4' gives"):
         kfp.distill(compiled(network(4, 0)), network(8, 1), features=["pool"])
 
 

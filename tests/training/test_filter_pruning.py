@@ -299,7 +299,7 @@ def test_fractions_that_are_none_or_rise(make):
 @pytest.mark.parametrize("settings", [{"rho": 1}, {"rho": -0.1}, {"rho": None}, {"every": 0}, {"every": 1.5}])
 def test_soft_pruning_with_settings_out_of_range(settings):
     with pytest.raises(
-        errors.UnknownNameError, match=r"rho is a factor in \[0, 1\)|every is a positive number of steps"
+        errors.InvalidValueError, match=r"rho is a factor, in \[0, 1\)|every is a number of steps, at least 1, or None"
     ):
         kfp.callbacks.SoftPruning(0.5, **settings)
 
@@ -308,9 +308,9 @@ def test_schedules_out_of_range():
     for make in (kfp.callbacks.polynomial, kfp.callbacks.exponential):
         with pytest.raises(errors.InfeasibleBudgetError, match="keep is the fraction"):
             make(0, 3)
-        with pytest.raises(errors.UnknownNameError, match="epochs is a positive number"):
+        with pytest.raises(errors.InvalidValueError, match="epochs is an integer, at least 1"):
             make(0.5, 0)
-    with pytest.raises(errors.UnknownNameError, match="power is a number above 0"):
+    with pytest.raises(errors.InvalidValueError, match="power is a number, above 0"):
         kfp.callbacks.polynomial(0.5, 3, power=0)
 
 
@@ -322,7 +322,7 @@ def test_models_that_are_not_prepared():
     with pytest.raises(errors.UnsupportedLayerError, match="expects a layer whose input is not masked yet"):
         kfp.layers.FilterPruning(3)
     head = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    with pytest.raises(errors.UnknownNameError, match="no layer that matches a layer that reads prunable filters"):
+    with pytest.raises(errors.UnsupportedModelError, match="no layer that matches a layer that reads prunable filters"):
         kfp.apply_filter_pruning(head)
     with pytest.raises(errors.InfeasibleBudgetError, match="only ranks them"):
         kfp.prune_model(network(), "l2", kfp.RedundancyBudget(), progress=False)

@@ -325,11 +325,10 @@ def test_budgets_that_are_no_cost(kind, budget):
         lambda: kfp.callbacks.PenaltySchedule(0.5, energy=1),
         lambda: kfp.callbacks.PenaltySchedule(0.5, step=0),
         lambda: kfp.callbacks.PenaltySchedule(0.5, "cap"),
-        lambda: kfp.callbacks.PenaltySchedule(0.5, "l3"),
     ],
 )
 def test_settings_out_of_range(make):
-    with pytest.raises(errors.UnknownNameError, match=r"Received|Known methods"):
+    with pytest.raises(errors.InvalidValueError, match="Received"):
         make()
 
 
@@ -362,9 +361,9 @@ def test_models_that_are_not_prepared():
         kfp.apply_filter_gates(kfp.apply_filter_pruning(model))
     with pytest.raises(errors.CalibrationDataError, match="pass data="):
         kfp.apply_filter_gates(model, "cap")
-    with pytest.raises(errors.UnknownNameError, match="penalty is a BridgePenalty or a GroupLasso"):
+    with pytest.raises(errors.InvalidValueError, match="penalty is a BridgePenalty or a GroupLasso"):
         kfp.apply_penalty(model, keras.regularizers.L1(1e-3))
-    with pytest.raises(errors.UnknownNameError, match="'kernel' or 'scale'"):
+    with pytest.raises(errors.UnknownNameError, match="weights is one of kernel, scale"):
         kfp.apply_penalty(model, kfp.regularizers.GroupLasso(), "gamma")
     with pytest.raises(errors.UnknownNameError, match="has no scale of a filter"):
         kfp.apply_penalty(model, kfp.regularizers.BridgePenalty(1.0), "scale", include="conv*")
