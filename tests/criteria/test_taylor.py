@@ -42,7 +42,7 @@ def loss(model: keras.Model, x: np.ndarray, y: np.ndarray, logits: bool = True) 
 
 @pytest.mark.parametrize(("activation", "classes"), [(None, 10), ("softmax", 10), (None, 1), ("sigmoid", 1)])
 def test_weight_gradients_are_those_of_the_loss(activation, classes):
-    (x, y), model = digits(), network(activation, classes)
+    (x, y), model = digits(64), network(activation, classes)
     y = y if classes > 1 else y % 2
     graph = kfp.analyze(model)
     (found,) = weight_gradients(graph.view, (x, y), [("conv1", "kernel"), ("head", "kernel")], False)
@@ -60,7 +60,7 @@ def test_weight_gradients_are_those_of_the_loss(activation, classes):
 
 def test_a_gate_is_a_factor_on_all_a_unit_feeds():
     """The gradient is that of the loss when the channels of a unit are scaled, at every layer that reads them."""
-    (x, y), model = digits(), network()
+    (x, y), model = digits(64), network()
     graph = kfp.analyze(model)
     (found,) = gate_gradients(graph, (x, y), False)
     assert {group.name for group in graph.groups} == {"conv1", "conv2"}
@@ -96,7 +96,7 @@ def test_taylor_adds_squares_of_batches():
 
 
 def test_a_dead_filter_scores_zero_and_goes_first():
-    (x, y), model = digits(), network()
+    (x, y), model = digits(64), network()
     for layer, cut in (("conv1", "bn1"), ("short", None), ("conv2", None)):
         kernel, bias = model.get_layer(layer).kernel, model.get_layer(layer).bias
         kernel.assign(kernel.numpy() * (np.arange(kernel.shape[-1]) != 3))
@@ -112,7 +112,7 @@ def test_a_dead_filter_scores_zero_and_goes_first():
 
 
 def test_activity_is_measured_behind_activations():
-    (x, _), model = digits(), network()
+    (x, _), model = digits(64), network()
     relu = np.asarray(keras.Model(model.input, _relu(model))(x))
     for criterion, expected in ((criteria.APoZ(), (relu != 0)), (criteria.MeanActivation(), relu)):
         graph, weights, seen = observed(criterion, model, x)
@@ -168,12 +168,12 @@ def test_activity_refuses_what_passes_through_no_activation():
         [keras.Input((8, 8, 1)), layers.Conv2D(4, 3, name="conv"), layers.Flatten(), layers.Dense(2)]
     )
     for method in ("apoz", "mean_activation"):
-        plan = kfp.plan_pruning(model, method, kfp.FiltersBudget(0.5), data=digits()[0], progress=False)
+        plan = kfp.plan_pruning(model, method, kfp.FiltersBudget(0.5), data=digits(64)[0], progress=False)
         assert [pin["reason"] for pin in plan.pinned if pin["layer"] == "conv"] == ["passes through no activation"]
 
 
 def test_labels_are_needed():
-    (x, y), model = digits(), network()
+    (x, y), model = digits(64), network()
     for method in ("taylor", "taylor_gate"):
         with pytest.raises(errors.CalibrationDataError, match="a gradient of the loss needs labelled samples"):
             kfp.prune_model(model, method, 0.5, data=x, progress=False)
@@ -208,7 +208,7 @@ assert kfp.prune_model(model, "taylor", 0.5, data=samples, progress=False).count
 
 @on_other_backends
 def test_other_backends_differentiate_alike(backend, tmp_path):
-    (x, y), model = digits(), network()
+    (x, y), model = digits(64), network()
     graph = kfp.analyze(model)
     (weights,) = weight_gradients(graph.view, (x, y), [("conv1", "kernel")], False)
     (gates,) = gate_gradients(graph, (x, y), False)
