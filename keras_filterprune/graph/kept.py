@@ -22,10 +22,9 @@ class Kept:
 
     Example:
         >>> import keras, keras_filterprune as kfp
-        >>> from keras_filterprune.graph import Kept
         >>> layers = [keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Flatten(), keras.layers.Dense(2)]
         >>> graph = kfp.analyze(keras.Sequential([keras.Input((8, 8, 3)), *layers]))
-        >>> Kept(graph, {"conv": [0, 2]}).counts
+        >>> kfp.handlers.Kept(graph, {"conv": [0, 2]}).counts
         array([2])
     """
 

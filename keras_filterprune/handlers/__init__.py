@@ -1,6 +1,7 @@
 """Layer handlers; importing this package registers those of Keras' own layers and operations."""
 
 from keras_filterprune.graph import Call as Call
+from keras_filterprune.graph import Kept as Kept
 from keras_filterprune.graph import Tensor as Tensor
 from keras_filterprune.graph import TensorRef as TensorRef
 from keras_filterprune.graph.tracer import Tracer as Tracer

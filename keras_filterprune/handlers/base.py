@@ -34,12 +34,11 @@ class Resize:
         alive: boolean array over channel ids.
 
     Example:
-        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> import keras, keras_filterprune as kfp
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(2, 1)])
         >>> graph = kfp.analyze(model)
-        >>> alive = np.ones(graph.unit_of_id.size, bool)
-        >>> alive[np.isin(graph.unit_of_id, graph.groups[0].units[1:3])] = False
-        >>> resize = kfp.handlers.Resize(graph.view.calls[2], *graph.tensors[2], alive)
+        >>> kept = kfp.handlers.Kept(graph, {graph.groups[0].name: [0, 3]})
+        >>> resize = kfp.handlers.Resize(graph.view.calls[2], *graph.tensors[2], kept.alive)
         >>> resize.width(resize.inputs[0]), resize.shape(resize.inputs[0])
         (2, (None, 6, 6, 2))
     """
