@@ -9,7 +9,7 @@ import keras
 
 from keras_filterprune.errors import ExportError
 from keras_filterprune.export.signature import output_layers
-from keras_filterprune.handlers.base import keras_name
+from keras_filterprune.handlers.registry import keras_name
 
 _VARIABLES = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "CONV_3D")

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_filterprune.errors import UnsupportedLayerError
-from keras_filterprune.handlers.base import register_handler
+from keras_filterprune.handlers.registry import register_handler
 from keras_filterprune.training.base import TrainingWrapper, Transparent
 
 
