@@ -9,7 +9,8 @@ import keras
 from keras_filterprune.graph.keras_view import named_weights, view_model
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor, TensorRef
-from keras_filterprune.handlers.base import check_weights, describe, explained, handler_for, keras_class
+from keras_filterprune.handlers.base import describe
+from keras_filterprune.handlers.registry import check_weights, explained, handler_for, keras_class
 
 
 def analyze(model: keras.Model) -> ChannelGraph:

@@ -23,7 +23,7 @@ collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else ["export"
 @pytest.fixture
 def registry(monkeypatch):
     """Registrations made in a test end with it."""
-    from keras_filterprune.handlers import base
+    from keras_filterprune.handlers import registry as module
 
-    monkeypatch.setattr(base, "_BY_TYPE", dict(base._BY_TYPE))
-    monkeypatch.setattr(base, "_LIKE", dict(base._LIKE))
+    monkeypatch.setattr(module, "_BY_TYPE", dict(module._BY_TYPE))
+    monkeypatch.setattr(module, "_LIKE", dict(module._LIKE))

@@ -10,9 +10,10 @@ import numpy as np
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.least_squares import LeastSquares
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
-from keras_filterprune.handlers.base import Rebuilt, handler_for, linear_of
 from keras_filterprune.handlers.convolution import Conv
 from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.handlers.rebuilt import Rebuilt
+from keras_filterprune.handlers.registry import handler_for, linear_of
 from keras_filterprune.probe.regression import coefficients
 
 BEFORE, AFTER = "_before", "_after"
@@ -91,7 +92,6 @@ class Adapters(Compensator):
             slices = np.moveaxis(kernel[..., kept_out], 1, -1).reshape(-1, kernel.shape[1])
             into = coefficients(slices.T @ slices, kept_in)
             for call, matrix in ((found.before, before[0] @ into), (found.after, onto.T @ after[0])):
-                twin = rebuilt.twins[id(call.op)]
-                linear_of(twin).assign(matrix)
+                linear_of(rebuilt.twin(call)).assign(matrix)
         done = f"1x1 convolutions around {len(adapted)} layers make up for removed filters and inputs"
         return done if data is None else f"{done}; {LeastSquares().apply(rebuilt, data, progress)}"

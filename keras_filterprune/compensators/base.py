@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-from keras_filterprune.handlers.base import Rebuilt
+from keras_filterprune.handlers.rebuilt import Rebuilt
 
 
 class Compensator(abc.ABC):

@@ -11,8 +11,9 @@ from keras_filterprune.checks import check_flag, check_number
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
-from keras_filterprune.handlers.base import Rebuilt, linear_of, statistics_of
 from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.handlers.rebuilt import Rebuilt
+from keras_filterprune.handlers.registry import linear_of, statistics_of
 from keras_filterprune.probe.consumers import Rows, generator_for, moments, sample_rows
 from keras_filterprune.probe.outlets import Outlet, add_constant
 from keras_filterprune.probe.regression import rectified_regression, regression, scale_to

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from keras_filterprune.compensators.base import Compensator
-from keras_filterprune.handlers.base import Rebuilt, Resize, linear_of
+from keras_filterprune.handlers.base import Resize
+from keras_filterprune.handlers.rebuilt import Rebuilt
+from keras_filterprune.handlers.registry import linear_of
 from keras_filterprune.probe.gaussian import Channels, gaussian_inputs, read_moments
 from keras_filterprune.probe.outlets import add_constant, outlets
 from keras_filterprune.probe.regression import mixed_by_all, mixed_by_nearest, refit
@@ -53,7 +55,7 @@ class Linear(Compensator):
         }
         channels = gaussian_inputs(graph, set(losing))
         for path, r in track(losing.items(), "compensating", len(losing), progress):
-            constant = self._compensate(r, rebuilt.twins[id(r.call.op)], channels[path])
+            constant = self._compensate(r, rebuilt.twin(r.call), channels[path])
             add_constant(rebuilt, found[path], r.call, constant)
         return f"the weights of {len(losing)} layers make up for the channels they lost, without data"
 

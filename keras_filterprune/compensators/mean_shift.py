@@ -7,7 +7,7 @@ from typing import Any
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
-from keras_filterprune.handlers.base import Rebuilt
+from keras_filterprune.handlers.rebuilt import Rebuilt
 
 
 class MeanShift(Compensator):

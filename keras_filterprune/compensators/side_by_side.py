@@ -11,7 +11,8 @@ import numpy as np
 
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call
-from keras_filterprune.handlers.base import Rebuilt, linear_of
+from keras_filterprune.handlers.rebuilt import Rebuilt
+from keras_filterprune.handlers.registry import linear_of
 from keras_filterprune.probe.data import calibration_inputs
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.outlets import add_constant, outlets
@@ -55,7 +56,7 @@ class SideBySide(abc.ABC):
         return call.op(*args, **kwargs)
 
     def _pruned(self, call: Call, args: tuple, kwargs: dict) -> Any:
-        twin = self.rebuilt.twins[id(call.op)]
+        twin = self.rebuilt.twin(call)
         if call.path in self._resize_of and named_weights(twin) and not _same(self._before, args[0]):
             self.adjust(call, twin, self._before, args[0])
         return twin(*args, **kwargs)

@@ -13,7 +13,8 @@ from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.criteria.greedy import backward_order
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import Call, ChannelGraph, Group
-from keras_filterprune.handlers.base import linear_of, volume
+from keras_filterprune.handlers.base import volume
+from keras_filterprune.handlers.registry import linear_of
 from keras_filterprune.probe.consumers import generator_for, moments, sample_rows
 from keras_filterprune.probe.data import calibration_inputs
 from keras_filterprune.probe.execute import Executor

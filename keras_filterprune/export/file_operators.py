@@ -10,7 +10,7 @@ from keras_filterprune.errors import ExportError
 from keras_filterprune.export.layer_names import LayerNames
 from keras_filterprune.export.signature import output_layers
 from keras_filterprune.export.tflite_file import TFLiteFile, names_of
-from keras_filterprune.handlers.base import keras_name
+from keras_filterprune.handlers.registry import keras_name
 
 _VARIABLES = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 _FLOATS = ("FLOAT32", "FLOAT16")

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.graph.keras_view import view_model
-from keras_filterprune.handlers.base import keras_class
+from keras_filterprune.handlers.registry import keras_class
 from keras_filterprune.latency.operators import NARROW
 
 _VALUES = {keras.layers.Rescaling: ("scale", "offset"), keras.layers.Normalization: ("mean", "variance")}

@@ -9,18 +9,14 @@ import numpy as np
 
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor, TensorRef
-from keras_filterprune.handlers.base import (
-    Handler,
-    Resize,
-    describe,
-    give_up,
+from keras_filterprune.handlers.base import Handler, Resize, describe, give_up, untracked
+from keras_filterprune.handlers.registry import (
     handler_for,
     keras_class,
     keras_name,
     linear_of,
     register_handler,
     register_keras_names,
-    untracked,
 )
 
 L = keras.layers

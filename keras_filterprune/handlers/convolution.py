@@ -14,8 +14,9 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.activation import pin_mixing_activation
-from keras_filterprune.handlers.base import Handler, Resize, last_axis_ids, register_handler, volume, weight_axis
+from keras_filterprune.handlers.base import Handler, Resize, last_axis_ids, volume, weight_axis
 from keras_filterprune.handlers.linear import Linear, Window
+from keras_filterprune.handlers.registry import register_handler
 
 L = keras.layers
 

@@ -11,7 +11,8 @@ import numpy as np
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.handlers.base import Handler, Resize, describe, register_handler, register_keras_names
+from keras_filterprune.handlers.base import Handler, Resize, describe
+from keras_filterprune.handlers.registry import register_handler, register_keras_names
 from keras_filterprune.handlers.statistics import Statistics
 
 L = keras.layers

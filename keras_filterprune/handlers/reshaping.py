@@ -11,14 +11,8 @@ from scipy.sparse.csgraph import connected_components
 
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Shape, Tensor
-from keras_filterprune.handlers.base import (
-    Handler,
-    Resize,
-    give_up,
-    keras_class,
-    register_handler,
-    register_keras_names,
-)
+from keras_filterprune.handlers.base import Handler, Resize, give_up
+from keras_filterprune.handlers.registry import keras_class, register_handler, register_keras_names
 
 L = keras.layers
 

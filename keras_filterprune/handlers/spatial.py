@@ -7,7 +7,8 @@ import numpy as np
 
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.handlers.base import Handler, Resize, give_up, register_handler, register_keras_names
+from keras_filterprune.handlers.base import Handler, Resize, give_up
+from keras_filterprune.handlers.registry import register_handler, register_keras_names
 
 L = keras.layers
 

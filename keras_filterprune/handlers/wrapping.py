@@ -11,18 +11,10 @@ import keras
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.handlers.base import (
-    Handler,
-    Resize,
-    give_up,
-    handler_for,
-    last_axis_ids,
-    register_handler,
-    untracked,
-    volume,
-)
+from keras_filterprune.handlers.base import Handler, Resize, give_up, last_axis_ids, untracked, volume
 from keras_filterprune.handlers.convolution import Conv, Dense
 from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.handlers.registry import handler_for, register_handler
 
 L = keras.layers
 

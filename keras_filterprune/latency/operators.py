@@ -12,7 +12,7 @@ import numpy as np
 from keras_filterprune.cost.widths import Widths
 from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
 from keras_filterprune.handlers.activation import own_activation, rectifier
-from keras_filterprune.handlers.base import explained, keras_class, keras_name
+from keras_filterprune.handlers.registry import explained, keras_class, keras_name
 
 L = keras.layers
 # What a `tflite_bench.Operator` is unless it says otherwise.

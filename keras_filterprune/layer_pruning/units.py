@@ -10,7 +10,7 @@ import keras
 
 from keras_filterprune.graph.types import ChannelGraph, TensorRef
 from keras_filterprune.handlers.activation import is_activation, is_relu
-from keras_filterprune.handlers.base import keras_name, statistics_of
+from keras_filterprune.handlers.registry import keras_name, statistics_of
 
 L = keras.layers
 # Layers and operations; the second is of InceptionResNetV2 in keras.applications: x + scale * branch.

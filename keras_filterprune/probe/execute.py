@@ -13,7 +13,8 @@ from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights, substitute
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
-from keras_filterprune.handlers.base import Resize, handler_for
+from keras_filterprune.handlers.base import Resize
+from keras_filterprune.handlers.registry import handler_for
 
 
 def compute(call: Call, args: tuple, kwargs: dict) -> Any:

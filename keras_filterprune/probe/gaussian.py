@@ -14,8 +14,8 @@ import numpy as np
 
 from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
 from keras_filterprune.handlers.activation import Elementwise
-from keras_filterprune.handlers.base import handler_for, keras_name
 from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.handlers.registry import handler_for, keras_name
 from keras_filterprune.handlers.statistics import Statistics
 from keras_filterprune.probe.execute import Executor, inference
 

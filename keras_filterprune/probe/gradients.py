@@ -12,7 +12,7 @@ import numpy as np
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.activation import is_activation
-from keras_filterprune.handlers.base import keras_name
+from keras_filterprune.handlers.registry import keras_name
 from keras_filterprune.probe.data import check_class_scores, labelled_inputs
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.progress import track

@@ -10,7 +10,8 @@ import numpy as np
 
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.activation import is_relu
-from keras_filterprune.handlers.base import Rebuilt, keras_name, linear_of, statistics_of
+from keras_filterprune.handlers.rebuilt import Rebuilt
+from keras_filterprune.handlers.registry import keras_name, linear_of, statistics_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +63,10 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
 
 def add_constant(rebuilt: Rebuilt, outlet: Outlet, call: Call, constant: np.ndarray) -> None:
     """Add a constant (kept outputs,) to the output of a layer's twin, where there is room: its bias, a moving mean."""
-    twin = rebuilt.twins[id(call.op)]
-    linear = linear_of(twin)
+    linear = linear_of(rebuilt.twin(call))
     bias = linear.weight(linear.bias)
     if bias is not None:
         bias.assign_add(constant)
     elif outlet.normalization is not None:
-        twin = rebuilt.twins[id(outlet.normalization.op)]
-        statistics = statistics_of(twin)
+        statistics = statistics_of(rebuilt.twin(outlet.normalization))
         statistics.weight(statistics.mean).assign_add(-constant)

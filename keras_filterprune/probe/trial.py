@@ -13,8 +13,8 @@ import numpy as np
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
-from keras_filterprune.handlers.base import linear_of, statistics_of
 from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.handlers.registry import linear_of, statistics_of
 from keras_filterprune.probe.consumers import generator_for, moments, sample_rows
 from keras_filterprune.probe.data import calibration_inputs, check_class_scores, labelled_inputs
 from keras_filterprune.probe.execute import Executor, Values, masked_apply, masked_weights

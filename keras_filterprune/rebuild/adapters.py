@@ -14,7 +14,8 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions, is_convolution
 from keras_filterprune.graph.keras_view import copy_value, named_weights
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.handlers.base import linear_of, volume
+from keras_filterprune.handlers.base import volume
+from keras_filterprune.handlers.registry import linear_of
 from keras_filterprune.rebuild.clone import Rewriter, without_old_shapes
 
 L = keras.layers

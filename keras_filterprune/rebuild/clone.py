@@ -14,7 +14,9 @@ from keras_filterprune.errors import SurgeryError, UnsupportedModelError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import copy_value, first_line, functional_class, named_weights
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.handlers.base import Handler, Rebuilt, Resize, explained, handler_for
+from keras_filterprune.handlers.base import Handler, Resize
+from keras_filterprune.handlers.rebuilt import Rebuilt
+from keras_filterprune.handlers.registry import explained, handler_for
 
 
 def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:

@@ -9,7 +9,8 @@ import numpy as np
 
 from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.types import Call, ModelView, Tensor
-from keras_filterprune.handlers.base import Rebuilt, describe
+from keras_filterprune.handlers.base import describe
+from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.probe.execute import Executor, masked_apply, masked_weights, random_inputs
 from keras_filterprune.progress import track
 

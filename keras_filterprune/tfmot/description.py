@@ -12,7 +12,7 @@ import numpy as np
 from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.graph.types import Call, ModelView
-from keras_filterprune.handlers.base import keras_class, keras_name
+from keras_filterprune.handlers.registry import keras_class, keras_name
 from keras_filterprune.probe.execute import Executor, random_inputs
 
 # How many values of every tensor are compared.

@@ -10,7 +10,7 @@ import keras
 
 from keras_filterprune.checks import check_callable, check_integer, check_number
 from keras_filterprune.errors import InvalidValueError, UnsupportedLayerError, UnsupportedModelError
-from keras_filterprune.handlers.base import linear_of, register_handler, taught_by
+from keras_filterprune.handlers.registry import linear_of, register_handler, taught_by
 from keras_filterprune.training.base import TrainingWrapper, Transparent, wrappers_of
 
 # |W| is raised to norm / 2; without it the gradient of a weight of 0 would be infinite.

@@ -8,7 +8,7 @@ import keras
 
 from keras_filterprune.checks import check_flag
 from keras_filterprune.errors import UnsupportedLayerError
-from keras_filterprune.handlers.base import register_handler
+from keras_filterprune.handlers.registry import register_handler
 from keras_filterprune.training.base import TrainingWrapper, Transparent
 
 

@@ -16,7 +16,7 @@ from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, FilterPruneError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import copy_value, named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import Call, ChannelGraph
-from keras_filterprune.handlers.base import linear_of
+from keras_filterprune.handlers.registry import linear_of
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.rebuild.clone import Rewriter

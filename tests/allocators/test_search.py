@@ -83,7 +83,7 @@ def evaluations(monkeypatch):
     made, original = Evaluations(), Trial.__call__
 
     def counted(self, kept):
-        made.append({name: len(units) for name, units in kept.items()})
+        made.append({name: len(units) for name, units in kept.units.items()})
         if len(made) >= made.at:
             raise Killed(f"after {len(made)} trials")
         return original(self, kept)

@@ -11,7 +11,7 @@ from zoo import ZOO, randomise
 import keras_filterprune as kfp
 from keras_filterprune import compensators, criteria, errors
 from keras_filterprune.graph.keras_view import view_model
-from keras_filterprune.handlers.base import linear_of
+from keras_filterprune.handlers.registry import linear_of
 from keras_filterprune.probe.consumers import generator_for, sample_rows
 from keras_filterprune.probe.regression import rectified_regression
 

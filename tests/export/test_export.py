@@ -257,7 +257,7 @@ def test_int8_of_a_loop_is_refused_instead_of_crashing_the_converter(tmp_path):
         x = keras.Input((3, 2))
         return keras.Model(x, keras.layers.GRU(4, unroll=unroll)(x), name="loop")
 
-    settings = {"quantize": "int8", "calibration": np.random.default_rng(0).standard_normal((8, 3, 2))}
+    settings = {"quantize": "int8", "data": np.random.default_rng(0).standard_normal((8, 3, 2))}
     with pytest.raises(ExportError, match=r"'loop' contains WHILE \(.*\)\. Build recurrent layers with unroll=True"):
         export_tflite(recurrent(unroll=False), tmp_path / "model.tflite", **settings)
     assert os.listdir(tmp_path) == []

@@ -317,7 +317,7 @@ def test_files_with_foreign_operators_are_refused(slow, kind, custom, sentence):
 def test_quantized_files_that_compute_something_else_are_refused(tmp_path, mode):
     x = keras.Input((6,))
     model = keras.Model(x, layers.Dense(4)(ScaledWhenTraced()(x)), name="moody")
-    options = {"quantize": mode, "calibration": images(16, (6,))}
+    options = {"quantize": mode, "data": images(16, (6,))}
     with pytest.raises(ExportError, match=r"differs from model 'moody' by 0\.5.* at most 0\.\d+ is expected"):
         export_tflite(model, tmp_path / "m.tflite", **options)
     assert os.listdir(tmp_path) == []

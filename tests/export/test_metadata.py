@@ -82,7 +82,7 @@ def files(pruned, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     metadata = kfp.Metadata(labels=NAMES, normalization=(127.5, [127.5, 128, 64]), plan=pruned[1].plan)
     data = np.random.default_rng(0).normal(size=(8, 8, 8, 3))
-    settings = {"quantize": "int8", "calibration": data}
+    settings = {"quantize": "int8", "data": data}
     plain = kfp.export_tflite(pruned[0], folder / "plain.tflite", **settings)
     return plain, kfp.export_tflite(pruned[0], folder / "described.tflite", metadata=metadata, **settings)
 

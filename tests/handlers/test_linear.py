@@ -10,7 +10,7 @@ from keras import layers
 from zoo import randomise
 
 import keras_filterprune as kfp
-from keras_filterprune.handlers.base import linear_of, statistics_of
+from keras_filterprune.handlers.registry import linear_of, statistics_of
 from keras_filterprune.probe.consumers import sample_rows
 
 LAYERS = {

@@ -17,7 +17,7 @@ from keras_filterprune import errors
 from keras_filterprune.graph import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Tensor
-from keras_filterprune.handlers import base
+from keras_filterprune.handlers import registry
 from keras_filterprune.handlers.activation import Elementwise, PReLU
 from keras_filterprune.handlers.base import last_axis_ids, untracked, weight_axis
 from keras_filterprune.handlers.convolution import Conv, ConvTranspose, Dense, DepthwiseConv, SeparableConv, _finish
@@ -278,9 +278,9 @@ def install(monkeypatch):
 
     def installed(case: Case) -> None:
         for layer_type in case.types:
-            monkeypatch.setitem(base._BY_TYPE, layer_type, case.handler())
+            monkeypatch.setitem(registry._BY_TYPE, layer_type, case.handler())
         for name in case.names:
-            monkeypatch.setitem(base._BY_NAME, name, case.handler())
+            monkeypatch.setitem(registry._BY_NAME, name, case.handler())
 
     return installed
 

@@ -101,8 +101,8 @@ def test_accuracy_wants_class_scores_before_data():
     [
         ({"budget": 1e-4}, errors.InfeasibleBudgetError),
         ({"n_layers": 99}, errors.InfeasibleBudgetError),
-        ({"n_layers": 0}, errors.InfeasibleBudgetError),
-        ({"n_layers": "1"}, errors.InfeasibleBudgetError),
+        ({"n_layers": 0}, errors.InvalidValueError),
+        ({"n_layers": "1"}, errors.InvalidValueError),
         ({"budget": "50%"}, errors.InvalidValueError),
         ({"budget": kfp.FiltersBudget(0.5)}, errors.InfeasibleBudgetError),
         ({"budget": kfp.BopsBudget(0.5, weight_bits={"nosuch": 4})}, errors.UnknownNameError),
@@ -140,7 +140,7 @@ def test_before_sensitivity_is_measured(options, error):
     [
         ({"keep": (1.0, 1e-4)}, errors.InfeasibleBudgetError),
         ({"keep": ()}, errors.FilterPruneError),
-        ({"bits": (8, 1)}, errors.InfeasibleBudgetError),
+        ({"bits": (8, 1)}, errors.InvalidValueError),
         ({"bits": ({"nosuch": 4},)}, errors.UnknownNameError),
         ({"method": "nosuch"}, errors.UnknownNameError),
     ],

@@ -250,7 +250,7 @@ def test_mixed_precision_perturbs_in_float32():
     layer = model.get_layer("conv1_bridgeout")
     # In float16 this weight is 0, and the gradient of its root infinite.
     layer.layer.kernel.assign(np.full(layer.layer.kernel.shape, 1e-9, "float32"))
-    values = array(layer._perturbed(layer.layer.kernel))
+    values = array(layer._perturbed(layer.layer.kernel, 2, 3))
     assert values.dtype == np.float32
     expected = [1e7 * (1e-9 - 1e-9**0.75), 1e7 * (1e-9 + 1e-9**0.75)]
     assert np.unique(np.round(1e7 * values, 3)).tolist() == pytest.approx(expected, rel=0.05)

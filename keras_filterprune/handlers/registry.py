@@ -1,0 +1,157 @@
+"""Which handler an operation has, which class of Keras it counts as, and how both are told."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_filterprune.errors import UnsupportedLayerError, UnsupportedModelError
+from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.tracer import Tracer
+from keras_filterprune.graph.types import Call, Tensor
+from keras_filterprune.handlers.base import Handler, describe, untracked
+from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.handlers.statistics import Statistics
+
+
+def taught_by(op: Any) -> str:
+    """How to teach the library a layer that is not of Keras, as the end of a sentence."""
+    known = not isinstance(op, keras.layers.Layer) or type(op).__module__.startswith("keras.")
+    return "" if known else f"; register_handler({type(op).__name__}, like=...) teaches it"
+
+
+class Opaque(Handler):
+    """Any operation without a handler: its inputs are pinned, its outputs carry no channels."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        t.constant(call.path, *named_weights(call.op))
+        t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{taught_by(call.op)}")
+        return untracked(call)
+
+
+# Classes with a handler of their own, and those that are registered like one of them.
+_BY_TYPE: dict[type, Handler] = {}
+_LIKE: dict[type, type] = {}
+_BY_NAME: dict[str, Handler] = {}
+_OPAQUE = Opaque()
+
+
+def register_handler(*layer_types: type, like: type | None = None):
+    """Teach the library a layer type.
+
+    Args:
+        *layer_types: layer classes, matched exactly: a subclass may compute something else, so it registers itself.
+        like: a registered class that computes the same: these layers have its attributes, weights and configuration,
+            and count as that class everywhere, in pruning, compensation, training and prices; without it, use as a
+            class decorator.
+
+    Returns:
+        None with `like`, else a decorator for a `Handler` subclass.
+
+    Raises:
+        UnsupportedLayerError: a type is not a class, or `like` has no handler.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> class MyConv(keras.layers.Conv2D): pass
+        >>> kfp.register_handler(MyConv, like=keras.layers.Conv2D)
+    """
+    for layer_type in layer_types:
+        if not inspect.isclass(layer_type):
+            raise UnsupportedLayerError(f"register_handler expects classes. Received: {layer_type!r}.")
+    if like is not None:
+        known = _LIKE.get(like, like) if inspect.isclass(like) else None
+        if known not in _BY_TYPE:
+            raise UnsupportedLayerError(
+                f"register_handler(like=) expects a layer class with a handler. Received: {like!r}."
+            )
+        _LIKE.update(dict.fromkeys(layer_types, known))
+        return None
+
+    def decorator(handler: type[Handler]) -> type[Handler]:
+        for layer_type in layer_types:
+            _LIKE.pop(layer_type, None)
+        _BY_TYPE.update(dict.fromkeys(layer_types, handler()))
+        return handler
+
+    return decorator
+
+
+def register_keras_names(*names: str):
+    """Class decorator: handle Keras' own operations of these names, whose classes Keras does not export."""
+
+    def decorator(handler: type[Handler]) -> type[Handler]:
+        _BY_NAME.update(dict.fromkeys(names, handler()))
+        return handler
+
+    return decorator
+
+
+def handler_for(op: Any) -> Handler:
+    """The handler of a Keras operation; an opaque one that pins its inputs where none is registered."""
+    if getattr(op, "data_format", None) == "channels_first":
+        raise UnsupportedModelError(
+            f"layer '{op.name}' uses data_format='channels_first'; expected 'channels_last', the format of TFLite "
+            "and of CPUs. Rebuild the model with data_format='channels_last' and copy its weights: kernels have the "
+            "same layout."
+        )
+    kind = _LIKE.get(type(op), type(op))
+    if kind in _BY_TYPE:
+        return _BY_TYPE[kind]
+    return _BY_NAME.get(keras_name(op), _OPAQUE)
+
+
+def keras_class(op: Any) -> type | None:
+    """The class of Keras that an operation is or is registered like; None for all others, subclasses among them."""
+    kind = _LIKE.get(type(op), type(op))
+    return kind if kind.__module__.startswith("keras.") else None
+
+
+def keras_name(op: Any) -> str:
+    """Name of the `keras_class`, "" for None: layers and raw operations of one name compute the same."""
+    return getattr(keras_class(op), "__name__", "")
+
+
+def linear_of(op: Any) -> Linear | None:
+    """What an operation multiplies, see `Handler.linear`."""
+    return handler_for(op).linear(op)
+
+
+def statistics_of(op: Any) -> Statistics | None:
+    """What an operation normalises by, see `Handler.statistics`."""
+    return handler_for(op).statistics(op)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Say so where a layer lacks an attribute that its handler looks at, or what knows the class it is like."""
+    try:
+        yield
+    except AttributeError as error:
+        if not isinstance(error.obj, keras.layers.Layer):
+            raise
+        raise _lacking(error.obj, f"attribute '{error.name}'") from error
+
+
+def check_weights(op: Any) -> None:
+    """Raise `UnsupportedLayerError` unless a layer has the weights that its handler says it multiplies."""
+    handler, present = handler_for(op), named_weights(op)
+    linear, statistics = handler.linear(op), handler.statistics(op)
+    needed = [] if linear is None else list(linear.kernels)
+    needed += [] if statistics is None else [statistics.mean, statistics.variance]
+    missing = [name for name in needed if name not in present]
+    if missing:
+        raise _lacking(op, f"weight '{missing[0]}'")
+
+
+def _lacking(layer: Any, what: str) -> UnsupportedLayerError:
+    like = _LIKE.get(type(layer))
+    return UnsupportedLayerError(
+        f"layer '{layer.name}' ({type(layer).__name__}) is registered with handler "
+        f"{type(handler_for(layer)).__name__}{f', like {like.__name__}' if like else ''}, which expects a layer with "
+        f"{what}. Received: one without. Give it to the layer, or register a handler of its own (kfp.handlers.Handler)."
+    )
