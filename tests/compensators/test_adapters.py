@@ -507,7 +507,7 @@ def test_a_pruned_model_can_be_pruned_again():
     once = pruned(model, kfp.FiltersBudget(0.75))
     twice = pruned(once, kfp.FiltersBudget(0.5))
     assert twice.count_params() < once.count_params()
-    assert predict(twice, x)[0].shape == (32, 4)
+    assert predict(twice, x)[0].shape == (len(x), 4)
 
 
 @pytest.mark.parametrize("around", ["conv2", "pool"])
@@ -526,4 +526,4 @@ def test_layers_that_are_named_like_adapters_are_no_adapters(around):
         return
     small = pruned(model, kfp.FiltersBudget(0.5))
     assert small.get_layer("conv2").filters == 4
-    assert_same_outputs(model, pruned(model, kfp.FiltersBudget(1.0)), images(), 1e-5)
+    assert_same_outputs(model, pruned(model, kfp.FiltersBudget(1.0)), images(shape=(12, 12, 3)), 1e-5)

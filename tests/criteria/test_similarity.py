@@ -1055,8 +1055,8 @@ def unchanged(model: keras.Model, error, sentence: str, *args, **options) -> Non
 def test_more_columns_than_a_layer_has_filters():
     model = build(chain)
     sentence = r"Nystrom\(m=9\) takes m columns .* layer 'conv1' has 8 filters\. Lower m, or give tolerance="
-    unchanged(model, kfp.errors.InfeasibleBudgetError, sentence, criteria.Nystrom(m=9), 0.5)
-    unchanged(model, kfp.errors.InfeasibleBudgetError, sentence, criteria.Nystrom(m=9), kfp.RedundancyBudget())
+    unchanged(model, kfp.errors.InvalidValueError, sentence, criteria.Nystrom(m=9), 0.5)
+    unchanged(model, kfp.errors.InvalidValueError, sentence, criteria.Nystrom(m=9), kfp.RedundancyBudget())
     small = kfp.prune_model(model, criteria.Nystrom(m=8), kfp.RedundancyBudget(), progress=False)
     assert small.get_layer("conv1").filters < 8
 
