@@ -13,4 +13,4 @@ from keras_filterprune.cost import Tiles as Tiles
 from keras_filterprune.latency import LatencyBudget as LatencyBudget
 from keras_filterprune.latency import LatencyTable as LatencyTable
 from keras_filterprune.latency import Prices as Prices
-from keras_filterprune.latency import multiply_accumulates as multiply_accumulates
+from keras_filterprune.latency import count_macs as count_macs

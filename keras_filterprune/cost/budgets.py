@@ -58,6 +58,7 @@ class Budget(abc.ABC):
 
     @property
     def key(self) -> str:
+        """What the cost depends on apart from the model, as text."""
         return repr(self)
 
     @abc.abstractmethod
@@ -85,7 +86,20 @@ class Budget(abc.ABC):
 
 
 class CountBudget(Budget):
-    """A budget that says how many filters every group keeps, in `counts`, whatever the model costs then."""
+    """A budget that says how many filters every group keeps, in `counts`, whatever the model costs then.
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> class Narrowed(kfp.budgets.CountBudget):  # every group loses so many filters
+        ...     def __init__(self, by):
+        ...         self.by = by
+        ...     def counts(self, groups, redundant):
+        ...         return np.array([max(1, group.size - self.by) for group in groups])
+        ...
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> kfp.prune_model(keras.Sequential(layers), "l2", Narrowed(by=3)).get_layer("conv").filters
+        5
+    """
 
     unit = "MACs"
     settles_counts = True
@@ -141,6 +155,13 @@ class MacsBudget(Budget):
 
     Raises:
         InfeasibleBudgetError: the fraction is out of range.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> model = keras.Sequential(layers)
+        >>> kfp.plan_pruning(model, "l2", kfp.MacsBudget(keep=0.5)).cost["macs"]
+        [8352, 4176]
     """
 
     keep: float
@@ -182,6 +203,13 @@ class ParamsBudget(_KeepOrCount):
 
     Raises:
         InfeasibleBudgetError: neither or both are given, or one is out of range.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> model = keras.Sequential(layers)
+        >>> kfp.plan_pruning(model, "l2", kfp.ParamsBudget(count=100)).cost["params"]
+        [242, 92]
     """
 
     unit = key = "parameters"
@@ -242,13 +270,20 @@ class BopsBudget(_KeepOrCount):
 
 @dataclass(frozen=True)
 class FiltersBudget(CountBudget):
-    """Keep the same fraction of the filters of every group (the papers' "ratio"), or a fraction per layer.
+    """Keep the same fraction of the filters of every group (often called ratio), or a fraction per layer.
 
     Args:
         keep: fraction kept, in (0, 1]; or {layer name or glob: fraction}, layers not named staying whole.
 
     Raises:
         InfeasibleBudgetError: a fraction is out of range.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> model = keras.Sequential(layers)
+        >>> kfp.prune_model(model, "l2", kfp.FiltersBudget(keep={"conv": 0.25})).get_layer("conv").filters
+        2
     """
 
     keep: float | dict[str, float]
@@ -284,6 +319,16 @@ class RedundancyBudget(CountBudget):
     For criteria whose number of removed filters follows from the filters (`Similarity`, `Nystrom`: one of every two
     that are nearest to each other; `Dead`: those that nothing reads). Which layers are pruned is chosen with `include`
     and `exclude`.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> model = keras.Sequential(layers)
+        >>> kernel = keras.ops.convert_to_numpy(layers[2].kernel)
+        >>> kernel[:, :, :3] = 0  # three filters that nothing reads
+        >>> _ = layers[2].kernel.assign(kernel)
+        >>> kfp.prune_model(model, "dead", kfp.RedundancyBudget()).get_layer("conv").filters
+        5
     """
 
     def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:

@@ -22,8 +22,26 @@ class Cost(abc.ABC):
 
     `keep` is an int64 array of shape (n_groups,) everywhere: kept units per group. A cost never rises when units go.
 
+    A subclass implements `__call__` and `by_layer`: for budgets whose cost is no sum of `CostModel.macs` and `params`.
+
     Attributes:
-        unknown: {layer: why} of what is left out.
+        unknown: {layer: why} of what is left out (nothing).
+
+    Example:
+        >>> import numpy as np, keras_filterprune as kfp
+        >>> class Filters(kfp.budgets.Cost):
+        ...     def __call__(self, keep):
+        ...         return int(keep.sum())
+        ...     def by_layer(self, keep):
+        ...         return {}
+        ...
+        >>> class HiddenFilters(kfp.budgets.Budget):
+        ...     unit, keep = "filters", 0.5
+        ...     def cost(self, model):
+        ...         return Filters()
+        ...
+        >>> Filters()(np.array([8, 16])), HiddenFilters().limit(24)
+        (24, 12)
     """
 
     unknown: Mapping[str, str] = {}

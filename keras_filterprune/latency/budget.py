@@ -127,6 +127,7 @@ class LatencyBudget(Budget):
 
     @property
     def unit(self) -> str:
+        """What the prices count."""
         return self.prices.small_unit
 
     def cost(self, model: CostModel) -> LatencyCost:

@@ -63,6 +63,7 @@ class Prices(abc.ABC):
 
     @property
     def key(self) -> str:
+        """What prices depend on, as text."""
         return repr(self)
 
     @property
@@ -104,8 +105,21 @@ class Prices(abc.ABC):
         return (sum(whole.by_layer(self.price).values()) + self.floor) / 1e3
 
 
-def multiply_accumulates(fields: Fields, channels: int, filters: int) -> float:
-    """Multiply-accumulates of one operator, 0 for those that do not multiply by weights; arguments as in `price`."""
+def count_macs(fields: Fields, channels: int, filters: int) -> float:
+    """Count the multiply-accumulates of one operator.
+
+    Args:
+        fields: what the operator is, see `Prices.price`.
+        channels, filters: widths of its input and output.
+
+    Returns:
+        Multiply-accumulates of one call; 0 for operators that do not multiply by weights.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.budgets.count_macs({"kind": "CONV_2D", "size": (10, 10), "kernel": (3, 3)}, 4, 8)
+        28800.0
+    """
     given = DEFAULTS | dict(fields)
     if given["kind"] not in STEPPED:
         return 0.0
@@ -146,7 +160,7 @@ class PaddedMacs(Prices):
 
     def price(self, fields: Fields, channels: int, filters: int) -> float:
         inputs = -(-channels // self.tiles.inputs) * self.tiles.inputs
-        return multiply_accumulates(fields, inputs, self.tiles.ceil(filters)) / 1e3
+        return count_macs(fields, inputs, self.tiles.ceil(filters)) / 1e3
 
 
 def as_prices(name: str, prices: Prices | str) -> Prices:

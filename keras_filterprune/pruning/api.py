@@ -54,24 +54,26 @@ def prune_model(
 
     The best result without training is `method="fp_omp"` with `data=`: filters go by what `OutputPursuit` measures,
     widths follow from one ranking (`Global(0.7)`) in two rounds, `LeastSquares` refits what stays; all three chosen by
-    measurement. Without data, `"fp_omp"` is the paper's selection, compensated from the weights (`Linear`).
+    measurement. Without data, `"fp_omp"` selects as Purohit et al. 2022 do, compensated from the weights (`Linear`).
 
     Args:
         model: a built functional or Sequential model, channels last. It is not modified.
-        method: a name from `list_methods()`, or a `Method` or criterion object (`kfp.criteria.L2(aggregate="max")`).
+        method: a name from `list_methods()`, or a `Method` or criterion object, as `kfp.criteria.L2(aggregate="max")`
+            ("l2").
         budget: the fraction of multiply-accumulates to keep, in (0, 1]; or a `MacsBudget`, `ParamsBudget`,
             `BopsBudget`, `LatencyBudget`, `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one
-            unit (one `channel_multiple`). A latency is also measured, and refused if it is not below the original's.
+            unit (one `channel_multiple`). A latency is also measured, and refused if it is not below the original's
+            (0.5).
         data: calibration inputs: array(s), `(x, y)`, `tf.data.Dataset`, `PyDataset` or batches. Labels are looked at by
-            methods that need them alone. None is fine for methods that need nothing.
-        include: layer names or globs; only groups that make filters in a matching layer are pruned. None: all.
-        exclude: layer names or globs; groups with filters in a matching layer stay whole.
+            methods that need them alone (None, which is fine for methods that need nothing).
+        include: layer names or globs; only groups that make filters in a matching layer are pruned (None: all).
+        exclude: layer names or globs; groups with filters in a matching layer stay whole (None).
         min_filters: the fewest units a group keeps (1).
         channel_multiple: kept counts are multiples of this, or the whole group (1); or the target whose steps they fit:
             "arm64" (8), "arm64-int8" (8), "arm64-dotprod-int8" (16), "arm64-fp16" (16), "arm32" (8), "x86-avx512" (32,
             or 16), "x86-avx512-int8" (16).
-        compensate: "auto" (the method's compensator, if it has the data it needs), "none", a name ("least_squares",
-            "bn", "mean_shift", "linear", "merge", "adapter"), or a compensator object.
+        compensate: "auto" (default), the method's compensator, if it has the data it needs; "none"; a name
+            ("least_squares", "bn", "mean_shift", "linear", "merge", "adapter"); or a compensator object.
         finetune: called with the smaller model after every round of `"fp_omp_search"`, every group of `"hu_ga"`, and
             every round of a `Method` with `rounds`, to train it in place, say with `fit` (None). After any other
             method, train the result.
@@ -124,10 +126,17 @@ def plan_pruning(
     seed: int = 0,
     progress: bool = True,
 ) -> PruningPlan:
-    """Decide what `prune_model` would remove, without removing it. Arguments as there.
+    """Decide what `prune_model` would remove, without removing it.
+
+    Args:
+        model: a built functional or Sequential model, channels last. It is not modified.
+        method, budget, data, include, exclude, min_filters, channel_multiple, seed, progress: as in `prune_model`.
 
     Returns:
         A `PruningPlan` to inspect, save and hand to `apply_plan`.
+
+    Raises:
+        FilterPruneError: what `prune_model` raises before it removes anything.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -157,17 +166,28 @@ def apply_plan(
     return_report: bool = False,
     progress: bool = True,
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
-    """Replay a plan on the model it was made for. Other arguments and the result as in `prune_model`.
-
-    With `compensate="auto"` the compensator is that of the plan's method, batch normalization recalibration for a
-    method without a registered name.
+    """Replay a plan on the model it was made for.
 
     Args:
-        model: the model, with the very weights that the plan was made from.
+        model: the model, with the very weights that the plan was made from. It is not modified.
         plan: from `plan_pruning` or `PruningPlan.load`.
+        data, compensate, verify, return_report, progress: as in `prune_model`. With `compensate="auto"` the compensator
+            is that of the plan's method, batch normalization recalibration for a method without a registered name.
+
+    Returns:
+        An ordinary `keras.Model`, as from `prune_model`; with `return_report`, also the report.
 
     Raises:
         PlanMismatchError: topology or weights are not those the plan was made for.
+        SurgeryError: the result does not equal the masked original.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"), keras.layers.Conv2D(2, 1)]
+        >>> model = keras.Sequential(layers)
+        >>> plan = kfp.plan_pruning(model, "l2", 0.5)
+        >>> kfp.apply_plan(model, plan).get_layer("conv").filters
+        4
     """
     if not isinstance(plan, PruningPlan):
         raise wrong("plan", plan, "a PruningPlan, see PruningPlan.load(path)")

@@ -37,7 +37,7 @@ class Clock(kfp.budgets.Prices):
     tiles = kfp.budgets.Tiles(8)
 
     def price(self, fields, channels, filters):
-        return kfp.budgets.multiply_accumulates(fields, channels, self.tiles.ceil(filters)) / self.per_us
+        return kfp.budgets.count_macs(fields, channels, self.tiles.ceil(filters)) / self.per_us
 
 
 @pytest.mark.parametrize("prices", [Traffic(), Clock(2e3)], ids=repr)
@@ -67,7 +67,7 @@ def test_what_a_model_costs_is_the_sum_of_its_operators_and_the_call():
 def test_multiply_accumulates_of_operators_are_those_of_the_model(name):
     graph = kfp.analyze(ZOO[name]())
     costs = kfp.budgets.CostModel(graph)
-    found = SizedOperators.of(graph, costs.sizes).by_layer(kfp.budgets.multiply_accumulates)
+    found = SizedOperators.of(graph, costs.sizes).by_layer(kfp.budgets.count_macs)
     assert sum(found.values()) == costs.macs(costs.sizes)
 
 
