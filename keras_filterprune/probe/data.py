@@ -1,9 +1,11 @@
-"""Calibration data in every form Keras users have it, as batches of flat model inputs."""
+"""Calibration data in every form that `fit` takes: its first samples, read once and held, as flat model inputs."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,125 +14,80 @@ import numpy as np
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import ModelView
 
+# Samples that are read of any data, whatever is measured on them.
+SAMPLES = 2048
 BATCH = 128
+# The most values of all samples' inputs together (512 MiB in float32), and of the largest activation of those that
+# are run at once (256 MiB).
+_HELD, _LARGEST = 2**27, 2**26
+
+Part = tuple[list[np.ndarray], Any]
 
 
-def input_batches(data: Any, view: ModelView) -> Iterator[list[np.ndarray]]:
-    """Go through calibration data once, labels left out; see `labelled_batches`."""
-    for inputs, _ in labelled_batches(data, view, labelled=False):
-        yield inputs
+class Samples:
+    """The first samples of calibration data: read when they are asked for, once, and held.
 
-
-def labelled_batches(
-    data: Any, view: ModelView, labelled: bool = True
-) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
-    """Go through calibration data once.
+    Generators can be gone through only once, and endless data never ends: whoever measures something on `data` wraps
+    it in this first.
 
     Args:
         data: an array of shape (samples, ...); a list with one array per input or a dict by input name; a tuple
-            `(inputs, labels)`; or a `tf.data.Dataset`, `keras.utils.PyDataset` or other iterable of batches of these.
-        view: the model the data is for.
-        labelled: look at the labels (True).
-
-    Yields:
-        (inputs, labels): flat inputs of one batch, arrays of shape (batch, ...), in the order of `view.inputs`; the
-        second entry of the tuple, or None.
-
-    Raises:
-        CalibrationDataError: there is no data, or it is not finite, or does not fit the inputs.
+            `(inputs, labels)` or `(inputs, labels, sample weights)`; or batches of these: a list, a generator, a
+            `tf.data.Dataset`, a `keras.utils.PyDataset` (of unknown length, too), a PyTorch `DataLoader`, or any other
+            iterable. Weights of samples are not looked at.
     """
-    found = False
-    for batch in [data] if _is_batch(data) else _iterate(data):
-        inputs = [_array(x) for x in _flat(batch, view)]
-        _check(inputs, view)
-        labels = _labels(batch[1]) if labelled and isinstance(batch, tuple) and len(batch) > 1 else None
-        for start in range(0, len(inputs[0]), BATCH):
-            found = True
-            part = slice(start, start + BATCH)
-            yield [x[part] for x in inputs], None if labels is None else labels[part]
-    if not found:
-        raise CalibrationDataError("calibration data holds no samples. A few hundred unlabelled ones are enough.")
+
+    def __init__(self, data: Any):
+        self._data = data
+        self._stream: Iterator[Part] | None = None
+        self._parts: list[Part] = []
+        self._warned = False
+
+    @classmethod
+    def of(cls, data: Any) -> Samples | None:
+        """Data as samples that may be read several times; None without data."""
+        return data if data is None or isinstance(data, cls) else cls(data)
+
+    def read(self, view: ModelView, most: int = SAMPLES) -> list[Part]:
+        """Batches of up to 128 samples: flat inputs in the order of `view.inputs`, and labels as they were given.
+
+        Args:
+            view: the model the data is for.
+            most: samples (2 048); fewer where their inputs exceed 512 MiB.
+
+        Raises:
+            CalibrationDataError: there is no data, or it is not finite, or does not fit the inputs.
+        """
+        most = max(2, min(most, _HELD // _values(view)))
+        if self._stream is None:
+            self._stream = _slices(self._data, view)
+        count = sum(len(inputs[0]) for inputs, _ in self._parts)
+        while count < most and (part := next(self._stream, None)) is not None:
+            self._parts.append(part)
+            count += len(part[0][0])
+        if not count:
+            raise CalibrationDataError("calibration data holds no samples. A few hundred unlabelled ones are enough.")
+        taken, left = [], most
+        for inputs, labels in self._parts:
+            if left > 0:
+                taken.append(([x[:left] for x in inputs], _cut(labels, slice(left))))
+            left -= len(inputs[0])
+        if count >= most and not self._warned:
+            self._warned = _warn_if_sorted([labels for _, labels in taken], view)
+        return taken
 
 
-def _is_batch(data: Any) -> bool:
-    """Whether the data is one structure of arrays, not a stream of them."""
-    return isinstance(data, np.ndarray | list | tuple | Mapping) or keras.ops.is_tensor(data)
-
-
-def _iterate(data: Any) -> Iterable[Any]:
-    if isinstance(data, keras.utils.PyDataset):
-        return (data[i] for i in range(len(data)))
-    if not isinstance(data, Iterable):
-        raise CalibrationDataError(
-            f"calibration data is an array, a list or dict of arrays, (x, y), or batches of them. Received: "
-            f"{type(data).__name__}."
-        )
-    return data
+def input_batches(data: Any, view: ModelView, most: int = SAMPLES) -> Iterator[list[np.ndarray]]:
+    """The first samples (2 048) as batches of flat inputs, labels left out; see `Samples.read`."""
+    for inputs, _ in Samples.of(data).read(view, most):
+        yield inputs
 
 
 def check_data(data: Any, view: ModelView) -> None:
     """Look at arrays before any work starts; streams of batches are looked at as they come."""
-    if data is not None and _is_batch(data):
-        next(input_batches(data, view))
-
-
-def _flat(batch: Any, view: ModelView) -> list[Any]:
-    names = [view.calls[ref.call].path for ref in view.inputs]
-    if isinstance(batch, tuple) and batch:
-        batch = batch[0]
-    if isinstance(batch, Mapping):
-        if not set(names) <= set(batch):
-            keys = sorted(map(str, batch))
-            raise CalibrationDataError(f"expected one array per model input {names}. Received keys: {keys}.")
-        return [batch[name] for name in names]
-    arrays = list(batch) if isinstance(batch, list | tuple) else [batch]
-    if len(arrays) != len(names):
-        raise CalibrationDataError(f"expected one array per model input {names}. Received: {len(arrays)} arrays.")
-    return arrays
-
-
-def _labels(value: Any) -> np.ndarray | None:
-    try:
-        array = None if value is None else np.asarray(value)
-    except ValueError:
-        array = np.array("ragged")
-    if array is not None and (array.ndim == 0 or array.dtype.kind not in "fiub"):
-        raise CalibrationDataError(f"'accuracy' expects one class number per sample. Received: {type(value).__name__}.")
-    return array
-
-
-def _array(value: Any) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise CalibrationDataError(f"calibration data is ragged: {error}. Expected arrays of one shape.") from error
-    if array.dtype.kind not in "fiub":
-        raise CalibrationDataError(f"calibration data is numeric. Received: {type(value).__name__} of {array.dtype}.")
-    return array
-
-
-def _check(inputs: list[np.ndarray], view: ModelView) -> None:
-    for array, ref in zip(inputs, view.inputs, strict=True):
-        call = view.calls[ref.call]
-        expected = tuple(call.op.shape)
-        fits = array.ndim == len(expected) and all(
-            e in (None, n) for n, e in zip(array.shape[1:], expected[1:], strict=True)
-        )
-        if not fits:
-            raise CalibrationDataError(
-                f"calibration data for input '{call.path}' has shape {array.shape}; expected (samples, "
-                f"{', '.join(map(str, expected[1:]))})."
-            )
-        if len(array) != len(inputs[0]):
-            counts = [len(x) for x in inputs]
-            raise CalibrationDataError(f"every input needs the same number of samples. Received: {counts}.")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise CalibrationDataError(f"calibration data for input '{call.path}' holds NaN or infinite values.")
-
-
-SAMPLES = 2048
-# The largest activation of all samples together, in float32 values: 256 MiB.
-_LARGEST = 2**26
+    data = data._data if isinstance(data, Samples) else data
+    if data is not None and _is_one_batch(data, view):
+        next(_slices(data, view), None)
 
 
 def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> list[Any]:
@@ -139,9 +96,9 @@ def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> list[
     Fewer are taken where the largest activation would exceed 256 MiB: wide images give many rows each.
 
     Raises:
-        CalibrationDataError: see `labelled_batches`; or there is a single sample, which has no variance.
+        CalibrationDataError: see `Samples`; or there is a single sample, which has no variance.
     """
-    return _collected(data, view, most, labelled=False)[0]
+    return _joined(Samples.of(data).read(view, _at_once(view, most)), view)
 
 
 def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[list[Any], np.ndarray]:
@@ -151,23 +108,42 @@ def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLE
         purpose: what needs the labels, for messages.
 
     Raises:
-        CalibrationDataError: also if there are no labels, or not one class number per sample.
+        CalibrationDataError: also if there are no labels, or not one class of the model's per sample.
     """
-    inputs, labels = _collected(data, view, most, labelled=True)
-    if labels is None:
+    inputs, labels = inputs_and_labels(data, view, purpose, most)
+    found = _class_numbers(labels)
+    if found is None or len(found) != len(inputs[0]):
+        shapes = keras.tree.map_structure(np.shape, labels)
+        raise CalibrationDataError(
+            f"{purpose} expects one class number per sample. Received: labels of shape {shapes} for "
+            f"{len(inputs[0])} samples."
+        )
+    classes = _classes(view)
+    if classes is not None and not 0 <= found.min() <= found.max() < classes:
+        raise CalibrationDataError(
+            f"{purpose} expects class numbers from 0 to {classes - 1}, which the model has outputs for. Received: "
+            f"{found.min()} to {found.max()}."
+        )
+    return inputs, found
+
+
+def inputs_and_labels(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[list[Any], Any]:
+    """`calibration_inputs` with their labels of any kind: an array with a row per sample, or a structure of such.
+
+    Raises:
+        CalibrationDataError: also if there are no labels, or they cannot be put together.
+    """
+    parts = Samples.of(data).read(view, _at_once(view, most))
+    if any(labels is None for _, labels in parts):
         raise CalibrationDataError(
             f"{purpose} needs labelled samples: pass data=(x, y) or batches of them, not from the test split. What "
             "measures an 'error' needs no labels."
         )
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        labels = labels.argmax(axis=1)
-    labels = labels.reshape(len(labels), -1)
-    if labels.shape[1] != 1 or len(labels) != len(inputs[0]) or (labels != np.round(labels)).any():
-        raise CalibrationDataError(
-            f"{purpose} expects one class number per sample. Received: labels of shape {labels.shape} for "
-            f"{len(inputs[0])} samples."
-        )
-    return inputs, labels[:, 0].astype(int)
+    try:
+        labels = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *(labels for _, labels in parts))
+    except (TypeError, ValueError) as error:
+        raise CalibrationDataError(f"labels differ from batch to batch: {error}.") from error
+    return _joined(parts, view), labels
 
 
 def check_class_scores(view: ModelView, purpose: str) -> None:
@@ -180,21 +156,174 @@ def check_class_scores(view: ModelView, purpose: str) -> None:
         )
 
 
-def _collected(data: Any, view: ModelView, most: int, labelled: bool) -> tuple[list[Any], np.ndarray | None]:
+def _at_once(view: ModelView, most: int) -> int:
+    """Samples whose activations fit into memory together."""
     largest = max(math.prod(s[1:]) for call in view.calls for s in call.output_shapes if s and None not in s[1:])
-    limit = max(2, min(most, _LARGEST // largest))
-    batches, labels, found = [], [], 0
-    for batch, own in labelled_batches(data, view, labelled):
-        batches.append(batch)
-        labels.append(own)
-        found += len(batch[0])
-        if found >= limit:
-            break
-    if found < 2:
+    return max(2, min(most, _LARGEST // largest))
+
+
+def _values(view: ModelView) -> int:
+    """Values of one sample's inputs."""
+    shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.inputs]
+    return sum(math.prod(n for n in shape[1:] if n is not None) for shape in shapes)
+
+
+def _joined(parts: Sequence[Part], view: ModelView) -> list[Any]:
+    inputs = [np.concatenate(arrays) for arrays in zip(*(inputs for inputs, _ in parts), strict=True)]
+    if len(inputs[0]) < 2:
         raise CalibrationDataError("calibration needs at least 2 samples, better a few hundred. Received: 1.")
-    inputs = [np.concatenate(parts)[:limit] for parts in zip(*batches, strict=True)]
-    tensors = [
+    return [
         keras.ops.convert_to_tensor(x, view.calls[ref.call].op.dtype)
         for x, ref in zip(inputs, view.inputs, strict=True)
     ]
-    return tensors, None if any(part is None for part in labels) else np.concatenate(labels)[:limit]
+
+
+def _slices(data: Any, view: ModelView) -> Iterator[Part]:
+    """Go through data once, in slices of a batch; nothing of an array is copied or looked at before it is reached."""
+    for batch in [data] if _is_one_batch(data, view) else _batches(data):
+        inputs, labels = _split(batch, view)
+        inputs, labels = [_array(x) for x in inputs], _labels(labels)
+        _check_shapes(inputs, labels, view)
+        for start in range(0, len(inputs[0]), BATCH):
+            part = slice(start, start + BATCH)
+            cut = [x[part] for x in inputs], _cut(labels, part)
+            _check_finite(cut[0], view)
+            yield cut
+
+
+def _is_one_batch(data: Any, view: ModelView) -> bool:
+    """Whether the data is one structure of arrays, not a stream of them."""
+    if not isinstance(data, list):
+        return isinstance(data, np.ndarray | tuple | Mapping) or keras.ops.is_tensor(data)
+    if data and all(isinstance(entry, tuple | Mapping) for entry in data):
+        return False
+    # Several arrays for a model of one input are batches of it.
+    expected = [view.calls[ref.call].op.shape for ref in view.inputs]
+    return len(expected) != 1 or len(data) < 2 or any(np.ndim(entry) != len(expected[0]) for entry in data)
+
+
+def _batches(data: Any) -> Iterable[Any]:
+    if isinstance(data, keras.utils.PyDataset):
+        count = data.num_batches
+        return (data[i] for i in (itertools.count() if count is None else range(count)))
+    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+        raise CalibrationDataError(
+            f"calibration data is an array, a list or dict of arrays, (x, y), or batches of them. Received: "
+            f"{type(data).__name__}."
+        )
+    return data
+
+
+def _split(batch: Any, view: ModelView) -> tuple[list[Any], Any]:
+    """Flat inputs and labels of one batch."""
+    names = [view.calls[ref.call].path for ref in view.inputs]
+    labels = None
+    if isinstance(batch, tuple) or (isinstance(batch, list) and len(batch) > 1 and _nested(batch[0])):
+        batch, labels = (*batch, None, None)[:2]
+    elif isinstance(batch, list) and len(names) < len(batch) <= len(names) + 2:
+        # PyTorch's loaders hand over flat lists: all inputs, labels, sample weights.
+        batch, labels = batch[: len(names)], batch[len(names)]
+    if isinstance(batch, Mapping):
+        if not set(names) <= set(batch):
+            keys = sorted(map(str, batch))
+            raise CalibrationDataError(f"expected one array per model input {names}. Received keys: {keys}.")
+        return [batch[name] for name in names], labels
+    arrays = list(batch) if isinstance(batch, list | tuple) else [batch]
+    if len(arrays) != len(names):
+        raise CalibrationDataError(f"expected one array per model input {names}. Received: {len(arrays)} arrays.")
+    return arrays, labels
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, list | tuple | Mapping)
+
+
+def _array(value: Any) -> np.ndarray:
+    try:
+        array = keras.ops.convert_to_numpy(value) if keras.ops.is_tensor(value) else np.asarray(value)
+    except ValueError as error:
+        raise CalibrationDataError(f"calibration data is ragged: {error}. Expected arrays of one shape.") from error
+    if array.dtype.kind not in "fiubSUO" or (array.dtype.kind == "O" and not isinstance(array.flat[0], str | bytes)):
+        raise CalibrationDataError(f"calibration data is numeric. Received: {type(value).__name__} of {array.dtype}.")
+    return array
+
+
+def _labels(labels: Any) -> Any:
+    """Labels as arrays where they are that; what cannot be one is found out by whoever looks at them."""
+    if isinstance(labels, list | tuple) and labels and all(np.ndim(entry) == 0 for entry in labels):
+        return np.asarray(labels)
+
+    def array(value: Any) -> Any:
+        try:
+            return value if value is None else np.asarray(value)
+        except ValueError:
+            return np.array("ragged")
+
+    return None if labels is None else keras.tree.map_structure(array, labels)
+
+
+def _cut(labels: Any, part: slice) -> Any:
+    return labels if labels is None else keras.tree.map_structure(lambda a: a[part] if np.ndim(a) else a, labels)
+
+
+def _check_shapes(inputs: list[np.ndarray], labels: Any, view: ModelView) -> None:
+    for array, ref in zip(inputs, view.inputs, strict=True):
+        call = view.calls[ref.call]
+        expected = tuple(call.op.shape)
+        if not _fits(array.shape, expected):
+            shape = ", ".join(map(str, expected[1:]))
+            single = _fits((1, *array.shape), expected)
+            raise CalibrationDataError(
+                f"calibration data for input '{call.path}' has shape {array.shape}; expected (samples, {shape})."
+                + " These are single samples: put them into batches, dataset.batch(32)." * single
+            )
+        if len(array) != len(inputs[0]):
+            counts = [len(x) for x in inputs]
+            raise CalibrationDataError(f"every input needs the same number of samples. Received: {counts}.")
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(e in (None, n) for n, e in zip(shape[1:], expected[1:], strict=True))
+
+
+def _check_finite(inputs: list[np.ndarray], view: ModelView) -> None:
+    for array, ref in zip(inputs, view.inputs, strict=True):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            path = view.calls[ref.call].path
+            raise CalibrationDataError(f"calibration data for input '{path}' holds NaN or infinite values.")
+
+
+def _classes(view: ModelView) -> int | None:
+    """Number of classes of a model with one output of class scores, else None."""
+    shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
+    return max(2, shapes[0][-1]) if len(shapes) == 1 and len(shapes[0]) == 2 else None
+
+
+def _class_numbers(labels: Any) -> np.ndarray | None:
+    """Class numbers (samples,) of labels that are those, or one-hot; else None."""
+    if not isinstance(labels, np.ndarray) or labels.ndim == 0 or labels.dtype.kind not in "fiub":
+        return None
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        labels = labels.argmax(axis=1)
+    labels = labels.reshape(len(labels), -1)
+    if labels.shape[1] != 1 or (labels != np.round(labels)).any():
+        return None
+    return labels[:, 0].astype(int)
+
+
+def _warn_if_sorted(labels: list[Any], view: ModelView) -> bool:
+    """Warn where the first samples, which alone are read, are sorted by class: they are those of the first classes."""
+    classes = _classes(view)
+    parts = [_class_numbers(part) for part in labels]
+    if classes is None or any(part is None for part in parts):
+        return False
+    numbers = np.concatenate(parts)
+    found = len(np.unique(numbers))
+    if found == classes or (np.diff(numbers) < 0).any():
+        return False
+    warnings.warn(
+        f"the first {len(numbers):,} samples, which are all that is read, are sorted by class and hold {found} of "
+        f"{classes}: what is measured on them says little of the others. Shuffle the data first.",
+        stacklevel=2,
+    )
+    return True
