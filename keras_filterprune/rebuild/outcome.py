@@ -12,6 +12,7 @@ from keras_filterprune.compensators import Compensator
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.kept import Kept
+from keras_filterprune.probe.data import Samples
 from keras_filterprune.rebuild.clone import rebuild
 from keras_filterprune.rebuild.verify import verify
 
@@ -35,6 +36,10 @@ class Run:
     progress: bool = True
     compensator: Compensator | None = None
     finetune: Callable[[keras.Model], Any] | None = None
+
+    def __post_init__(self):
+        # Generators can be gone through once, and several steps look at the data.
+        object.__setattr__(self, "data", Samples.of(self.data))
 
 
 @dataclass(frozen=True, eq=False)

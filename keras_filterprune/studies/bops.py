@@ -22,7 +22,7 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method, as_method
-from keras_filterprune.probe.data import check_class_scores, labelled_inputs
+from keras_filterprune.probe.data import Samples, check_class_scores, labelled_inputs
 from keras_filterprune.probe.trial import class_numbers, masked_outputs
 from keras_filterprune.progress import track
 from keras_filterprune.pruning import prune_model
@@ -146,6 +146,7 @@ def compare_bits(
     # What does not fit the model, or is out of reach, shows before anything is pruned.
     for budget in budgets:
         budget.cost(known)
+    data = Samples.of(data)
     recipe, options = as_method(method, seed, data is not None), Options(None, None, 1, 1)
     for fraction in fractions:
         Task(model, known, recipe, MacsBudget(fraction), options, Run(data, seed))

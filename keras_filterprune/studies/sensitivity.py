@@ -23,7 +23,7 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
-from keras_filterprune.probe.data import calibration_inputs, check_class_scores, labelled_inputs
+from keras_filterprune.probe.data import Samples, calibration_inputs, check_class_scores, labelled_inputs
 from keras_filterprune.probe.trial import class_numbers, masked_outputs
 from keras_filterprune.probe.workers import check_executor, spread
 from keras_filterprune.progress import track
@@ -91,6 +91,7 @@ def measure_sensitivity(
     file, executor = Checkpoint(checkpoint, "sensitivity analysis"), check_executor(executor)
     graph = analyze(model)
     weights = _checked(graph)
+    data = Samples.of(data)
     measured = Measured(graph, data, metric, samples)
     criterion = criterion.observe(graph, weights, data if criterion.requires else None, progress)
     skipped = {group.name: why for group in graph.groups if (why := criterion.refuses(group)) is not None}

@@ -19,6 +19,7 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
+from keras_filterprune.probe.data import Samples
 from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.planner import Planner
 from keras_filterprune.pruning.task import Task
@@ -76,7 +77,7 @@ class _Gradual(keras.callbacks.Callback):
                 f"keep={self.keep!r}."
             )
         self.recipe = as_method(method, seed, data is not None)
-        self.data, self.seed = data, seed
+        self.data, self.seed = Samples.of(data), seed
         self.options = Options(include, exclude, min_filters, 1)
         self._logs: dict[str, float] = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_filterprune.checks import check_integer, check_path
+from keras_filterprune.probe.data import Samples
 from keras_filterprune.studies import SensitivityTable, measure_sensitivity
 from keras_filterprune.training.wrapping import strip_wrappers
 
@@ -41,7 +42,7 @@ class SensitivityScorer(keras.callbacks.Callback):
         self.every = check_integer("every", every, "a number of epochs")
         self.folder = None if folder is None else check_path("folder", folder)
         self.tables: dict[int, SensitivityTable] = {}
-        self._data, self._options = data, {"progress": False} | options
+        self._data, self._options = Samples.of(data), {"progress": False} | options
         self._logs: dict[str, float] = {}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -146,6 +146,111 @@ def test_several_inputs_in_a_tuple_as_tf_data_gives_them():
     assert_all_equal(arrays, batch)
 
 
+class Endless(Batches):
+    """A PyDataset whose number of batches is not known."""
+
+    def __len__(self):
+        raise TypeError
+
+    @property
+    def num_batches(self):
+        return None
+
+    def __getitem__(self, index):
+        return super().__getitem__(index % 3)
+
+
+def loader():
+    torch = pytest.importorskip("torch")
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y % 3)), batch_size=8
+    )
+
+
+def repeated():
+    while True:
+        yield X[:8], Y[:8] % 3
+
+
+FORMS = {
+    "generator": lambda: ((X[i : i + 8], Y[i : i + 8] % 3) for i in (0, 8, 16)),
+    "list of batches": lambda: [(X[:8], Y[:8] % 3), (X[8:], Y[8:] % 3)],
+    "list of lists": lambda: iter([[X[:8], Y[:8] % 3], [X[8:], Y[8:] % 3]]),
+    "with weights": lambda: (X, Y % 3, np.ones(SAMPLES)),
+    "one-hot": lambda: (X, np.eye(3)[Y % 3]),
+    "labels in a list": lambda: (X, (Y % 3).tolist()),
+    "endless generator": repeated,
+    "endless dataset": lambda: dataset(X, Y % 3).repeat(),
+    "PyDataset without length": lambda: Endless(X, Y % 3, 8),
+    "PyTorch loader": loader,
+}
+
+
+@pytest.mark.parametrize("method", ["l2", "fp_omp", "energy", "apoz", "taylor", "genetic", "fp_omp_search"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_method_takes_every_form(form, method):
+    small = kfp.prune_model(ZOO["conv_bn_relu_chain"](), method, 0.6, data=FORMS[form](), progress=False)
+    assert small.count_params() < ZOO["conv_bn_relu_chain"]().count_params()
+
+
+def test_data_is_read_once_and_no_further_than_documented():
+    seen = []
+
+    def counted():
+        for i in range(1000):
+            seen.append(i)
+            yield X, Y % 3
+
+    kfp.prune_model(ZOO["conv_bn_relu_chain"](), "fp_omp", 0.6, data=counted(), progress=False)
+    assert seen == list(range(-(-probe_data.SAMPLES // SAMPLES)))
+
+
+def test_a_loader_of_several_inputs_hands_over_labels_last():
+    arrays = [images(1, (6, 8, 3)), images(2, (6, 8, 3))]
+    view = view_model(ZOO["siamese"]())
+    for batch in ([*arrays, Y], [*arrays, Y, np.ones(SAMPLES)], (arrays, Y)):
+        ((inputs, labels),) = probe_data.Samples(iter([batch])).read(view)
+        np.testing.assert_array_equal(labels, Y)
+        for expected, received in zip(arrays, inputs, strict=True):
+            np.testing.assert_array_equal(expected, received)
+
+
+def test_data_sorted_by_class_is_warned_of_once():
+    x, y = np.zeros((4096, 12, 12, 3), "float32"), np.arange(4096) // 2048
+    model = ZOO["conv_bn_relu_chain"]()
+    with pytest.warns(
+        UserWarning, match=r"first 2,048 samples, .* sorted by class and hold 1 of \d+: .* Shuffle"
+    ) as caught:
+        kfp.prune_model(model, "l2", 0.6, data=(x, y), progress=False)
+    assert sum("sorted by class" in str(warning.message) for warning in caught) == 1
+    # Shuffled, or read whole: nothing to say.
+    order = np.random.default_rng(0).permutation(4096)
+    kfp.prune_model(model, "l2", 0.6, data=(x, y[order]), progress=False)
+    kfp.prune_model(model, "l2", 0.6, data=(x[:64], y[:64]), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ((X, Y), r"class numbers from 0 to \d+, which the model has outputs for\. Received: 0 to 23\."),
+        ((X, -(Y % 2)), r"Received: -1 to 0\."),
+        ((X, Y / 2), "one class number per sample"),
+        (X, "needs labelled samples"),
+        ([(X, Y % 3), (X, None)], "needs labelled samples"),
+    ],
+)
+def test_labels_that_do_not_fit(data, sentence):
+    with pytest.raises(kfp.errors.CalibrationDataError, match=sentence):
+        kfp.prune_model(ZOO["conv_bn_relu_chain"](), "taylor", 0.6, data=data, progress=False)
+
+
+def test_single_samples_are_to_be_put_into_batches():
+    import tensorflow as tf
+
+    with pytest.raises(kfp.errors.CalibrationDataError, match=r"These are single samples: put them into batches"):
+        kfp.prune_model(ZOO["conv_bn_relu_chain"](), "energy", 0.6, data=tf.data.Dataset.from_tensor_slices(X))
+
+
 # --------------------------------------------------------------------------------------------- recalibration by hand
 
 
