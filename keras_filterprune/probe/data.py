@@ -66,7 +66,7 @@ class Samples:
             self._parts.append(part)
             count += len(part[0][0])
         if not count:
-            raise CalibrationDataError("calibration data holds no samples. A few hundred unlabelled ones are enough.")
+            raise _nothing()
         taken, left = [], most
         for inputs, labels in self._parts:
             if left > 0:
@@ -86,8 +86,8 @@ def input_batches(data: Any, view: ModelView, most: int = SAMPLES) -> Iterator[l
 def check_data(data: Any, view: ModelView) -> None:
     """Look at arrays before any work starts; streams of batches are looked at as they come."""
     data = data._data if isinstance(data, Samples) else data
-    if data is not None and _is_one_batch(data, view):
-        next(_slices(data, view), None)
+    if data is not None and _is_one_batch(data, view) and next(_slices(data, view), None) is None:
+        raise _nothing()
 
 
 def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> list[Any]:
@@ -156,6 +156,10 @@ def check_class_scores(view: ModelView, purpose: str) -> None:
         )
 
 
+def _nothing() -> CalibrationDataError:
+    return CalibrationDataError("calibration data holds no samples. A few hundred unlabelled ones are enough.")
+
+
 def _at_once(view: ModelView, most: int) -> int:
     """Samples whose activations fit into memory together."""
     largest = max(math.prod(s[1:]) for call in view.calls for s in call.output_shapes if s and None not in s[1:])
@@ -182,7 +186,7 @@ def _slices(data: Any, view: ModelView) -> Iterator[Part]:
     """Go through data once, in slices of a batch; nothing of an array is copied or looked at before it is reached."""
     for batch in [data] if _is_one_batch(data, view) else _batches(data):
         inputs, labels = _split(batch, view)
-        inputs, labels = [_array(x) for x in inputs], _labels(labels)
+        inputs, labels = _arrays(inputs, view), _labels(labels)
         _check_shapes(inputs, labels, view)
         for start in range(0, len(inputs[0]), BATCH):
             part = slice(start, start + BATCH)
@@ -199,7 +203,7 @@ def _is_one_batch(data: Any, view: ModelView) -> bool:
         return False
     # Several arrays for a model of one input are batches of it.
     expected = [view.calls[ref.call].op.shape for ref in view.inputs]
-    return len(expected) != 1 or len(data) < 2 or any(np.ndim(entry) != len(expected[0]) for entry in data)
+    return len(expected) != 1 or len(data) < 2 or any(_rank(entry) != len(expected[0]) for entry in data)
 
 
 def _batches(data: Any) -> Iterable[Any]:
@@ -218,7 +222,7 @@ def _split(batch: Any, view: ModelView) -> tuple[list[Any], Any]:
     """Flat inputs and labels of one batch."""
     names = [view.calls[ref.call].path for ref in view.inputs]
     labels = None
-    if isinstance(batch, tuple) or (isinstance(batch, list) and len(batch) > 1 and _nested(batch[0])):
+    if (isinstance(batch, tuple) and batch) or (isinstance(batch, list) and len(batch) > 1 and _nested(batch[0])):
         batch, labels = (*batch, None, None)[:2]
     elif isinstance(batch, list) and len(names) < len(batch) <= len(names) + 2:
         # PyTorch's loaders hand over flat lists: all inputs, labels, sample weights.
@@ -234,16 +238,29 @@ def _split(batch: Any, view: ModelView) -> tuple[list[Any], Any]:
     return arrays, labels
 
 
+def _rank(value: Any) -> int | None:
+    """Number of axes of an array, None for what is ragged."""
+    try:
+        return np.ndim(value)
+    except ValueError:
+        return None
+
+
 def _nested(value: Any) -> bool:
     return isinstance(value, list | tuple | Mapping)
 
 
-def _array(value: Any) -> np.ndarray:
+def _arrays(values: list[Any], view: ModelView) -> list[np.ndarray]:
+    dtypes = [view.calls[ref.call].op.dtype for ref in view.inputs]
+    return [_array(value, dtype == "string") for value, dtype in zip(values, dtypes, strict=True)]
+
+
+def _array(value: Any, text: bool) -> np.ndarray:
     try:
         array = keras.ops.convert_to_numpy(value) if keras.ops.is_tensor(value) else np.asarray(value)
     except ValueError as error:
         raise CalibrationDataError(f"calibration data is ragged: {error}. Expected arrays of one shape.") from error
-    if array.dtype.kind not in "fiubSUO" or (array.dtype.kind == "O" and not isinstance(array.flat[0], str | bytes)):
+    if array.dtype.kind not in ("SUO" if text else "fiub"):
         raise CalibrationDataError(f"calibration data is numeric. Received: {type(value).__name__} of {array.dtype}.")
     return array
 
