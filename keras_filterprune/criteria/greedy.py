@@ -16,9 +16,6 @@ _DEPENDENT = 1e-10
 # Scores closer than this differ by rounding alone.
 _TIE = 1e-12
 
-# Columns whose products are carried out together.
-_BLOCK = 64
-
 # Added to a Gram matrix before it is inverted, relative to its mean squared norm.
 _RIDGE = 1e-8
 
@@ -86,21 +83,30 @@ def backward_order(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) ->
         (order, increase): int64 of shape (n_units,), first eliminated first; float64 of the same shape, the rise of
         the summed squared error at each elimination.
     """
-    eliminations = []
+    states = []
     for gram, cross, columns in problems:
         inverse = _inverse(gram)[0]
-        eliminations.append(_Elimination(inverse, inverse @ cross, columns))
+        states.append([inverse, inverse @ cross, columns])
     remaining = np.arange(len(problems[0][2]))
     order, increase = [], []
     while len(remaining):
-        cost = sum(elimination.costs(remaining) for elimination in eliminations)
+        cost = np.zeros(len(remaining))
+        for inverse, fit, columns in states:
+            own = columns[remaining]
+            blocks = inverse[own[:, :, None], own[:, None, :]]
+            rows = fit[own]
+            cost += np.einsum("nmo,nmo->n", rows, np.linalg.solve(blocks, rows))
         pick = int(np.argmin(cost))
         unit = remaining[pick]
         order.append(unit)
         increase.append(max(float(cost[pick]), 0.0))
         remaining = np.delete(remaining, pick)
-        for elimination in eliminations if len(remaining) else ():
-            elimination.drop(unit, remaining)
+        for state in states if len(remaining) else ():
+            inverse, fit, columns = state
+            gone = columns[unit]
+            step = inverse[:, gone] @ np.linalg.inv(inverse[np.ix_(gone, gone)])
+            state[1] = fit - step @ fit[gone]
+            state[0] = inverse - step @ inverse[gone]
     return np.array(order, int), np.array(increase)
 
 
@@ -120,102 +126,23 @@ def replaceable_order(gram: np.ndarray, downstream: np.ndarray) -> tuple[np.ndar
         removal. Of filters that can be replaced exactly, those with the smallest coefficients go first.
     """
     inverse, ridge = _inverse(gram)
-    # What the others take over is what least squares does to a regression: the squared loss is that of `_Elimination`.
-    elimination = _Elimination(inverse, downstream.astype(np.float64), np.arange(len(gram))[:, None])
+    # Rotating the outputs changes no norm, and leaves at most n of them.
+    read = np.linalg.qr(downstream.T.astype(np.float64), mode="r").T
     remaining = np.arange(len(gram))
     order, errors = [], []
     while len(remaining):
-        cost = elimination.costs(remaining)
-        pick = int(np.argmin(cost))
-        unit, squared = remaining[pick], max(float(cost[pick]), 0.0)
-        order.append(unit)
-        remaining = np.delete(remaining, pick)
-        step, row = elimination.drop(unit, remaining)
+        weight = np.linalg.norm(read[remaining], axis=1)
+        unit = remaining[np.argmin(weight / np.sqrt(inverse[remaining, remaining]))]
+        own = inverse[unit, unit]
+        step = inverse[:, unit] / own
         # 1 / C_jj less what the ridge adds to it.
-        errors.append(np.sqrt(squared * max(1 - ridge * float((step * row).sum()), 0.0)))
+        residual = max(1 - ridge * (step[remaining] @ inverse[remaining, unit]), 0.0) / own
+        order.append(unit)
+        errors.append(np.sqrt(residual) * np.linalg.norm(read[unit]))
+        remaining = remaining[remaining != unit]
+        read -= np.outer(step, read[unit])
+        inverse -= np.outer(step, inverse[unit])
     return np.array(order, int), np.array(errors)
-
-
-class _Elimination:
-    """One regression while units are eliminated from it: B, the inverse of the Gram matrix, and H = A A^T.
-
-    Dropping the columns p, with S = B_:p B_pp^-1 and T = H_:p - S H_pp / 2:
-
-        B <- B - S B_p:      H <- H - S T^T - T S^T
-
-    A step needs rows p of both matrices and the diagonal blocks of every unit. So the products of `_BLOCK` columns are
-    carried out together, as matrix products, on what remains then; until that, rows are corrected as they are read.
-
-    Args:
-        inverse: B (d, d).
-        fit: A (d, o).
-        columns: int64 (n_units, m), the columns of every unit.
-    """
-
-    def __init__(self, inverse: np.ndarray, fit: np.ndarray, columns: np.ndarray):
-        units, self._m = columns.shape
-        flat = columns.ravel()
-        rows, inverse = fit[flat], inverse[np.ix_(flat, flat)]
-        # Rows stand for columns here, and of an ill-conditioned matrix the computed inverse is not symmetric.
-        self._inverse, self._energy = (inverse + inverse.T) / 2, rows @ rows.T
-        self._own_inverse, self._own_energy = (self._diagonal(x) for x in (self._inverse, self._energy))
-        self._slots = np.arange(units)
-        self._begin()
-
-    def costs(self, units: np.ndarray) -> np.ndarray:
-        """tr(A_p^T B_pp^-1 A_p) of every one of these units, (n,)."""
-        slots = self._slots[units]
-        inverse, energy = self._own_inverse[slots], self._own_energy[slots]
-        if self._m == 1:
-            return (energy / inverse)[:, 0, 0]
-        return np.trace(np.linalg.solve(inverse, energy), axis1=1, axis2=2)
-
-    def drop(self, unit: int, remaining: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Eliminate a unit, after which these remain; returns S^T and B_p:, (m, stored columns) each."""
-        own = slice(self._slots[unit] * self._m, (self._slots[unit] + 1) * self._m)
-        steps, rows, turns = (panel[: self._pending] for panel in (self._steps, self._rows, self._turns))
-        row = self._inverse[own] - steps[:, own].T @ rows
-        energy = self._energy[own] - steps[:, own].T @ turns - turns[:, own].T @ steps
-        step = np.linalg.solve(row[:, own], row)
-        turn = energy - energy[:, own] @ step / 2
-        new = slice(self._pending, self._pending + self._m)
-        self._steps[new], self._rows[new], self._turns[new] = step, row, turn
-        self._pending += self._m
-        self._own_inverse -= self._blocks(step, row)
-        both = self._blocks(step, turn)
-        self._own_energy -= both + both.swapaxes(1, 2)
-        if self._pending == len(self._steps):
-            self._carry_out(remaining)
-        return step, row
-
-    def _carry_out(self, remaining: np.ndarray) -> None:
-        slots = self._slots[remaining]
-        left = (slots[:, None] * self._m + np.arange(self._m)).ravel()
-        steps, rows, turns = (panel[:, left] for panel in (self._steps, self._rows, self._turns))
-        self._inverse = self._inverse[np.ix_(left, left)]
-        self._inverse -= steps.T @ rows
-        both = steps.T @ turns
-        self._energy = self._energy[np.ix_(left, left)]
-        self._energy -= both
-        self._energy -= both.T
-        self._own_inverse, self._own_energy = self._own_inverse[slots], self._own_energy[slots]
-        self._slots[remaining] = np.arange(len(remaining))
-        self._begin()
-
-    def _begin(self) -> None:
-        shape = max(1, _BLOCK // self._m) * self._m, len(self._inverse)
-        self._steps, self._rows, self._turns = (np.empty(shape) for _ in range(3))
-        self._pending = 0
-
-    def _diagonal(self, x: np.ndarray) -> np.ndarray:
-        """Blocks (n_units, m, m) of every unit with itself."""
-        units = np.arange(len(x) // self._m)
-        return x.reshape(len(units), self._m, len(units), self._m)[units, :, units].copy()
-
-    def _blocks(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Diagonal blocks (n_units, m, m) of a^T b, from two panels (m, columns)."""
-        a, b = (panel.reshape(self._m, -1, self._m) for panel in (a, b))
-        return np.einsum("knm,knl->nml", a, b)
 
 
 def _inverse(gram: np.ndarray) -> tuple[np.ndarray, float]:
