@@ -606,7 +606,7 @@ def test_calibration_data_that_a_plan_does_not_fit(chain, plan):
         ((), r"expected one array per model input \['image'\]\. Received: 0 arrays\."),
         ([[[1.0, 2.0], [3.0]]], "calibration data is ragged: .* Expected arrays of one shape"),
         (np.full((4, 12, 12, 3), "a"), r"calibration data is numeric\. Received: ndarray of <U1\."),
-        ({1: images(4, 12, 12, 3), "b": images(1, 1)}, r"model input \['image'\]\. Received keys: \['1', 'b'\]\."),
+        ({1: images(4, 12, 12, 3), "b": images(1, 1)}, r"model input \['image'\]\. Received: keys=\['1', 'b'\]\."),
     ],
     ids=["empty tuple", "ragged", "strings", "mixed keys"],
 )

@@ -7,6 +7,8 @@ python -m tflite_bench android dense.tflite pruned.tflite --binary benchmark_mod
 python -m tflite_bench arm count dense.tflite pruned.tflite
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: The words after the program's name. Default: those of this process.
+        arguments: the words after the program's name (None: those of this process).
 
     Returns:
         Exit code: 0, or 2 with one line on stderr for bad input.

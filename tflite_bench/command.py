@@ -1,5 +1,7 @@
 """What all command lines of this package do: results to the terminal, bad input as one line."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence
@@ -16,9 +18,9 @@ def carry_out(
     """Do the work and show what it gives.
 
     Args:
-        name: The program's name, for messages.
-        options: Its options; `json` and `plot`, where they are given, name files to write.
-        work: Gives what to show.
+        name: the program's name, for messages.
+        options: its options; `json` and `plot`, where they are given, name files to write.
+        work: gives what to show.
 
     Returns:
         Exit code: 0, or 2 with one line on stderr.

@@ -1,5 +1,7 @@
 """Rounds of `benchmark_model` on a phone, made into a report; and their command line."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import re
@@ -14,7 +16,7 @@ from tflite_bench.android.adb import Phone
 from tflite_bench.android.output import PhoneBlock
 from tflite_bench.android.phone import phone_info, thermal_status
 from tflite_bench.android.tool import PhoneTool, check_program
-from tflite_bench.bench import check_rounds, check_settings
+from tflite_bench.checks import check_integers, check_paths, check_rounds, check_seconds, wrong
 from tflite_bench.command import carry_out
 from tflite_bench.errors import BenchError
 from tflite_bench.report import BenchReport, ModelTiming
@@ -45,18 +47,18 @@ def benchmark_on_android(
     64-bit (arm64-v8a) with Android 7 or later. `tflite_bench.android` tells how to get the program.
 
     Args:
-        paths: The files; ratios are relative to the first one. A file listed twice shows the noise.
-        binary: The program `benchmark_model` for Android arm64, on this computer.
-        serial: Serial number of the phone as `adb devices` shows it. None: the only one that is ready.
-        threads: Threads of the interpreter; early builds of the LiteRT program ignore it.
-        runs: Timed runs of each file, in all.
-        warmup: Smallest number of untimed runs at the beginning of each process; they take at least half a second,
-            in which the cores speed up.
-        rounds: Number of rounds, at most `runs`.
-        taskset: Hexadecimal mask of the cores to use, "f0" for cores 4 to 7. None: the phone chooses, and may change
-            from slow to fast cores in between.
-        delay_s: Pause before each process in seconds, in which the phone cools down.
-        progress: Show a progress bar on stderr.
+        paths: the files; ratios are relative to the first one. A file listed twice shows the noise.
+        binary: the program `benchmark_model` for Android arm64, on this computer.
+        serial: serial number of the phone as `adb devices` shows it (None: the only one that is ready).
+        threads: threads of the interpreter (1); early builds of the LiteRT program ignore it.
+        runs: timed runs of each file, in all (100).
+        warmup: smallest number of untimed runs at the beginning of each process (10); they take at least half a
+            second, in which the cores speed up.
+        rounds: number of rounds, at most `runs` (5).
+        taskset: hexadecimal mask of the cores to use, "f0" for cores 4 to 7 (None: the phone chooses, and may change
+            from slow to fast cores in between).
+        delay_s: pause before each process in seconds, in which the phone cools down (1).
+        progress: show a progress bar on stderr (False).
 
     Returns:
         The timings, one entry per path in the given order, the phone in `machine`, and notes on heat and drift.
@@ -72,7 +74,9 @@ def benchmark_on_android(
     phone = Phone(serial)
     info = phone_info(phone)
     if info["abi"] != "arm64-v8a":
-        raise BenchError(f"expected an arm64-v8a phone, got abi={info['abi']!r} ({info['phone']}, {phone.serial})")
+        raise BenchError(
+            f"expected an arm64-v8a phone. Received: abi={info['abi']!r} ({info['phone']}, {phone.serial})."
+        )
     notes: list[str] = []
     heat = [thermal_status(phone)]
     try:
@@ -173,12 +177,8 @@ def _notes(
 
 
 def _checked_files(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    if isinstance(paths, (str, os.PathLike)) or not paths:
-        raise BenchError(f"paths must be a list of at least one .tflite file, got {paths!r}")
-    files = [Path(path) for path in paths]
+    files = check_paths(paths)
     for path in files:
-        if not path.is_file():
-            raise BenchError(f"{path}: no such file, expected a .tflite file")
         with path.open("rb") as file:
             if file.read(8)[4:] != b"TFL3":
                 raise BenchError(f"{path}: this is no .tflite file")
@@ -186,17 +186,19 @@ def _checked_files(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _check_settings(threads: int, runs: int, warmup: int, rounds: int, taskset: str | None, delay_s: float) -> None:
-    check_settings(threads=(threads, 1), runs=(runs, 1), warmup=(warmup, 0), delay_s=(delay_s, 0))
+    check_integers(threads=threads, runs=runs)
+    check_integers(0, warmup=warmup)
     check_rounds(rounds, runs)
+    check_seconds("delay_s", delay_s, least=0)
     if taskset is not None and not re.fullmatch("0*[1-9a-fA-F][0-9a-fA-F]*", taskset):
-        raise BenchError(f"taskset must be a hexadecimal mask of cores such as 'f0', got taskset={taskset!r}")
+        raise wrong("taskset", taskset, "a hexadecimal mask of cores, such as 'f0'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: The words after the program's name. Default: those of this process.
+        arguments: the words after the program's name (None: those of this process).
 
     Returns:
         Exit code: 0, or 2 with one line on stderr for bad input.

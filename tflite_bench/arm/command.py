@@ -1,5 +1,7 @@
 """Command line: `python -m tflite_bench arm setup`, `... count dense.tflite pruned.tflite --cpu cortex-a72`."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 
@@ -15,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: The words after the program's name. Default: those of this process.
+        arguments: the words after the program's name (None: those of this process).
 
     Returns:
         Exit code: 0, or 2 with one line on stderr for bad input or a missing program.
