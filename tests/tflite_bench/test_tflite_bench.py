@@ -291,7 +291,7 @@ def test_command_line_refuses_bad_input_in_one_line(files, tmp_path, capfd):
         out, err = capfd.readouterr()
         assert out == ""
         assert err.count("\n") == 1
-        assert err.startswith("tflite_bench: ")
+        assert err.startswith(f"tflite_bench{' compare' * (arguments[0] == 'compare')}: ")
         assert sentence in err
     # A compiled model of a damaged file would end the process.
     done = run_cli(broken, "--runtime", "compiled")

@@ -1,8 +1,7 @@
-"""Rounds of `benchmark_model` on a phone, made into a report; and their command line."""
+"""Rounds of `benchmark_model` on a phone, made into a report."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import time
@@ -10,14 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from tflite_bench.android.adb import Phone
 from tflite_bench.android.output import PhoneBlock
 from tflite_bench.android.phone import phone_info, thermal_status
 from tflite_bench.android.tool import PhoneTool, check_program
 from tflite_bench.checks import check_integers, check_paths, check_rounds, check_seconds, wrong
-from tflite_bench.command import carry_out
 from tflite_bench.errors import BenchError
 from tflite_bench.report import BenchReport, ModelTiming
 from tflite_bench.rounds import progress_bar
@@ -192,46 +189,3 @@ def _check_settings(threads: int, runs: int, warmup: int, rounds: int, taskset: 
     check_seconds("delay_s", delay_s, least=0)
     if taskset is not None and not re.fullmatch("0*[1-9a-fA-F][0-9a-fA-F]*", taskset):
         raise wrong("taskset", taskset, "a hexadecimal mask of cores, such as 'f0'")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: the words after the program's name (None: those of this process).
-
-    Returns:
-        Exit code: 0, or 2 with one line on stderr for bad input.
-    """
-    parser = argparse.ArgumentParser(
-        prog="tflite_bench android", description="Time .tflite files against each other on an Android phone."
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help=".tflite files; ratios refer to the first")
-    parser.add_argument("--binary", required=True, help="benchmark_model for Android arm64, on this computer")
-    parser.add_argument("--serial", help="the phone, as `adb devices` shows it (default: the only one)")
-    parser.add_argument("--taskset", metavar="MASK", help="cores as a hexadecimal mask, f0 for cores 4 to 7")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the interpreter (%(default)s)")
-    parser.add_argument("--runs", type=int, default=100, help="timed runs of each file, in all (%(default)s)")
-    parser.add_argument("--warmup", type=int, default=10, help="untimed runs in each process first (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (%(default)s)")
-    parser.add_argument("--delay", type=float, default=1.0, help="pause before each process in s (%(default)s)")
-    parser.add_argument("--json", metavar="PATH", help="also write the report there")
-    return carry_out("tflite_bench android", parser.parse_args(arguments), _benchmark)
-
-
-def _benchmark(options: argparse.Namespace) -> list[Table]:
-    report = benchmark_on_android(
-        options.files,
-        binary=options.binary,
-        serial=options.serial,
-        threads=options.threads,
-        runs=options.runs,
-        warmup=options.warmup,
-        rounds=options.rounds,
-        taskset=options.taskset,
-        delay_s=options.delay,
-        progress=True,
-    )
-    if options.json:
-        report.save(options.json)
-    return [report.table()]
