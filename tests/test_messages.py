@@ -582,7 +582,7 @@ BAD_DATA = {
         [images(4, 12, 12, 3), *[np.zeros(4)] * 3],
         r"expected one array .* \['image'\]\. Received: 4 arrays",
     ),
-    "keys": ({"picture": images(4, 12, 12, 3)}, r"model input \['image'\]\. Received keys: \['picture'\]\."),
+    "keys": ({"picture": images(4, 12, 12, 3)}, r"model input \['image'\]\. Received: keys=\['picture'\]\."),
     "number": (5, r"calibration data is an array, .*, or batches of them\. Received: int\."),
     "function": (print, r"Received: builtin_function_or_method\."),
     "text": ("abc", r"calibration data is an array, .*, or batches of them\. Received: str\."),

@@ -230,7 +230,7 @@ def _split(batch: Any, view: ModelView) -> tuple[list[Any], Any]:
     if isinstance(batch, Mapping):
         if not set(names) <= set(batch):
             keys = sorted(map(str, batch))
-            raise CalibrationDataError(f"expected one array per model input {names}. Received keys: {keys}.")
+            raise CalibrationDataError(f"expected one array per model input {names}. Received: keys={keys}.")
         return [batch[name] for name in names], labels
     arrays = list(batch) if isinstance(batch, list | tuple) else [batch]
     if len(arrays) != len(names):
