@@ -6,110 +6,122 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from keras_filterprune.checks import import_keras
-from keras_filterprune.errors import CalibrationDataError, FilterPruneError, MeasurementError
+from keras_filterprune.errors import CalibrationDataError, FilterPruneError, InvalidValueError, MeasurementError
 
-_OUT = Console()
+# What `--json` prints, and what is shown otherwise.
+Answer = tuple[Any, Sequence[RenderableType]]
+
+
+class Command(NamedTuple):
+    """One command: what it is for, which options it has, and what it does with them."""
+
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Answer]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line; without arguments, show what there is to be done.
 
     Args:
-        arguments: the words after the program's name; those of this process by default.
+        arguments: the words after the program's name (None: those of this process).
 
     Returns:
         Exit code: 0; 2 with one line on stderr for bad input; 130 when interrupted.
     """
     # TensorFlow reads this when it is first imported; its start-up lines would drown the answer.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = _parser()
+    if not words:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(words)
     try:
         if options.run is not _bench:
             import_keras()
-        options.run(options)
+        content, shown = options.run(options)
     except (FilterPruneError, OSError) as error:
-        sys.stderr.write(f"keras-filterprune: {error}\n")
+        sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("keras-filterprune: interrupted; no file was left half-written\n")
+        sys.stderr.write(f"{parser.prog}: interrupted; no file was left half-written\n")
         return 130
+    if options.json:
+        sys.stdout.write(json.dumps(content, indent=1) + "\n")
+        return 0
+    console = Console()
+    for item in shown:
+        # A sentence is one line, however long, and names in it may hold brackets.
+        plain = {"markup": False, "highlight": False, "soft_wrap": True} if isinstance(item, str) else {}
+        console.print(item, **plain)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="keras-filterprune", description="Structured pruning for Keras 3.")
+    version = metadata.version("keras-filterprune")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, help_text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help_text, description=help_text)
-        sub.set_defaults(run=run)
+    for name, command in _COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help)
+        sub.set_defaults(run=command.run)
         sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
-        return sub
+        command.add_options(sub)
+    return parser
 
-    scan = command("scan", _scan, "show what can be pruned, what cannot and why, and where the cost is")
-    scan.add_argument("model", help=".keras file")
 
-    prune = command("prune", _prune, "write a model with fewer filters")
-    prune.add_argument("model", help=".keras file")
-    prune.add_argument("-o", "--output", required=True, help=".keras file to write")
-    prune.add_argument("--method", default="l2", help="a method's name (%(default)s)")
-    budget = prune.add_mutually_exclusive_group()
+# --------------------------------------------------------------------------------------------------------------- scan
+
+
+def _scan_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help=".keras file")
+
+
+def _scan(options: argparse.Namespace) -> Answer:
+    from keras_filterprune.analysis import analyze
+    from keras_filterprune.files import load_keras
+    from keras_filterprune.report import graph_dict, graph_tables
+
+    graph = analyze(load_keras(options.model))
+    return graph_dict(graph), [graph_tables(graph)]
+
+
+# -------------------------------------------------------------------------------------------------------------- prune
+
+
+def _prune_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help=".keras file")
+    parser.add_argument("-o", "--output", required=True, help=".keras file to write")
+    parser.add_argument("--method", default="l2", help="a method's name (%(default)s)")
+    budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--keep-macs", type=float, metavar="F", help="fraction of multiply-accumulates kept (0.5)")
     budget.add_argument("--keep-params", type=float, metavar="F", help="fraction of parameters kept")
     budget.add_argument("--keep-filters", type=float, metavar="F", help="fraction of the filters of every group kept")
-    prune.add_argument("--include", action="append", metavar="GLOB", help="prune these layers only (repeatable)")
-    prune.add_argument("--exclude", action="append", metavar="GLOB", help="leave these layers whole (repeatable)")
-    prune.add_argument("--min-filters", type=int, default=1, help="fewest units of a group (%(default)s)")
-    prune.add_argument(
+    parser.add_argument("--include", action="append", metavar="GLOB", help="prune these layers only (repeatable)")
+    parser.add_argument("--exclude", action="append", metavar="GLOB", help="leave these layers whole (repeatable)")
+    parser.add_argument("--min-filters", type=int, default=1, help="fewest units of a group (%(default)s)")
+    parser.add_argument(
         "--channel-multiple",
         type=_number_or_name,
         default=1,
         metavar="N",
         help="kept counts are multiples of it, or fit a target such as arm64 (%(default)s)",
     )
-    prune.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array")
-    prune.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
-    prune.add_argument("--plan", metavar="JSON", help="also write the pruning plan there")
-    prune.add_argument("--report", metavar="FILE", help="also write a report there, .html or .md")
-    prune.add_argument("--overwrite", action="store_true", help="replace existing files")
-
-    export = command("export", _export, "write a .tflite file and check it against the model")
-    export.add_argument("model", help=".keras file")
-    export.add_argument("-o", "--output", required=True, help=".tflite file to write")
-    export.add_argument(
-        "--quantize",
-        choices=("float32", "float16", "dynamic", "int8", "int16x8"),
-        default="float32",
-        help="numbers of weights and activations (%(default)s)",
-    )
-    export.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array; needed for int8 and int16x8")
-    export.add_argument(
-        "--keep-float",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="operator, such as HARD_SWISH, or layer that int8 and int16x8 leave in float32 (repeatable)",
-    )
-    export.add_argument("--integer-io", action="store_true", help="integer inputs and outputs for int8 and int16x8")
-    export.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open instead of 1")
-    export.add_argument("--tolerance", type=float, help="largest accepted relative difference from Keras (per mode)")
-    export.add_argument("--overwrite", action="store_true", help="replace an existing file")
-
-    bench = command("bench", _bench, "time .tflite files against the first one, interleaved")
-    bench.add_argument("files", nargs="+", help=".tflite files")
-    bench.add_argument("--threads", type=int, default=1, help="threads of the interpreter (%(default)s)")
-    bench.add_argument("--runs", type=int, default=100, help="timed runs of each file (%(default)s)")
-
-    demo = command("demo", _demo, "train, prune, fine-tune, export and benchmark a small network, offline")
-    demo.add_argument("--out", default="kfp-demo", help="folder for the results (./%(default)s)")
-    return parser
+    parser.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
+    parser.add_argument("--plan", metavar="JSON", help="also write the pruning plan there")
+    parser.add_argument("--report", metavar="FILE", help="also write a report there, .html or .md")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def _number_or_name(text: str) -> int | str:
@@ -119,28 +131,12 @@ def _number_or_name(text: str) -> int | str:
         return text
 
 
-def _scan(options: argparse.Namespace) -> None:
-    from keras_filterprune.analysis import analyze
-    from keras_filterprune.files import load_keras
-    from keras_filterprune.report import graph_dict, graph_tables
-
-    graph = analyze(load_keras(options.model))
-    if options.json:
-        _print_json(graph_dict(graph))
-    else:
-        _OUT.print(graph_tables(graph))
-
-
-def _prune(options: argparse.Namespace) -> None:
+def _prune(options: argparse.Namespace) -> Answer:
     from keras_filterprune.cost import FiltersBudget, MacsBudget, ParamsBudget
-    from keras_filterprune.files import check_destination, load_keras, save_keras
+    from keras_filterprune.files import load_keras, save_keras
     from keras_filterprune.pruning import prune_model
-    from keras_filterprune.report import check_report_path
 
-    for path in filter(None, (options.output, options.plan)):
-        check_destination(path, options.overwrite)
-    if options.report:
-        check_report_path(options.report, options.overwrite)
+    _check_files(options)
     if options.keep_params is not None:
         budget = ParamsBudget(keep=options.keep_params)
     elif options.keep_filters is not None:
@@ -164,14 +160,53 @@ def _prune(options: argparse.Namespace) -> None:
         report.plan.save(options.plan)
     if options.report:
         report.save(options.report)
-    if options.json:
-        _print_json(report.to_dict())
-    else:
-        _OUT.print(report.table())
-        _OUT.print(report.summary())
+    return report.to_dict(), [report.table(), report.summary()]
 
 
-def _export(options: argparse.Namespace) -> None:
+def _check_files(options: argparse.Namespace) -> None:
+    """All files can be written, and none replaces another; the model alone may be replaced, by the smaller one."""
+    from keras_filterprune.files import check_destination
+    from keras_filterprune.report import check_report_path
+
+    for path in filter(None, (options.output, options.plan)):
+        check_destination(path, options.overwrite)
+    if options.report:
+        check_report_path(options.report, options.overwrite)
+    files = list(filter(None, (options.output, options.plan, options.report, options.data)))
+    if os.path.realpath(options.output) != os.path.realpath(options.model):
+        files.append(options.model)
+    twice = [path for path, count in Counter(map(os.path.realpath, files)).items() if count > 1]
+    if twice:
+        raise InvalidValueError(f"every file has a name of its own. Received: {twice[0]} for two of them.")
+
+
+# ------------------------------------------------------------------------------------------------------------- export
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help=".keras file")
+    parser.add_argument("-o", "--output", required=True, help=".tflite file to write")
+    parser.add_argument(
+        "--quantize",
+        choices=("float32", "float16", "dynamic", "int8", "int16x8"),
+        default="float32",
+        help="numbers of weights and activations (%(default)s)",
+    )
+    parser.add_argument("--data", metavar="NPY", help="calibration inputs, an .npy array; needed for int8 and int16x8")
+    parser.add_argument(
+        "--keep-float",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="operator, such as HARD_SWISH, or layer that int8 and int16x8 leave in float32 (repeatable)",
+    )
+    parser.add_argument("--integer-io", action="store_true", help="integer inputs and outputs for int8 and int16x8")
+    parser.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open instead of 1")
+    parser.add_argument("--tolerance", type=float, help="largest accepted relative difference from Keras (per mode)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _export(options: argparse.Namespace) -> Answer:
     from keras_filterprune.export import export_tflite
     from keras_filterprune.files import load_keras
 
@@ -186,13 +221,19 @@ def _export(options: argparse.Namespace) -> None:
         tolerance=options.tolerance,
         overwrite=options.overwrite,
     )
-    if options.json:
-        _print_json(result.to_dict())
-    else:
-        _OUT.print(result.summary(), markup=False, highlight=False)
+    return result.to_dict(), [result.summary()]
 
 
-def _bench(options: argparse.Namespace) -> None:
+# ---------------------------------------------------------------------------------------------------- bench, and demo
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", help=".tflite files")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the interpreter (%(default)s)")
+    parser.add_argument("--runs", type=int, default=100, help="timed runs of each file (%(default)s)")
+
+
+def _bench(options: argparse.Namespace) -> Answer:
     from tflite_bench import BenchError, benchmark
 
     try:
@@ -200,24 +241,22 @@ def _bench(options: argparse.Namespace) -> None:
         report = benchmark(options.files, threads=options.threads, runs=runs, rounds=min(5, runs), progress=True)
     except BenchError as error:
         raise MeasurementError(str(error)) from error
-    if options.json:
-        _print_json(report.to_dict())
-    else:
-        _OUT.print(report.table())
+    return report.to_dict(), [report.table()]
 
 
-def _demo(options: argparse.Namespace) -> None:
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="kfp-demo", help="folder for the results (./%(default)s)")
+
+
+def _demo(options: argparse.Namespace) -> Answer:
     from keras_filterprune.demo import run_demo
 
     report, table = run_demo(Path(options.out))
-    if options.json:
-        _print_json(report)
-    else:
-        _OUT.print(table)
-        _OUT.print(f"files: {', '.join(sorted(p.name for p in Path(options.out).iterdir()))} in {options.out}/")
+    files = ", ".join(sorted(path.name for path in Path(options.out).iterdir()))
+    return report, [table, f"files: {files} in {options.out}/"]
 
 
-def _array(path: str | None):
+def _array(path: str | None) -> Any:
     import numpy as np
 
     if path is None:
@@ -230,9 +269,13 @@ def _array(path: str | None):
         ) from error
 
 
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=1) + "\n")
-
+_COMMANDS = {
+    "scan": Command("show what can be pruned, what cannot and why, and where the cost is", _scan_options, _scan),
+    "prune": Command("write a model with fewer filters", _prune_options, _prune),
+    "export": Command("write a .tflite file and check it against the model", _export_options, _export),
+    "bench": Command("time .tflite files against the first one, interleaved", _bench_options, _bench),
+    "demo": Command("train, prune, fine-tune, export and benchmark a small network, offline", _demo_options, _demo),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 from zoo import ZOO
 
+import keras_filterprune as kfp
 from keras_filterprune.__main__ import main
+from keras_filterprune.export.tflite import MODES
+from tflite_bench.__main__ import main as bench_main
 
 
 @pytest.fixture
@@ -91,6 +95,63 @@ def test_bad_options_are_one_clear_line_and_leave_no_file(folder, capsys, words,
     assert [p.name for p in folder.iterdir()] == ["model.keras"]
 
 
+OUTPUT = ["-o", "small.keras"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-o", "model.keras", "--plan", "model.keras"],
+        [*OUTPUT, "--plan", "small.keras"],
+        [*OUTPUT, "--plan", "./small.keras"],
+        [*OUTPUT, "--plan", "link.keras"],
+        [*OUTPUT, "--plan", "model.keras"],
+        [*OUTPUT, "--plan", "both.md", "--report", "both.md"],
+        [*OUTPUT, "--plan", "x.npy", "--data", "x.npy"],
+    ],
+    ids=" ".join,
+)
+def test_no_file_replaces_another(folder, capsys, monkeypatch, words):
+    monkeypatch.chdir(folder)
+    np.save(folder / "x.npy", np.zeros((2, 4)))
+    (folder / "link.keras").symlink_to(folder / "small.keras")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.exists()}
+    assert "every file has a name of its own" in refused(capsys, "prune", "model.keras", "--overwrite", *words)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.exists()} == before
+
+
+def test_the_model_alone_may_be_replaced(folder, capsys):
+    before = keras.models.load_model(folder / "model.keras").count_params()
+    path = str(folder / "model.keras")
+    assert main(["prune", path, "-o", path, "--overwrite"]) == 0
+    assert keras.models.load_model(path).count_params() < before
+
+
+@pytest.mark.parametrize(
+    ("run", "name"), [(main, "keras-filterprune"), (bench_main, "tflite_bench")], ids=["library", "benchmark"]
+)
+def test_called_alone_it_says_what_there_is_to_be_done(run, name, capsys):
+    assert run([]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: {name}")
+    assert "--version" in printed
+    with pytest.raises(SystemExit, match="0"):
+        run(["--version"])
+    assert capsys.readouterr().out == f"{name} {kfp.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["compare", "android", "arm"])
+def test_so_do_the_commands_of_the_benchmark(command, capsys):
+    assert bench_main([command]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: tflite_bench {command}")
+
+
+def test_modes_are_those_of_the_export(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "a.keras", "-o", "a.tflite", "--quantize", "none"])
+    assert re.findall(r"\w+", capsys.readouterr().err.partition("choose from")[2]) == list(MODES)
+
+
 def test_unreadable_models_and_unwritable_places(folder, capsys):
     assert "no model at" in refused(capsys, "scan", folder / "none.keras")
     content = (folder / "model.keras").read_bytes()
@@ -114,7 +175,7 @@ def test_export_and_bench(folder, capsys):
     mixed = ["--data", folder / "x.npy", "--keep-float", "CONV_2D", "--integer-io", "--dynamic-batch", "--overwrite"]
     assert main([str(word) for word in (*words, *mixed)]) == 0
     assert "warning: CONV_2D" not in capsys.readouterr().out
-    assert "keep_float must name operators" in refused(capsys, *words, *mixed, "--keep-float", "swish")
+    assert "keep_float holds operators or layers" in refused(capsys, *words, *mixed, "--keep-float", "swish")
     assert "expected; nothing was written" in refused(capsys, *words, *mixed, "--tolerance", "1e-9")
     assert main(["bench", str(folder / "a.tflite"), str(folder / "b.tflite"), "--runs", "20", "--json"]) == 0
     models = json.loads(capsys.readouterr().out)["models"]

@@ -582,7 +582,7 @@ BAD_DATA = {
         [images(4, 12, 12, 3), *[np.zeros(4)] * 3],
         r"expected one array .* \['image'\]\. Received: 4 arrays",
     ),
-    "keys": ({"picture": images(4, 12, 12, 3)}, r"model input \['image'\]\. Received keys: \['picture'\]\."),
+    "keys": ({"picture": images(4, 12, 12, 3)}, r"model input \['image'\]\. Received: keys=\['picture'\]\."),
     "number": (5, r"calibration data is an array, .*, or batches of them\. Received: int\."),
     "function": (print, r"Received: builtin_function_or_method\."),
     "text": ("abc", r"calibration data is an array, .*, or batches of them\. Received: str\."),
@@ -606,7 +606,7 @@ def test_calibration_data_that_a_plan_does_not_fit(chain, plan):
         ((), r"expected one array per model input \['image'\]\. Received: 0 arrays\."),
         ([[[1.0, 2.0], [3.0]]], "calibration data is ragged: .* Expected arrays of one shape"),
         (np.full((4, 12, 12, 3), "a"), r"calibration data is numeric\. Received: ndarray of <U1\."),
-        ({1: images(4, 12, 12, 3), "b": images(1, 1)}, r"model input \['image'\]\. Received keys: \['1', 'b'\]\."),
+        ({1: images(4, 12, 12, 3), "b": images(1, 1)}, r"model input \['image'\]\. Received: keys=\['1', 'b'\]\."),
     ],
     ids=["empty tuple", "ragged", "strings", "mixed keys"],
 )

@@ -11,6 +11,8 @@ from tflite_bench.operators import Operator, OperatorReport, OperatorTiming, ope
 from tflite_bench.profiling import OperatorTime, Profile, profile
 from tflite_bench.report import BenchReport, ModelTiming
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BenchError",
     "BenchReport",

@@ -1,12 +1,14 @@
 """Interleaved timing of several `.tflite` files."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
+from tflite_bench.checks import check_integers, check_paths, check_rounds
 from tflite_bench.cold import Cold, measure_cold
-from tflite_bench.errors import BenchError
 from tflite_bench.machine import LoadWatch
 from tflite_bench.pinning import choose_cores, pinned
 from tflite_bench.report import BenchReport, ModelTiming
@@ -35,31 +37,32 @@ def benchmark(
     minute of the computer hits every file alike, and ratios are taken within a round.
 
     Args:
-        paths: The files; ratios are relative to the first one. A file listed twice shows the noise.
-        threads: Threads LiteRT computes with.
-        runs: Timed runs of each file, in all.
-        warmup: Untimed runs of each file before the first round. Later blocks begin with one.
-        rounds: Number of rounds, at most `runs`.
-        runtime: "interpreter", or "compiled" for LiteRT's `CompiledModel` on the CPU; both compute with XNNPACK.
-        pin: Keep each thread on a core of its own, the idlest ones. Where this is impossible, a note says so. False
-            leaves the threads to the system, which may put two on one core.
-        cold: Also measure load time and peak memory, with a fresh process for each file (a third of a second).
-        progress: Show a progress bar on stderr.
+        paths: the files; ratios are relative to the first one. A file listed twice shows the noise.
+        threads: threads LiteRT computes with (1).
+        runs: timed runs of each file, in all (100).
+        warmup: untimed runs of each file before the first round (10). Later blocks begin with one.
+        rounds: number of rounds, at most `runs` (5).
+        runtime: "interpreter" (the default), or "compiled" for LiteRT's `CompiledModel` on the CPU; both compute with
+            XNNPACK.
+        pin: keep each thread on a core of its own, the idlest ones (True). Where this is impossible, a note says so.
+            False leaves the threads to the system, which may put two on one core.
+        cold: also measure load time and peak memory, with a fresh process for each file, a third of a second (True).
+        progress: show a progress bar on stderr (False).
 
     Returns:
         The timings, one entry per path in the given order.
 
     Raises:
-        BenchError: A file is missing or damaged, the list is empty, or a setting is out of range.
+        BenchError: a file is missing or damaged, the list is empty, or a setting is out of range.
 
     Example:
         >>> report = benchmark(["dense.tflite", "pruned.tflite"], runs=200)
         >>> report.models[1].ratio_to_first
         0.52
     """
-    if isinstance(paths, (str, os.PathLike)) or not paths:
-        raise BenchError(f"paths must be a list of at least one .tflite file, got {paths!r}")
-    check_settings(threads=(threads, 1), runs=(runs, 1), warmup=(warmup, 0))
+    paths = check_paths(paths)
+    check_integers(threads=threads, runs=runs)
+    check_integers(0, warmup=warmup)
     check_rounds(rounds, runs)
     watch = LoadWatch()
     runners = [Runner(path, threads, runtime=runtime) for path in paths]
@@ -85,19 +88,6 @@ def benchmark(
         models=models,
         notes=tuple(notes),
     )
-
-
-def check_settings(**settings: tuple[int, int]) -> None:
-    """Raise `BenchError` for the first setting, {name: (value, smallest value)}, that is out of range."""
-    for name, (value, smallest) in settings.items():
-        if value < smallest:
-            raise BenchError(f"{name} must be at least {smallest}, got {name}={value}")
-
-
-def check_rounds(rounds: int, runs: int, fewest: int = 1) -> None:
-    """Raise `BenchError` unless there are enough rounds and each has a run."""
-    if not fewest <= rounds <= runs:
-        raise BenchError(f"rounds must be between {fewest} and runs={runs}, got rounds={rounds}")
 
 
 def block_medians(blocks: Sequence[Block]) -> np.ndarray:

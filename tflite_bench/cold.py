@@ -1,5 +1,7 @@
 """Load time and peak memory of a file in a fresh process."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +12,9 @@ from tflite_bench.fresh import run_fresh
 class Cold:
     """What the first use of a file costs.
 
-    Args:
-        load_ms: Time in ms to open the file and prepare it. The file itself may be in the system's cache.
-        peak_rss_kb: Peak memory of the process in kB (1024 bytes) after loading and two runs, less what it held when
+    Attributes:
+        load_ms: time in ms to open the file and prepare it. The file itself may be in the system's cache.
+        peak_rss_kb: peak memory of the process in kB (1024 bytes) after loading and two runs, less what it held when
             LiteRT was imported; None where the system does not tell.
     """
 
@@ -24,14 +26,14 @@ def measure_cold(path: Path, threads: int, runtime: str) -> Cold:
     """Measure a file in a fresh process.
 
     Args:
-        path: A `.tflite` file.
-        threads: Threads LiteRT computes with.
+        path: a `.tflite` file.
+        threads: threads LiteRT computes with.
         runtime: "interpreter" or "compiled"; what all compiled models share is made before.
 
     Returns:
         The measurements.
 
     Raises:
-        BenchError: The process failed.
+        BenchError: the process failed.
     """
     return Cold(**run_fresh("child_cold", path, threads, runtime))

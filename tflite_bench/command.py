@@ -1,36 +1,65 @@
-"""What all command lines of this package do: results to the terminal, bad input as one line."""
+"""What all command lines of this package have in common: options, results on the terminal, bad input as one line."""
+
+from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 
 from tflite_bench.errors import BenchError
+from tflite_bench.files import write_json
+
+# What goes into the JSON file, and what is shown.
+Answer = tuple[dict[str, Any], Sequence[RenderableType]]
+
+
+def add_files(parser: argparse.ArgumentParser, nargs: str | int = "+") -> None:
+    """The files to measure, and where the result goes."""
+    parser.add_argument("files", nargs=nargs, metavar="FILE", help=".tflite files; ratios refer to the first")
+    parser.add_argument("--json", metavar="PATH", help="also write the result there")
+
+
+def add_runs(parser: argparse.ArgumentParser, runs: int, rounds: int) -> None:
+    """How files are timed."""
+    parser.add_argument("--threads", type=int, default=1, help="threads LiteRT computes with (%(default)s)")
+    parser.add_argument("--runs", type=int, default=runs, help="timed runs of each file, in all (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds (%(default)s)")
 
 
 def carry_out(
-    name: str, options: argparse.Namespace, work: Callable[[argparse.Namespace], Sequence[RenderableType]]
+    parser: argparse.ArgumentParser, arguments: Sequence[str], work: Callable[[argparse.Namespace], Answer]
 ) -> int:
-    """Do the work and show what it gives.
+    """Do the work and show what it gives; without arguments, show what there is to be done.
 
     Args:
-        name: The program's name, for messages.
-        options: Its options; `json` and `plot`, where they are given, name files to write.
-        work: Gives what to show.
+        parser: of the arguments; `json` and `plot`, where it has them, name files to write.
+        arguments: the words of the command line.
+        work: does what the options say.
 
     Returns:
-        Exit code: 0, or 2 with one line on stderr.
+        Exit code: 0; 2 with one line on stderr for bad input; 130 when interrupted.
     """
+    if not arguments:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(arguments)
     try:
         for option in ("json", "plot"):
             if path := getattr(options, option, None):
                 _check_file(option, path)
-        shown = work(options)
+        content, shown = work(options)
+        if getattr(options, "json", None):
+            write_json(options.json, content)
     except (BenchError, OSError) as error:
-        sys.stderr.write(f"{name}: {error}\n")
+        sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{parser.prog}: interrupted\n")
+        return 130
     console = Console()
     for item in shown:
         # A sentence is one line, however long.

@@ -1,5 +1,7 @@
 """Is one file faster than another? A ratio with a confidence interval, and a verdict."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_bench.bench import check_rounds, check_settings
+from tflite_bench.checks import check_integers, check_rounds
 from tflite_bench.machine import LoadWatch
 from tflite_bench.pinning import choose_cores, pinned
 from tflite_bench.report import JsonResult
@@ -23,16 +25,16 @@ _WARM_UP = 3
 class Comparison(JsonResult):
     """The result of `compare`.
 
-    Args:
-        first: The file that the other is compared with.
-        second: The other file.
-        ratio: Time of the second over time of the first, geometric mean over the rounds; below 1 is faster.
-        ratio_low: Lower end of the ratio's 95 % confidence interval.
-        ratio_high: Upper end.
-        round_ratios: The ratio of each round.
-        machine: Processor, versions and how busy it was, before and after.
-        settings: Threads, runs, rounds, runtime and cores.
-        notes: What a reader of the figures must know, one sentence each.
+    Attributes:
+        first: the file that the other is compared with.
+        second: the other file.
+        ratio: time of the second over time of the first, geometric mean over the rounds; below 1 is faster.
+        ratio_low: lower end of the ratio's 95 % confidence interval.
+        ratio_high: upper end.
+        round_ratios: the ratio of each round.
+        machine: processor, versions and how busy it was, before and after.
+        settings: threads, runs, rounds, runtime and cores.
+        notes: what a reader of the figures must know, one sentence each.
     """
 
     first: str
@@ -86,27 +88,27 @@ def compare(
     interval is Student's, for the mean of the ratios' logarithms.
 
     Args:
-        first: The file to compare with.
-        second: The other file.
-        threads: Threads LiteRT computes with.
-        runs: Timed runs of each file, in all.
-        rounds: Number of rounds, at least 3 and at most `runs`.
-        runtime: "interpreter" or "compiled".
-        pin: Keep each thread on a core of its own, as `benchmark` does.
-        progress: Show a progress bar on stderr.
+        first: the file to compare with.
+        second: the other file.
+        threads: threads LiteRT computes with (1).
+        runs: timed runs of each file, in all (200).
+        rounds: number of rounds, at least 3 and at most `runs` (20).
+        runtime: "interpreter" (the default) or "compiled".
+        pin: keep each thread on a core of its own, as `benchmark` does (True).
+        progress: show a progress bar on stderr (False).
 
     Returns:
         The comparison.
 
     Raises:
-        BenchError: A file is missing or damaged, or a setting is out of range.
+        BenchError: a file is missing or damaged, or a setting is out of range.
 
     Example:
         >>> compare("dense.tflite", "pruned.tflite").ratio
         0.52
     """
-    check_settings(threads=(threads, 1), runs=(runs, 1))
-    check_rounds(rounds, runs, fewest=3)
+    check_integers(threads=threads, runs=runs)
+    check_rounds(rounds, runs, least=3)
     watch = LoadWatch()
     paths, ratios = [first, second], []
     for path in paths:

@@ -3,6 +3,8 @@
 Only for processes that may crash: another version of LiteRT may lay out memory otherwise.
 """
 
+from __future__ import annotations
+
 import ctypes
 from pathlib import Path
 from typing import Any
@@ -73,8 +75,8 @@ class Model:
 
     Args:
         library: LiteRT.
-        path: A `.tflite` file.
-        options: Texts (TOML) for parts of LiteRT, by the part's name.
+        path: a `.tflite` file.
+        options: texts (TOML) for parts of LiteRT, by the part's name.
     """
 
     def __init__(self, library: Library, path: str, options: dict[bytes, bytes]):

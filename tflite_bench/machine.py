@@ -1,5 +1,7 @@
 """This computer, and how busy it is."""
 
+from __future__ import annotations
+
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version

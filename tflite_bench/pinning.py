@@ -1,5 +1,7 @@
 """Each thread on a core of its own, where the system lets a program choose."""
 
+from __future__ import annotations
+
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,7 @@ def choose_cores(threads: int) -> tuple[list[int], str | None]:
     """Choose a core for each thread: of different physical cores if there are enough, the idlest first.
 
     Args:
-        threads: Number of threads.
+        threads: number of threads.
 
     Returns:
         The cores' numbers, none of them if threads cannot be pinned; and what is to be said about it, or None.
@@ -44,8 +46,8 @@ def pinned(cores: Sequence[int], pools: Sequence[Sequence[int]]) -> Iterator[Non
     """Pin this thread and worker threads; this thread is released at the end.
 
     Args:
-        cores: One core per thread, this thread's first; nothing is pinned if there are none.
-        pools: Ids of the worker threads of each model; the workers of one model get the other cores in turn.
+        cores: one core per thread, this thread's first; nothing is pinned if there are none.
+        pools: ids of the worker threads of each model; the workers of one model get the other cores in turn.
     """
     if not cores:
         yield

@@ -1,5 +1,7 @@
 """The picture of a report."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,12 +30,12 @@ def draw(models: Sequence[Any], title: str, path: str | os.PathLike[str]) -> Non
 
     Args:
         models: `ModelTiming` of every file.
-        title: What they were measured on.
-        path: The image to write.
+        title: what they were measured on.
+        path: the image to write.
 
     Raises:
         BenchError: matplotlib does not write such files, or is not installed.
-        OSError: The file cannot be written.
+        OSError: the file cannot be written.
     """
     check_image_name(path)
     from matplotlib.figure import Figure

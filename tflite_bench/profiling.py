@@ -1,5 +1,7 @@
 """Where a file spends its time: one row per operator."""
 
+from __future__ import annotations
+
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -8,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from tflite_bench.bench import check_settings
+from tflite_bench.checks import check_integers
 from tflite_bench.errors import BenchError
 from tflite_bench.fresh import run_fresh
 from tflite_bench.machine import machine_info
@@ -25,12 +27,12 @@ _UNSEEN = 0.07
 class OperatorTime:
     """Time of one operator inside a file.
 
-    Args:
-        operator: Its name: XNNPACK's if it was delegated, TFLite's if not. An activation may be part of it.
-        ms: Fastest run in ms. LiteRT gives whole microseconds, cut off: this is the middle between them, or 0 for less
+    Attributes:
+        operator: its name: XNNPACK's if it was delegated, TFLite's if not. An activation may be part of it.
+        ms: fastest run in ms. LiteRT gives whole microseconds, cut off: this is the middle between them, or 0 for less
             than one.
-        share: Its part of the sum over all operators.
-        delegated: Whether XNNPACK runs it; LiteRT's own kernels are slower, some of them many times.
+        share: its part of the sum over all operators.
+        delegated: whether XNNPACK runs it; LiteRT's own kernels are slower, some of them many times.
     """
 
     operator: str
@@ -43,13 +45,13 @@ class OperatorTime:
 class Profile(JsonResult):
     """The result of `profile`.
 
-    Args:
-        path: The file as it was given.
-        machine: Processor, load average and versions.
-        settings: Threads, runs and cores.
-        whole_ms: Fastest run of the whole file in ms, without the profiler, in turn with profiled runs.
-        operators: One row per operator, in the order in which they run.
-        notes: What a reader of the figures must know, one sentence each.
+    Attributes:
+        path: the file as it was given.
+        machine: processor, load average and versions.
+        settings: threads, runs and cores.
+        whole_ms: fastest run of the whole file in ms, without the profiler, in turn with profiled runs.
+        operators: one row per operator, in the order in which they run.
+        notes: what a reader of the figures must know, one sentence each.
     """
 
     path: str
@@ -102,16 +104,16 @@ def profile(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 200, 
     It is LiteRT's `CompiledModel` on the CPU that is profiled; it computes with the same XNNPACK as the interpreter.
 
     Args:
-        path: The file.
-        threads: Threads LiteRT computes with.
-        runs: Profiled runs; each operator's fastest counts.
-        pin: Keep each thread on a core of its own, as `benchmark` does.
+        path: the file.
+        threads: threads LiteRT computes with (1).
+        runs: profiled runs; each operator's fastest counts (200).
+        pin: keep each thread on a core of its own, as `benchmark` does (True).
 
     Returns:
         The profile.
 
     Raises:
-        BenchError: The file is missing or damaged, a setting is out of range, or this version of LiteRT cannot be
+        BenchError: the file is missing or damaged, a setting is out of range, or this version of LiteRT cannot be
             profiled.
 
     Example:
@@ -119,7 +121,7 @@ def profile(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 200, 
         >>> found.operators[0].operator
         'Convolution (NHWC, F32) IGEMM'
     """
-    check_settings(threads=(threads, 1), runs=(runs, 1))
+    check_integers(threads=threads, runs=runs)
     # What is wrong with the file is said here.
     runner = Runner(path, threads)
     machine = machine_info()

@@ -1,5 +1,7 @@
 """What a benchmark measured: values, table and JSON."""
 
+from __future__ import annotations
+
 import os
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -17,22 +19,22 @@ from tflite_bench.plot import draw
 class ModelTiming:
     """Times of one file.
 
-    Args:
-        path: The file as it was given.
-        bytes: Its size in bytes.
-        threads: Threads LiteRT computes with.
-        load_ms: Time in ms to open the file and prepare it, once, in a fresh process.
-        p50_ms: Median run in ms.
+    Attributes:
+        path: the file as it was given.
+        bytes: its size in bytes.
+        threads: threads LiteRT computes with.
+        load_ms: time in ms to open the file and prepare it, once, in a fresh process.
+        p50_ms: median run in ms.
         p90_ms: 90th percentile in ms.
-        min_ms: Fastest run in ms, the figure least disturbed by other programs.
-        mean_ms: Mean in ms.
-        runs: Number of timed runs.
+        min_ms: fastest run in ms, the figure least disturbed by other programs.
+        mean_ms: mean in ms.
+        runs: number of timed runs.
         cpu_wall: CPU time over wall time; well below `threads` means that threads waited or shared a core.
-        ratio_to_first: Median over the rounds of this file's median run over the first file's; below 1 is faster.
-        ratio_low: Smallest of those per-round ratios.
-        ratio_high: Largest of them.
+        ratio_to_first: median over the rounds of this file's median run over the first file's; below 1 is faster.
+        ratio_low: smallest of those per-round ratios.
+        ratio_high: largest of them.
         p10_ms: 10th percentile in ms.
-        peak_rss_kb: Peak memory in kB (1024 bytes) of a fresh process that loads and runs the file, less what it
+        peak_rss_kb: peak memory in kB (1024 bytes) of a fresh process that loads and runs the file, less what it
             held when LiteRT was imported.
 
     A figure that was not measured, or that a device does not give, is None.
@@ -66,10 +68,10 @@ class JsonResult(ABC):
         """Write the result as JSON; an existing file is replaced only by a complete one.
 
         Args:
-            path: The file to write.
+            path: the file to write.
 
         Raises:
-            OSError: The file cannot be written.
+            OSError: the file cannot be written.
         """
         write_json(path, self.to_dict())
 
@@ -78,11 +80,11 @@ class JsonResult(ABC):
 class BenchReport(JsonResult):
     """The result of `benchmark`.
 
-    Args:
-        machine: Processor, versions and how busy it was, before and after.
-        settings: Threads, runs, warm-up runs, rounds, runtime and cores.
-        models: One entry per file, in the given order.
-        notes: What a reader of the figures must know, one sentence each.
+    Attributes:
+        machine: processor, versions and how busy it was, before and after.
+        settings: threads, runs, warm-up runs, rounds, runtime and cores.
+        models: one entry per file, in the given order.
+        notes: what a reader of the figures must know, one sentence each.
     """
 
     machine: dict[str, Any]
@@ -138,11 +140,11 @@ class BenchReport(JsonResult):
         """Draw the latencies; an existing file is replaced only by a complete one. Needs matplotlib.
 
         Args:
-            path: The image to write, as `.png`, `.svg` or `.pdf`.
+            path: the image to write, as `.png`, `.svg` or `.pdf`.
 
         Raises:
             BenchError: matplotlib does not write such files, or is not installed.
-            OSError: The file cannot be written.
+            OSError: the file cannot be written.
         """
         draw(self.models, f"{self.machine['cpu']}, {self.settings['threads']} thread(s)", path)
 

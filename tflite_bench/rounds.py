@@ -1,5 +1,7 @@
 """Interleaved rounds A B C, A B C, ...: what both benchmarks do with their models."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,7 +16,7 @@ def progress_bar(total: int, shown: bool) -> Iterator[Callable[[str], None]]:
     """Show a progress bar on stderr.
 
     Args:
-        total: Number of steps.
+        total: number of steps.
         shown: False: nothing is shown.
 
     Yields:
@@ -33,11 +35,11 @@ def run_interleaved(
     """Deal the runs of several models over interleaved rounds.
 
     Args:
-        runners: The models.
-        runs: Timed runs of each model, in all; at least `rounds`.
-        warmup: Untimed runs of each model before the first round. Later blocks begin with one, unless it is 0.
-        rounds: Number of rounds.
-        advance: Called with a model's name after each of its blocks.
+        runners: the models.
+        runs: timed runs of each model, in all; at least `rounds`.
+        warmup: untimed runs of each model before the first round. Later blocks begin with one, unless it is 0.
+        rounds: number of rounds.
+        advance: called with a model's name after each of its blocks.
 
     Returns:
         For each model one block per round.

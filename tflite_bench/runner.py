@@ -1,5 +1,7 @@
 """One loaded `.tflite` file that can be timed."""
 
+from __future__ import annotations
+
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tflite_bench.checks import check_file, check_option
 from tflite_bench.errors import BenchError
 from tflite_bench.pinning import task_ids
 from tflite_bench.quiet import quiet_litert
@@ -19,9 +22,9 @@ from tflite_bench.runtimes import RUNTIMES, Input, load_runtime
 class Block:
     """Consecutive runs of one model.
 
-    Args:
-        run_ms: Wall time of each run in ms.
-        wall_s: Wall time of the whole block in seconds.
+    Attributes:
+        run_ms: wall time of each run in ms.
+        wall_s: wall time of the whole block in seconds.
         cpu_s: CPU time that this process spent in it, over all threads, in seconds.
     """
 
@@ -34,14 +37,14 @@ class Runner:
     """A file loaded by LiteRT (XNNPACK on) with its inputs filled in, run once.
 
     Args:
-        path: A `.tflite` file.
-        threads: Threads LiteRT computes with.
-        seed: Seed of the random inputs.
-        runtime: "interpreter" or "compiled" (LiteRT's `CompiledModel` on the CPU).
-        content: Content of a `.tflite` file that is not on disk; `path` then is only its name in messages.
+        path: a `.tflite` file.
+        threads: threads LiteRT computes with (1).
+        seed: seed of the random inputs (0).
+        runtime: "interpreter" (the default) or "compiled" (LiteRT's `CompiledModel` on the CPU).
+        content: content of a `.tflite` file that is not on disk; `path` then is only its name in messages.
 
     Raises:
-        BenchError: The file is missing, damaged, needs operators that LiteRT does not have or inputs that are no
+        BenchError: the file is missing, damaged, needs operators that LiteRT does not have or inputs that are no
             numbers, or fails on random inputs; there is no such runtime; or ai-edge-litert is not installed.
 
     Example:
@@ -58,11 +61,8 @@ class Runner:
         runtime: str = "interpreter",
         content: bytes | None = None,
     ):
-        if runtime not in RUNTIMES:
-            raise BenchError(f"runtime must be one of {', '.join(RUNTIMES)}, got runtime={runtime!r}")
-        self.path = Path(path)
-        if content is None and not self.path.is_file():
-            raise BenchError(f"{self.path}: no such file, expected a .tflite file")
+        check_option("runtime", runtime, RUNTIMES)
+        self.path = Path(path) if content is not None else check_file(path)
         self.bytes = self.path.stat().st_size if content is None else len(content)
         source = os.fspath(self.path) if content is None else content
         before = task_ids()
@@ -82,10 +82,10 @@ class Runner:
         """Run without timing.
 
         Args:
-            runs: Number of runs.
+            runs: number of runs.
 
         Raises:
-            BenchError: The model fails while it runs.
+            BenchError: the model fails while it runs.
         """
         with self._errors("run this file on random inputs"):
             for _ in range(runs):
@@ -95,7 +95,7 @@ class Runner:
         """Time consecutive runs.
 
         Args:
-            runs: Number of runs.
+            runs: number of runs.
 
         Returns:
             The times.
@@ -125,15 +125,15 @@ def random_inputs(path: Path, inputs: Sequence[Input], seed: int = 0) -> list[np
     """Draw values for the inputs of a file.
 
     Args:
-        path: The file, for messages.
-        inputs: Name, dtype and shape of each input.
-        seed: Seed of the values.
+        path: the file, for messages.
+        inputs: name, dtype and shape of each input.
+        seed: seed of the values.
 
     Returns:
         Normal values for floats, the whole range for bytes, 0 or 1 for wider integers and booleans.
 
     Raises:
-        BenchError: An input takes no numbers.
+        BenchError: an input takes no numbers.
     """
     generator = np.random.default_rng(seed)
     return [_random_values(path, *described, generator) for described in inputs]

@@ -1,5 +1,7 @@
 """LiteRT's two ways to run a file, behind one interface."""
 
+from __future__ import annotations
+
 import functools
 import importlib
 from collections.abc import Callable
@@ -17,7 +19,7 @@ def litert_module(name: str) -> ModuleType:
     """Import a module of ai-edge-litert, which is there only with the extra `tflite`.
 
     Args:
-        name: The module's name inside `ai_edge_litert`.
+        name: the module's name inside `ai_edge_litert`.
 
     Returns:
         The module.
@@ -35,12 +37,12 @@ class InterpreterRuntime:
     """LiteRT's `Interpreter` with XNNPACK.
 
     Args:
-        source: Path of a `.tflite` file, or its content.
-        threads: Threads it computes with.
+        source: path of a `.tflite` file, or its content.
+        threads: threads it computes with.
 
     Raises:
         ValueError: LiteRT cannot load the file.
-        RuntimeError: The same, found later.
+        RuntimeError: the same, found later.
     """
 
     def __init__(self, source: str | bytes, threads: int):
@@ -66,12 +68,12 @@ class CompiledRuntime:
     """LiteRT's `CompiledModel` on the CPU, which is XNNPACK too.
 
     Args:
-        source: Path of a `.tflite` file, or its content.
-        threads: Threads it computes with.
+        source: path of a `.tflite` file, or its content.
+        threads: threads it computes with.
 
     Raises:
         ValueError: LiteRT cannot load the file.
-        RuntimeError: The same, found later.
+        RuntimeError: the same, found later.
     """
 
     def __init__(self, source: str | bytes, threads: int):

@@ -1,5 +1,7 @@
 """What makes a `.tflite` file slow on a phone's CPU, which Keras layer causes it, and what to do about it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,11 +16,11 @@ _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 class ExportWarning:
     """Operators of a file that cost more than they have to.
 
-    Args:
+    Attributes:
         operators: TFLite names of the operators.
-        layers: The Keras layers that they come from.
-        problem: What is wrong with them.
-        remedy: What to do about it.
+        layers: the Keras layers that they come from.
+        problem: what is wrong with them.
+        remedy: what to do about it.
     """
 
     operators: tuple[str, ...]
@@ -103,9 +105,9 @@ def advise(
     """Say what is slow in a file.
 
     Args:
-        operators: The operators of the file.
-        mode: What the file was exported as.
-        kept_float: Operators that stay in float32 at the user's wish.
+        operators: the operators of the file.
+        mode: what the file was exported as.
+        kept_float: operators that stay in float32 at the user's wish.
 
     Returns:
         One warning per kind of trouble, in a fixed order; empty for a file that XNNPACK computes whole.

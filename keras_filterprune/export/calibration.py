@@ -1,5 +1,7 @@
 """Sample inputs for quantisation and for the parity check."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,24 +11,24 @@ from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.export.signature import InputPort
 
 
-def calibration_samples(ports: Sequence[InputPort], calibration: Any) -> dict[str, np.ndarray]:
+def calibration_samples(ports: Sequence[InputPort], data: Any) -> dict[str, np.ndarray]:
     """Check calibration data against the model's inputs.
 
     Args:
-        ports: The model's inputs.
-        calibration: An array of shape `(samples, *input_shape)`, a list or tuple of one array per input, or a
+        ports: the model's inputs.
+        data: an array of shape `(samples, *input_shape)`, a list or tuple of one array per input, or a
             dict of them by input name.
 
     Returns:
         `{port.key: array}`, each in the input's dtype and all with the same number of samples.
 
     Raises:
-        CalibrationDataError: The data is empty, not finite, not numeric, or does not fit the inputs.
+        CalibrationDataError: the data is empty, not finite, not numeric, or does not fit the inputs.
     """
-    arrays = {port.key: _checked(port, value) for port, value in zip(ports, _by_port(ports, calibration), strict=True)}
+    arrays = {port.key: _checked(port, value) for port, value in zip(ports, _by_port(ports, data), strict=True)}
     counts = {port.name: len(arrays[port.key]) for port in ports}
     if len(set(counts.values())) > 1:
-        raise CalibrationDataError(f"every input needs the same number of calibration samples, got {counts}.")
+        raise CalibrationDataError(f"data holds the same number of samples for every input. Received: {counts}.")
     return arrays
 
 
@@ -34,9 +36,9 @@ def random_samples(ports: Sequence[InputPort], count: int, seed: int = 0) -> dic
     """Draw inputs that any model accepts: standard normal floats, and integers 0 or 1, which every vocabulary has.
 
     Args:
-        ports: The model's inputs.
-        count: Number of samples.
-        seed: Seed of the generator.
+        ports: the model's inputs.
+        count: number of samples.
+        seed: seed of the generator.
 
     Returns:
         `{port.key: array of shape (count, *port.shape)}`.
@@ -50,44 +52,44 @@ def random_samples(ports: Sequence[InputPort], count: int, seed: int = 0) -> dic
     return samples
 
 
-def _by_port(ports: Sequence[InputPort], calibration: Any) -> list[Any]:
+def _by_port(ports: Sequence[InputPort], data: Any) -> list[Any]:
     names = [port.name for port in ports]
-    if isinstance(calibration, Mapping):
-        if set(calibration) != set(names):
+    if isinstance(data, Mapping):
+        if set(data) != set(names):
             raise CalibrationDataError(
-                f"calibration must have one array per input {sorted(names)}, got keys={sorted(map(str, calibration))}."
+                f"data has one array per input {sorted(names)}. Received: keys={sorted(map(str, data))}."
             )
-        return [calibration[name] for name in names]
-    if isinstance(calibration, (list, tuple)):
-        if len(calibration) != len(names):
+        return [data[name] for name in names]
+    if isinstance(data, (list, tuple)):
+        if len(data) != len(names):
             raise CalibrationDataError(
-                f"calibration must have one array per input {names}, got {len(calibration)} arrays. "
+                f"data has one array per input {names}. Received: {len(data)} arrays. "
                 "Stack a list of samples with numpy.stack first."
             )
-        return list(calibration)
+        return list(data)
     if len(names) > 1:
         raise CalibrationDataError(
-            f"the model has {len(names)} inputs {names}: calibration must be a list of arrays in this order, or a "
-            f"dict by name, got one {type(calibration).__name__}."
+            f"the model has {len(names)} inputs {names}: data is a list of arrays in this order, or a dict by name. "
+            f"Received: one {type(data).__name__}."
         )
-    return [calibration]
+    return [data]
 
 
 def _checked(port: InputPort, value: Any) -> np.ndarray:
-    expected = f"calibration for input {port.name!r} must be numeric with shape {('samples', *port.shape)}"
+    expected = f"data for input {port.name!r} is numeric and finite, with shape {('samples', *port.shape)}"
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise CalibrationDataError(f"{expected}, got a ragged {type(value).__name__}: {error}.") from error
+        raise CalibrationDataError(f"{expected}. Received: a ragged {type(value).__name__}: {error}.") from error
     if array.dtype.kind not in "fiub":
-        raise CalibrationDataError(f"{expected}, got {type(value).__name__} with dtype={array.dtype}.")
+        raise CalibrationDataError(f"{expected}. Received: {type(value).__name__} with dtype={array.dtype}.")
     if array.shape[1:] != port.shape or array.ndim == 0:
-        raise CalibrationDataError(f"{expected}, got shape={array.shape}.")
+        raise CalibrationDataError(f"{expected}. Received: shape={array.shape}.")
     if len(array) == 0:
-        raise CalibrationDataError(f"{expected}, got no samples (shape={array.shape}). About 100 are enough.")
+        raise CalibrationDataError(f"{expected}. Received: shape={array.shape}, no samples. About 100 are enough.")
     finite = np.isfinite(array)
     if not finite.all():
         raise CalibrationDataError(
-            f"{expected} and finite, got {array.size - int(finite.sum())} NaN or infinite values of {array.size}."
+            f"{expected}. Received: {array.size - int(finite.sum())} NaN or infinite values of {array.size}."
         )
     return array.astype(port.dtype)

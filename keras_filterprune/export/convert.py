@@ -6,6 +6,8 @@ files ai-edge-quantizer makes no smaller than 2.5 % and up to 3 times slower. `i
 go through ai-edge-quantizer.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Sequence
@@ -41,8 +43,8 @@ def convert(model: keras.Model, keys: Sequence[str], folder: Path, mode: str, dy
         The content of the file; inputs and outputs keep the model's dtypes.
 
     Raises:
-        ExportError: An operator has no TFLite counterpart, or the model cannot be traced.
-        OSError: The intermediate files cannot be written.
+        ExportError: an operator has no TFLite counterpart, or the model cannot be traced.
+        OSError: the intermediate files cannot be written.
     """
     import tensorflow as tf
 
@@ -80,18 +82,18 @@ def convert_to_integers(
 
     Args:
         file: the float32 file.
-        model: The model that it was made from.
+        model: the model that it was made from.
         mode: "int8" or "int16x8".
-        samples: By input key; the ranges of activations are taken from them.
-        keep_float: Operators (TFLite's names) and layers that stay in float32.
-        integer_io: Inputs and outputs are integers too.
+        samples: by input key; the ranges of activations are taken from them.
+        keep_float: operators (TFLite's names) and layers that stay in float32.
+        integer_io: inputs and outputs are integers too.
 
     Returns:
         The quantized file, and the operators that stay in float32 because of `keep_float`.
 
     Raises:
-        ExportError: The model holds a loop, or the quantizer fails.
-        UnknownNameError: An entry of `keep_float` is neither an operator of the file nor a layer with operators.
+        ExportError: the model holds a loop, or the quantizer fails.
+        UnknownNameError: an entry of `keep_float` is neither an operator of the file nor a layer with operators.
     """
     operators = read_operators(file, model)
     loops = sorted({op.kind for op in operators} & {"WHILE", "IF"})
@@ -106,7 +108,7 @@ def convert_to_integers(
         chosen = [op for op in operators if name in (op.kind, op.layer)]
         if not chosen:
             raise UnknownNameError(
-                f"keep_float must name operators or layers of the file, got {name!r}. The operators are "
+                f"keep_float holds operators or layers of the file. Received: {name!r}. The operators are "
                 f"{', '.join(sorted({op.kind for op in operators}))}; the layers are "
                 f"{', '.join(dict.fromkeys(op.layer for op in operators if op.layer))}."
             )

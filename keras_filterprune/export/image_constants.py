@@ -4,6 +4,8 @@ With three values, XNNPACK takes an image pixel by pixel. On 224x224x3 and AVX-5
 0.16 ms for a sum in int8 (`second="constant"`) and 0.01 ms with the values stored by column (`second="row"`).
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +25,7 @@ def stored_by_column(model: keras.Model) -> Iterator[None]:
     """While it lasts, `Rescaling` and `Normalization` layers on images of few channels compute with rows of values.
 
     Args:
-        model: The model to convert; it computes the same, and is afterwards as it was.
+        model: the model to convert; it computes the same, and is afterwards as it was.
 
     Returns:
         A context manager.

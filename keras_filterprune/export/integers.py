@@ -41,14 +41,14 @@ def quantize_statically(
         mode: "int8" or "int16x8".
         samples: `{input key: array of shape (samples, *input shape)}`; the ranges of activations are the smallest and
             largest values met with them.
-        keep_float: Operators of the file that stay in float32.
-        integer_io: Inputs and outputs are integers too, instead of float32.
+        keep_float: operators of the file that stay in float32.
+        integer_io: inputs and outputs are integers too, instead of float32.
 
     Returns:
         The quantized file.
 
     Raises:
-        ValueError, RuntimeError: The quantizer cannot handle the file.
+        ValueError, RuntimeError: the quantizer cannot handle the file.
     """
     from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 

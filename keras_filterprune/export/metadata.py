@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import check_path
+from keras_filterprune.checks import check_path, shown, wrong
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import FileError, InvalidValueError, PlanMismatchError
 from keras_filterprune.export import metadata_schema as schema
@@ -31,11 +31,11 @@ class Metadata:
     """What to write into a `.tflite` file, for `export_tflite(metadata=)`.
 
     Args:
-        labels: Names of the classes along the output's last axis; a dict `{output: names}` for several outputs.
+        labels: names of the classes along the output's last axis; a dict `{output: names}` for several outputs.
         normalization: `(mean, std)` that turn raw values into the model's inputs, `(value - mean) / std`: numbers, or
             one per channel; a dict `{input: (mean, std)}` for several inputs. `(0, 255)` stands for pixels that are
             scaled to 0..1. It is recorded, not computed by the file.
-        plan: The plan that the model was pruned with (`report.plan`).
+        plan: the plan that the model was pruned with (`report.plan`).
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -55,7 +55,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what `export_tflite(metadata=)` wrote into a file.
 
     Args:
-        path: A `.tflite` file.
+        path: a `.tflite` file.
 
     Returns:
         "labels" and "normalization" as they were given, in lists, None if they were not; "plan": None, or its
@@ -63,7 +63,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         library.
 
     Raises:
-        FileError: There is no such file, or nothing in it that this library wrote.
+        FileError: there is no such file, or nothing in it that this library wrote.
     """
     path = check_path("path", path)
     try:
@@ -83,16 +83,16 @@ def check_metadata(metadata: Metadata, model: keras.Model, ports: Sequence[Input
     """Compare metadata with the model that it is to describe.
 
     Args:
-        metadata: What the user gave.
-        model: The model.
-        ports: Its inputs.
+        metadata: what the user gave.
+        model: the model.
+        ports: its inputs.
 
     Raises:
-        InvalidValueError: Names or counts do not fit the model.
-        PlanMismatchError: The plan was made for another model, or the model was not pruned with it.
+        InvalidValueError: names or counts do not fit the model.
+        PlanMismatchError: the plan was made for another model, or the model was not pruned with it.
     """
     if not isinstance(metadata, Metadata):
-        raise InvalidValueError(f"metadata must be a keras_filterprune.Metadata, got {type(metadata).__name__}.")
+        raise wrong("metadata", metadata, "a keras_filterprune.Metadata, or None")
     structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
     outputs = dict(zip(output_keys(structure), keras.tree.flatten(structure), strict=True))
     for name, labels in _by_name(metadata.labels, list(outputs), "labels", "output").items():
@@ -112,9 +112,9 @@ def embed(file: TFLiteFile, metadata: Metadata, name: str, ports: Sequence[Input
 
     Args:
         file: the file.
-        metadata: Checked metadata.
-        name: The model's name.
-        ports: The model's inputs.
+        metadata: checked metadata.
+        name: the model's name.
+        ports: the model's inputs.
 
     Returns:
         The new file.
@@ -185,46 +185,46 @@ def _by_name(value: Any, names: Sequence[str], what: str, kind: str) -> dict[str
         return {}
     if isinstance(value, Mapping):
         if not set(value) <= set(names):
-            raise InvalidValueError(f"{what} must be for the {kind}s {sorted(names)}, got {sorted(map(str, value))}.")
+            raise wrong(what, sorted(map(str, value)), f"for the {kind}s {sorted(names)}")
         return dict(value)
     if len(names) != 1:
         raise InvalidValueError(
-            f"the model has {len(names)} {kind}s: {what} must be a dict by {kind}, of {sorted(names)}, "
-            f"got {type(value).__name__}."
+            f"the model has {len(names)} {kind}s: {what} is a dict by {kind}, of {sorted(names)}. Received: "
+            f"{what}={shown(value)}."
         )
     return {names[0]: value}
 
 
 def _check_labels(name: str, labels: Any, classes: int | None) -> None:
-    expected = f"labels of output {name!r} must be {classes} names, one per class"
+    expected = f"labels of output {name!r} are {classes} names, one per class"
     if isinstance(labels, str) or not isinstance(labels, Sequence):
-        raise InvalidValueError(f"{expected}, in a list, got {type(labels).__name__}.")
-    wrong = [label for label in labels if not isinstance(label, str) or not label or {"\n", "\r"} & set(label)]
-    if wrong:
-        raise InvalidValueError(f"{expected}, each a text of one line, got {wrong[0]!r}.")
+        raise InvalidValueError(f"{expected}, in a list. Received: {shown(labels)}.")
+    bad = [label for label in labels if not isinstance(label, str) or not label or {"\n", "\r"} & set(label)]
+    if bad:
+        raise InvalidValueError(f"{expected}, each a text of one line. Received: {bad[0]!r}.")
     if len(labels) != classes:
-        raise InvalidValueError(f"{expected}, got {len(labels)}.")
+        raise InvalidValueError(f"{expected}. Received: {len(labels)}.")
 
 
 def _check_normalization(name: str, given: Any, shape: tuple[int, ...]) -> None:
     expected = (
-        f"normalization of input {name!r} must be (mean, std), each a number or one per channel "
+        f"normalization of input {name!r} is (mean, std), each a number or one per channel "
         f"({shape[-1] if shape else 1}), std above 0"
     )
     try:
         pair = [np.ravel(np.asarray(values, np.float64)) for values in given]
     except (TypeError, ValueError) as error:
-        raise InvalidValueError(f"{expected}, got {given!r}.") from error
+        raise InvalidValueError(f"{expected}. Received: {shown(given)}.") from error
     sizes = [values.size for values in pair]
     if len(pair) != 2 or not set(sizes) <= {1, *shape[-1:]} or not np.isfinite(np.concatenate(pair)).all():
-        raise InvalidValueError(f"{expected}, got {given!r}.")
+        raise InvalidValueError(f"{expected}. Received: {shown(given)}.")
     if (pair[1] <= 0).any():
-        raise InvalidValueError(f"{expected}, got {given!r}.")
+        raise InvalidValueError(f"{expected}. Received: {shown(given)}.")
 
 
 def _check_plan(plan: PruningPlan, model: keras.Model) -> None:
     if not isinstance(plan, PruningPlan):
-        raise InvalidValueError(f"plan must be a PruningPlan, such as report.plan, got {type(plan).__name__}.")
+        raise wrong("plan", plan, "a PruningPlan, such as report.plan")
     cost = CostModel(analyze(model))
     macs, params = int(cost.macs(cost.sizes)), int(cost.params(cost.sizes))
     # Compensation may add biases, and a new input size changes the MACs: one of the two is enough.

@@ -26,9 +26,9 @@ def associated_file(name: str, description: str, labels: bool = False) -> dict[i
     """Describe a file of the archive at the model's end.
 
     Args:
-        name: Its name there.
-        description: What it holds.
-        labels: It holds the names of a tensor's classes, one per line.
+        name: its name there.
+        description: what it holds.
+        labels: it holds the names of a tensor's classes, one per line.
     """
     return _table("AssociatedFile", name=name, description=description, type=_TENSOR_AXIS_LABELS if labels else 0)
 
@@ -37,9 +37,9 @@ def tensor(name: str, normalization: tuple[Sequence[float], Sequence[float]] | N
     """Describe an input or output.
 
     Args:
-        name: Its name in the signature.
-        normalization: Means and standard deviations, equally many: one for all channels or one for each.
-        files: Tables from `associated_file`.
+        name: its name in the signature.
+        normalization: means and standard deviations, equally many: one for all channels or one for each.
+        files: tables from `associated_file`.
     """
     units = []
     if normalization is not None:
@@ -53,10 +53,10 @@ def model_metadata(name: str, inputs: list, outputs: list, files: list) -> bytes
     """Write the metadata of a model of one subgraph.
 
     Args:
-        name: The model's name.
-        inputs: Tables from `tensor`, in the order of the subgraph's inputs.
-        outputs: The same for its outputs.
-        files: Tables from `associated_file` that belong to no tensor.
+        name: the model's name.
+        inputs: tables from `tensor`, in the order of the subgraph's inputs.
+        outputs: the same for its outputs.
+        files: tables from `associated_file` that belong to no tensor.
 
     Returns:
         A FlatBuffer of its own.

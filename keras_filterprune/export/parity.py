@@ -1,5 +1,7 @@
 """Does the file compute what the Keras model computes?"""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +19,11 @@ from keras_filterprune.export.signature import InputPort, input_structure, outpu
 class Parity:
     """How far a file's outputs are from the Keras model's, over a few samples.
 
-    Args:
-        max_abs_difference: Largest absolute difference over all outputs.
-        relative_difference: Root mean square of an output's differences over that of the output; the largest of all
+    Attributes:
+        max_abs_difference: largest absolute difference over all outputs.
+        relative_difference: root mean square of an output's differences over that of the output; the largest of all
             outputs.
-        top1_agreement: Share of the samples with the same highest class, 0 to 1; None unless the model has one output
+        top1_agreement: share of the samples with the same highest class, 0 to 1; None unless the model has one output
             of shape (batch, classes).
     """
 
@@ -40,11 +42,11 @@ def measure_parity(
     """Run a converted model with LiteRT and with Keras on the same samples.
 
     Args:
-        model: The Keras model.
-        content: The bytes of the `.tflite` file.
-        ports: The model's inputs.
+        model: the Keras model.
+        content: the bytes of the `.tflite` file.
+        ports: the model's inputs.
         samples: `{port.key: array of shape (samples, *port.shape)}`.
-        dynamic_batch: The file's batch size is open.
+        dynamic_batch: the file's batch size is open.
 
     Returns:
         The differences.
@@ -66,11 +68,11 @@ def compare_outputs(
     """Run a converted model with LiteRT and compare it with what it should give.
 
     Args:
-        name: Name of the Keras model, for messages.
+        name: name of the Keras model, for messages.
         expected: `{output key: array of shape (samples, ...)}`.
-        content: The bytes of the `.tflite` file.
+        content: the bytes of the `.tflite` file.
         samples: `{port.key: array of shape (samples, *port.shape)}`.
-        dynamic_batch: The file's batch size is open.
+        dynamic_batch: the file's batch size is open.
 
     Returns:
         The differences.

@@ -1,5 +1,7 @@
 """Models that compute in half precision, as TFLite needs them: in float32."""
 
+from __future__ import annotations
+
 import copy
 from typing import Any
 

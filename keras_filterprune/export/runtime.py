@@ -16,7 +16,7 @@ class SignatureRunner:
         **source: `model_path=` or `model_content=`.
 
     Attributes:
-        inputs: Names of the inputs.
+        inputs: names of the inputs.
     """
 
     def __init__(self, **source: Any):

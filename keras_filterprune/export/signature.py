@@ -1,5 +1,7 @@
 """How a Keras model's inputs and outputs are called in the exported file."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,10 +16,10 @@ from keras_filterprune.errors import ExportError, UnsupportedModelError
 class InputPort:
     """One model input.
 
-    Args:
-        name: What the user calls it: the key of a dict input, else the name given to `keras.Input`.
-        key: What the file's signature calls it.
-        shape: Shape of one sample, without the batch axis.
+    Attributes:
+        name: what the user calls it: the key of a dict input, else the name given to `keras.Input`.
+        key: what the file's signature calls it.
+        shape: shape of one sample, without the batch axis.
         dtype: Keras' dtype name, for example `"float32"`.
     """
 
@@ -31,17 +33,17 @@ def input_structure(model: keras.Model) -> Any:
     """Return the model's input tensors nested the way its call expects them.
 
     Args:
-        model: A built functional or Sequential model.
+        model: a built functional or Sequential model.
 
     Returns:
         A `KerasTensor`, or lists, tuples and dicts of them.
 
     Raises:
-        UnsupportedModelError: The model is subclassed or was never built.
+        UnsupportedModelError: the model is subclassed or was never built.
     """
     if not getattr(model, "inputs", None):
         raise UnsupportedModelError(
-            f"export_tflite needs a built functional or Sequential keras.Model, got {_describe(model)}. "
+            f"export_tflite needs a built functional or Sequential keras.Model. Received: {_describe(model)}. "
             "Build a Sequential by starting it with keras.Input(shape); wrap a subclassed model as "
             "keras.Model(x, subclassed(x)) with x = keras.Input(shape)."
         )
@@ -53,14 +55,14 @@ def input_ports(model: keras.Model) -> tuple[InputPort, ...]:
     """List the model's inputs in the order in which Keras flattens them.
 
     Args:
-        model: A built functional or Sequential model, computing in float32.
+        model: a built functional or Sequential model, computing in float32.
 
     Returns:
         One port per input.
 
     Raises:
-        UnsupportedModelError: The model is subclassed or was never built.
-        ExportError: An input has an open dimension besides the batch, or no numeric dtype.
+        UnsupportedModelError: the model is subclassed or was never built.
+        ExportError: an input has an open dimension besides the batch, or no numeric dtype.
     """
     structure = input_structure(model)
     paths, tensors = zip(*keras.tree.flatten_with_path(structure), strict=True)
@@ -72,8 +74,9 @@ def input_ports(model: keras.Model) -> tuple[InputPort, ...]:
     for name, tensor in zip(names, tensors, strict=True):
         if tensor.dtype in ("string", "bfloat16"):
             raise ExportError(
-                f"input {name!r} of {_describe(model)} has dtype={tensor.dtype!r}, expected one that NumPy and TFLite "
-                "share, such as 'float32' or 'int32'. Convert the values outside of the model."
+                f"an input has a dtype that NumPy and TFLite share, such as 'float32' or 'int32'. Received: "
+                f"dtype={tensor.dtype!r} of input {name!r} of {_describe(model)}. Convert the values outside of the "
+                "model."
             )
         if None in tensor.shape[1:]:
             raise ExportError(
@@ -92,7 +95,7 @@ def output_keys(outputs: Any) -> list[str]:
     """Name each tensor of an output structure: `output_0`, `output_1` for lists, the joined keys for dicts.
 
     Args:
-        outputs: A tensor, or lists, tuples and dicts of tensors.
+        outputs: a tensor, or lists, tuples and dicts of tensors.
 
     Returns:
         One unique name per tensor, in the order of `keras.tree.flatten`.
@@ -105,7 +108,7 @@ def output_layers(model: keras.Model) -> dict[str, str]:
     """Name the layer that computes each output.
 
     Args:
-        model: A built functional or Sequential model.
+        model: a built functional or Sequential model.
 
     Returns:
         `{the output's name in the file: name of the layer}`.

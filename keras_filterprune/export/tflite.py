@@ -1,7 +1,9 @@
 """`export_tflite`: convert, check, then put the file in place."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.checks import check_packages, renamed_arguments
-from keras_filterprune.errors import CalibrationDataError, ExportError, InvalidValueError, UnknownNameError
+from keras_filterprune.checks import check_number, check_option, check_packages, renamed_arguments, wrong
+from keras_filterprune.errors import CalibrationDataError, ExportError, InvalidValueError
 from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers
@@ -37,17 +39,17 @@ _TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.25, "
 class ExportResult:
     """What `export_tflite` wrote.
 
-    Args:
-        path: The file.
-        bytes: Its size in bytes.
+    Attributes:
+        path: the file.
+        bytes: its size in bytes.
         quantize: `"float32"`, `"float16"`, `"dynamic"`, `"int8"` or `"int16x8"`.
         ops: `{TFLite operator name: count}`.
-        max_abs_difference: Largest absolute difference between the file's outputs and the Keras model's;
+        max_abs_difference: largest absolute difference between the file's outputs and the Keras model's;
             None with `verify=False`.
-        relative_difference: Root mean square of the differences over that of the outputs; None with `verify=False`.
-        top1_agreement: Share of the compared samples with the same highest class, 0 to 1; None with
+        relative_difference: root mean square of the differences over that of the outputs; None with `verify=False`.
+        top1_agreement: share of the compared samples with the same highest class, 0 to 1; None with
             `verify=False` or when the output is not a single (batch, classes) tensor.
-        warnings: What makes the file slow, by which layer, and what to do about it.
+        warnings: what makes the file slow, by which layer, and what to do about it.
     """
 
     path: Path
@@ -111,33 +113,33 @@ def export_tflite(
     | `"int16x8"` | int8 | int16 | accelerators that compute in int16; very slow on a CPU; needs `data` |
 
     Args:
-        model: A built functional or Sequential model with fixed input sizes; compiled or not; not modified.
-        path: The file to write.
-        quantize: A mode from the table.
-        data: Inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one
-            array per input, or a dict by input name. Its first 16 samples also serve the check. Default: the check
-            draws seeded random inputs.
-        keep_float: Operators (TFLite's names, such as `"HARD_SWISH"`) and layers that an integer mode leaves in
-            float32, because they are slow or inaccurate in integers.
-        integer_io: Inputs and outputs of an integer mode are integers too (int8 or int16), for callers without
-            floating-point numbers. Scales and zero points stand in the file.
-        dynamic_batch: Leave the batch size open. Default False: 1, which every delegate takes.
-        tolerance: Largest accepted root mean square of the differences from Keras, relative to that of the outputs.
-            Default: 1e-3 for float32, 0.02 for float16, 0.1 for dynamic, 0.25 for int8, 0.1 for int16x8.
-        metadata: Labels, normalisation and pruning plan to write into the file. Default: none.
-        overwrite: Replace an existing file. Default False.
-        verify: Compare the file with the model before putting it in place. Default True.
+        model: a built functional or Sequential model with fixed input sizes; compiled or not; not modified.
+        path: the file to write.
+        quantize: a mode from the table (None).
+        data: inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one
+            array per input, or a dict by input name. Its first 16 samples also serve the check (None: the check
+            draws seeded random inputs).
+        keep_float: operators (TFLite's names, such as `"HARD_SWISH"`) and layers that an integer mode leaves in
+            float32, because they are slow or inaccurate in integers (none).
+        integer_io: inputs and outputs of an integer mode are integers too (int8 or int16), for callers without
+            floating-point numbers. Scales and zero points stand in the file (False).
+        dynamic_batch: leave the batch size open instead of 1, which every delegate takes (False).
+        tolerance: largest accepted root mean square of the differences from Keras, relative to that of the outputs
+            (None: 1e-3 for float32, 0.02 for float16, 0.1 for dynamic, 0.25 for int8, 0.1 for int16x8).
+        metadata: labels, normalisation and pruning plan to write into the file (None).
+        overwrite: replace an existing file (False).
+        verify: compare the file with the model before putting it in place (True).
 
     Returns:
         Size, operators, the measured differences, and warnings.
 
     Raises:
-        ExportError: The model cannot be converted, or the file differs by more than `tolerance`. Nothing is left over.
-        FileError, MissingPackageError: The file exists, or cannot be written; a package of `tflite` is missing.
-        InvalidValueError: An option is out of range or belongs to another mode, or the metadata do not fit the model.
+        ExportError: the model cannot be converted, or the file differs by more than `tolerance`. Nothing is left over.
+        FileError, MissingPackageError: the file exists, or cannot be written; a package of `tflite` is missing.
+        InvalidValueError: an option is out of range or belongs to another mode, or the metadata do not fit the model.
         CalibrationDataError: `data` is missing for an integer mode, empty, not finite or of the wrong shape.
-        PlanMismatchError: The plan in `metadata` was made for another model.
-        UnsupportedModelError: The model is subclassed or not built.
+        PlanMismatchError: the plan in `metadata` was made for another model.
+        UnsupportedModelError: the model is subclassed or not built.
         UnknownNameError: `quantize` is not a known mode, or `keep_float` names nothing in the file.
 
     Example:
@@ -209,17 +211,15 @@ def export_result(
 
 
 def _check_options(mode: str, keep_float: Sequence[str], integer_io: bool, tolerance: float | None) -> None:
-    if mode not in MODES:
-        raise UnknownNameError(f"quantize must be None or one of {', '.join(map(repr, MODES))}, got {mode!r}.")
-    if isinstance(keep_float, str):
-        raise InvalidValueError(f"keep_float must be a sequence of names, got the string {keep_float!r}.")
+    check_option("quantize", mode, MODES, ", or None")
+    if isinstance(keep_float, str) or not isinstance(keep_float, Iterable):
+        raise wrong("keep_float", keep_float, "a sequence of names")
     if mode not in INTEGER_MODES and (keep_float or integer_io):
         raise InvalidValueError(
-            f"keep_float and integer_io belong to {' and '.join(INTEGER_MODES)}, got quantize={mode!r}, "
+            f"keep_float and integer_io belong to {' and '.join(INTEGER_MODES)}. Received: quantize={mode!r}, "
             f"keep_float={tuple(keep_float)!r}, integer_io={integer_io!r}."
         )
-    if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance > 0):
-        raise InvalidValueError(f"tolerance must be a positive number, got tolerance={tolerance!r}.")
+    check_number("tolerance", tolerance, above=0, optional=True)
     _check_environment(mode)
 
 

@@ -123,7 +123,7 @@ class _Surface:
             self._rows[channels] = np.array(widths, int), np.array(times, float)
         return self._rows[channels]
 
-    def telling(self) -> list[dict[int, float]]:
+    def at_the_widest(self) -> list[dict[int, float]]:
         """{output width: time} at the widest input of all, and at the widest that the widest output was measured at."""
         ends = {f: column[-1][0] for f, column in self.columns.items()}
         rows = [self.row(channels) for channels in {max(ends.values()), ends[max(ends)]}]
@@ -239,7 +239,7 @@ class LatencyTable(Prices):
 
     @cached_property
     def digest(self) -> str:
-        """A name for the content."""
+        """SHA-256 of the content."""
         return hashlib.sha256(json.dumps(self._content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -259,9 +259,8 @@ class LatencyTable(Prices):
     def _tiles(self, kind: str) -> Tiles:
         """The coarsest tiles within which nothing is saved, read off the times of one kind of operator."""
         if kind not in self._known_tiles:
-            rows = [
-                row for s, surface in self._surfaces.items() if dict(s)["kind"] == kind for row in surface.telling()
-            ]
+            surfaces = (surface for s, surface in self._surfaces.items() if dict(s)["kind"] == kind)
+            rows = [row for surface in surfaces for row in surface.at_the_widest()]
             fitting = (tiles for tiles in _CANDIDATES if _fits(tiles, rows))
             self._known_tiles[kind] = next(fitting, Tiles(1))
         return self._known_tiles[kind]

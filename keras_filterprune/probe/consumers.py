@@ -18,7 +18,7 @@ from keras_filterprune.handlers.linear import Linear, Window
 
 ROWS = 32_768
 # The most values of one sample of rows, in float32: 256 MiB.
-_LARGEST = 2**26
+_MOST_VALUES = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ def _draw(shape: tuple[int, ...], columns: int, where: np.random.Generator | Row
     if isinstance(where, Rows):
         return where.samples, where.positions
     count, inner = shape[0], shape[1:]
-    per_sample = max(1, min(min(ROWS, _LARGEST // columns) // count, math.prod(inner)))
+    per_sample = max(1, min(min(ROWS, _MOST_VALUES // columns) // count, math.prod(inner)))
     samples = np.repeat(np.arange(count), per_sample)
     return samples, np.array([where.integers(0, n, len(samples)) for n in inner], int).reshape(-1, len(samples))
 

@@ -19,7 +19,7 @@ SAMPLES = 2048
 BATCH = 128
 # The most values of all samples' inputs together (512 MiB in float32), and of the largest activation of those that
 # are run at once (256 MiB).
-_HELD, _LARGEST = 2**27, 2**26
+_HELD_VALUES, _RUN_VALUES = 2**27, 2**26
 
 Part = tuple[list[np.ndarray], Any]
 
@@ -58,7 +58,7 @@ class Samples:
         Raises:
             CalibrationDataError: there is no data, or it is not finite, or does not fit the inputs.
         """
-        most = max(2, min(most, _HELD // _values(view)))
+        most = max(2, min(most, _HELD_VALUES // _values(view)))
         if self._stream is None:
             self._stream = _slices(self._data, view)
         count = sum(len(inputs[0]) for inputs, _ in self._parts)
@@ -163,7 +163,7 @@ def _nothing() -> CalibrationDataError:
 def _at_once(view: ModelView, most: int) -> int:
     """Samples whose activations fit into memory together."""
     largest = max(math.prod(s[1:]) for call in view.calls for s in call.output_shapes if s and None not in s[1:])
-    return max(2, min(most, _LARGEST // largest))
+    return max(2, min(most, _RUN_VALUES // largest))
 
 
 def _values(view: ModelView) -> int:
@@ -230,7 +230,7 @@ def _split(batch: Any, view: ModelView) -> tuple[list[Any], Any]:
     if isinstance(batch, Mapping):
         if not set(names) <= set(batch):
             keys = sorted(map(str, batch))
-            raise CalibrationDataError(f"expected one array per model input {names}. Received keys: {keys}.")
+            raise CalibrationDataError(f"expected one array per model input {names}. Received: keys={keys}.")
         return [batch[name] for name in names], labels
     arrays = list(batch) if isinstance(batch, list | tuple) else [batch]
     if len(arrays) != len(names):

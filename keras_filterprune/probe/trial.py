@@ -26,7 +26,7 @@ SAMPLES = 1024
 BATCH = 256
 # Columns up to which a consumer's covariance is taken over all taps, else over channels; still wider ones are only
 # masked. In float32: 5 MiB each.
-_LARGEST = 1152
+_MOST_COLUMNS = 1152
 # Added to the covariance's diagonal, relative to its mean.
 _RIDGE = 1e-4
 
@@ -117,11 +117,11 @@ class Trial:
         if linear is None or linear.transposed or call.path not in self._ids:
             return
         kernel = linear.matrix
-        if kernel is None or kernel.shape[1] > _LARGEST:
+        if kernel is None or kernel.shape[1] > _MOST_COLUMNS:
             return
         rows = sample_rows(linear, x, generator_for(call)).x
         ids = linear.read(self._ids[call.path])
-        if kernel.shape[0] * kernel.shape[1] <= _LARGEST:
+        if kernel.shape[0] * kernel.shape[1] <= _MOST_COLUMNS:
             ids = np.tile(ids, len(kernel))
             kernel = kernel.reshape(1, -1, kernel.shape[-1])
         mean, covariance = moments(rows.reshape(-1, kernel.shape[1]))

@@ -215,14 +215,17 @@ def test_int8_takes_calibration_by_name_or_by_position(tmp_path):
     ("calibration", "sentence"),
     [
         (None, r"quantize='int8' needs data=.*'image' \(12, 12, 3\)"),
-        (np.zeros((5, 12, 12, 1)), r"input 'image' must be numeric with shape \('samples', 12, 12, 3\), got shape="),
-        (np.zeros((12, 12, 3)), r"got shape=\(12, 12, 3\)"),
-        (np.zeros((0, 12, 12, 3)), r"got no samples \(shape=\(0, 12, 12, 3\)\)"),
-        (np.full((2, 12, 12, 3), np.nan), r"and finite, got 864 NaN or infinite values of 864"),
-        (np.full((2, 12, 12, 3), "x"), r"got ndarray with dtype=<U1"),
-        ([[[1.0], [1.0, 2.0]]], r"got a ragged list"),
-        ([np.zeros((12, 12, 3))] * 3, r"one array per input \['image'\], got 3 arrays. Stack a list"),
-        ({"picture": np.zeros((5, 12, 12, 3))}, r"one array per input \['image'\], got keys=\['picture'\]"),
+        (
+            np.zeros((5, 12, 12, 1)),
+            r"data for input 'image' is numeric and finite, with shape \('samples', 12, 12, 3\)\. Received: shape=",
+        ),
+        (np.zeros((12, 12, 3)), r"Received: shape=\(12, 12, 3\)\."),
+        (np.zeros((0, 12, 12, 3)), r"Received: shape=\(0, 12, 12, 3\), no samples\."),
+        (np.full((2, 12, 12, 3), np.nan), r"Received: 864 NaN or infinite values of 864\."),
+        (np.full((2, 12, 12, 3), "x"), r"Received: ndarray with dtype=<U1\."),
+        ([[[1.0], [1.0, 2.0]]], r"Received: a ragged list"),
+        ([np.zeros((12, 12, 3))] * 3, r"one array per input \['image'\]\. Received: 3 arrays\. Stack a list"),
+        ({"picture": np.zeros((5, 12, 12, 3))}, r"one array per input \['image'\]\. Received: keys=\['picture'\]\."),
     ],
 )
 def test_bad_calibration_says_what_was_expected(tmp_path, float_file, calibration, sentence):
@@ -233,10 +236,10 @@ def test_bad_calibration_says_what_was_expected(tmp_path, float_file, calibratio
 
 def test_bad_calibration_of_several_inputs(tmp_path):
     model = two_inputs()
-    with pytest.raises(CalibrationDataError, match=r"2 inputs \['extra', 'image'\].*got one ndarray"):
+    with pytest.raises(CalibrationDataError, match=r"2 inputs \['extra', 'image'\].*\. Received: one ndarray\."):
         export_tflite(model, tmp_path / "m.tflite", quantize="int8", data=np.zeros((5, 4)))
     uneven = {"image": np.zeros((5, 8, 8, 3)), "extra": np.zeros((4, 4))}
-    with pytest.raises(CalibrationDataError, match=r"same number of calibration samples, got .*'extra': 4"):
+    with pytest.raises(CalibrationDataError, match=r"same number of samples for every input\. Received: .*'extra': 4"):
         export_tflite(model, tmp_path / "m.tflite", data=uneven)
 
 
@@ -334,19 +337,30 @@ def test_models_that_cannot_be_exported_say_what_to_do(tmp_path):
     x = keras.Input((8, 8, 3))
     conv = keras.Model(x, keras.layers.Conv2D(2, 3)(x))
     words = keras.Input((3,), dtype="string", name="words")
-    with pytest.raises(ExportError, match=r"input 'words' .* has dtype='string', expected one that NumPy"):
+    with pytest.raises(
+        ExportError, match=r"dtype that NumPy and TFLite share.*Received: dtype='string' of input 'words'"
+    ):
         export_tflite(keras.Model(words, keras.layers.Hashing(3)(words)), path)
-    with pytest.raises(UnsupportedModelError, match=r"built functional or Sequential .* got Sequential 'empty'"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"built functional or Sequential .* Received: Sequential 'empty'\."
+    ):
         export_tflite(keras.Sequential([keras.layers.Dense(2)], name="empty"), path)
-    with pytest.raises(UnsupportedModelError, match=r"got str 'model.keras'"):
+    with pytest.raises(UnsupportedModelError, match=r"Received: str 'model\.keras'\."):
         export_tflite("model.keras", path)
-    with pytest.raises(UnknownNameError, match=r"quantize must be None or one of 'float32', .*'int16x8', got 'int4'"):
+    with pytest.raises(
+        UnknownNameError,
+        match=r"quantize is one of float32, .*int16x8, or None\. Received: quantize='int4'\. Did you mean 'int8'\?",
+    ):
         export_tflite(conv, path, quantize="int4")
-    with pytest.raises(InvalidValueError, match=r"belong to int8 and int16x8, got quantize='float16'.*integer_io=True"):
+    with pytest.raises(
+        InvalidValueError, match=r"belong to int8 and int16x8\. Received: quantize='float16'.*integer_io=True"
+    ):
         export_tflite(conv, path, quantize="float16", integer_io=True)
-    with pytest.raises(InvalidValueError, match=r"keep_float must be a sequence of names, got the string 'CONV_2D'"):
+    with pytest.raises(
+        InvalidValueError, match=r"keep_float is a sequence of names\. Received: keep_float='CONV_2D'\."
+    ):
         export_tflite(conv, path, quantize="int8", keep_float="CONV_2D")
-    with pytest.raises(InvalidValueError, match=r"tolerance must be a positive number, got tolerance=-1"):
+    with pytest.raises(InvalidValueError, match=r"tolerance is a number, above 0, or None\. Received: tolerance=-1\."):
         export_tflite(conv, path, tolerance=-1)
     assert os.listdir(tmp_path) == []
 

@@ -256,7 +256,9 @@ def test_kept_operators_and_layers_stay_float32(slow):
 
 def test_keep_float_of_nothing_lists_what_there_is(slow):
     model, _ = slow
-    with pytest.raises(UnknownNameError, match=r"got 'swish'. The operators are .*HARD_SWISH.*; the layers are conv, "):
+    with pytest.raises(
+        UnknownNameError, match=r"Received: 'swish'. The operators are .*HARD_SWISH.*; the layers are conv, "
+    ):
         export_tflite(model, "x.tflite", quantize="int8", data=images(12, (16, 16, 3)), keep_float=("swish",))
     assert not os.path.exists("x.tflite")
 

@@ -146,17 +146,20 @@ def test_several_inputs_and_outputs_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"labels": NAMES[:2]}, r"labels of output 'output_0' must be 3 names, one per class, got 2"),
-        ({"labels": "cat"}, r"must be 3 names, one per class, in a list, got str"),
-        ({"labels": ["cat", "dog", 3]}, r"each a text of one line, got 3"),
-        ({"labels": ["cat", "dog", "a\nb"]}, r"each a text of one line, got 'a\\nb'"),
-        ({"labels": {"logits": NAMES}}, r"labels must be for the outputs \['output_0'\], got \['logits'\]"),
-        ({"normalization": 255}, r"of input 'image' must be \(mean, std\), .* one per channel \(3\).*, got 255"),
-        ({"normalization": (0, 1, 2)}, r"got \(0, 1, 2\)"),
-        ({"normalization": (0, 0)}, r"std above 0, got \(0, 0\)"),
-        ({"normalization": (0, [1, 2])}, r"got \(0, \[1, 2\]\)"),
-        ({"normalization": (float("nan"), 1)}, r"got \(nan, 1\)"),
-        ({"plan": {"model": "pets"}}, r"plan must be a PruningPlan, such as report.plan, got dict"),
+        ({"labels": NAMES[:2]}, r"labels of output 'output_0' are 3 names, one per class\. Received: 2\."),
+        ({"labels": "cat"}, r"are 3 names, one per class, in a list\. Received: 'cat'\."),
+        ({"labels": ["cat", "dog", 3]}, r"each a text of one line\. Received: 3\."),
+        ({"labels": ["cat", "dog", "a\nb"]}, r"each a text of one line\. Received: 'a\\nb'\."),
+        ({"labels": {"logits": NAMES}}, r"labels is for the outputs \['output_0'\]\. Received: labels=\['logits'\]\."),
+        ({"normalization": 255}, r"of input 'image' is \(mean, std\), .* one per channel \(3\).*\. Received: 255\."),
+        ({"normalization": (0, 1, 2)}, r"Received: \(0, 1, 2\)\."),
+        ({"normalization": (0, 0)}, r"std above 0\. Received: \(0, 0\)\."),
+        ({"normalization": (0, [1, 2])}, r"Received: \(0, \[1, 2\]\)\."),
+        ({"normalization": (float("nan"), 1)}, r"Received: \(nan, 1\)\."),
+        (
+            {"plan": {"model": "pets"}},
+            r"plan is a PruningPlan, such as report\.plan\. Received: plan=\{'model': 'pets'\}\.",
+        ),
     ],
 )
 def test_metadata_that_do_not_fit_are_refused(settings, sentence, tmp_path):
@@ -168,12 +171,14 @@ def test_metadata_that_do_not_fit_are_refused(settings, sentence, tmp_path):
 def test_metadata_of_several_inputs_and_outputs_need_names():
     model = two_heads()
     with pytest.raises(
-        errors.InvalidValueError, match=r"3 outputs: labels must be a dict by output, of \['age', 'kind', 'size'\]"
+        errors.InvalidValueError, match=r"3 outputs: labels is a dict by output, of \['age', 'kind', 'size'\]"
     ):
         check_metadata(kfp.Metadata(labels=NAMES), model, input_ports(model))
-    with pytest.raises(errors.InvalidValueError, match=r"2 inputs: normalization must be a dict by input"):
+    with pytest.raises(errors.InvalidValueError, match=r"2 inputs: normalization is a dict by input"):
         check_metadata(kfp.Metadata(normalization=(0, 1)), model, input_ports(model))
-    with pytest.raises(errors.InvalidValueError, match=r"metadata must be a keras_filterprune.Metadata, got list"):
+    with pytest.raises(
+        errors.InvalidValueError, match=r"metadata is a keras_filterprune\.Metadata, or None\. Received: metadata=\["
+    ):
         check_metadata(NAMES, model, input_ports(model))
 
 

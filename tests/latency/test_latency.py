@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import fields as fields_of
 from dataclasses import replace
 
 import keras
@@ -24,7 +25,7 @@ from keras_filterprune.cost import Tiles
 from keras_filterprune.cost.tiles import TARGETS
 from keras_filterprune.latency import PaddedMacs, operators_to_measure
 from keras_filterprune.latency.budget import LatencyCost
-from keras_filterprune.latency.operators import list_operators
+from keras_filterprune.latency.operators import DEFAULTS, list_operators
 from keras_filterprune.measuring import require_faster
 from tflite_bench.machine import machine_info
 
@@ -102,6 +103,12 @@ def folded(graph, node, kind) -> bool:
     options = readers[0].builtinOptions if len(readers) == 1 else None
     convolution = kind == "PAD" and hasattr(options, "dilationWFactor")
     return convolution and (options.padding == 1 or options.strideH == options.strideW == 1)
+
+
+def test_defaults_are_those_of_the_benchmark():
+    """Two tables on purpose: the benchmark stands alone."""
+    defaults = {field.name: field.default for field in fields_of(tflite_bench.Operator)}
+    assert {name: defaults[name] for name in DEFAULTS} == DEFAULTS
 
 
 def operator(kind, node, inputs, stored, output) -> tflite_bench.Operator:

@@ -359,7 +359,9 @@ def test_the_named_phone_and_the_only_ready_one_are_taken(world):
 
 def test_a_phone_with_another_processor_is_refused_before_anything_is_copied(world):
     world.scenario["answers"]["getprop"] = PROPERTIES.replace("arm64-v8a", "x86_64")
-    with pytest.raises(BenchError, match=r"expected an arm64-v8a phone, got abi='x86_64' \(Maker Phone 8, SERIAL1\)"):
+    with pytest.raises(
+        BenchError, match=r"expected an arm64-v8a phone\. Received: abi='x86_64' \(Maker Phone 8, SERIAL1\)"
+    ):
         world.bench()
     assert not any("mkdir" in call for call in world.calls())
 
@@ -375,12 +377,12 @@ def test_wrong_files_are_refused_before_adb_is_asked(world):
         ({"binary": desktop}, "desktop is built for x86-64, expected benchmark_model for Android arm64"),
         ({"paths": [broken]}, r"broken.tflite: this is no \.tflite file"),
         ({"paths": [world.folder / "gone.tflite"]}, r"gone.tflite: no such file, expected a \.tflite file"),
-        ({"paths": []}, r"paths must be a list of at least one \.tflite file, got \[\]"),
-        ({"runs": 0}, "runs must be at least 1, got runs=0"),
-        ({"rounds": 8}, "rounds must be between 1 and runs=7, got rounds=8"),
-        ({"delay_s": -1}, "delay_s must be at least 0, got delay_s=-1"),
-        ({"taskset": "4-7"}, "taskset must be a hexadecimal mask of cores such as 'f0', got taskset='4-7'"),
-        ({"taskset": "00"}, "taskset must be a hexadecimal mask"),
+        ({"paths": []}, r"paths is a list of at least one \.tflite file\. Received: paths=\[\]"),
+        ({"runs": 0}, r"runs is an integer, at least 1\. Received: runs=0\."),
+        ({"rounds": 8}, r"rounds is an integer between 1 and runs=7\. Received: rounds=8\."),
+        ({"delay_s": -1}, r"delay_s is a number of seconds, at least 0\. Received: delay_s=-1\."),
+        ({"taskset": "4-7"}, r"taskset is a hexadecimal mask of cores, such as 'f0'\. Received: taskset='4-7'"),
+        ({"taskset": "00"}, "taskset is a hexadecimal mask"),
     ):
         with pytest.raises(BenchError, match=sentence):
             world.bench(**settings)
@@ -398,7 +400,10 @@ def test_wrong_files_are_refused_before_adb_is_asked(world):
             {"runs": [{"stdout": BEGINNING}]},
             r"dense.tflite: benchmark_model wrote no result file: \.\.\..*p95=12800$",
         ),
-        ({"runs": [{"result": "0a0b"}]}, r"dense.tflite: expected the result file of benchmark_model, got 2 bytes"),
+        (
+            {"runs": [{"result": "0a0b"}]},
+            r"dense.tflite: expected the result file of benchmark_model\. Received: 2 bytes",
+        ),
         (
             {"help": ("", LEGACY_HELP, 1), "runs": [{"stdout": BEGINNING}]},
             r"dense.tflite: expected the line 'Inference timings in us: .*median=11020 p95=12800$",

@@ -211,7 +211,7 @@ def test_a_library_that_cannot_be_profiled_is_named(files, tmp_path, monkeypatch
 def test_bad_settings_and_files(tmp_path):
     with pytest.raises(BenchError, match=r"gone.tflite: no such file"):
         profile(tmp_path / "gone.tflite")
-    with pytest.raises(BenchError, match=r"runs must be at least 1, got runs=0"):
+    with pytest.raises(BenchError, match=r"runs is an integer, at least 1\. Received: runs=0\."):
         profile(tmp_path / "gone.tflite", runs=0)
 
 

@@ -200,11 +200,11 @@ def convert_quantised(path, kind):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"runs": 0}, "runs must be at least 1, got runs=0"),
-        ({"threads": 0}, "threads must be at least 1, got threads=0"),
-        ({"warmup": -1}, "warmup must be at least 0, got warmup=-1"),
-        ({"runs": 3, "rounds": 4}, "rounds must be between 1 and runs=3, got rounds=4"),
-        ({"rounds": 0}, "rounds must be between 1 and runs=100, got rounds=0"),
+        ({"runs": 0}, r"runs is an integer, at least 1\. Received: runs=0\."),
+        ({"threads": 0}, r"threads is an integer, at least 1\. Received: threads=0\."),
+        ({"warmup": -1}, r"warmup is an integer, at least 0\. Received: warmup=-1\."),
+        ({"runs": 3, "rounds": 4}, r"rounds is an integer between 1 and runs=3\. Received: rounds=4\."),
+        ({"rounds": 0}, r"rounds is an integer between 1 and runs=100\. Received: rounds=0\."),
     ],
 )
 def test_bad_settings(files, settings, sentence):
@@ -214,7 +214,7 @@ def test_bad_settings(files, settings, sentence):
 
 def test_bad_files(files, tmp_path):
     for paths in ([], "model.tflite"):
-        with pytest.raises(BenchError, match=r"paths must be a list of at least one .tflite file, got"):
+        with pytest.raises(BenchError, match=r"paths is a list of at least one \.tflite file\. Received: paths="):
             benchmark(paths)
     with pytest.raises(BenchError, match=r"gone.tflite: no such file"):
         benchmark([files["narrow"], tmp_path / "gone.tflite"])
@@ -252,7 +252,7 @@ def test_files_of_other_tasks(other_tasks, runtime):
 
 
 def test_an_unknown_runtime(files):
-    with pytest.raises(BenchError, match=r"runtime must be one of interpreter, compiled, got runtime='gpu'"):
+    with pytest.raises(BenchError, match=r"runtime is one of interpreter, compiled\. Received: runtime='gpu'"):
         benchmark([files["narrow"]], runtime="gpu")
 
 
@@ -277,21 +277,21 @@ def test_command_line_refuses_bad_input_in_one_line(files, tmp_path, capfd):
     broken.write_bytes(files["narrow"].read_bytes()[:300])
     cases = {
         "no such file": [tmp_path / "gone.tflite"],
-        "runs must be at least 1": [files["narrow"], "--runs", "0"],
+        "runs is an integer, at least 1. Received: runs=0.": [files["narrow"], "--runs", "0"],
         "out.json: the folder does not exist": [files["narrow"], "--json", tmp_path / "missing" / "out.json"],
         "out.png: the folder does not exist": [files["narrow"], "--plot", tmp_path / "missing" / "out.png"],
         "expected a file name, this is a folder": [files["narrow"], "--json", tmp_path],
         "out.xyz: expected the name of an image": [files["narrow"], "--plot", tmp_path / "out.xyz"],
         "leave it out with --profile": [files["narrow"], "--profile", "--plot", tmp_path / "out.png"],
         "broken.tflite: LiteRT cannot load this file": ["compare", files["narrow"], broken],
-        "rounds must be between 3 and runs=200, got rounds=2": ["compare", *files.values(), "--rounds", "2"],
+        "rounds is an integer between 3 and runs=200.": ["compare", *files.values(), "--rounds", "2"],
     }
     for sentence, arguments in cases.items():
         assert main([*map(os.fspath, arguments)]) == 2
         out, err = capfd.readouterr()
         assert out == ""
         assert err.count("\n") == 1
-        assert err.startswith("tflite_bench: ")
+        assert err.startswith(f"tflite_bench{' compare' * (arguments[0] == 'compare')}: ")
         assert sentence in err
     # A compiled model of a damaged file would end the process.
     done = run_cli(broken, "--runtime", "compiled")

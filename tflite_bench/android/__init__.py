@@ -12,6 +12,6 @@ list the phone as `device`. The third copies program and files to the phone, mea
 `core_max_mhz` in the JSON report shows which they are.
 """
 
-from tflite_bench.android.benchmark import benchmark_on_android, main
+from tflite_bench.android.benchmark import benchmark_on_android
 
-__all__ = ["benchmark_on_android", "main"]
+__all__ = ["benchmark_on_android"]

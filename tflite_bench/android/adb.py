@@ -1,5 +1,7 @@
 """One Android phone, reached through adb."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess
@@ -26,11 +28,11 @@ class Phone:
     """A phone that adb reaches.
 
     Args:
-        serial: Serial number as `adb devices` shows it. None: the only phone that is ready.
+        serial: serial number as `adb devices` shows it (None: the only phone that is ready).
 
     Attributes:
-        serial: Its serial number.
-        folder: A folder on the phone that nothing else uses. `make_folder` makes it, `remove_folder` removes it.
+        serial: its serial number.
+        folder: a folder on the phone that nothing else uses. `make_folder` makes it, `remove_folder` removes it.
 
     Raises:
         BenchError: adb is not installed, or there is no phone, or several, or the phone is not ready.
@@ -48,14 +50,14 @@ class Phone:
         """Run a command on the phone.
 
         Args:
-            command: One line for the phone's shell.
-            timeout_s: How long to wait in seconds.
+            command: one line for the phone's shell.
+            timeout_s: how long to wait in seconds.
 
         Returns:
             Exit code and output of the command; the code is not checked.
 
         Raises:
-            BenchError: The phone is gone or does not answer in time.
+            BenchError: the phone is gone or does not answer in time.
         """
         done = self._call("-s", self.serial, "shell", command, timeout_s=timeout_s)
         if done.returncode != 0:
@@ -66,7 +68,7 @@ class Phone:
         """Make `folder`.
 
         Raises:
-            BenchError: The phone refuses or is gone.
+            BenchError: the phone refuses or is gone.
         """
         done = self.shell(f"mkdir {self.folder}")
         if done.returncode != 0:
@@ -87,14 +89,14 @@ class Phone:
         """Copy a file into `folder`.
 
         Args:
-            source: The file on this computer.
-            name: Its name on the phone.
+            source: the file on this computer.
+            name: its name on the phone.
 
         Returns:
             Its path on the phone.
 
         Raises:
-            BenchError: The phone is full, refuses or is gone.
+            BenchError: the phone is full, refuses or is gone.
         """
         target = f"{self.folder}/{name}"
         done = self._call("-s", self.serial, "push", os.fspath(source), target, timeout_s=_TRANSFER_S)
@@ -111,14 +113,14 @@ class Phone:
         """Copy a file from the phone.
 
         Args:
-            path: The file on the phone.
-            target: Where it goes.
+            path: the file on the phone.
+            target: where it goes.
 
         Returns:
             Whether the phone has such a file.
 
         Raises:
-            BenchError: The phone is gone.
+            BenchError: the phone is gone.
         """
         done = self._call("-s", self.serial, "pull", path, os.fspath(target), timeout_s=_TRANSFER_S)
         if done.returncode != 0:
@@ -129,10 +131,10 @@ class Phone:
         """Make sure that a failure is not simply a phone that is gone.
 
         Args:
-            text: What the failing command printed.
+            text: what the failing command printed.
 
         Raises:
-            BenchError: The phone is gone.
+            BenchError: the phone is gone.
         """
         state = self._call("-s", self.serial, "get-state")
         if state.stdout.strip() != "device":

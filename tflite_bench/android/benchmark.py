@@ -1,6 +1,7 @@
-"""Rounds of `benchmark_model` on a phone, made into a report; and their command line."""
+"""Rounds of `benchmark_model` on a phone, made into a report."""
 
-import argparse
+from __future__ import annotations
+
 import os
 import re
 import time
@@ -8,14 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from tflite_bench.android.adb import Phone
 from tflite_bench.android.output import PhoneBlock
 from tflite_bench.android.phone import phone_info, thermal_status
 from tflite_bench.android.tool import PhoneTool, check_program
-from tflite_bench.bench import check_rounds, check_settings
-from tflite_bench.command import carry_out
+from tflite_bench.checks import check_integers, check_paths, check_rounds, check_seconds, wrong
 from tflite_bench.errors import BenchError
 from tflite_bench.report import BenchReport, ModelTiming
 from tflite_bench.rounds import progress_bar
@@ -45,18 +44,18 @@ def benchmark_on_android(
     64-bit (arm64-v8a) with Android 7 or later. `tflite_bench.android` tells how to get the program.
 
     Args:
-        paths: The files; ratios are relative to the first one. A file listed twice shows the noise.
-        binary: The program `benchmark_model` for Android arm64, on this computer.
-        serial: Serial number of the phone as `adb devices` shows it. None: the only one that is ready.
-        threads: Threads of the interpreter; early builds of the LiteRT program ignore it.
-        runs: Timed runs of each file, in all.
-        warmup: Smallest number of untimed runs at the beginning of each process; they take at least half a second,
-            in which the cores speed up.
-        rounds: Number of rounds, at most `runs`.
-        taskset: Hexadecimal mask of the cores to use, "f0" for cores 4 to 7. None: the phone chooses, and may change
-            from slow to fast cores in between.
-        delay_s: Pause before each process in seconds, in which the phone cools down.
-        progress: Show a progress bar on stderr.
+        paths: the files; ratios are relative to the first one. A file listed twice shows the noise.
+        binary: the program `benchmark_model` for Android arm64, on this computer.
+        serial: serial number of the phone as `adb devices` shows it (None: the only one that is ready).
+        threads: threads of the interpreter (1); early builds of the LiteRT program ignore it.
+        runs: timed runs of each file, in all (100).
+        warmup: smallest number of untimed runs at the beginning of each process (10); they take at least half a
+            second, in which the cores speed up.
+        rounds: number of rounds, at most `runs` (5).
+        taskset: hexadecimal mask of the cores to use, "f0" for cores 4 to 7 (None: the phone chooses, and may change
+            from slow to fast cores in between).
+        delay_s: pause before each process in seconds, in which the phone cools down (1).
+        progress: show a progress bar on stderr (False).
 
     Returns:
         The timings, one entry per path in the given order, the phone in `machine`, and notes on heat and drift.
@@ -72,7 +71,9 @@ def benchmark_on_android(
     phone = Phone(serial)
     info = phone_info(phone)
     if info["abi"] != "arm64-v8a":
-        raise BenchError(f"expected an arm64-v8a phone, got abi={info['abi']!r} ({info['phone']}, {phone.serial})")
+        raise BenchError(
+            f"expected an arm64-v8a phone. Received: abi={info['abi']!r} ({info['phone']}, {phone.serial})."
+        )
     notes: list[str] = []
     heat = [thermal_status(phone)]
     try:
@@ -173,12 +174,8 @@ def _notes(
 
 
 def _checked_files(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    if isinstance(paths, (str, os.PathLike)) or not paths:
-        raise BenchError(f"paths must be a list of at least one .tflite file, got {paths!r}")
-    files = [Path(path) for path in paths]
+    files = check_paths(paths)
     for path in files:
-        if not path.is_file():
-            raise BenchError(f"{path}: no such file, expected a .tflite file")
         with path.open("rb") as file:
             if file.read(8)[4:] != b"TFL3":
                 raise BenchError(f"{path}: this is no .tflite file")
@@ -186,50 +183,9 @@ def _checked_files(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _check_settings(threads: int, runs: int, warmup: int, rounds: int, taskset: str | None, delay_s: float) -> None:
-    check_settings(threads=(threads, 1), runs=(runs, 1), warmup=(warmup, 0), delay_s=(delay_s, 0))
+    check_integers(threads=threads, runs=runs)
+    check_integers(0, warmup=warmup)
     check_rounds(rounds, runs)
+    check_seconds("delay_s", delay_s, least=0)
     if taskset is not None and not re.fullmatch("0*[1-9a-fA-F][0-9a-fA-F]*", taskset):
-        raise BenchError(f"taskset must be a hexadecimal mask of cores such as 'f0', got taskset={taskset!r}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: The words after the program's name. Default: those of this process.
-
-    Returns:
-        Exit code: 0, or 2 with one line on stderr for bad input.
-    """
-    parser = argparse.ArgumentParser(
-        prog="tflite_bench android", description="Time .tflite files against each other on an Android phone."
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help=".tflite files; ratios refer to the first")
-    parser.add_argument("--binary", required=True, help="benchmark_model for Android arm64, on this computer")
-    parser.add_argument("--serial", help="the phone, as `adb devices` shows it (default: the only one)")
-    parser.add_argument("--taskset", metavar="MASK", help="cores as a hexadecimal mask, f0 for cores 4 to 7")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the interpreter (%(default)s)")
-    parser.add_argument("--runs", type=int, default=100, help="timed runs of each file, in all (%(default)s)")
-    parser.add_argument("--warmup", type=int, default=10, help="untimed runs in each process first (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (%(default)s)")
-    parser.add_argument("--delay", type=float, default=1.0, help="pause before each process in s (%(default)s)")
-    parser.add_argument("--json", metavar="PATH", help="also write the report there")
-    return carry_out("tflite_bench android", parser.parse_args(arguments), _benchmark)
-
-
-def _benchmark(options: argparse.Namespace) -> list[Table]:
-    report = benchmark_on_android(
-        options.files,
-        binary=options.binary,
-        serial=options.serial,
-        threads=options.threads,
-        runs=options.runs,
-        warmup=options.warmup,
-        rounds=options.rounds,
-        taskset=options.taskset,
-        delay_s=options.delay,
-        progress=True,
-    )
-    if options.json:
-        report.save(options.json)
-    return [report.table()]
+        raise wrong("taskset", taskset, "a hexadecimal mask of cores, such as 'f0'")

@@ -1,5 +1,7 @@
 """What the two official `benchmark_model` programs report: a binary result file or lines of text."""
 
+from __future__ import annotations
+
 import re
 import struct
 from collections.abc import Iterator
@@ -24,12 +26,12 @@ _PAIR = re.compile(rf"\b(count|curr|min|median)=({_NUMBER})")
 class PhoneBlock:
     """Consecutive runs of one model in one process of `benchmark_model`.
 
-    Args:
-        init_ms: Time to open and prepare the model in ms.
-        min_ms: Fastest run in ms.
-        mean_ms: Mean run in ms.
-        median_ms: Median run in ms; None where an old program prints none.
-        runs: Number of timed runs.
+    Attributes:
+        init_ms: time to open and prepare the model in ms.
+        min_ms: fastest run in ms.
+        mean_ms: mean run in ms.
+        median_ms: median run in ms; None where an old program prints none.
+        runs: number of timed runs.
     """
 
     init_ms: float
@@ -43,8 +45,8 @@ def one_line(text: str, limit: int = 300) -> str:
     """Put the end of a program's output on one line.
 
     Args:
-        text: The output.
-        limit: Number of characters kept, from the end.
+        text: the output.
+        limit: number of characters kept, from the end.
 
     Returns:
         The text without line breaks; "no output" if it is empty.
@@ -57,13 +59,13 @@ def read_result_file(content: bytes) -> PhoneBlock:
     """Read the file that `benchmark_model --result_file_path` writes.
 
     Args:
-        content: The file, a `BenchmarkResult` in the binary format of protocol buffers.
+        content: the file, a `BenchmarkResult` in the binary format of protocol buffers.
 
     Returns:
         The figures.
 
     Raises:
-        BenchError: The content is truncated or something else.
+        BenchError: the content is truncated or something else.
 
     Example:
         >>> read_result_file(bytes.fromhex("1214 0d00000040 150000c03f 2d00000040 4500008041 2202 1032"))
@@ -78,7 +80,7 @@ def read_result_file(content: bytes) -> PhoneBlock:
         block = PhoneBlock(init, smallest, mean, median, misc[_NUM_RUNS])
     except (KeyError, IndexError, TypeError, ValueError, struct.error) as error:
         start = content[:60]
-        message = f"expected the result file of benchmark_model, got {len(content)} bytes: {start!r}"
+        message = f"expected the result file of benchmark_model. Received: {len(content)} bytes, {start!r}."
         raise BenchError(message) from error
     return _checked(block, repr(block))
 
@@ -87,13 +89,13 @@ def read_text(text: str) -> PhoneBlock:
     """Read what the TensorFlow Lite `benchmark_model` prints.
 
     Args:
-        text: Its standard output.
+        text: its standard output.
 
     Returns:
         The figures.
 
     Raises:
-        BenchError: The text ends before the summary or comes from another program; the message quotes its end.
+        BenchError: the text ends before the summary or comes from another program; the message quotes its end.
 
     Example:
         >>> text = '''count=5 first=9 curr=9 min=8 max=9 avg=8.6 std=0 p5=8 median=9 p95=9
@@ -106,7 +108,9 @@ def read_text(text: str) -> PhoneBlock:
     # One such line after the warm-up, one after the timed runs.
     lines = [line for line in text.splitlines() if re.search(r"\bcount=\d", line)]
     if summary is None or len(lines) < 2:
-        raise BenchError(f"expected the line 'Inference timings in us: ...' of benchmark_model, got: {one_line(text)}")
+        raise BenchError(
+            f"expected the line 'Inference timings in us: ...' of benchmark_model. Received: {one_line(text)}"
+        )
     values = {name: float(value) for name, value in _PAIR.findall(lines[-1])}
     # Runs that all took the same time are printed as "count=3 curr=7(all same)".
     smallest = values.get("min", values.get("curr", 0.0))

@@ -1,5 +1,7 @@
 """What a phone says about itself: model, processor, Android version, heat."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from typing import Any
@@ -36,14 +38,14 @@ def phone_info(phone: Phone) -> dict[str, Any]:
     """Describe a phone.
 
     Args:
-        phone: The phone.
+        phone: the phone.
 
     Returns:
         phone (maker and model), soc, cpu (its kinds of cores), cores, core_max_mhz (one per core, empty where the
         phone hides it), system (Android version) and abi. The serial number is left out.
 
     Raises:
-        BenchError: The phone is gone.
+        BenchError: the phone is gone.
     """
     properties = dict(re.findall(r"^\[(.*?)\]: \[(.*?)\]$", phone.shell("getprop").stdout, re.MULTILINE))
 
@@ -72,14 +74,14 @@ def thermal_status(phone: Phone) -> str | None:
     """Ask a phone how hot it is.
 
     Args:
-        phone: The phone.
+        phone: the phone.
 
     Returns:
         none, light, moderate, severe, critical, emergency or shutdown; None where the phone does not tell (before
         Android 10).
 
     Raises:
-        BenchError: The phone is gone.
+        BenchError: the phone is gone.
     """
     found = re.search(r"Thermal Status: ([0-6])", phone.shell("dumpsys thermalservice").stdout)
     return _THERMAL[int(found[1])] if found else None

@@ -1,5 +1,7 @@
 """The official `benchmark_model`, copied to a phone and run there."""
 
+from __future__ import annotations
+
 import re
 import tempfile
 from collections.abc import Sequence
@@ -18,10 +20,10 @@ def check_program(binary: Path) -> None:
     """Make sure that a file is a program for a 64-bit Arm phone.
 
     Args:
-        binary: The file.
+        binary: the file.
 
     Raises:
-        BenchError: It is missing, not a program, or built for another processor.
+        BenchError: it is missing, not a program, or built for another processor.
     """
     expected = "expected benchmark_model for Android arm64 (binary=, --binary)"
     if not binary.is_file():
@@ -40,19 +42,19 @@ class PhoneTool:
     """`benchmark_model` and the models, in the phone's folder.
 
     Args:
-        phone: The phone; its folder is made here.
-        binary: The program on this computer.
-        paths: The models on this computer.
-        threads: Threads of the interpreter.
-        warmup: Smallest number of untimed runs in each process.
-        taskset: Hexadecimal mask of the cores, or None.
+        phone: the phone; its folder is made here.
+        binary: the program on this computer.
+        paths: the models on this computer.
+        threads: threads of the interpreter.
+        warmup: smallest number of untimed runs in each process.
+        taskset: hexadecimal mask of the cores, or None.
 
     Attributes:
-        name: Which of the two programs of that name it is.
-        ignored: Flags that the program does not know.
+        name: which of the two programs of that name it is.
+        ignored: flags that the program does not know.
 
     Raises:
-        BenchError: The phone is full or gone, or the program does not run on it.
+        BenchError: the phone is full or gone, or the program does not run on it.
     """
 
     def __init__(
@@ -83,14 +85,14 @@ class PhoneTool:
         """Time one model in a process of its own.
 
         Args:
-            index: Its place in the list of models.
-            runs: Number of timed runs.
+            index: its place in the list of models.
+            runs: number of timed runs.
 
         Returns:
             The times.
 
         Raises:
-            BenchError: The program fails with this model, reports something unknown, or the phone is gone.
+            BenchError: the program fails with this model, reports something unknown, or the phone is gone.
         """
         path = self._paths[index]
         self._calls += 1

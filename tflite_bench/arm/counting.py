@@ -1,8 +1,9 @@
 """Instructions of files and of single operators on an emulated core."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from tflite_bench.arm.emulator import Emulator
 from tflite_bench.arm.report import (
@@ -11,7 +12,7 @@ from tflite_bench.arm.report import (
     OperatorInstructionReport,
     OperatorInstructions,
 )
-from tflite_bench.errors import BenchError
+from tflite_bench.checks import check_paths
 from tflite_bench.operators.model import operator_model
 from tflite_bench.operators.operator import Operator
 from tflite_bench.operators.timing import CALL_FLOOR, distinct_operators
@@ -30,15 +31,16 @@ def count_instructions(
     which of two models is more work there; they are not times: caches, memory and the width of the core play no part.
 
     Args:
-        paths: The files; ratios are relative to the first one.
-        cpu: "cortex-a53", "cortex-a57", "cortex-a72" (no int8 dot product), "cortex-a76" or "neoverse-n1" (with it).
-        progress: Show a progress bar on stderr.
+        paths: the files; ratios are relative to the first one.
+        cpu: "cortex-a53", "cortex-a57", "cortex-a72" (no int8 dot product), "cortex-a76" (with it; the default) or
+            "neoverse-n1" (with it).
+        progress: show a progress bar on stderr (False).
 
     Returns:
         The counts, one entry per path in the given order.
 
     Raises:
-        BenchError: A file is missing or damaged, the list is empty, there is no such core, or the emulator is not set
+        BenchError: a file is missing or damaged, the list is empty, there is no such core, or the emulator is not set
             up: `python -m tflite_bench arm setup`.
 
     Example:
@@ -46,24 +48,19 @@ def count_instructions(
         >>> report.models[1].ratio_to_first
         0.55
     """
-    if isinstance(paths, (str, os.PathLike)) or not paths:
-        raise BenchError(f"paths must be a list of at least one .tflite file, got {paths!r}")
-    files = [Path(path) for path in paths]
-    for file in files:
-        if not file.is_file():
-            raise BenchError(f"{file}: no such file, expected a .tflite file")
+    files = check_paths(paths)
     emulator = Emulator(cpu)
     with progress_bar(len(files), progress) as advance:
         counts = emulator.count(files, list(map(str, files)), advance)
     models = [
         InstructionCount(
             path=os.fspath(path),
-            bytes=Path(path).stat().st_size,
+            bytes=path.stat().st_size,
             instructions=count.instructions,
             runs=count.runs,
             ratio_to_first=count.instructions / counts[0].instructions,
         )
-        for path, count in zip(paths, counts, strict=True)
+        for path, count in zip(files, counts, strict=True)
     ]
     return InstructionReport(emulator.machine, tuple(models))
 
@@ -74,15 +71,15 @@ def count_operators(
     """Count the instructions of single operators on an emulated Arm core; `time_operators` times them here.
 
     Args:
-        operators: What to count. An operator that is listed twice is counted once.
-        cpu: As in `count_instructions`.
-        progress: Show a progress bar on stderr.
+        operators: what to count. An operator that is listed twice is counted once.
+        cpu: as in `count_instructions`.
+        progress: show a progress bar on stderr (False).
 
     Returns:
         The counts, one entry per distinct operator in the order of the first appearance.
 
     Raises:
-        BenchError: The list is empty or holds something else, LiteRT has no such operator, there is no such core, or
+        BenchError: the list is empty or holds something else, LiteRT has no such operator, there is no such core, or
             the emulator is not set up: `python -m tflite_bench arm setup`.
 
     Example:

@@ -1,6 +1,7 @@
 """An emulated Arm core that runs `.tflite` models and counts instructions."""
 
-import difflib
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tflite_bench.arm.prepare import prepared_folder, qemu_version
+from tflite_bench.checks import check_option
 from tflite_bench.errors import BenchError
 from tflite_bench.machine import machine_info
 from tflite_bench.runtimes import litert_module
@@ -43,7 +45,7 @@ def core_of(device: str) -> str | None:
     """The core that a report's `machine["cpu"]` names, None if that is no emulated one.
 
     Args:
-        device: As in "emulated cortex-a76".
+        device: as in "emulated cortex-a76".
     """
     core = device.removeprefix(_DEVICE)
     return core if core != device and core in _CORES else None
@@ -53,10 +55,10 @@ class Emulator:
     """One core. Models run in a process of their own, one after the other, on one thread.
 
     Args:
-        cpu: One of `CORES`.
+        cpu: one of `CORES`.
 
     Raises:
-        BenchError: There is no such core here, or `setup` has not been run.
+        BenchError: there is no such core here, or `setup` has not been run.
 
     Example:
         >>> Emulator("cortex-a76").count([Path("model.tflite")], ["model"])
@@ -64,10 +66,7 @@ class Emulator:
     """
 
     def __init__(self, cpu: str):
-        if cpu not in _CORES:
-            near = difflib.get_close_matches(str(cpu), _CORES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise BenchError(f"cpu must be one of {', '.join(_CORES)}, got cpu={cpu!r}{hint}")
+        check_option("cpu", cpu, _CORES)
         self.cpu = cpu
         self._files = prepared_folder()
 
@@ -88,9 +87,9 @@ class Emulator:
         """Count the instructions of one inference of each model, on random inputs.
 
         Args:
-            models: Files, or contents of files.
-            names: What models are called in messages.
-            advance: Called with a model's name after each of them.
+            models: files, or contents of files.
+            names: what models are called in messages.
+            advance: called with a model's name after each of them.
 
         Returns:
             One count per model.
@@ -106,8 +105,8 @@ class Emulator:
         """Run a model once its counts have settled, on given inputs.
 
         Args:
-            path: A `.tflite` file.
-            inputs: One array per input, in the order, shape and type of LiteRT's `get_input_details()`.
+            path: a `.tflite` file.
+            inputs: one array per input, in the order, shape and type of LiteRT's `get_input_details()`.
 
         Returns:
             One array per output, in the order of `get_output_details()`.
@@ -120,7 +119,7 @@ class Emulator:
         expected = [_described(detail["dtype"], detail["shape"]) for detail in details]
         given = [_described(values.dtype, values.shape) for values in inputs]
         if given != expected:
-            raise BenchError(f"{path}: inputs must be {', '.join(expected)}, got {', '.join(given) or 'none'}")
+            raise BenchError(f"{path}: inputs are {', '.join(expected)}. Received: {', '.join(given) or 'none'}.")
         with tempfile.TemporaryDirectory() as folder:
             self._store([Path(path)], Path(folder))
             for detail, values in zip(details, inputs, strict=True):

@@ -1,5 +1,7 @@
 """What an emulated Arm core needs, made once: LiteRT for Arm, a driver that calls it, a counter of instructions."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re
@@ -63,13 +65,13 @@ def setup(*, progress: bool = False) -> Path:
     an interrupted run leaves nothing half-made.
 
     Args:
-        progress: Show a progress bar on stderr.
+        progress: show a progress bar on stderr (False).
 
     Returns:
         The folder.
 
     Raises:
-        BenchError: A program is missing (the message names its Debian package), the download fails, or this version
+        BenchError: a program is missing (the message names its Debian package), the download fails, or this version
             of LiteRT does not fit the driver.
 
     Example:

@@ -1,5 +1,7 @@
 """What was counted on an emulated core: values, table and JSON."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ from tflite_bench.report import JsonResult
 class InstructionCount:
     """Instructions of one file.
 
-    Args:
-        path: The file as it was given.
-        bytes: Its size in bytes.
-        instructions: Instructions executed in one inference, once that number has settled.
-        runs: Runs until it had, at most 10: two in a row then differed by less than 0.1 %.
-        ratio_to_first: This file's instructions over the first one's.
+    Attributes:
+        path: the file as it was given.
+        bytes: its size in bytes.
+        instructions: instructions executed in one inference, once that number has settled.
+        runs: runs until it had, at most 10: two in a row then differed by less than 0.1 %.
+        ratio_to_first: this file's instructions over the first one's.
     """
 
     path: str
@@ -34,9 +36,9 @@ class InstructionCount:
 class InstructionReport(JsonResult):
     """The result of `count_instructions`.
 
-    Args:
-        machine: The emulated core, the emulator and versions.
-        models: One entry per file, in the given order.
+    Attributes:
+        machine: the emulated core, the emulator and versions.
+        models: one entry per file, in the given order.
     """
 
     machine: dict[str, Any]
@@ -81,9 +83,9 @@ class InstructionReport(JsonResult):
 class OperatorInstructions:
     """Instructions of one operator.
 
-    Args:
-        operator: What was run.
-        kilo_instructions: Thousands of instructions of one call.
+    Attributes:
+        operator: what was run.
+        kilo_instructions: thousands of instructions of one call.
     """
 
     operator: Operator
@@ -94,11 +96,11 @@ class OperatorInstructions:
 class OperatorInstructionReport(JsonResult):
     """The result of `count_operators`: what `OperatorReport` is, in instructions.
 
-    Args:
-        machine: The emulated core, the emulator and versions.
-        call_floor_kilo_instructions: Thousands of instructions of a call that does next to nothing. It is part of
+    Attributes:
+        machine: the emulated core, the emulator and versions.
+        call_floor_kilo_instructions: thousands of instructions of a call that does next to nothing. It is part of
             every operator's count; inside a model of many operators it is spent once.
-        operators: One entry per distinct operator.
+        operators: one entry per distinct operator.
     """
 
     machine: dict[str, Any]

@@ -1,5 +1,7 @@
 """A `.tflite` model of one operator with random weights, written without any converter."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ def operator_model(operator: Operator) -> bytes:
     """Build a `.tflite` model that holds one operator and nothing else.
 
     Args:
-        operator: What to build.
+        operator: what to build.
 
     Returns:
         Content of a `.tflite` file: fixed shapes, batch 1, no signature. Weights are random, the same in every call.

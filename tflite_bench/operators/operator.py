@@ -1,9 +1,12 @@
 """One operator of a `.tflite` file, described well enough to build and time it alone."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
+from tflite_bench.checks import wrong
 from tflite_bench.errors import BenchError
 
 _WINDOW = ("kernel", "strides", "padding", "activation")
@@ -43,24 +46,24 @@ class Operator:
         kind: TFLite's name: CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV, FULLY_CONNECTED, ADD, MUL, MEAN (over space),
             MAX_POOL_2D, AVERAGE_POOL_2D, PAD, CONCATENATION, RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR, RELU, RELU6,
             LOGISTIC, TANH, HARD_SWISH, LEAKY_RELU, ELU, GELU or SOFTMAX.
-        channels: Channels of its (first) input.
-        size: Height and width of its input, (1, 1) for FULLY_CONNECTED; () is the same as (1, 1).
-        filters: Channels of its output. Default: `channels`. PAD adds the difference as channels of zeros;
+        channels: channels of its (first) input.
+        size: height and width of its input, (1, 1) for FULLY_CONNECTED; () is the same as (1, 1).
+        filters: channels of its output (None: `channels`). PAD adds the difference as channels of zeros;
             CONCATENATION takes it from its second input.
-        kernel: Height and width of the window of convolutions and pools; for PAD the rows and columns that it adds
+        kernel: height and width of the window of convolutions and pools; for PAD the rows and columns that it adds
             in all, half of them (rounded down) in front.
-        strides: Steps of the window (rows, columns); the factor of TRANSPOSE_CONV and RESIZE_*.
-        dilation: Distance between rows and columns of the kernel.
+        strides: steps of the window (rows, columns); the factor of TRANSPOSE_CONV and RESIZE_*.
+        dilation: distance between rows and columns of the kernel.
         padding: "same" or "valid".
-        groups: Groups of a CONV_2D.
-        second: What ADD and MUL take beside their input: None another input of the same shape, "gate" an input of
+        groups: groups of a CONV_2D.
+        second: what ADD and MUL take beside their input: None another input of the same shape, "gate" an input of
             shape (1, 1, channels) as in squeeze-and-excite, "constant" a stored vector of `channels` values, "row"
             stored values for every column and channel.
         activation: None, "relu" or "relu6", computed by the operator itself.
         data_type: "float32" or "int8" (weights per channel, int32 bias).
 
     Raises:
-        BenchError: A field is out of range, does not fit the others, or means nothing for this kind.
+        BenchError: a field is out of range, does not fit the others, or means nothing for this kind.
 
     Example:
         >>> Operator("CONV_2D", 16, (32, 32), filters=32, kernel=(3, 3), strides=(2, 2)).output_shape
@@ -158,4 +161,4 @@ class Operator:
             raise self._wrong("filters", f"more than channels={self.channels}, the second input has the difference")
 
     def _wrong(self, field: str, expected: str) -> BenchError:
-        return BenchError(f"Operator {self.kind}: {field} must be {expected}, got {field}={getattr(self, field)!r}")
+        return BenchError(f"Operator {self.kind}: {wrong(field, getattr(self, field), expected)}")

@@ -1,5 +1,7 @@
 """What the timing of operators measured: values and JSON."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Mapping
@@ -16,10 +18,10 @@ from tflite_bench.report import JsonResult
 class OperatorTiming:
     """Times of one operator.
 
-    Args:
-        operator: What was timed.
-        us: Fastest run in microseconds, the figure least disturbed by other programs.
-        p50_us: Median run in microseconds.
+    Attributes:
+        operator: what was timed.
+        us: fastest run in microseconds, the figure least disturbed by other programs.
+        p50_us: median run in microseconds.
     """
 
     operator: Operator
@@ -31,12 +33,12 @@ class OperatorTiming:
 class OperatorReport(JsonResult):
     """The result of `time_operators`.
 
-    Args:
-        machine: Processor, load average and versions.
-        settings: Threads, rounds and seconds.
-        call_floor_us: Time in microseconds of a call that does next to nothing. It is part of every `us`; inside a
+    Attributes:
+        machine: processor, load average and versions.
+        settings: threads, rounds and seconds.
+        call_floor_us: time in microseconds of a call that does next to nothing. It is part of every `us`; inside a
             model of many operators it is spent once.
-        operators: One entry per distinct operator.
+        operators: one entry per distinct operator.
     """
 
     machine: dict[str, Any]
@@ -62,17 +64,17 @@ class OperatorReport(JsonResult):
         }
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "OperatorReport":
+    def load(cls, path: str | os.PathLike[str]) -> OperatorReport:
         """Read a report that `save` has written.
 
         Args:
-            path: The file.
+            path: the file.
 
         Returns:
             The report, equal to the one that was saved.
 
         Raises:
-            BenchError: The file is missing, damaged or no report on operators.
+            BenchError: the file is missing, damaged or no report on operators.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -102,7 +104,7 @@ def _timing(entry: Mapping[str, Any]) -> OperatorTiming:
 def _microseconds(value: object) -> float:
     # Also false for NaN, which Python's JSON reads.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise TypeError(f"a time must be a positive number of microseconds, got {value!r}")
+        raise TypeError(f"{value!r} stands where a positive number of microseconds belongs")
     return float(value)
 
 

@@ -1,11 +1,12 @@
 """Interleaved timing of single operators."""
 
-import math
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from tflite_bench.errors import BenchError
+from tflite_bench.checks import check_integers, check_seconds, wrong
 from tflite_bench.machine import machine_info
 from tflite_bench.operators.model import operator_model
 from tflite_bench.operators.operator import Operator
@@ -35,17 +36,18 @@ def time_operators(
     that a slow moment of the computer does not hit one operator alone. An operator that is listed twice is timed once.
 
     Args:
-        operators: What to time.
-        threads: Threads of the LiteRT interpreter.
-        rounds: Number of rounds.
-        seconds: Time for the runs of one operator, over all rounds; a slow operator runs at least three times in each.
-        progress: Show a progress bar on stderr.
+        operators: what to time.
+        threads: threads of the LiteRT interpreter (1).
+        rounds: number of rounds (5).
+        seconds: time for the runs of one operator, over all rounds (0.01); a slow operator runs at least three times in
+            each.
+        progress: show a progress bar on stderr (False).
 
     Returns:
         The timings, one entry per distinct operator in the order of the first appearance.
 
     Raises:
-        BenchError: The list is empty or holds something else, LiteRT has no such operator, or a setting is out of
+        BenchError: the list is empty or holds something else, LiteRT has no such operator, or a setting is out of
             range.
 
     Example:
@@ -54,11 +56,8 @@ def time_operators(
         178.2
     """
     wanted = distinct_operators(operators)
-    for name, value in (("threads", threads), ("rounds", rounds)):
-        if value < 1:
-            raise BenchError(f"{name} must be at least 1, got {name}={value}")
-    if not 0 < seconds < math.inf:
-        raise BenchError(f"seconds must be a positive number of seconds, got seconds={seconds}")
+    check_integers(threads=threads, rounds=rounds)
+    check_seconds("seconds", seconds)
     timed = list(dict.fromkeys([CALL_FLOOR, *wanted]))
     machine = machine_info()
     timings: dict[Operator, OperatorTiming] = {}
@@ -88,15 +87,10 @@ def _time_chunk(
 
 
 def distinct_operators(operators: Iterable[Operator]) -> Sequence[Operator]:
-    expected = "operators must be a list of at least one Operator"
-    if isinstance(operators, (str, bytes, Operator)) or not isinstance(operators, Iterable):
-        raise BenchError(f"{expected}, got {operators!r}")
-    listed = list(operators)
-    for operator in listed:
-        if not isinstance(operator, Operator):
-            raise BenchError(f"{expected}, got {operator!r} in it")
-    if not listed:
-        raise BenchError(f"{expected}, got none")
+    """The operators, each once, if they are a list of at least one."""
+    listed = list(operators) if isinstance(operators, Iterable) and not isinstance(operators, str | bytes) else []
+    if not listed or not all(isinstance(operator, Operator) for operator in listed):
+        raise wrong("operators", operators, "a list of at least one Operator, and of nothing else")
     return list(dict.fromkeys(listed))
 
 
