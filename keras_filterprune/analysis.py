@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import keras
+import numpy as np
 
+from keras_filterprune.checks import shown
+from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.keras_view import named_weights, view_model
 from keras_filterprune.graph.tracer import Tracer
-from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor, TensorRef
+from keras_filterprune.graph.types import ROLES, Call, ChannelGraph, ModelView, Tensor, TensorRef
 from keras_filterprune.handlers.base import describe
 from keras_filterprune.handlers.registry import check_weights, explained, handler_for, keras_class
 
@@ -58,7 +62,9 @@ def analyze(model: keras.Model) -> ChannelGraph:
     }
     counted = t.counted_layers()
     uncounted = tuple(p for p, op in layers.items() if p in weights and p not in counted and _computes(op))
-    return t.resolve(view, traced, weights, uncounted)
+    graph = t.resolve(view, traced, weights, uncounted)
+    _check_binds(graph)
+    return graph
 
 
 def _input(call: Call, t: Tracer) -> Tensor:
@@ -72,6 +78,7 @@ def _trace(call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
     with explained():
         check_weights(call.op)
         outputs = handler_for(call.op).trace(call, inputs, t)
+    _check_outputs(call, outputs)
     unknown = [name for name in named_weights(call.op) if name not in t.known_weights(call.path)]
     if unknown:
         # A quantized or LoRA layer, say: its extra weights would keep their old size.
@@ -79,6 +86,32 @@ def _trace(call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         t.pin_tensors((*inputs, *outputs), why)
         t.constant(call.path, *unknown)
     return outputs
+
+
+def _check_outputs(call: Call, outputs: Any) -> None:
+    """Refuse what a handler, anybody's perhaps, returns in the place of tensors that others can read."""
+    read = [number for number, shape in enumerate(call.output_shapes) if shape is not None]
+    whole = isinstance(outputs, list | tuple) and all(isinstance(x, Tensor) for x in outputs)
+    if (
+        not whole
+        or len(outputs) <= max(read, default=-1)
+        or any(x.tracked and np.shape(x.ids) != (x.shape[x.axis],) for x in outputs)
+    ):
+        raise UnsupportedLayerError(
+            f"the handler of {describe(call)} is to return a Tensor for each of its {len(call.output_shapes)} outputs, "
+            f"with an id for every channel if it is tracked. Received: {shown(outputs)}."
+        )
+
+
+def _check_binds(graph: ChannelGraph) -> None:
+    """Refuse what a handler says of weights that are not there."""
+    for bind in graph.binds:
+        shapes = graph.weights.get(bind.layer, {})
+        if bind.weight not in shapes or bind.axis not in range(len(shapes[bind.weight])) or bind.role not in ROLES:
+            raise UnsupportedLayerError(
+                f"the handler of layer '{bind.layer}' is to bind axes, counted from 0, of its weights {shapes}, as one "
+                f"of {', '.join(ROLES)}. Received: axis {bind.axis} of '{bind.weight}' as {bind.role!r}."
+            )
 
 
 def _tie_calls(call: Call, first: tuple, again: tuple, t: Tracer) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.checks import check_option
+from keras_filterprune.checks import check_option, shown
 from keras_filterprune.cost import Cost
+from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError
+from keras_filterprune.parts import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,7 @@ class Allocation:
         return min(below, key=lambda rung: (abs(count - units - rung), rung), default=count)
 
 
-class Allocator(abc.ABC):
+class Allocator(Part, abc.ABC):
     """Turns a budget into kept counts.
 
     A subclass implements `allocate`. `problem.legal` brings counts to widths that may be kept, `problem.feasible` says
@@ -115,6 +117,21 @@ class Allocator(abc.ABC):
         Returns:
             int64 of shape (n_groups,): legal counts, within the limit whenever the floors are.
         """
+
+
+def check_counts(allocator: Allocator, problem: Allocation, kept: Any) -> np.ndarray:
+    """The counts that an allocator, anybody's perhaps, made of a problem: int64 of shape (n_groups,)."""
+    if not isinstance(kept, np.ndarray) or kept.shape != problem.sizes.shape or kept.dtype.kind not in "iu":
+        raise InvalidValueError(
+            f"{allocator!r} is to return an array of {len(problem.sizes)} integers, the units that every group keeps. "
+            f"Received: {shown(kept)}."
+        )
+    if (problem.legal(kept) != kept).any() or not problem.feasible(kept):
+        raise InfeasibleBudgetError(
+            f"{allocator!r} is to keep counts that are legal (Allocation.legal) and cost {problem.limit:,} at most. "
+            f"Received: {shown(kept.tolist())}, which cost {problem.cost(kept):,}."
+        )
+    return kept.astype(np.int64)
 
 
 MEASURES = ("accuracy", "error")

@@ -22,9 +22,6 @@ class Uniform(Allocator):
         [5, 23]
     """
 
-    def __repr__(self) -> str:
-        return "Uniform()"
-
     def allocate(self, problem: Allocation) -> np.ndarray:
         def keep(step: int) -> np.ndarray:
             # Half rounds up: Python's own rounding would send 0.5 * 5 and 0.5 * 7 different ways.
@@ -54,9 +51,6 @@ class Global(Allocator):
 
     def __init__(self, alpha: float = 0.5):
         self.alpha = check_number("alpha", alpha, "the exponent of the cost", least=0)
-
-    def __repr__(self) -> str:
-        return f"Global(alpha={self.alpha})"
 
     def allocate(self, problem: Allocation) -> np.ndarray:
         unit_cost = np.maximum(problem.cost.gradient(problem.sizes), 1.0)

@@ -50,9 +50,6 @@ class Tolerance(Allocator):
         self.drop = check_number("drop", drop, "the loss allowed", least=0, optional=True)
         self.floor, self.measure = check_option("floor", floor, _FLOORS), check_measure(measure)
 
-    def __repr__(self) -> str:
-        return f"Tolerance(drop={self.drop}, floor={self.floor!r}, measure={self.measure!r})"
-
     def allocate(self, problem: Allocation) -> np.ndarray:
         search = _Bisection(problem, self.floor)
         if self.drop is None:

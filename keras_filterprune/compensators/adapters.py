@@ -75,9 +75,6 @@ class Adapters(Compensator):
         Adapters()
     """
 
-    def __repr__(self) -> str:
-        return "Adapters()"
-
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         alive = rebuilt.kept.alive
         tensors = {id(call): t for call, t in zip(rebuilt.graph.view.calls, rebuilt.graph.tensors, strict=True)}

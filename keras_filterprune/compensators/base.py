@@ -6,9 +6,10 @@ import abc
 from typing import Any
 
 from keras_filterprune.handlers.rebuilt import Rebuilt
+from keras_filterprune.parts import Part
 
 
-class Compensator(abc.ABC):
+class Compensator(Part, abc.ABC):
     """Adjusts the weights of a freshly pruned model.
 
     A subclass implements `apply`.

@@ -54,11 +54,9 @@ class LeastSquares(Compensator):
     requires = frozenset({"activations"})
 
     def __init__(self, variance: bool = True, ridge: float = 1e-4, rectified: bool = True):
-        self.variance, self.rectified = check_flag("variance", variance), check_flag("rectified", rectified)
+        self.variance = check_flag("variance", variance)
         self.ridge = check_number("ridge", ridge, "a share of the mean square", least=0)
-
-    def __repr__(self) -> str:
-        return f"LeastSquares(variance={self.variance}, ridge={self.ridge}, rectified={self.rectified})"
+        self.rectified = check_flag("rectified", rectified)
 
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         run = _Run(rebuilt, self)

@@ -37,9 +37,6 @@ class Linear(Compensator):
         Linear()
     """
 
-    def __repr__(self) -> str:
-        return "Linear()"
-
     def mixing(self, covariance: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """From which kept columns every column is taken: (n_kept, d), given their covariance and which are kept."""
         return mixed_by_all(covariance, kept, _RIDGE)
@@ -95,9 +92,6 @@ class Merge(Linear):
         >>> kfp.Method(kfp.criteria.FPGM(), compensator=kfp.compensators.Merge()).compensator
         Merge()
     """
-
-    def __repr__(self) -> str:
-        return "Merge()"
 
     def mixing(self, covariance: np.ndarray, kept: np.ndarray) -> np.ndarray:
         return mixed_by_nearest(covariance, kept)

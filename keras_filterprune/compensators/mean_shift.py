@@ -24,9 +24,6 @@ class MeanShift(Compensator):
 
     requires = frozenset({"activations"})
 
-    def __repr__(self) -> str:
-        return "MeanShift()"
-
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         run = _Run(rebuilt)
         samples = run.run(data, progress)

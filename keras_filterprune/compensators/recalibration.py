@@ -38,9 +38,6 @@ class BNRecalibration(Compensator):
 
     requires = frozenset({"activations"})
 
-    def __repr__(self) -> str:
-        return "BNRecalibration()"
-
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         view = view_model(rebuilt.model)
         sums: dict[str, list[np.ndarray]] = {}

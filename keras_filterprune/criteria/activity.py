@@ -43,9 +43,6 @@ class ActivationCriterion(Criterion):
     def __init__(self):
         self._means: np.ndarray | None = None
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
     @abc.abstractmethod
     def measure(self, y: Any) -> Any:
         """The property that is averaged.

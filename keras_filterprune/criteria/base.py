@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.checks import check_option
+from keras_filterprune.checks import check_option, shown
+from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.graph.types import ChannelGraph, Group, Member
+from keras_filterprune.parts import Part
 
 _AGGREGATE = {
     "mean": lambda s: s.mean(axis=0),
@@ -20,7 +22,7 @@ _AGGREGATE = {
 }
 
 
-class Criterion(abc.ABC):
+class Criterion(Part, abc.ABC):
     """Decides which units of a group stay.
 
     A subclass implements `scores`; `MemberCriterion` and `ActivationCriterion` ask for less. The others of the methods
@@ -84,7 +86,8 @@ class Criterion(abc.ABC):
 
     def select(self, group: Group, n_keep: int, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Sorted indices of the `n_keep` units with the highest scores; of equal ones the first stay."""
-        return np.sort(np.argsort(-self.scores(group, weights), kind="stable")[:n_keep])
+        scores = check_scores(self, group, self.scores(group, weights))
+        return np.sort(np.argsort(-scores, kind="stable")[:n_keep])
 
     def redundant(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> int | None:
         """How many units the criterion itself calls redundant; None where it ranks, and leaves that to the budget."""
@@ -128,9 +131,6 @@ class MemberCriterion(Criterion):
     def __init__(self, aggregate: str = "mean"):
         self.aggregate = check_option("aggregate", aggregate, _AGGREGATE)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(aggregate={self.aggregate!r})"
-
     def members(self, group: Group) -> list[Member]:
         """The members that are scored: the kernels whose filters these units are."""
         return [m for m in group.members if m.role == "filter"]
@@ -157,11 +157,33 @@ class MemberCriterion(Criterion):
         return np.concatenate([np.zeros(0), *(self.score(self.filters(member, weights)) for member in own)])
 
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        raw = np.stack([self.score(self.filters(m, weights)) for m in self.members(group)])
+        raw = np.stack([check_scores(self, group, self.score(self.filters(m, weights))) for m in self.members(group)])
         if not self.normalised:
             return _AGGREGATE[self.aggregate](raw)
         means = raw.mean(axis=1, keepdims=True)
         return _AGGREGATE[self.aggregate](np.divide(raw, means, out=np.zeros_like(raw), where=means > 0))
+
+
+def check_scores(criterion: Criterion, group: Group, scores: Any) -> np.ndarray:
+    """A copy of the scores that a criterion gave, anybody's perhaps, float64 of shape (n_units,)."""
+    right = isinstance(scores, np.ndarray) and scores.shape == (group.size,) and scores.dtype.kind in "iuf"
+    if not right or np.isnan(scores).any():
+        raise InvalidValueError(
+            f"{criterion!r} is to score group '{group.name}' with an array of {group.size} numbers, one per unit. "
+            f"Received: {shown(scores)}."
+        )
+    return scores.astype(np.float64)
+
+
+def check_selected(criterion: Criterion, group: Group, count: int, chosen: Any) -> np.ndarray:
+    """The indices of the units that a criterion chose, int64 of shape (count,), rising."""
+    right = isinstance(chosen, np.ndarray) and chosen.shape == (count,) and chosen.dtype.kind in "iu"
+    if not right or (np.diff(chosen, prepend=-1, append=group.size) <= 0).any():
+        raise InvalidValueError(
+            f"{criterion!r} is to select {count} units of group '{group.name}' by their indices below {group.size}, "
+            f"rising. Received: {shown(chosen)}."
+        )
+    return chosen
 
 
 def filter_tensors(member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:

@@ -21,9 +21,6 @@ class Dead(Criterion):
         Dead()
     """
 
-    def __repr__(self) -> str:
-        return "Dead()"
-
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         readers = [m for m in group.members if m.role == "input"]
         return sum((np.abs(read_filters(m, weights)).sum(axis=1) for m in readers), np.zeros(group.size))

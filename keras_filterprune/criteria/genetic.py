@@ -46,9 +46,6 @@ class Genetic(Observed):
         self.generations = check_integer("generations", generations, least=0)
         self.seed = check_integer("seed", seed, least=0)
 
-    def __repr__(self) -> str:
-        return f"Genetic(population={self.population}, generations={self.generations}, seed={self.seed})"
-
     def moment(self, rows: np.ndarray) -> np.ndarray:
         # The error itself, not what is left of it once a bias has taken up its mean.
         return product(rows, rows) / len(rows)

@@ -50,9 +50,6 @@ class FPOMP(Criterion):
         self.selection = check_option("selection", selection, _SELECTIONS)
         self._scores: dict[str, np.ndarray] = {}
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(selection={self.selection!r})"
-
     def observe(
         self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
     ) -> Criterion:

@@ -30,8 +30,5 @@ class Random(Criterion):
     def __init__(self, seed: int = 0):
         self.seed = check_integer("seed", seed, least=0)
 
-    def __repr__(self) -> str:
-        return f"Random(seed={self.seed})"
-
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         return np.random.default_rng([self.seed, zlib.crc32(group.name.encode())]).random(group.size)

@@ -44,9 +44,6 @@ class Observed(Criterion):
     def __init__(self):
         self._found: dict[str, np.ndarray] | None = None
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
     def importance(self, graph: ChannelGraph, inputs: list[Any], progress: bool) -> Importance:
         """`f(call, variance)`: what a unit of squared error in a consumer's output counts.
 

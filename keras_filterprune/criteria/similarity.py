@@ -75,9 +75,6 @@ class Similarity(_Pairwise):
         Similarity(sign='first_channel')
     """
 
-    def __repr__(self) -> str:
-        return f"Similarity(sign={self.sign!r})"
-
     def embed(self, group: Group, prototypes: np.ndarray) -> np.ndarray:
         return prototypes
 

@@ -73,9 +73,6 @@ class TaylorGate(Criterion):
     def __init__(self):
         self._squares: np.ndarray | None = None
 
-    def __repr__(self) -> str:
-        return "TaylorGate()"
-
     def observe(
         self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
     ) -> Criterion:

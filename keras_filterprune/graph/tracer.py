@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.types import Bind, ChannelGraph, Group, Member, ModelView, Pinned, Shape, Tensor, Term
 
 _NO_FILTER = "is zero padding that no filter fills"
@@ -61,6 +62,9 @@ class Tracer:
     def tie(self, *vectors: np.ndarray) -> None:
         """Channels at the same position of these id vectors live and die together."""
         first = vectors[0]
+        if len({len(vector) for vector in vectors}) > 1:
+            lengths = ", ".join(str(len(vector)) for vector in vectors)
+            raise UnsupportedLayerError(f"channels are tied in id vectors of one length. Received: {lengths}.")
         self._ties.extend(np.stack([first, other]) for other in vectors[1:] if other is not first)
 
     def pin(self, ids: np.ndarray, reason: str, first: bool = False) -> None:

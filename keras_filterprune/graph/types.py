@@ -120,13 +120,13 @@ class Tensor:
         return self.axis is not None
 
 
+# What an axis of a weight has to do with channels, see `Member`.
+ROLES = ("filter", "input", "channel")
+
+
 @dataclass(frozen=True, eq=False)
 class Bind:
-    """Axis `axis` of weight `weight` of layer `layer` is indexed by the channels `ids`.
-
-    `role` is `"filter"` (the axis numbers the filters of a kernel), `"input"` (the axis reads incoming channels)
-    or `"channel"` (one value per channel: bias, batch normalization).
-    """
+    """Axis `axis` of weight `weight` of layer `layer` is indexed by the channels `ids`; `role` as in `Member`."""
 
     layer: str
     weight: str

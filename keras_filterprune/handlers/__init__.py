@@ -15,9 +15,8 @@ from keras_filterprune.handlers import wrapping as wrapping
 from keras_filterprune.handlers.activation import Elementwise as Elementwise
 from keras_filterprune.handlers.base import Handler as Handler
 from keras_filterprune.handlers.base import Resize as Resize
-from keras_filterprune.handlers.base import last_axis_ids as last_axis_ids
+from keras_filterprune.handlers.base import read_last_axis as read_last_axis
 from keras_filterprune.handlers.linear import Linear as Linear
 from keras_filterprune.handlers.linear import Window as Window
-from keras_filterprune.handlers.registry import handler_for as handler_for
 from keras_filterprune.handlers.registry import register_handler as register_handler
 from keras_filterprune.handlers.statistics import Statistics as Statistics

@@ -73,17 +73,54 @@ class Handler(abc.ABC):
 
     Attributes:
         sized: the configuration depends on the number of channels although no weight does (`Reshape`); a layer
-            of this kind that is called again needs the same channels at each call.
+            of this kind that is called again needs the same channels at each call (False).
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> class Scale(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.gamma = self.add_weight((shape[-1],), "ones", name="gamma")
+        ...     def call(self, x):
+        ...         return x * self.gamma
+        ...
+        >>> @kfp.register_handler(Scale)
+        ... class ScaleHandler(kfp.handlers.Handler):
+        ...     def trace(self, call, inputs, t):
+        ...         ids = kfp.handlers.read_last_axis(call, inputs[0], t)
+        ...         t.bind(call.path, "gamma", 0, ids)
+        ...         return [kfp.handlers.Tensor(call.output_shapes[0], len(call.output_shapes[0]) - 1, ids)]
+        ...
+        >>> layers = [keras.layers.Conv2D(8, 3, name="conv"), Scale(name="scale"), keras.layers.Conv2D(2, 1)]
+        >>> small = kfp.prune_model(keras.Sequential([keras.Input((8, 8, 3)), *layers]), "l2", 0.5)
+        >>> small.get_layer("conv").filters, small.get_layer("scale").gamma.shape
+        (4, (4,))
     """
 
     sized = False
 
     @abc.abstractmethod
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        """Report what this call does to its input channels; return one `Tensor` per output."""
+        """Report what a call does to its input channels.
+
+        Args:
+            call: the call, with the live layer as `call.op`.
+            inputs: its tensors, with the ids of their channels where they are tracked.
+            t: takes the reports: which channels begin here, which are tied, which stay, which weights they index.
+
+        Returns:
+            One `Tensor` per output, in the order of `call.output_shapes`.
+        """
 
     def resize(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
-        """The `get_config()` of the operation after removal; `config` is a copy and may be changed."""
+        """The configuration after removal.
+
+        Args:
+            config: the `get_config()` of the operation, a copy that may be changed.
+            r: which channels stay.
+
+        Returns:
+            The configuration of the smaller operation; the same by default.
+        """
         return config
 
     def rewrite(self, args: tuple, kwargs: dict, r: Resize) -> tuple[tuple, dict]:
@@ -130,35 +167,24 @@ def weight_axis(call: Call, weight: str, axis: int) -> int:
     return axis % len(named_weights(call.op)[weight].shape)
 
 
-def last_axis_ids(call: Call, x: Tensor, t: Tracer) -> np.ndarray:
-    """Get the ids of the last axis of a call's input, where most layers have their channels.
+def read_last_axis(call: Call, x: Tensor, t: Tracer) -> np.ndarray:
+    """Read the ids of a tensor's last axis, where most layers have their channels.
 
     Args:
         call: the call that reads `x`.
-        x: the input.
+        x: one of its inputs.
         t: the tracer, which pins channels that lie on another axis.
 
     Returns:
         int64 array of shape (channels,); new ids, pinned, where none are tracked.
 
     Example:
-        >>> import keras, keras_filterprune as kfp
-        >>> class Scale(keras.layers.Layer):
-        ...     def build(self, shape):
-        ...         self.gamma = self.add_weight((shape[-1],), "ones", name="gamma")
-        ...     def call(self, x):
-        ...         return x * self.gamma
-        ...
-        >>> @kfp.register_handler(Scale)
-        ... class ScaleHandler(kfp.handlers.Handler):
-        ...     def trace(self, call, inputs, t):
-        ...         ids = kfp.handlers.last_axis_ids(call, inputs[0], t)
-        ...         t.bind(call.path, "gamma", 0, ids)
-        ...         return [kfp.handlers.Tensor(call.output_shapes[0], len(call.output_shapes[0]) - 1, ids)]
-        ...
-        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), Scale(), keras.layers.Conv2D(2, 1)]
-        >>> [group.size for group in kfp.analyze(keras.Sequential(layers)).groups]
-        [4]
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+        >>> call = kfp.analyze(model).view.calls[1]
+        >>> x = kfp.handlers.Tensor((None, 8, 8, 3), axis=3, ids=np.arange(3))
+        >>> kfp.handlers.read_last_axis(call, x, kfp.handlers.Tracer())
+        array([0, 1, 2])
     """
     if x.axis == len(x.shape) - 1:
         return x.ids

@@ -14,7 +14,7 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.activation import pin_mixing_activation
-from keras_filterprune.handlers.base import Handler, Resize, last_axis_ids, volume, weight_axis
+from keras_filterprune.handlers.base import Handler, Resize, read_last_axis, volume, weight_axis
 from keras_filterprune.handlers.linear import Linear, Window
 from keras_filterprune.handlers.registry import register_handler
 
@@ -42,7 +42,7 @@ class Conv(Handler):
     """Kernel (*window, in / groups, out); the same position of every group is tied, so groups stay equal."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x, op = last_axis_ids(call, inputs[0], t), call.op
+        x, op = read_last_axis(call, inputs[0], t), call.op
         positions = volume(call.output_shapes[0][1:-1]) * math.prod(op.kernel_size)
         in_axis, out_axis = (weight_axis(call, "kernel", axis) for axis in (-2, -1))
         if op.groups > 1 and op.groups == len(x):
@@ -77,7 +77,7 @@ class ConvTranspose(Handler):
     """Kernel (*window, out, in): the channel axes are swapped."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x = last_axis_ids(call, inputs[0], t)
+        x = read_last_axis(call, inputs[0], t)
         out = t.fresh(call.op.filters, (call.path, "filters"))
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -1), x, "input")
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -2), out, "filter")
@@ -97,7 +97,7 @@ class DepthwiseConv(Handler):
     """Kernel (*window, in, multiplier): output channel c * multiplier + q comes from input channel c."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x, op = last_axis_ids(call, inputs[0], t), call.op
+        x, op = read_last_axis(call, inputs[0], t), call.op
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -2), x, "filter")
         out = np.repeat(x, op.depth_multiplier) if op.depth_multiplier > 1 else x
         t.spend(call.path, volume(call.output_shapes[0][1:-1]) * math.prod(op.kernel_size), out)
@@ -112,7 +112,7 @@ class SeparableConv(Handler):
     """A depthwise kernel (*window, in, multiplier) followed by a pointwise one (*ones, in * multiplier, out)."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x, op = last_axis_ids(call, inputs[0], t), call.op
+        x, op = read_last_axis(call, inputs[0], t), call.op
         middle = np.repeat(x, op.depth_multiplier) if op.depth_multiplier > 1 else x
         out = t.fresh(op.filters, (call.path, "filters"))
         t.bind(call.path, "depthwise_kernel", weight_axis(call, "depthwise_kernel", -2), x)
@@ -135,7 +135,7 @@ class Dense(Handler):
     """Kernel (in, units), applied along the last axis of a tensor of any rank."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x = last_axis_ids(call, inputs[0], t)
+        x = read_last_axis(call, inputs[0], t)
         out = t.fresh(call.op.units, (call.path, "filters"))
         t.bind(call.path, "kernel", 0, x, "input")
         t.bind(call.path, "kernel", 1, out, "filter")

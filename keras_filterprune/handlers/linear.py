@@ -19,6 +19,13 @@ class Window:
     Attributes:
         kernel_size, strides, dilation_rate: tuples of integers.
         padding: "valid", "same" or "causal".
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> window = kfp.handlers.Window((3, 3), strides=(1, 1), padding="valid", dilation_rate=(1, 1))
+        >>> y = window.over(keras.ops.conv, keras.ops.ones((1, 8, 8, 3)), keras.ops.ones((3, 3, 3, 4)))
+        >>> tuple(y.shape)
+        (1, 6, 6, 4)
     """
 
     kernel_size: tuple[int, ...]

@@ -19,8 +19,16 @@ class Statistics:
         op: the layer.
         axis: of the channels, negative perhaps.
         epsilon: added to the variance.
-        mean, variance: names of weights, of shape (channels,).
-        scale, offset: likewise; the layer may lack them.
+        mean, variance: names of weights, of shape (channels,) ("moving_mean", "moving_variance").
+        scale, offset: likewise; the layer may lack them ("gamma", "beta").
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layer = keras.layers.BatchNormalization(scale=False)
+        >>> layer.build((None, 4))
+        >>> statistics = kfp.handlers.Statistics(layer, axis=-1, epsilon=layer.epsilon)
+        >>> statistics.weight("moving_mean").shape, statistics.weight("gamma")
+        ((4,), None)
     """
 
     op: Any

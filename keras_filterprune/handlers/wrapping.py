@@ -11,7 +11,7 @@ import keras
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.handlers.base import Handler, Resize, give_up, last_axis_ids, untracked, volume
+from keras_filterprune.handlers.base import Handler, Resize, give_up, read_last_axis, untracked, volume
 from keras_filterprune.handlers.convolution import Conv, Dense
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.registry import handler_for, register_handler
@@ -64,7 +64,7 @@ def _read_in_time(call: Call, inputs: tuple[Tensor, ...], t: Tracer, layers: lis
     handlers = [handler_for(layer) for layer in layers]
     if not all(isinstance(handler, Recurrent) for handler in handlers) or len(inputs) > 1:
         return give_up(call, inputs, t, "feeds")
-    x = last_axis_ids(call, inputs[0], t)
+    x = read_last_axis(call, inputs[0], t)
     steps = volume(call.input_shapes[0][1:2])
     for name in named_weights(call.op):
         if name.startswith("kernel"):

@@ -11,7 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.allocators.base import Allocation
+from keras_filterprune.allocators.base import Allocation, check_counts
+from keras_filterprune.criteria.base import check_scores, check_selected
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Group
 from keras_filterprune.methods import Method
@@ -74,7 +75,7 @@ class Planner:
         problem, task = self.problem(limit), self.task
         if task.budget.settles_counts:
             return problem.legal(task.budget.counts(task.graph.groups, self._redundant))
-        return task.recipe.allocator.allocate(problem)
+        return check_counts(task.recipe.allocator, problem, task.recipe.allocator.allocate(problem))
 
     def select(self, counts: np.ndarray) -> Kept:
         """The units that stay, given kept counts, int64 of shape (n_groups,)."""
@@ -112,7 +113,8 @@ class Planner:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _scores(self, number: int) -> np.ndarray:
-        return self.criterion.scores(self.task.graph.groups[number], self.task.weights).copy()
+        group = self.task.graph.groups[number]
+        return check_scores(self.criterion, group, self.criterion.scores(group, self.task.weights))
 
     def _evaluate(self, counts: np.ndarray) -> float:
         return self.trial(self.select(counts))
@@ -125,7 +127,8 @@ class Planner:
         if count == group.size:
             return np.arange(count)
         if (number, count) not in self._selected:
-            self._selected[number, count] = self.criterion.select(group, count, self.task.weights)
+            chosen = self.criterion.select(group, count, self.task.weights)
+            self._selected[number, count] = check_selected(self.criterion, group, count, chosen)
         return self._selected[number, count]
 
     def _redundant(self, group: Group) -> int:

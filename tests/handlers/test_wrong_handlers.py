@@ -19,7 +19,7 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Tensor
 from keras_filterprune.handlers import registry
 from keras_filterprune.handlers.activation import Elementwise, PReLU
-from keras_filterprune.handlers.base import last_axis_ids, untracked, weight_axis
+from keras_filterprune.handlers.base import read_last_axis, untracked, weight_axis
 from keras_filterprune.handlers.convolution import Conv, ConvTranspose, Dense, DepthwiseConv, SeparableConv, _finish
 from keras_filterprune.handlers.joining import Concatenate, GetItem, Split
 from keras_filterprune.handlers.normalization import BatchNormalization, GroupNormalization, LayerNormalization
@@ -164,7 +164,7 @@ class ReshapeKeepsTarget(ReshapeLayer):
 @wrong(layers.Conv2DTranspose, body=lambda x: layers.Conv2DTranspose(8, 3, name="up")(x))
 class TransposeSwappedAxes(ConvTranspose):
     def trace(self, call, inputs, t):
-        x, out = last_axis_ids(call, inputs[0], t), t.fresh(call.op.filters, (call.path, "filters"))
+        x, out = read_last_axis(call, inputs[0], t), t.fresh(call.op.filters, (call.path, "filters"))
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -2), x, "input")
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -1), out, "filter")
         return _finish(call, out, t)
@@ -175,7 +175,7 @@ class TransposeSwappedAxes(ConvTranspose):
 )
 class DepthwiseTiles(DepthwiseConv):
     def trace(self, call, inputs, t):
-        x, op = last_axis_ids(call, inputs[0], t), call.op
+        x, op = read_last_axis(call, inputs[0], t), call.op
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -2), x, "filter")
         return _finish(call, np.tile(x, op.depth_multiplier), t)
 
@@ -183,7 +183,7 @@ class DepthwiseTiles(DepthwiseConv):
 @wrong(layers.SeparableConv2D, body=lambda x: layers.SeparableConv2D(7, 3, depth_multiplier=2, name="sep")(x))
 class SeparableTiles(SeparableConv):
     def trace(self, call, inputs, t):
-        x, out = last_axis_ids(call, inputs[0], t), t.fresh(call.op.filters, (call.path, "filters"))
+        x, out = read_last_axis(call, inputs[0], t), t.fresh(call.op.filters, (call.path, "filters"))
         t.bind(call.path, "depthwise_kernel", 2, x)
         t.bind(call.path, "pointwise_kernel", 2, np.tile(x, 2), "input")
         t.bind(call.path, "pointwise_kernel", 3, out, "filter")
@@ -206,7 +206,7 @@ class AddTiesReversed(Elementwise):
 @wrong(layers.Conv2D, body=lambda x: conv(x, 8, "grouped", groups=2))
 class GroupsNotTied(Conv):
     def trace(self, call, inputs, t):
-        x, out = last_axis_ids(call, inputs[0], t), t.fresh(call.op.filters, (call.path, "filters"))
+        x, out = read_last_axis(call, inputs[0], t), t.fresh(call.op.filters, (call.path, "filters"))
         t.bind(call.path, "kernel", 2, x.reshape(call.op.groups, -1)[0], "input")
         t.bind(call.path, "kernel", 3, out, "filter")
         return _finish(call, out, t)
