@@ -20,7 +20,7 @@ from keras_filterprune.handlers.base import Handler, Resize
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import explained, handler_for
 from keras_filterprune.rebuild.compiled import compile_like
-from keras_filterprune.rebuild.state import carry_state, copy_trainable, copy_weights, prepare
+from keras_filterprune.rebuild.state import build_like, carry_state, copy_trainable, copy_weights, prepare
 from keras_filterprune.rebuild.verify import compare_models
 
 
@@ -106,7 +106,9 @@ class Cloner:
         with _surroundings(self.policy(model), getattr(model, "distribute_strategy", None)):
             twin = self.model(model)
         for old, new in self._made:
-            self.fill(old, new)
+            if id(old) not in self.gone:
+                build_like(old, new)
+                self.fill(old, new)
         self.write()
         copy_trainable(model, twin, self.twins)
         return twin

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +13,6 @@ import keras
 import numpy as np
 
 from keras_filterprune.graph.keras_view import copy_value, named_weights
-from keras_filterprune.graph.live import is_function
 
 _MISSING = object()
 
@@ -29,6 +30,13 @@ def prepare(old: Any, new: Any, resized: bool = False) -> None:
             new.load_assets(folder)
     for a, b in _pairs(old, new):
         _carry_attributes(a, b, resized, [name for name in vars(a) if vars(b).get(name) is None])
+
+
+def build_like(old: Any, new: Any) -> None:
+    """Build what a clone holds and Keras builds when a layer is called on numbers alone: activations with weights."""
+    for a, b in _pairs(old, new):
+        if a.built and not b.built:
+            b.build_from_config(a.get_build_config())
 
 
 def carry_state(old: Any, new: Any, resized: bool = False) -> None:
@@ -101,7 +109,7 @@ def _carry_attributes(old: Any, new: Any, resized: bool, names: list[str]) -> No
             # What the clone has made for itself fits its own number of channels.
             carried = (known is _MISSING or known is None) and isinstance(value, int | float | str)
         else:
-            carried = _is_data(value) or (known is _MISSING and is_function(value) and not _knows(value, old))
+            carried = _is_data(value, old)
         if carried:
             vars(new)[name] = _copied(value, known)
 
@@ -114,20 +122,29 @@ def _kept_by_keras() -> frozenset[str]:
     return frozenset(vars(layer))
 
 
-def _knows(function: Any, layer: Any) -> bool:
-    """Whether a function is a layer's own: a method of it, or made by one."""
-    enclosed = [getattr(cell, "cell_contents", None) for cell in getattr(function, "__closure__", None) or ()]
-    return any(value is layer for value in (getattr(function, "__self__", None), *enclosed))
-
-
-def _is_data(value: Any) -> bool:
+def _is_data(value: Any, layer: Any) -> bool:
+    """Whether a value means to another layer what it means to this one."""
     if isinstance(value, dict):
-        return all(map(_is_data, value.values()))
+        value = list(value.values())
     if isinstance(value, list | tuple):
-        return all(map(_is_data, value))
+        return all(_is_data(entry, layer) for entry in value)
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType | functools.partial):
+        return not _knows(value, layer)
     plain = value is None or isinstance(value, bool | int | float | complex | str | bytes | np.ndarray | np.generic)
     # TensorFlow's own variables call themselves tensors.
     return plain or (keras.ops.is_tensor(value) and not hasattr(value, "assign"))
+
+
+def _knows(function: Any, layer: Any) -> bool:
+    """Whether a function is a layer's own: a method of it, or made by one."""
+    if isinstance(function, functools.partial):
+        return any(value is layer for value in function.args) or _knows(function.func, layer)
+    known = [getattr(function, "__self__", None)]
+    for cell in getattr(function, "__closure__", None) or ():
+        # A cell may be empty.
+        with contextlib.suppress(ValueError):
+            known.append(cell.cell_contents)
+    return any(value is layer for value in known)
 
 
 def _copied(value: Any, known: Any) -> Any:
