@@ -123,10 +123,11 @@ def held_objects(thing: Any) -> list[Any]:
     while waiting:
         value = waiting.pop()
         if isinstance(value, list | tuple | dict):
-            waiting += value.values() if isinstance(value, dict) else value
+            # TensorFlow's wrapped tuples do not add to lists.
+            waiting.extend(value.values() if isinstance(value, dict) else value)
         elif isinstance(value, _CONFIGURED) and id(value) not in found:
             found[id(value)] = value
-            waiting += vars(value).values()
+            waiting.extend(vars(value).values())
     return list(found.values())
 
 

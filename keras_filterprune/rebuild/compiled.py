@@ -68,9 +68,19 @@ def compile_like(model: keras.Model, twin: keras.Model, variables: Mapping[int, 
                 f"The result is compiled without {kind}, because one of them cannot be built from its get_config() "
                 f"({first_line(error)}) Call compile() again."
             )
+    if twin.output_names != model.output_names:
+        # The layers at the ends are called differently, in the same order.
+        for kind in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            arguments[kind] = _in_order(arguments[kind], model.output_names)
+        twin.output_names = list(model.output_names)
     twin.compile(optimizer, **arguments)
     twin.optimizer.build(twin.trainable_variables)
     return notes
+
+
+def _in_order(given: Any, names: list[str]) -> Any:
+    """What stands under the names of outputs, as a list."""
+    return [given.get(name) for name in names] if isinstance(given, dict) and set(given) <= set(names) else given
 
 
 def _metric_like(metric: Any) -> Any:
