@@ -76,8 +76,8 @@ def _name(function: Any, own: str) -> str | None:
     values = _called(function, _PLACES)
     if values is None or not _treats_alike(function, (None, 5), "float32"):
         return None
-    # Its own name first: silu and swish are the same.
-    for name in sorted(ELEMENTWISE, key=lambda name: (name != own, name)):
+    # Its own name first, then short ones: silu and swish are the same, and celu is elu.
+    for name in sorted(ELEMENTWISE, key=lambda name: (name != own, len(name), name)):
         known = _called(getattr(keras.activations, name), _PLACES)
         if known is not None and np.allclose(values, known, rtol=1e-5, atol=1e-6):
             return name
