@@ -204,7 +204,8 @@ def difference(model, twin):
 
 
 def with_adapters(model):
-    return add_adapters(model, wrappable(kfp.analyze(model)))
+    graph = kfp.analyze(model)
+    return add_adapters(model, graph, wrappable(graph))
 
 
 # What equals the original.
