@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import keras
+
+from keras_filterprune.graph.keras_view import view_model
+from keras_filterprune.rebuild.clone import Cloner
+from keras_filterprune.rebuild.verify import rounding
 
 _HALF = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 
@@ -21,35 +24,42 @@ def _half_precision_layers(model: keras.Model) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def in_float32(model: keras.Model) -> tuple[keras.Model, list[str]]:
-    """The model, or its float32 twin where layers compute in half precision, and the names of these layers."""
+def in_float32(model: keras.Model) -> tuple[keras.Model, list[str], float]:
+    """A model as it can be converted.
+
+    Returns:
+        The model, or its float32 twin where layers compute in half precision; the names of these layers; and how far
+        outputs of the twin may be from the model's, relative to the largest.
+    """
     halves = _half_precision_layers(model)
-    return (_float32_twin(model) if halves else model), halves
+    if not halves:
+        return model, [], 0.0
+    view = view_model(model)
+    return _Float32(view).result(model, compiled=False), halves, rounding(view)
 
 
-def _float32_twin(model: keras.Model) -> keras.Model:
-    sequential = isinstance(model, keras.Sequential)
-    # clone_model would compile the copy, and fail on custom losses: this one shares the layers and has no loss.
-    plain = keras.Model(*((model.inputs[0], model.outputs[0]) if sequential else (model.input, model.output)))
-    twin = keras.models.clone_model(plain, clone_function=_clone)
-    twin.name = model.name
-    twin.set_weights(model.get_weights())
-    return twin
+class _Float32(Cloner):
+    """Clones a model with other dtype policies."""
 
+    def policy(self, model: keras.Model) -> str:
+        return "float32"
 
-def _clone(layer: Any) -> Any:
-    config = _in_float32(copy.deepcopy(layer.get_config()))
-    if isinstance(layer, keras.layers.Lambda):
-        # Its code already ran in this process.
-        return type(layer).from_config(config, safe_mode=False)
-    return type(layer).from_config(config)
+    def check(self, model: keras.Model, twin: keras.Model) -> None:
+        """The file is compared with the model itself, on data that do not overflow."""
+
+    def config(self, op: Any) -> dict[str, Any]:
+        config = super().config(op)
+        return _in_float32(config) if isinstance(op, keras.layers.Layer) else config
 
 
 def _in_float32(value: Any) -> Any:
     if isinstance(value, dict):
         if value.get("class_name") == "DTypePolicy" and value["config"]["name"] in _HALF:
             return value | {"config": {"name": "float32"}}
-        return {key: _in_float32(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
+        return {
+            key: "float32" if key == "dtype" and isinstance(entry, str) and entry in _HALF else _in_float32(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list | tuple):
         return type(value)(map(_in_float32, value))
     return value

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import UnsupportedModelError
+from keras_filterprune.graph.live import serializable
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 
 # Sides assumed where a model leaves them open: images and signals, and sequences of tokens.
@@ -106,7 +107,8 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
             raise UnsupportedModelError(_no_graph_message(model))
         model = keras.Model(inputs, outputs, name=model.name)
     try:
-        return model, model.get_config()
+        with serializable(model):
+            return model, model.get_config()
     except (NotImplementedError, TypeError, ValueError) as error:
         raise UnsupportedModelError(
             f"model '{model.name}' has no configuration to rebuild it from: one of its layers raised "

@@ -10,6 +10,7 @@ import numpy as np
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor, TensorRef
 from keras_filterprune.handlers.base import Handler, Resize, describe, give_up, untracked
+from keras_filterprune.handlers.functions import ELEMENTWISE, activation_name, is_elementwise
 from keras_filterprune.handlers.registry import (
     handler_for,
     keras_class,
@@ -21,27 +22,24 @@ from keras_filterprune.handlers.registry import (
 
 L = keras.layers
 
-# Built-in activations that look at one number at a time; softmax, glu and the like mix channels.
-ELEMENTWISE = frozenset(
-    """
-        linear relu relu6 leaky_relu elu selu celu gelu silu swish mish softplus softsign sigmoid hard_sigmoid
-        hard_silu hard_swish tanh hard_tanh tanh_shrink soft_shrink hard_shrink squareplus exponential
-        log_sigmoid sparse_plus sparse_sigmoid threshold
-    """.split()
-)
-
 
 def pin_mixing_activation(call: Call, ids: np.ndarray, t: Tracer) -> None:
-    """Pin the channels of a call whose activation is not known to act on one number at a time."""
+    """Pin the channels of a call whose activation does not act on one number at a time."""
     activation = getattr(call.op, "activation", None)
-    if activation is None or isinstance(activation, keras.layers.Layer):
-        name = type(activation).__name__ if activation is not None else "linear"
-        elementwise = activation is None or type(handler_for(activation)) is Elementwise
+    if activation is None:
+        return
+    if isinstance(activation, keras.layers.Layer):
+        name, elementwise = type(activation).__name__, type(handler_for(activation)) is Elementwise
     else:
         name = getattr(activation, "__name__", type(activation).__name__)
-        elementwise = name in ELEMENTWISE and getattr(keras.activations, name, None) is activation
+        elementwise = is_elementwise(activation, call.output_shapes[0], getattr(call.op, "compute_dtype", "float32"))
     if not elementwise:
         t.pin(ids, f"goes through activation '{name}' of {describe(call)}, not known to be element-wise")
+
+
+def named(activation: Any) -> str | None:
+    """Name of an activation of Keras that a function computes, "linear" for None; None for layers and all others."""
+    return None if isinstance(activation, keras.layers.Layer) else activation_name(activation)
 
 
 def own_activation(op: Any) -> Any:
@@ -55,8 +53,7 @@ def own_activation(op: Any) -> Any:
 def is_activation(op: Any) -> bool:
     """Whether an operation ends in a non-linear function of one number at a time."""
     if isinstance(op, L.Layer):
-        own = own_activation(op) not in (None, keras.activations.linear)
-        return own or keras_class(op) in (L.ReLU, L.LeakyReLU, L.ELU, L.PReLU)
+        return named(own_activation(op)) != "linear" or keras_class(op) in (L.ReLU, L.LeakyReLU, L.ELU, L.PReLU)
     return keras_name(op).lower() in {name.replace("_", "") for name in ELEMENTWISE}
 
 
@@ -72,7 +69,8 @@ def rectifier(op: Any) -> str | None:
         limits = tuple(getattr(op, name, op) for name in ("max_value", "negative_slope", "threshold"))
         return {(None, 0, 0): "relu", (6, 0, 0): "relu6"}.get(limits)
     if keras_class(op) is L.Activation:
-        return {keras.activations.relu: "relu", keras.activations.relu6: "relu6"}.get(getattr(op, "activation", None))
+        name = named(getattr(op, "activation", None))
+        return name if name in ("relu", "relu6") else None
     return {"Relu": "relu", "Relu6": "relu6"}.get(keras_name(op))
 
 

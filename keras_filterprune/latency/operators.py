@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_filterprune.cost.widths import Widths
 from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
-from keras_filterprune.handlers.activation import own_activation, rectifier
+from keras_filterprune.handlers.activation import named, own_activation, rectifier
 from keras_filterprune.handlers.registry import explained, keras_class, keras_name
 
 L = keras.layers
@@ -203,10 +203,8 @@ def _is_affine(call: Call) -> bool:
 
 def _activation_name(activation: Any) -> str:
     """Name of an activation, be it a function or a layer."""
-    if activation is None:
-        return "linear"
     if not isinstance(activation, keras.Layer):
-        return getattr(activation, "__name__", type(activation).__name__)
+        return named(activation) or getattr(activation, "__name__", type(activation).__name__)
     known = {L.LeakyReLU: "leaky_relu", L.ELU: "elu", L.Softmax: "softmax"}
     return rectifier(activation) or known.get(keras_class(activation), type(activation).__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
-from keras_filterprune.handlers.activation import is_activation
+from keras_filterprune.handlers.activation import is_activation, named
 from keras_filterprune.handlers.registry import keras_name
 from keras_filterprune.probe.data import check_class_scores, labelled_inputs
 from keras_filterprune.probe.execute import Executor
@@ -181,11 +181,10 @@ def _are_logits(view: ModelView, scores: np.ndarray) -> bool:
     # One logit can lie in [0, 1] for all samples: the activation tells.
     call = view.calls[view.outputs[0].call]
     function = getattr(call.op, "activation", None)
-    passes = None, keras.activations.linear
-    while call.inputs and function in passes and not is_activation(call.op) and not named_weights(call.op):
+    while call.inputs and named(function) == "linear" and not is_activation(call.op) and not named_weights(call.op):
         call = view.calls[call.inputs[0].call]
         function = getattr(call.op, "activation", None)
-    return function is not keras.activations.sigmoid and keras_name(call.op) != "Sigmoid"
+    return named(function) != "sigmoid" and keras_name(call.op) != "Sigmoid"
 
 
 def cross_entropy(scores: Any, labels: np.ndarray, logits: bool) -> Any:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
-from keras_filterprune.handlers.activation import is_relu
+from keras_filterprune.handlers.activation import is_relu, named
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import keras_name, linear_of, statistics_of
 
@@ -37,8 +36,8 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
         linear = linear_of(call.op) if call.inputs else None
         if linear is None:
             continue
-        if linear.activation not in (None, keras.activations.linear):
-            found[call.path] = Outlet(rectified=linear.activation is keras.activations.relu)
+        if named(linear.activation) != "linear":
+            found[call.path] = Outlet(rectified=named(linear.activation) == "relu")
             continue
         after, at, normalization = view.only_reader(number), number, None
         statistics = None if after is None else statistics_of(view.calls[after].op)

@@ -16,7 +16,8 @@ from keras_filterprune.graph.keras_view import copy_value, named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.handlers.base import volume
 from keras_filterprune.handlers.registry import linear_of
-from keras_filterprune.rebuild.clone import Rewriter, without_old_shapes
+from keras_filterprune.rebuild.clone import Cloner, without_old_shapes
+from keras_filterprune.rebuild.verify import rounding
 
 L = keras.layers
 # What a convolution does after its kernel: this moves with the end of the chain.
@@ -71,8 +72,8 @@ def merge_adapters(model: keras.Model, params: bool = False) -> keras.Model:
     return _Merger(analyze(model), params).result(model)
 
 
-class _InPlace(Rewriter):
-    """A rewriter that sees where every layer's output goes."""
+class _InPlace(Cloner):
+    """A cloner that sees where every layer's output goes."""
 
     def model(self, model: keras.Model) -> keras.Model:
         if not isinstance(model, keras.Sequential):
@@ -84,22 +85,21 @@ class _InPlace(Rewriter):
 
 class _Adder(_InPlace):
     def __init__(self, graph: ChannelGraph, wrapped: set[int]):
-        super().__init__(graph)
-        self.written = wrapped
+        super().__init__(graph.view)
+        self._wrapped = wrapped
         self._around: dict[int, tuple[Any, Any]] = {}
         self._copied: list[tuple[Any, Any, Any, Any]] = []
 
     def _clone(self, op: Any) -> Any:
-        if id(op) not in self.written:
+        if id(op) not in self._wrapped:
             return super()._clone(op)
-        config = without_old_shapes(op.get_config())
+        config = without_old_shapes(self.config(op))
         plain = config | {"use_bias": False, "activation": None, "activity_regularizer": None}
         pointwise = {"kernel_size": 1, "strides": 1, "dilation_rate": 1, "padding": "valid"}
-        kind = type(op)
-        core = kind.from_config(plain)
-        channels = op.kernel.shape[-2]
-        before = kind.from_config(plain | pointwise | {"filters": channels, "name": op.name + BEFORE})
-        after = kind.from_config(config | pointwise | {"name": op.name + AFTER})
+        kind, channels = type(op), op.kernel.shape[-2]
+        core = self.live.build(kind, plain)
+        before = self.live.build(kind, plain | pointwise | {"filters": channels, "name": op.name + BEFORE})
+        after = self.live.build(kind, config | pointwise | {"name": op.name + AFTER})
         self._around[id(core)] = before, after
         self._copied.append((op, before, core, after))
         return core
@@ -123,7 +123,9 @@ class _Adder(_InPlace):
 
 class _Merger(_InPlace):
     def __init__(self, graph: ChannelGraph, params: bool):
-        super().__init__(graph)
+        super().__init__(graph.view)
+        # Products of kernels round, as no copy does.
+        self.tolerance = max(1e-3, rounding(graph.view))
         self._cores: dict[int, tuple[Adapted, bool, bool]] = {}
         self._gone: set[int] = set()
         self._skipped: set[int] = set()
@@ -131,7 +133,6 @@ class _Merger(_InPlace):
             into, onto = _merged(found, params)
             self._cores[id(found.core.op)] = found, into, onto
             self._gone |= {id(c.op) for c, merge in ((found.before, into), (found.after, onto)) if merge}
-        self.written = set(self._cores) | self._gone
 
     def _clone(self, op: Any) -> Any:
         if id(op) in self._gone:
@@ -142,11 +143,11 @@ class _Merger(_InPlace):
         if id(op) not in self._cores:
             return super()._clone(op)
         found, _, onto = self._cores[id(op)]
-        config = without_old_shapes(op.get_config())
+        config = without_old_shapes(self.config(op))
         if onto:
-            behind = without_old_shapes(found.after.op.get_config())
+            behind = without_old_shapes(self.config(found.after.op))
             config |= {"filters": behind["filters"]} | {name: behind[name] for name in _AFTER_KERNEL}
-        return type(op).from_config(config)
+        return self.live.build(type(op), config)
 
     def call(self, twin: Any, *args, **kwargs) -> Any:
         return args[0] if id(twin) in self._skipped else super().call(twin, *args, **kwargs)

@@ -1,9 +1,10 @@
-"""Clone a model with some of its channels missing: resized layers, rewritten call arguments, copied weights."""
+"""Clone a model, equal or with some of its channels missing: every copy that the library makes is made here."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,15 @@ import numpy as np
 
 from keras_filterprune.errors import SurgeryError, UnsupportedModelError
 from keras_filterprune.graph.kept import Kept
-from keras_filterprune.graph.keras_view import copy_value, first_line, functional_class, named_weights
-from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.graph.keras_view import first_line, functional_class, named_weights, view_model
+from keras_filterprune.graph.live import LiveObjects
+from keras_filterprune.graph.types import ModelView
 from keras_filterprune.handlers.base import Handler, Resize
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import explained, handler_for
+from keras_filterprune.rebuild.compiled import compile_like
+from keras_filterprune.rebuild.state import build_like, carry_state, copy_trainable, copy_weights, prepare
+from keras_filterprune.rebuild.verify import compare_models
 
 
 def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:
@@ -35,11 +40,9 @@ def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:
         for number, (call, (inputs, outputs)) in enumerate(zip(graph.view.calls, graph.tensors, strict=True))
         if call.inputs
     }
-    cloner = Cloner(kept, {id(r.call.op): r for r in resizes.values() if r.changed})
-    with dtype_policy(model.dtype_policy):
-        rebuilt = Rebuilt(kept, cloner.model(model), cloner.twins, resizes)
-    _copy_weights(kept, cloner.twins)
-    rebuilt.notes.extend(take_after(model, rebuilt.model, cloner.twins))
+    resizer = _Resizer(kept, {id(r.call.op): r for r in resizes.values() if r.changed})
+    rebuilt = Rebuilt(kept, resizer.uncompiled(model), resizer.twins, resizes)
+    rebuilt.notes.extend(resizer.compile(model, rebuilt.model))
     if type(model).train_step is not type(rebuilt.model).train_step:
         rebuilt.notes.append(
             f"The result is a plain model: {type(model).__name__}'s own train_step() is not part of it."
@@ -47,37 +50,87 @@ def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:
     return rebuilt
 
 
+def clone(model: keras.Model) -> keras.Model:
+    """An equal model with weights and state of its own, not compiled."""
+    return Cloner(view_model(model)).result(model, compiled=False)
+
+
 @contextlib.contextmanager
-def dtype_policy(policy: Any) -> Iterator[None]:
-    """Models and inputs take the global policy when they are made: lend them the original's."""
+def _surroundings(policy: Any, strategy: Any) -> Iterator[None]:
+    """Models and inputs take the global dtype policy and the distribution strategy when made: lend them these."""
     outside = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        yield
+        with contextlib.nullcontext() if strategy is None else strategy.scope():
+            yield
     finally:
         keras.config.set_dtype_policy(outside)
 
 
 class Cloner:
-    """Clones a model with resized layers.
+    """Clones a model layer by layer; subclasses put other layers in the place of some.
 
     Args:
-        kept: the units of the model that stay.
-        changed: {id of an operation: what happens to its channels}.
+        view: of the model.
 
     Attributes:
         twins: id of every original operation -> its clone.
         gone: ids of operations without one.
+        tolerance: how far the clone's outputs may be from the original's, relative to the largest (1e-4, 2e-2 in
+            float16, 1e-1 in bfloat16).
     """
 
     gone: frozenset[int] = frozenset()
+    tolerance: float | None = None
 
-    def __init__(self, kept: Kept, changed: dict[int, Resize]):
-        self.graph = kept.graph
-        self.alive = kept.alive
-        self.changed = changed
+    def __init__(self, view: ModelView):
+        self.view = view
         self.twins: dict[int, Any] = {}
-        self._rewrites: dict[int, tuple[Handler, Resize]] = {}
+        self.live = LiveObjects(self.operation)
+        self._made: list[tuple[Any, Any]] = []
+
+    def result(self, model: keras.Model, compiled: bool = True) -> keras.Model:
+        """The clone with weights, state and trainable flags, and compiled like the original if that is and if asked to.
+
+        Raises:
+            SurgeryError: it computes something else.
+        """
+        twin = self.uncompiled(model)
+        self.check(model, twin)
+        for note in self.compile(model, twin) if compiled else ():
+            warnings.warn(note, stacklevel=3)
+        return twin
+
+    def uncompiled(self, model: keras.Model) -> keras.Model:
+        """The clone with weights, state and trainable flags."""
+        with _surroundings(self.policy(model), getattr(model, "distribute_strategy", None)):
+            twin = self.model(model)
+        for old, new in self._made:
+            if id(old) not in self.gone:
+                build_like(old, new)
+                self.fill(old, new)
+        self.write()
+        copy_trainable(model, twin, self.twins)
+        return twin
+
+    def policy(self, model: keras.Model) -> Any:
+        """The dtype policy of the clone."""
+        return model.dtype_policy
+
+    def compile(self, model: keras.Model, twin: keras.Model) -> list[str]:
+        """Compile the clone like the original, if that is compiled; returns what could not be carried over."""
+        if not model.compiled:
+            return []
+        pairs = [(named_weights(old), named_weights(new)) for old, new in self._made]
+        variables = {id(old[name]): new[name] for old, new in pairs for name in old}
+        return compile_like(model, twin, variables)
+
+    def check(self, model: keras.Model, twin: keras.Model) -> None:
+        """Compare the outputs of the two."""
+        compare_models(self.view, model, twin, self.tolerance)
+
+    def write(self) -> None:
+        """Assign the weights of layers that are no clones."""
 
     def model(self, model: keras.Model) -> keras.Model:
         """A clone of a (nested) model, uncompiled."""
@@ -97,27 +150,20 @@ class Cloner:
         return twin
 
     def inputs(self, model: keras.Model) -> list[Any]:
-        """New flat inputs of a (nested) model; clone_model's own would lose `optional` and `sparse`."""
-        fed = self.graph.view.nested_inputs.get(id(model))
+        """New flat inputs of a (nested) model; clone_model's own would lose `optional`, `sparse` and the names."""
         plain = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
         layers = {id(op.output): op for op in plain.operations if isinstance(op, keras.layers.InputLayer)}
         inputs = []
         for index, tensor in enumerate(model.inputs):
-            shape = list(tensor.shape)
-            traced = self.graph.tensors[fed[index].call][1][fed[index].index] if fed else None
-            if traced is not None and traced.tracked and shape[traced.axis] is not None:
-                shape[traced.axis] = int(self.alive[traced.ids].sum())
-            layer = layers[id(tensor)]
-            inputs.append(
-                keras.Input(
-                    batch_shape=shape,
-                    dtype=tensor.dtype,
-                    name=layer.name,
-                    sparse=bool(tensor.sparse),
-                    optional=bool(layer.optional),
-                )
-            )
+            layer, shape = layers[id(tensor)], self.input_shape(model, index)
+            # Without a name of its own, a tensor and its layer are called differently.
+            twin = keras.KerasTensor(shape, dtype=tensor.dtype, sparse=bool(tensor.sparse), name=tensor.name)
+            inputs.append(keras.Input(tensor=twin, name=layer.name, optional=bool(layer.optional)))
         return inputs
+
+    def input_shape(self, model: keras.Model, index: int) -> tuple[int | None, ...]:
+        """Shape of a flat input of the clone of a (nested) model."""
+        return tuple(model.inputs[index].shape)
 
     def operation(self, op: Any) -> Any:
         if id(op) not in self.twins:
@@ -127,27 +173,76 @@ class Cloner:
         return self.twins[id(op)]
 
     def _clone(self, op: Any) -> Any:
-        r = self.changed.get(id(op))
-        config = op.get_config()
-        if r is not None:
-            with explained():
-                config = handler_for(op).resize(without_old_shapes(copy.deepcopy(config)), r)
-        if isinstance(op, keras.layers.Lambda):
-            return type(op).from_config(config, safe_mode=False)
         try:
-            twin = type(op).from_config(config)
+            return self.made(op, self.config(op))
         except (TypeError, ValueError) as error:
-            if r is not None:
-                raise SurgeryError(
-                    f"surgery failed: layer '{op.name}' ({type(op).__name__}) refuses its smaller configuration: "
-                    f"{first_line(error)} Its handler is wrong; exclude the layer and report it."
-                ) from error
             raise UnsupportedModelError(
                 f"layer '{op.name}' ({type(op).__name__}) cannot be rebuilt from its get_config(): {first_line(error)} "
                 "It must return the arguments of the constructor; Keras cannot load a saved copy of it either."
             ) from error
-        if r is not None:
-            self._rewrites[id(twin)] = handler_for(op), r
+
+    def config(self, op: Any) -> dict[str, Any]:
+        """The configuration of an operation's clone."""
+        return self.live.config(op)
+
+    def made(self, op: Any, config: dict[str, Any], resized: bool = False) -> Any:
+        """A clone of an operation, to which `fill` will give its weights."""
+        twin = self.live.build(type(op), config)
+        prepare(op, twin, resized)
+        self._made.append((op, twin))
+        return twin
+
+    def fill(self, old: Any, new: Any) -> None:
+        """Give a clone the original's weights and state."""
+        copy_weights(old, new)
+        carry_state(old, new)
+
+    def call(self, twin: Any, *args, **kwargs) -> Any:
+        return twin(*args, **kwargs)
+
+
+class _Resizer(Cloner):
+    """Clones a model with resized layers.
+
+    Args:
+        kept: the units of the model that stay.
+        changed: {id of an operation: what happens to its channels}.
+    """
+
+    def __init__(self, kept: Kept, changed: dict[int, Resize]):
+        super().__init__(kept.graph.view)
+        self.kept = kept
+        self.changed = changed
+        self._rewrites: dict[int, tuple[Handler, Resize]] = {}
+        self._paths = {id(call.op): call.path for call in self.view.calls}
+        self._masks: dict[tuple[str, str], list[tuple[int, np.ndarray]]] = {}
+        for bind in kept.graph.binds:
+            if not (stays := kept.alive[bind.ids]).all():
+                self._masks.setdefault((bind.layer, bind.weight), []).append((bind.axis, stays))
+
+    def input_shape(self, model: keras.Model, index: int) -> tuple[int | None, ...]:
+        shape = list(super().input_shape(model, index))
+        fed = self.view.nested_inputs.get(id(model))
+        traced = self.kept.graph.tensors[fed[index].call][1][fed[index].index] if fed else None
+        if traced is not None and traced.tracked and shape[traced.axis] is not None:
+            shape[traced.axis] = int(self.kept.alive[traced.ids].sum())
+        return tuple(shape)
+
+    def _clone(self, op: Any) -> Any:
+        r = self.changed.get(id(op))
+        if r is None:
+            return super()._clone(op)
+        handler, config = handler_for(op), without_old_shapes(copy.deepcopy(self.config(op)))
+        with explained():
+            config = handler.resize(config, r)
+        try:
+            twin = self.made(op, config, resized=True)
+        except (TypeError, ValueError) as error:
+            raise SurgeryError(
+                f"surgery failed: layer '{op.name}' ({type(op).__name__}) refuses its smaller configuration: "
+                f"{first_line(error)} Its handler is wrong; exclude the layer and report it."
+            ) from error
+        self._rewrites[id(twin)] = handler, r
         return twin
 
     def call(self, twin: Any, *args, **kwargs) -> Any:
@@ -155,45 +250,29 @@ class Cloner:
             handler, r = self._rewrites[id(twin)]
             args, kwargs = handler.rewrite(args, kwargs, r)
         try:
-            return twin(*args, **kwargs)
+            return super().call(twin, *args, **kwargs)
         except ValueError as error:
             raise SurgeryError(
                 f"surgery failed at '{twin.name}' ({type(twin).__name__}), which does not take its smaller inputs: "
                 f"{first_line(error)} The handler of a layer before it is wrong; exclude that layer and report it."
             ) from error
 
-
-class Rewriter(Cloner):
-    """Clones a model layer by layer, with other layers in the place of some.
-
-    Args:
-        graph: the channel graph of the model.
-
-    Attributes:
-        written: ids of the operations whose weights `write` copies.
-    """
-
-    def __init__(self, graph: ChannelGraph):
-        super().__init__(Kept(graph), {})
-        self.written: set[int] = set()
-
-    def result(self, model: keras.Model) -> keras.Model:
-        """The other model, with weights, trainable flags and compile configuration."""
-        with dtype_policy(model.dtype_policy):
-            twin = self.model(model)
-        for op in {id(call.op): call.op for call in self.graph.view.calls if call.inputs}.values():
-            if id(op) not in self.written | self.gone:
-                new = named_weights(self.twins[id(op)])
-                for name, variable in named_weights(op).items():
-                    copy_value(variable, new[name])
-                if hasattr(self.twins[id(op)], "finalize_state"):
-                    self.twins[id(op)].finalize_state()
-        self.write()
-        take_after(model, twin, self.twins)
-        return twin
-
-    def write(self) -> None:
-        """Assign the weights of the layers in `written`."""
+    def fill(self, old: Any, new: Any) -> None:
+        path, variables = self._paths.get(id(old), ""), named_weights(new)
+        for name, variable in named_weights(old).items():
+            # A copy: on JAX, training deletes the arrays it started from.
+            value = keras.ops.convert_to_numpy(variable.value).copy()
+            for axis, mask in self._masks.get((path, name), ()):
+                value = np.compress(mask, value, axis)
+            if tuple(variables[name].shape) != tuple(value.shape):
+                raise SurgeryError(
+                    f"surgery failed: weight '{name}' of layer '{path}' is left with shape {tuple(value.shape)}, the "
+                    f"rebuilt layer expects {tuple(variables[name].shape)}. The handler of {type(old).__name__} is "
+                    "wrong."
+                )
+            variables[name].assign(value)
+            variables[name].trainable = variable.trainable
+        carry_state(old, new, id(old) in self.changed)
 
 
 def without_old_shapes(config: Any) -> Any:
@@ -207,63 +286,3 @@ def without_old_shapes(config: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     return value["config"]["value"] if isinstance(value, dict) and "config" in value else value
-
-
-def _copy_weights(kept: Kept, twins: dict[int, Any]) -> None:
-    masks: dict[tuple[str, str], list[tuple[int, np.ndarray]]] = {}
-    for bind in kept.graph.binds:
-        mask = kept.alive[bind.ids]
-        if not mask.all():
-            masks.setdefault((bind.layer, bind.weight), []).append((bind.axis, mask))
-    for path, op in {call.path: call.op for call in kept.graph.view.calls if call.inputs}.items():
-        twin = twins[id(op)]
-        new = named_weights(twin)
-        for name, variable in named_weights(op).items():
-            # A copy: on JAX, training deletes the arrays it started from.
-            value = keras.ops.convert_to_numpy(variable.value).copy()
-            for axis, mask in masks.get((path, name), ()):
-                value = np.compress(mask, value, axis)
-            if tuple(new[name].shape) != tuple(value.shape):
-                raise SurgeryError(
-                    f"surgery failed: weight '{name}' of layer '{path}' is left with shape {tuple(value.shape)}, the "
-                    f"rebuilt layer expects {tuple(new[name].shape)}. The handler of {type(op).__name__} is wrong."
-                )
-            new[name].assign(value)
-            if new[name].trainable != variable.trainable:
-                new[name].trainable = variable.trainable
-        if hasattr(twin, "finalize_state"):
-            # Normalization derives its statistics from the weights once, not at every call.
-            twin.finalize_state()
-
-
-def take_after(model: keras.Model, twin: keras.Model, twins: dict[int, Any]) -> list[str]:
-    """Give a clone the original's trainable flags and compile configuration; returns what could not be carried."""
-    _copy_trainable(model, twin, twins)
-    return _compile_like(model, twin) if model.compiled else []
-
-
-def _copy_trainable(old: Any, new: Any, twins: dict[int, Any]) -> None:
-    """Flags from the outside in: setting a model's flag sets those of its layers."""
-    if new.trainable != old.trainable:
-        new.trainable = old.trainable
-    for layer in old.layers:
-        if id(layer) in twins:
-            twin = twins[id(layer)]
-            if isinstance(layer, keras.Model) and hasattr(layer, "layers"):
-                _copy_trainable(layer, twin, twins)
-            elif twin.trainable != layer.trainable:
-                twin.trainable = layer.trainable
-
-
-def _compile_like(model: keras.Model, twin: keras.Model) -> list[str]:
-    """Compile with the same configuration and a fresh optimizer of it."""
-    custom = {f.__name__: f for f in keras.tree.flatten(model.loss) if callable(f) and hasattr(f, "__name__")}
-    try:
-        with keras.saving.custom_object_scope(custom):
-            twin.compile_from_config(model.get_compile_config())
-    except (TypeError, ValueError) as error:
-        return [
-            f"The result is not compiled, because a custom object of the original's compile() is not registered "
-            f"({first_line(error)}) Call compile() again."
-        ]
-    return []

@@ -18,6 +18,7 @@ from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import FileError, PlanMismatchError
 from keras_filterprune.files import read_json, write_json
 from keras_filterprune.graph.kept import Kept
+from keras_filterprune.graph.live import plain_config
 from keras_filterprune.graph.types import ChannelGraph, TensorRef
 
 FORMAT = 1
@@ -172,7 +173,7 @@ def fingerprint(graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarra
     topology = hashlib.sha256()
     for call in graph.view.calls:
         name = call.path if call.inputs and isinstance(call.op, keras.layers.Layer) else ""
-        config = _anonymous(call.op.get_config()) if call.inputs else call.output_shapes
+        config = _anonymous(plain_config(call.op)) if call.inputs else call.output_shapes
         topology.update(repr((type(call.op).__name__, name, config, _anonymous((call.args, call.kwargs)))).encode())
     values = hashlib.sha256()
     for key in sorted(weights):

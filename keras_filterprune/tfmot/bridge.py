@@ -18,7 +18,7 @@ from keras_filterprune.export.signature import input_ports, output_keys
 from keras_filterprune.export.tflite import PARITY_SAMPLES, ExportResult, export_result, first_samples
 from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.files import check_destination, replacing
-from keras_filterprune.rebuild.clone import Rewriter
+from keras_filterprune.rebuild.clone import Cloner
 from keras_filterprune.tfmot.description import describe
 from keras_filterprune.tfmot.process import Job, Train, carry_out, check_installed, find_function
 
@@ -102,11 +102,11 @@ def train_in_tf_keras(model: keras.Model, train: Train, *arguments: Any) -> kera
     job = Job("train", model.name, describe(model), find_function(train), arguments)
     weights = carry_out(job)["weights"]
     graph = analyze(model)
-    rewriter = Rewriter(graph)
-    result = rewriter.result(model)
+    cloner = Cloner(graph.view)
+    result = cloner.result(model)
     for path, op in {call.path: call.op for call in graph.view.calls}.items():
         if path in weights:
-            rewriter.twins[id(op)].set_weights(weights[path])
+            cloner.twins[id(op)].set_weights(weights[path])
     return result
 
 

@@ -14,7 +14,7 @@ from keras_filterprune.checks import check_integer, check_names, check_number, c
 from keras_filterprune.errors import UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.rebuild.clone import Rewriter
+from keras_filterprune.rebuild.clone import Cloner
 from keras_filterprune.training.base import unwrapped
 from keras_filterprune.training.bridgeout import check_norm
 
@@ -155,11 +155,11 @@ def apply_penalty(
     return _Penalised(graph, penalty, axes).result(model)
 
 
-class _Penalised(Rewriter):
+class _Penalised(Cloner):
     """Clones a model with a penalty on some weights, {layer path: (weight, axis of the filters)}."""
 
     def __init__(self, graph: ChannelGraph, penalty: Penalty, axes: dict[str, tuple[str, int]]):
-        super().__init__(graph)
+        super().__init__(graph.view)
         self._penalty = penalty.get_config()
         self._kind = type(penalty)
         self._axes = {id(call.op): axes[call.path] for call in graph.view.calls if call.path in axes}

@@ -14,12 +14,12 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_integer, check_names
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, FilterPruneError, UnknownNameError, UnsupportedModelError
-from keras_filterprune.graph.keras_view import copy_value, named_weights, scale_slices, view_model
+from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import Call, ChannelGraph
 from keras_filterprune.handlers.registry import linear_of
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
-from keras_filterprune.rebuild.clone import Rewriter
+from keras_filterprune.rebuild.clone import Cloner
 from keras_filterprune.training.base import TrainingWrapper, unwrapped
 from keras_filterprune.training.bridgeout import BatchBridgeout
 from keras_filterprune.training.filter_pruning import FilterPruning
@@ -194,8 +194,8 @@ def strip_wrappers(model: keras.Model) -> keras.Model:
     return _Stripper(analyze(model), plain).result(model)
 
 
-class _Swapper(Rewriter):
-    """Clones a model with other layers in the place of some, of the same weights.
+class _Swapper(Cloner):
+    """Clones a model with other layers in the place of some, around clones of theirs or of what is in them.
 
     Args:
         graph: the channel graph of the model.
@@ -203,31 +203,19 @@ class _Swapper(Rewriter):
     """
 
     def __init__(self, graph: ChannelGraph, swap: Callable[[Any, Callable[[Any], Any]], Any | None]):
-        super().__init__(graph)
+        super().__init__(graph.view)
+        self.graph = graph
         self._swap = swap
-        self._swapped: list[tuple[Any, Any]] = []
 
     def _clone(self, op: Any) -> Any:
         new = self._swap(op, super()._clone)
-        if new is None:
-            return super()._clone(op)
-        self.written.add(id(op))
-        self._swapped.append((op, new))
-        return new
-
-    def write(self) -> None:
-        for old, new in self._swapped:
-            inner = new.layer if isinstance(new, TrainingWrapper) else new
-            source = old if type(inner) is type(old) else unwrapped(old)
-            for from_, to in zip(source.weights, inner.weights, strict=True):
-                copy_value(from_, to)
+        return super()._clone(op) if new is None else new
 
 
 class _Stripper(_Swapper):
     """Takes wrappers off; the weights that read what their masks hide become zero."""
 
     def write(self) -> None:
-        super().write()
         hidden: dict[str, np.ndarray] = {}
         for call, (inputs, _) in zip(self.graph.view.calls, self.graph.tensors, strict=True):
             if isinstance(call.op, FilterPruning):
