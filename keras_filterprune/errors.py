@@ -18,7 +18,7 @@ class FileError(FilterPruneError, OSError):
 
 
 class MissingPackageError(FilterPruneError, ImportError):
-    """A package that is not always installed is needed: a backend of Keras, LiteRT, matplotlib."""
+    """A package that is not always there is needed: a backend of Keras, one that differentiates, LiteRT, matplotlib."""
 
 
 class UnsupportedModelError(FilterPruneError, ValueError):

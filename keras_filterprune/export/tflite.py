@@ -9,8 +9,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.checks import check_packages, renamed_arguments
-from keras_filterprune.errors import CalibrationDataError, ExportError, InvalidValueError, UnknownNameError
+from keras_filterprune.checks import (
+    check_flags,
+    check_names,
+    check_number,
+    check_option,
+    check_packages,
+    renamed_arguments,
+)
+from keras_filterprune.errors import CalibrationDataError, ExportError, InvalidValueError
 from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers
@@ -146,7 +153,7 @@ def export_tflite(
         {'CONV_2D': 1}
     """
     mode = "float32" if quantize is None else quantize
-    _check_options(mode, keep_float, integer_io, tolerance)
+    _check_options(mode, keep_float, tolerance, integer_io=integer_io, dynamic_batch=dynamic_batch, verify=verify)
     path = check_destination(path, overwrite)
     ports = input_ports(model)
     samples = _samples(ports, mode, data)
@@ -208,18 +215,19 @@ def export_result(
     )
 
 
-def _check_options(mode: str, keep_float: Sequence[str], integer_io: bool, tolerance: float | None) -> None:
-    if mode not in MODES:
-        raise UnknownNameError(f"quantize must be None or one of {', '.join(map(repr, MODES))}, got {mode!r}.")
+def _check_options(mode: str, keep_float: Sequence[str], tolerance: float | None, **flags: bool) -> None:
+    check_option("quantize", mode, MODES, ", or None")
+    check_flags(**flags)
+    check_number("tolerance", tolerance, above=0, optional=True)
     if isinstance(keep_float, str):
         raise InvalidValueError(f"keep_float must be a sequence of names, got the string {keep_float!r}.")
+    check_names("keep_float", keep_float)
+    integer_io = flags["integer_io"]
     if mode not in INTEGER_MODES and (keep_float or integer_io):
         raise InvalidValueError(
             f"keep_float and integer_io belong to {' and '.join(INTEGER_MODES)}, got quantize={mode!r}, "
             f"keep_float={tuple(keep_float)!r}, integer_io={integer_io!r}."
         )
-    if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance > 0):
-        raise InvalidValueError(f"tolerance must be a positive number, got tolerance={tolerance!r}.")
     _check_environment(mode)
 
 

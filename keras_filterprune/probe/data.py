@@ -144,11 +144,14 @@ def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> list[
     return _collected(data, view, most, labelled=False)[0]
 
 
-def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[list[Any], np.ndarray]:
+def labelled_inputs(
+    data: Any, view: ModelView, purpose: str, most: int = SAMPLES, classes: bool = True
+) -> tuple[list[Any], np.ndarray]:
     """`calibration_inputs` with their class numbers, int64 of shape (samples,); one-hot labels are converted.
 
     Args:
         purpose: what needs the labels, for messages.
+        classes: labels are numbers of the model's classes (True).
 
     Raises:
         CalibrationDataError: also if there are no labels, or not one class number per sample.
@@ -167,7 +170,20 @@ def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLE
             f"{purpose} expects one class number per sample. Received: labels of shape {labels.shape} for "
             f"{len(inputs[0])} samples."
         )
+    if classes:
+        _check_classes(labels, view, purpose)
     return inputs, labels[:, 0].astype(int)
+
+
+def _check_classes(labels: np.ndarray, view: ModelView, purpose: str) -> None:
+    shape = view.calls[view.outputs[0].call].output_shapes[view.outputs[0].index]
+    # One score tells two classes apart; what has other outputs is refused elsewhere.
+    last = max(shape[-1], 2) - 1
+    if len(view.outputs) == 1 and len(shape) == 2 and not 0 <= labels.min() <= labels.max() <= last:
+        raise CalibrationDataError(
+            f"{purpose} expects class numbers from 0 to {last}, as the model's output has. Received: labels from "
+            f"{labels.min():g} to {labels.max():g}."
+        )
 
 
 def check_class_scores(view: ModelView, purpose: str) -> None:

@@ -83,6 +83,11 @@ def _compare(call: Call, expected: Any, received: Any) -> float:
         )
     difference = _relative(expected, received)
     tolerance = _TOLERANCE.get(dtype, _DEFAULT_TOLERANCE)
+    if np.isinf(difference):
+        raise SurgeryError(
+            f"surgery cannot be verified at {describe(call)}: rebuilt model and masked original are not finite in the "
+            f"same places. Values that large for {dtype} are chance; where the model is sound, exclude this layer."
+        )
     if not difference <= tolerance:
         raise SurgeryError(
             f"surgery failed at {describe(call)}: the rebuilt model differs from the masked original by "

@@ -148,7 +148,7 @@ def compare_bits(
         budget.cost(known)
     recipe, options = as_method(method, seed, data is not None), Options(None, None, 1, 1)
     for fraction in fractions:
-        Task(model, known, recipe, MacsBudget(fraction), options, Run(data, seed))
+        Task(model, known, recipe, MacsBudget(fraction), options, Run(data, seed, progress=progress, finetune=finetune))
     samples = None
     if test is not None:
         check_class_scores(graph.view, "accuracy")

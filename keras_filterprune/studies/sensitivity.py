@@ -15,7 +15,7 @@ import numpy as np
 from keras_filterprune.allocators.sensitivity import check_falling
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checkpoint import Checkpoint
-from keras_filterprune.checks import check_integer, renamed_arguments, unknown_name
+from keras_filterprune.checks import check_flags, check_integer, renamed_arguments, unknown_name
 from keras_filterprune.cost import CostModel
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, InvalidValueError
@@ -89,6 +89,7 @@ def measure_sensitivity(
     """
     keep, criterion = check_falling(keep), as_method(method, seed, True).criterion
     file, executor = Checkpoint(checkpoint, "sensitivity analysis"), check_executor(executor)
+    check_flags(progress=progress)
     graph = analyze(model)
     weights = _checked(graph)
     measured = Measured(graph, data, metric, samples)
@@ -170,7 +171,9 @@ class Measured:
             self._inputs, self._labels = calibration_inputs(data, graph.view, samples), None
             self._whole = masked_outputs(Kept(graph), self._inputs)
         else:
-            self._inputs, self._labels = labelled_inputs(data, graph.view, f"'{self.name}'", samples)
+            self._inputs, self._labels = labelled_inputs(
+                data, graph.view, f"'{self.name}'", samples, classes=metric == "accuracy"
+            )
 
     def digest(self) -> str:
         """What a measurement depends on besides the network."""
