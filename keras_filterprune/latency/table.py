@@ -210,7 +210,7 @@ class LatencyTable(Prices):
                 signature = _signature(fields.items(), fields.pop("data_type"))
                 points[signature][widths] = max(time - self.floor, 0.0)
             self._surfaces = {s: _Surface(dict(s)["kind"], dict(s)["data_type"], found) for s, found in points.items()}
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileError(
                 f"expected the JSON of tflite_bench.time_operators, and {error!r} stands in the way. Time the "
                 f"operators again. Received: content={shown(content)}."

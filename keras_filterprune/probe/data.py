@@ -60,7 +60,7 @@ def _is_batch(data: Any) -> bool:
 def _iterate(data: Any) -> Iterable[Any]:
     if isinstance(data, keras.utils.PyDataset):
         return (data[i] for i in range(len(data)))
-    if not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise CalibrationDataError(
             f"calibration data is an array, a list or dict of arrays, (x, y), or batches of them. Received: "
             f"{type(data).__name__}."
@@ -70,7 +70,9 @@ def _iterate(data: Any) -> Iterable[Any]:
 
 def check_data(data: Any, view: ModelView) -> None:
     """Look at arrays before any work starts; streams of batches are looked at as they come."""
-    if data is not None and _is_batch(data):
+    if data is not None and not _is_batch(data):
+        _iterate(data)
+    elif data is not None:
         next(input_batches(data, view))
 
 

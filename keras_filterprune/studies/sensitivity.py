@@ -161,8 +161,8 @@ class Measured:
         if data is None:
             raise CalibrationDataError(f"metric={metric!r} needs samples to measure on: pass data=.")
         check_integer("samples", samples)
-        if not callable(metric) and metric not in ("accuracy", "error"):
-            raise unknown_name("metric", metric, "accuracy, error, or a function", ("accuracy", "error"))
+        if not callable(metric):
+            check_option("metric", metric, ("accuracy", "error"), ", or a function")
         self._metric = metric
         self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
         if metric == "accuracy":
