@@ -124,6 +124,12 @@ def check_flag(name: str, value: T) -> T:
     return _plain(value)
 
 
+def check_flags(**flags: Any) -> None:
+    """True or False, each of them."""
+    for name, value in flags.items():
+        check_flag(name, value)
+
+
 def check_callable(name: str, value: T, what: str = "a function", optional: bool = False) -> T:
     """Something that can be called."""
     if not callable(value) and not (optional and value is None):

@@ -42,7 +42,7 @@ class Observed(Criterion):
     requires = frozenset({"activations"})
 
     def __init__(self):
-        self._found: dict[str, np.ndarray] | None = None
+        self._found: dict[str, np.ndarray | None] | None = None
 
     def importance(self, graph: ChannelGraph, inputs: list[Any], progress: bool) -> Importance:
         """`f(call, variance)`: what a unit of squared error in a consumer's output counts.
@@ -85,7 +85,7 @@ class Observed(Criterion):
                 waiting[group.name] -= 1
                 if not waiting[group.name]:
                     found = problems.pop(group.name)
-                    observed._found[group.name] = self.summarise(found) if found else np.full(group.size, np.nan)
+                    observed._found[group.name] = self.summarise(found) if found else None
             return call.op(*args, **kwargs)
 
         executor = Executor(graph.view, watch, check=True)
@@ -108,8 +108,11 @@ class Observed(Criterion):
         if self._found is None:
             return None
         found = self._found.get(group.name)
-        unseen = found is None or np.isnan(found).any()
-        return "feeds no layer whose input can be observed" if unseen else None
+        if found is None:
+            return "feeds no layer whose input can be observed"
+        if np.isnan(found).any():
+            return "feeds layers whose inputs are too large to be squared: check that the data is scaled as in training"
+        return None
 
     def _problem(self, call: Call, x: Any, positions: np.ndarray, importance: Importance) -> Problem | None:
         """What one consumer makes of the units' channels, scaled to what its errors count."""

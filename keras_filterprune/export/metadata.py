@@ -199,11 +199,17 @@ def _check_labels(name: str, labels: Any, classes: int | None) -> None:
     expected = f"labels of output {name!r} are {classes} names, one per class"
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         raise InvalidValueError(f"{expected}, in a list. Received: {shown(labels)}.")
-    bad = [label for label in labels if not isinstance(label, str) or not label or {"\n", "\r"} & set(label)]
-    if bad:
-        raise InvalidValueError(f"{expected}, each a text of one line. Received: {bad[0]!r}.")
+    wrong = [label for label in labels if not _is_line(label)]
+    if wrong:
+        raise InvalidValueError(f"{expected}, each a text of one line. Received: {wrong[0]!r}.")
     if len(labels) != classes:
         raise InvalidValueError(f"{expected}. Received: {len(labels)}.")
+
+
+def _is_line(label: Any) -> bool:
+    # Halves of characters can be written in no encoding.
+    halves = isinstance(label, str) and any("\ud800" <= character <= "\udfff" for character in label)
+    return isinstance(label, str) and bool(label) and not halves and not {"\n", "\r"} & set(label)
 
 
 def _check_normalization(name: str, given: Any, shape: tuple[int, ...]) -> None:
@@ -213,7 +219,7 @@ def _check_normalization(name: str, given: Any, shape: tuple[int, ...]) -> None:
     )
     try:
         pair = [np.ravel(np.asarray(values, np.float64)) for values in given]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidValueError(f"{expected}. Received: {shown(given)}.") from error
     sizes = [values.size for values in pair]
     if len(pair) != 2 or not set(sizes) <= {1, *shape[-1:]} or not np.isfinite(np.concatenate(pair)).all():

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_filterprune.checks import check_packages, check_path, wrong
+from keras_filterprune.errors import FileError, InvalidValueError
+
 
 class SignatureRunner:
     """A file with one signature, in LiteRT, on one thread.
@@ -17,6 +20,7 @@ class SignatureRunner:
 
     Attributes:
         inputs: names of the inputs.
+        shapes: `{name: shape}`, the batch first.
     """
 
     def __init__(self, **source: Any):
@@ -26,6 +30,7 @@ class SignatureRunner:
         self._inputs = self._run.get_input_details()
         self._outputs = self._run.get_output_details()
         self.inputs = list(self._inputs)
+        self.shapes = {name: tuple(details["shape"].tolist()) for name, details in self._inputs.items()}
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute.
@@ -53,6 +58,16 @@ def _to_real(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     return (values.astype(np.float32) - zero_point) * np.float32(scale) if scale else values
 
 
+def _samples(x: Any, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.asarray(x)
+    except ValueError:
+        array = np.zeros(())
+    if array.dtype.kind not in "fiub" or array.shape[1:] != shape[1:] or array.ndim == 0 or len(array) == 0:
+        raise wrong("x", x, f"an array of numbers, (samples, {', '.join(map(str, shape[1:]))})")
+    return array
+
+
 def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
     """Outputs of a single-input, single-output `.tflite` file, batch of one by batch of one.
 
@@ -62,7 +77,21 @@ def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
 
     Returns:
         Float array of shape (samples, *output shape).
+
+    Raises:
+        FileError: there is no such file, or LiteRT cannot read it.
+        InvalidValueError: the file has several inputs, or x does not fit its input.
+        MissingPackageError: LiteRT is not installed.
     """
-    run = SignatureRunner(model_path=os.fspath(path))
+    path = check_path("path", path)
+    check_packages("predict_tflite", "tflite", "ai_edge_litert.interpreter")
+    try:
+        run = SignatureRunner(model_content=path.read_bytes())
+    # LiteRT raises any of these for content that is no model.
+    except (OSError, ValueError, RuntimeError, AttributeError) as error:
+        raise FileError(f"cannot read a .tflite file from '{path}': {error}.") from error
+    if len(run.inputs) != 1:
+        raise InvalidValueError(f"predict_tflite expects a file with one input. Received: {', '.join(run.inputs)}.")
     (name,) = run.inputs
+    x = _samples(x, run.shapes[name])
     return np.concatenate([next(iter(run({name: sample[None]}).values())) for sample in x])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.checks import check_number, check_option, check_packages, renamed_arguments, wrong
+from keras_filterprune.checks import (
+    check_flags,
+    check_names,
+    check_number,
+    check_option,
+    check_packages,
+    renamed_arguments,
+)
 from keras_filterprune.errors import CalibrationDataError, ExportError, InvalidValueError
 from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
@@ -149,7 +156,7 @@ def export_tflite(
         {'CONV_2D': 1}
     """
     mode = "float32" if quantize is None else quantize
-    _check_options(mode, keep_float, integer_io, tolerance)
+    _check_options(mode, keep_float, tolerance, integer_io=integer_io, dynamic_batch=dynamic_batch, verify=verify)
     path = check_destination(path, overwrite)
     ports = input_ports(model)
     samples = _samples(ports, mode, data)
@@ -211,16 +218,17 @@ def export_result(
     )
 
 
-def _check_options(mode: str, keep_float: Sequence[str], integer_io: bool, tolerance: float | None) -> None:
+def _check_options(mode: str, keep_float: Sequence[str], tolerance: float | None, **flags: bool) -> None:
     check_option("quantize", mode, MODES, ", or None")
-    if isinstance(keep_float, str) or not isinstance(keep_float, Iterable):
-        raise wrong("keep_float", keep_float, "a sequence of names")
+    check_flags(**flags)
+    check_number("tolerance", tolerance, above=0, optional=True)
+    check_names("keep_float", keep_float)
+    integer_io = flags["integer_io"]
     if mode not in INTEGER_MODES and (keep_float or integer_io):
         raise InvalidValueError(
             f"keep_float and integer_io belong to {' and '.join(INTEGER_MODES)}. Received: quantize={mode!r}, "
             f"keep_float={tuple(keep_float)!r}, integer_io={integer_io!r}."
         )
-    check_number("tolerance", tolerance, above=0, optional=True)
     _check_environment(mode)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import isotonic_regression
 
+from keras_filterprune.checks import shown
 from keras_filterprune.cost.tiles import Tiles
 from keras_filterprune.errors import FileError, InfeasibleBudgetError
 from keras_filterprune.files import read_json, write_json
@@ -209,10 +210,10 @@ class LatencyTable(Prices):
                 signature = _signature(fields.items(), fields.pop("data_type"))
                 points[signature][widths] = max(time - self.floor, 0.0)
             self._surfaces = {s: _Surface(dict(s)["kind"], dict(s)["data_type"], found) for s, found in points.items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileError(
                 f"expected the JSON of tflite_bench.time_operators, and {error!r} stands in the way. Time the "
-                "operators again."
+                f"operators again. Received: content={shown(content)}."
             ) from error
         types = sorted({str(dict(signature)["data_type"]) for signature in points})
         if len(types) != 1 or types[0] not in _DATA_TYPES or content.get("format") != _FORMAT:

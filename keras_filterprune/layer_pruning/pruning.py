@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import check_integer, renamed_arguments
+from keras_filterprune.checks import check_flags, check_integer, renamed_arguments
 from keras_filterprune.cost import Budget, Cost, CostModel, as_cost_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError
@@ -87,7 +87,8 @@ def prune_layers(
         2
     """
     importance = as_importance(method, seed, data is not None)
-    budget = _checked(n_layers, budget)
+    budget, run = _checked(n_layers, budget), Run(data, seed, verify, progress)
+    check_flags(projections=projections, return_report=return_report)
     costs = CostModel(analyze(model))
     graph = costs.graph
     check_data(data, graph.view)
@@ -95,7 +96,7 @@ def prune_layers(
     goal = _Goal(n_layers, budget, _Spent(costs.macs if budget is None else budget.cost(costs), costs))
     units, unremovable = _allowed(graph, projections, Options(include, exclude, 1, 1))
     goal.check(graph, units, unremovable)
-    found = _scored(graph, units, unremovable, importance, Run(data, seed, verify, progress))
+    found = _scored(graph, units, unremovable, importance, run)
     goal.check(graph, found.units, found.unremovable)
     gone = goal.least_important(found)
     small = without_units(model, graph, gone)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from keras_filterprune.allocators import Allocator, Sensitivity, Uniform
-from keras_filterprune.checks import check_flag, check_integer, unknown_name
+from keras_filterprune.checks import check_flags, check_integer, unknown_name
 from keras_filterprune.compensators import BNRecalibration, Compensator
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InvalidValueError
@@ -39,13 +39,13 @@ class Method:
     one_by_one: bool = False
 
     def __post_init__(self):
+        check_flags(one_by_one=self.one_by_one)
         if self.one_by_one and (self.rounds != 1 or not isinstance(self.allocator, Sensitivity)):
             raise InvalidValueError(
                 f"one_by_one=True goes with rounds=1 and allocator=Sensitivity(). Received: rounds={self.rounds!r}, "
                 f"allocator={self.allocator!r}."
             )
         check_integer("rounds", self.rounds, "a number of cuts")
-        check_flag("one_by_one", self.one_by_one)
         for part, kind in ((self.criterion, Criterion), (self.allocator, Allocator), (self.compensator, Compensator)):
             if not isinstance(part, kind):
                 raise InvalidValueError(f"Method expects a {kind.__name__} object. Received: {part!r}.")

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.errors import MissingPackageError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.activation import is_activation, named
@@ -208,8 +209,18 @@ def _array(x: Any) -> np.ndarray:
 
 
 def gradients(function: Callable[[Tensors], Any], at: Tensors) -> Tensors:
-    """Gradient of a scalar function of tensors with respect to each of them."""
-    return _BACKENDS[keras.backend.backend()](function, at)
+    """Gradient of a scalar function of tensors with respect to each of them.
+
+    Raises:
+        MissingPackageError: Keras runs on a backend that only infers.
+    """
+    backend = keras.config.backend()
+    if backend not in _BACKENDS:
+        raise MissingPackageError(
+            f"gradients need Keras on {', '.join(_BACKENDS)}, and it runs on {backend} here, which only infers. "
+            "Set KERAS_BACKEND, or choose a method that needs no data: list_methods() says which."
+        )
+    return _BACKENDS[backend](function, at)
 
 
 def _tensorflow(function: Callable[[Tensors], Any], at: Tensors) -> Tensors:

@@ -110,7 +110,7 @@ class Trial:
         numbers = [number for number, call in enumerate(view.calls) if call.inputs]
         for number in track(numbers, "measuring", len(numbers), progress):
             executor.step(number)
-        return _flat(executor.outputs())
+        return side_by_side(executor.outputs())
 
     def _keep_statistics(self, call: Call, x: Any) -> None:
         linear = linear_of(call.op)
@@ -134,7 +134,7 @@ class Trial:
             values.pop(path)
             for owner, variable, value in self._refit(path, kept.alive):
                 values.setdefault(owner, []).append((variable, value))
-        found = _run(kept, self._inputs, values)
+        found = side_by_side(masked_outputs(kept, self._inputs, values))
         if self._labels is not None:
             return float(np.mean(class_numbers(found) == self._labels))
         spread = np.square(self._outputs - self._outputs.mean(axis=0)).sum()
@@ -171,27 +171,24 @@ class Trial:
         return values
 
 
-def masked_outputs(kept: Kept, inputs: list[Any], values: Values | None = None) -> np.ndarray:
-    """Outputs of a network as if other units did not exist: all of a sample side by side, (samples, values).
+def masked_outputs(kept: Kept, inputs: list[Any], values: Values | None = None) -> list[np.ndarray]:
+    """Outputs of a network as if other units did not exist: one array `(samples, ...)` per output.
 
     Args:
         kept: the units that stay.
         inputs: flat model inputs, of all samples.
         values: what stands in for weights (None: zeros where a layer reads a removed channel).
     """
-    return _run(kept, inputs, masked_weights(kept) if values is None else values)
-
-
-def _run(kept: Kept, inputs: list[Any], values: Values) -> np.ndarray:
-    apply = masked_apply(kept, values)
-    outputs = []
+    apply = masked_apply(kept, masked_weights(kept) if values is None else values)
+    batches = []
     for start in range(0, len(inputs[0]), BATCH):
-        outputs.append(_flat(Executor(kept.graph.view, apply).run([x[start : start + BATCH] for x in inputs])))
-    return np.concatenate(outputs)
+        outputs = Executor(kept.graph.view, apply).run([x[start : start + BATCH] for x in inputs])
+        batches.append([keras.ops.convert_to_numpy(keras.ops.cast(output, "float32")) for output in outputs])
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
-def _flat(outputs: list[Any]) -> np.ndarray:
-    """All outputs of every sample side by side, float64 of shape (samples, values)."""
+def side_by_side(outputs: list[Any]) -> np.ndarray:
+    """All outputs of every sample, float64 of shape (samples, values)."""
     arrays = [keras.ops.convert_to_numpy(keras.ops.cast(output, "float32")) for output in outputs]
     return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1).astype(np.float64)
 

@@ -10,7 +10,7 @@ import keras
 
 from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import check_callable, wrong
+from keras_filterprune.checks import check_callable, check_flags, wrong
 from keras_filterprune.compensators import Adapters, Compensator
 from keras_filterprune.compensators.by_name import as_compensator
 from keras_filterprune.cost import Budget, CostModel, as_budget
@@ -103,8 +103,8 @@ def prune_model(
         8
     """
     recipe = as_method(method, seed, data is not None)
-    _check_finetune(finetune, recipe)
-    run = Run(data, int(seed), verify, progress, _compensator(compensate, recipe, data), finetune)
+    run = Run(data, seed, verify, progress, _compensator(compensate, recipe, data), _checked(finetune, recipe))
+    check_flags(return_report=return_report)
     options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
     costs = CostModel(analyze(model))
     check_data(data, costs.graph.view)
@@ -195,6 +195,7 @@ def apply_plan(
     known = [name for name, _, _ in list_methods()]
     recipe = as_method(plan.method if plan.method in known else "l2", plan.seed, data is not None)
     run = Run(data, plan.seed, verify, progress, _compensator(compensate, recipe, data))
+    check_flags(return_report=return_report)
     costs = CostModel(analyze(model))
     check_data(data, costs.graph.view)
     subject, wide = cut_by(plan, model, costs, run)
@@ -221,7 +222,7 @@ def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Co
     return compensator
 
 
-def _check_finetune(finetune: Any, recipe: Method) -> None:
+def _checked(finetune: Any, recipe: Method) -> Any:
     check_callable("finetune", finetune, "a function of the model", optional=True)
     in_steps = isinstance(recipe.allocator, Search) or recipe.rounds > 1 or recipe.one_by_one
     if finetune is not None and not in_steps:
@@ -229,6 +230,7 @@ def _check_finetune(finetune: Any, recipe: Method) -> None:
             f"finetune= is for methods that cut in steps, 'fp_omp_search', 'hu_ga' or Method(..., rounds=3); "
             f"{recipe.name} prunes in one go. Train the result instead."
         )
+    return finetune
 
 
 def _priced(task: Task, outcome: Outcome) -> Outcome:

@@ -43,7 +43,8 @@ def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:
     resizer = _Resizer(kept, {id(r.call.op): r for r in resizes.values() if r.changed})
     rebuilt = Rebuilt(kept, resizer.uncompiled(model), resizer.twins, resizes)
     rebuilt.notes.extend(resizer.compile(model, rebuilt.model))
-    if type(model).train_step is not type(rebuilt.model).train_step:
+    # Backends that only infer have none.
+    if getattr(type(model), "train_step", None) is not getattr(type(rebuilt.model), "train_step", None):
         rebuilt.notes.append(
             f"The result is a plain model: {type(model).__name__}'s own train_step() is not part of it."
         )

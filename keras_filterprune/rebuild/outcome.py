@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_filterprune.checks import check_callable, check_flags, check_integer
 from keras_filterprune.compensators import Compensator
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import SurgeryError
@@ -38,6 +39,9 @@ class Run:
     finetune: Callable[[keras.Model], Any] | None = None
 
     def __post_init__(self):
+        check_integer("seed", self.seed, least=0)
+        check_flags(verify=self.verify, progress=self.progress)
+        check_callable("finetune", self.finetune, "a function of the model", optional=True)
         # Generators can be gone through once, and several steps look at the data.
         object.__setattr__(self, "data", Samples.of(self.data))
 

@@ -115,6 +115,11 @@ def _compare(call: Call, expected: Any, received: Any, draws: Callable[[], bool]
         return difference
     if draws():
         return 0.0
+    if np.isinf(difference):
+        raise SurgeryError(
+            f"surgery cannot be verified at {describe(call)}: rebuilt model and masked original are not finite in the "
+            f"same places. Values that large are chance; where the model is sound, exclude this layer."
+        )
     raise SurgeryError(
         f"surgery failed at {describe(call)}: the rebuilt model differs from the masked original by "
         f"{difference:.1e} of the largest value (tolerance {tolerance:.0e}). The handler of "

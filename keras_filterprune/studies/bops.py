@@ -23,7 +23,7 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe.data import Samples, check_class_scores, labelled_inputs
-from keras_filterprune.probe.trial import class_numbers, masked_outputs
+from keras_filterprune.probe.trial import class_numbers, masked_outputs, side_by_side
 from keras_filterprune.progress import track
 from keras_filterprune.pruning import prune_model
 from keras_filterprune.pruning.options import Options
@@ -149,7 +149,7 @@ def compare_bits(
     data = Samples.of(data)
     recipe, options = as_method(method, seed, data is not None), Options(None, None, 1, 1)
     for fraction in fractions:
-        Task(model, known, recipe, MacsBudget(fraction), options, Run(data, seed))
+        Task(model, known, recipe, MacsBudget(fraction), options, Run(data, seed, progress=progress, finetune=finetune))
     samples = None
     if test is not None:
         check_class_scores(graph.view, "accuracy")
@@ -185,7 +185,7 @@ def _rows(pruned: keras.Model, fraction: float, budgets: list[BopsBudget], sampl
         size -= sum(value.size * (_FLOAT_BITS - bits) for _, _, value, bits in rounded)
         accuracy = None
         if samples is not None:
-            found = class_numbers(masked_outputs(Kept(graph), samples[0], values))
+            found = class_numbers(side_by_side(masked_outputs(Kept(graph), samples[0], values)))
             accuracy = float(np.mean(found == samples[1]))
         macs, bops = costs.macs(costs.sizes), budget.cost(costs)(costs.sizes)
         yield BopsRow(fraction, budget.weight_bits, budget.activation_bits, macs, bops, -(-size // 8), accuracy)

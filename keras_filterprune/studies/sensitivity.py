@@ -15,7 +15,7 @@ import numpy as np
 from keras_filterprune.allocators.sensitivity import check_falling
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checkpoint import Checkpoint
-from keras_filterprune.checks import check_integer, renamed_arguments, unknown_name
+from keras_filterprune.checks import check_flags, check_integer, check_option, renamed_arguments
 from keras_filterprune.cost import CostModel
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, InvalidValueError
@@ -23,8 +23,14 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
-from keras_filterprune.probe.data import Samples, calibration_inputs, check_class_scores, labelled_inputs
-from keras_filterprune.probe.trial import class_numbers, masked_outputs
+from keras_filterprune.probe.data import (
+    Samples,
+    calibration_inputs,
+    check_class_scores,
+    inputs_and_labels,
+    labelled_inputs,
+)
+from keras_filterprune.probe.trial import class_numbers, masked_outputs, side_by_side
 from keras_filterprune.probe.workers import check_executor, spread
 from keras_filterprune.progress import track
 from keras_filterprune.rebuild.plan import fingerprint
@@ -56,7 +62,9 @@ def measure_sensitivity(
         model: a built functional or Sequential model. It is not modified.
         data: labelled samples, `(x, y)` or batches of them, of a validation split; inputs alone for "error".
         metric: "accuracy"; "error" (minus the squared error of the outputs, relative to their variance); or a function
-            of (labels, outputs), arrays with one row per sample, that returns one number per sample, higher = better.
+            of (labels, outputs) that returns one number per sample, higher = better. It gets labels of any kind as the
+            data gives them (class numbers, masks, numbers, a dict of arrays) and the output as the model gives it (a
+            list of arrays where there are several), one row per sample.
         keep: fractions of the filters kept, falling, in (0, 1) ((0.75, 0.5, 0.25)); at least one filter stays.
         method: its criterion chooses the filters that stay ("l2").
         samples: at most so many, the first ones (1 024).
@@ -89,6 +97,7 @@ def measure_sensitivity(
     """
     keep, criterion = check_falling(keep), as_method(method, seed, True).criterion
     file, executor = Checkpoint(checkpoint, "sensitivity analysis"), check_executor(executor)
+    check_flags(progress=progress)
     graph = analyze(model)
     weights = _checked(graph)
     data = Samples.of(data)
@@ -161,36 +170,42 @@ class Measured:
         if data is None:
             raise CalibrationDataError(f"metric={metric!r} needs samples to measure on: pass data=.")
         check_integer("samples", samples)
-        if not callable(metric) and metric not in ("accuracy", "error"):
-            raise unknown_name("metric", metric, "accuracy, error, or a function", ("accuracy", "error"))
+        if not callable(metric):
+            check_option("metric", metric, ("accuracy", "error"), ", or a function")
         self._metric = metric
         self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
         if metric == "accuracy":
             check_class_scores(graph.view, "'accuracy'")
         if metric == "error":
             self._inputs, self._labels = calibration_inputs(data, graph.view, samples), None
-            self._whole = masked_outputs(Kept(graph), self._inputs)
+            self._whole = side_by_side(masked_outputs(Kept(graph), self._inputs))
         else:
-            self._inputs, self._labels = labelled_inputs(data, graph.view, f"'{self.name}'", samples)
+            labelled = labelled_inputs if metric == "accuracy" else inputs_and_labels
+            self._inputs, self._labels = labelled(data, graph.view, f"'{self.name}'", samples)
 
     def digest(self) -> str:
         """What a measurement depends on besides the network."""
-        arrays = [*map(keras.ops.convert_to_numpy, self._inputs), *([] if self._labels is None else [self._labels])]
+        arrays = [
+            *map(keras.ops.convert_to_numpy, self._inputs),
+            *([] if self._labels is None else keras.tree.flatten(self._labels)),
+        ]
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).data for a in arrays))
         return f"{self.name} {digest.hexdigest()}"
 
     def __call__(self, kept: Kept) -> np.ndarray:
         """The metric of every sample, float64 of shape (samples,), with what stays."""
         outputs = masked_outputs(kept, self._inputs)
+        flat = side_by_side(outputs)
         if self._metric == "accuracy":
-            return (class_numbers(outputs) == self._labels).astype(np.float64)
+            return (class_numbers(flat) == self._labels).astype(np.float64)
         if self._metric == "error":
             spread = np.square(self._whole - self._whole.mean(axis=0)).sum() / len(self._whole)
-            return -np.square(outputs - self._whole).sum(axis=1) / max(spread, np.finfo(float).tiny)
-        values = np.asarray(self._metric(self._labels, outputs), np.float64)
-        if values.shape != (len(outputs),):
+            return -np.square(flat - self._whole).sum(axis=1) / max(spread, np.finfo(float).tiny)
+        found = outputs[0] if len(outputs) == 1 else outputs
+        values = np.asarray(self._metric(self._labels, found), np.float64)
+        if values.shape != (len(flat),):
             raise InvalidValueError(
-                f"metric '{self.name}' is to return one number per sample, shape ({len(outputs)},). Received: "
+                f"metric '{self.name}' is to return one number per sample, shape ({len(flat)},). Received: "
                 f"{values.shape}."
             )
         return values

@@ -52,7 +52,8 @@ def to_tf_keras(model: keras.Model, path: str | os.PathLike, overwrite: bool = F
     """
     path = check_destination(path, overwrite, [".h5"])
     check_installed("to_tf_keras")
-    job = Job("save", model.name, describe(model))
+    described = describe(model)
+    job = Job("save", model.name, described)
     with replacing(path) as draft:
         draft.write_bytes(carry_out(job)["content"])
     return path
@@ -99,7 +100,8 @@ def train_in_tf_keras(model: keras.Model, train: Train, *arguments: Any) -> kera
         >>> sparse = train_in_tf_keras(model, "recipes:sparse", x, y)  # doctest: +SKIP
     """
     check_installed("train_in_tf_keras")
-    job = Job("train", model.name, describe(model), find_function(train), arguments)
+    described = describe(model)
+    job = Job("train", model.name, described, find_function(train), arguments)
     weights = carry_out(job)["weights"]
     graph = analyze(model)
     cloner = Cloner(graph.view)

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_filterprune.checks import check_flag, check_number
+from keras_filterprune.checks import check_flag, check_names, check_number, wrong
 from keras_filterprune.errors import InvalidValueError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import view_model
 
@@ -58,11 +58,11 @@ def distill(
         >>> student.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         >>> history = kfp.distill(student, teacher).fit(x, y, verbose=0)
     """
+    _check(student, teacher)
     check_number("temperature", temperature, above=0)
     check_number("alpha", alpha, "the teacher's share", least=0, most=1)
     check_number("attention", attention, "the weight of the attention maps", least=0)
     check_flag("squared_temperature", squared_temperature)
-    _check(student, teacher)
     layers = _pairs(student, teacher, features)
     frozen = keras.models.clone_model(teacher)
     frozen.set_weights(teacher.get_weights())
@@ -89,7 +89,9 @@ def distill(
 
 
 def _check(student: keras.Model, teacher: keras.Model) -> None:
-    for model in (student, teacher):
+    for name, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, keras.Model):
+            raise wrong(name, model, "a keras.Model", UnsupportedModelError)
         if len(getattr(model, "outputs", None) or ()) != 1:
             raise UnsupportedModelError(
                 f"distill works on functional and Sequential models with one output of classes. Model '{model.name}' "
@@ -104,9 +106,13 @@ def _check(student: keras.Model, teacher: keras.Model) -> None:
 
 def _pairs(student: keras.Model, teacher: keras.Model, features: Any) -> list[tuple[str, str]]:
     """(student's layer, teacher's layer) whose attention is compared."""
-    if isinstance(features, str):
-        features = [features]
-    pairs = list(features.items()) if isinstance(features, Mapping) else [(name, name) for name in features or ()]
+    names = check_names("features", () if features is None else features)
+    pairs = (
+        [(name, features[name]) for name in names]
+        if isinstance(features, Mapping)
+        else [(name, name) for name in names]
+    )
+    check_names("features", [theirs for _, theirs in pairs])
     for side, model, names in (
         ("student", student, [ours for ours, _ in pairs]),
         ("teacher", teacher, [theirs for _, theirs in pairs]),

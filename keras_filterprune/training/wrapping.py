@@ -19,6 +19,7 @@ from keras_filterprune.graph.types import Call, ChannelGraph
 from keras_filterprune.handlers.registry import linear_of
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
+from keras_filterprune.probe.data import check_data
 from keras_filterprune.rebuild.clone import Cloner
 from keras_filterprune.training.base import TrainingWrapper, unwrapped
 from keras_filterprune.training.bridgeout import BatchBridgeout
@@ -130,6 +131,7 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
     criterion = as_method(method, 0, data is not None).criterion
     if criterion.requires and data is None:
         raise CalibrationDataError(f"{criterion!r} needs calibration inputs: pass data=.")
+    check_data(data, graph.view)
     weights = Weights(graph.view)
     criterion = criterion.observe(graph, weights, data, False)
     gates = np.ones(graph.unit_of_id.max(initial=-1) + 1)
