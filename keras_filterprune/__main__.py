@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -172,12 +171,17 @@ def _check_files(options: argparse.Namespace) -> None:
         check_destination(path, options.overwrite)
     if options.report:
         check_report_path(options.report, options.overwrite)
-    files = list(filter(None, (options.output, options.plan, options.report, options.data)))
+    files = [options.output, options.plan, options.report, options.data]
     if os.path.realpath(options.output) != os.path.realpath(options.model):
         files.append(options.model)
-    twice = [path for path, count in Counter(map(os.path.realpath, files)).items() if count > 1]
-    if twice:
-        raise InvalidValueError(f"every file has a name of its own. Received: {twice[0]} for two of them.")
+    _check_distinct(files)
+
+
+def _check_distinct(files: Sequence[str | None]) -> None:
+    from tflite_bench.files import twice
+
+    if found := twice(filter(None, files)):
+        raise InvalidValueError(f"every file has a name of its own. Received: {found} for two of them.")
 
 
 # ------------------------------------------------------------------------------------------------------------- export
@@ -210,6 +214,7 @@ def _export(options: argparse.Namespace) -> Answer:
     from keras_filterprune.export import export_tflite
     from keras_filterprune.files import load_keras
 
+    _check_distinct([options.model, options.data, options.output])
     result = export_tflite(
         load_keras(options.model),
         options.output,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from tflite_bench.errors import BenchError
-from tflite_bench.files import write_json
+from tflite_bench.files import twice, write_json
 
 # What goes into the JSON file, and what is shown.
 Answer = tuple[dict[str, Any], Sequence[RenderableType]]
@@ -48,9 +49,7 @@ def carry_out(
         return 0
     options = parser.parse_args(arguments)
     try:
-        for option in ("json", "plot"):
-            if path := getattr(options, option, None):
-                _check_file(option, path)
+        _check_files(options)
         content, shown = work(options)
         if getattr(options, "json", None):
             write_json(options.json, content)
@@ -67,8 +66,16 @@ def carry_out(
     return 0
 
 
-def _check_file(option: str, path: str) -> None:
-    if not Path(path).parent.is_dir():
-        raise BenchError(f"--{option} {path}: the folder does not exist")
-    if Path(path).is_dir():
-        raise BenchError(f"--{option} {path}: expected a file name, this is a folder")
+def _check_files(options: argparse.Namespace) -> None:
+    """What is written can be written, and replaces no other file of the command line."""
+    written = {option: path for option in ("json", "plot") if (path := getattr(options, option, None))}
+    for option, path in written.items():
+        if not Path(os.path.realpath(path)).parent.is_dir():
+            raise BenchError(f"--{option} {path}: the folder does not exist")
+        if Path(path).exists() and not Path(path).is_file():
+            raise BenchError(f"--{option} {path}: expected a file name, this is a folder, a device or a pipe")
+    # A file may be measured twice, so each written one is looked for among those that are read.
+    read = [*getattr(options, "files", ()), *filter(None, [getattr(options, "binary", None)])]
+    for others in (written.values(), *([path, file] for path in written.values() for file in read)):
+        if found := twice(others):
+            raise BenchError(f"every file has a name of its own. Received: {found} for two of them.")

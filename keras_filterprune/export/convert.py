@@ -8,6 +8,7 @@ go through ai-edge-quantizer.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -67,6 +68,8 @@ def convert(model: keras.Model, keys: Sequence[str], folder: Path, mode: str, dy
         raise
     # Tracing runs any code that the model's layers hold, and the converter's own error has no public name.
     except Exception as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(folder)) from error
         raise ExportError(f"cannot convert model {model.name!r} to TFLite: {_reason(error, model, serve)}") from error
 
 

@@ -32,7 +32,7 @@ from keras_filterprune.export.precision import in_float32
 from keras_filterprune.export.quiet import quiet
 from keras_filterprune.export.signature import InputPort, input_ports
 from keras_filterprune.export.tflite_file import TFLiteFile
-from keras_filterprune.files import check_destination, replacing
+from keras_filterprune.files import check_destination, replacing, unfinished
 
 MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
 PARITY_SAMPLES = 16
@@ -163,8 +163,8 @@ def export_tflite(
     if metadata is not None:
         check_metadata(metadata, model, ports)
     converted, halves, rounding = in_float32(model)
-    with replacing(path) as draft, quiet(), interruptible():
-        file = _converted(converted, ports, draft.parent / "work", mode, dynamic_batch)
+    with replacing(path, overwrite) as draft, quiet(), interruptible():
+        file = _converted(converted, ports, mode, dynamic_batch)
         kept: list[FileOperator] = []
         if mode in INTEGER_MODES:
             file, kept = convert_to_integers(file, converted, mode, samples, keep_float, integer_io)
@@ -176,12 +176,13 @@ def export_tflite(
     return export_result(path, mode, file, parity, warnings)
 
 
-def _converted(
-    model: keras.Model, ports: Sequence[InputPort], folder: Path, mode: str, dynamic_batch: bool
-) -> TFLiteFile:
+def _converted(model: keras.Model, ports: Sequence[InputPort], mode: str, dynamic_batch: bool) -> TFLiteFile:
     on_tensorflow = keras.config.backend() == "tensorflow"
     keys = [port.key for port in ports]
-    file = TFLiteFile((convert if on_tensorflow else convert_elsewhere)(model, keys, folder, mode, dynamic_batch))
+    # Not next to the destination: TensorFlow takes brackets in the name of a folder for a pattern.
+    with unfinished() as folder:
+        engine = convert if on_tensorflow else convert_elsewhere
+        file = TFLiteFile(engine(model, keys, folder / "work", mode, dynamic_batch))
     refuse_operators(file, model)
     return file
 

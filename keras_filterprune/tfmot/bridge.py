@@ -54,7 +54,7 @@ def to_tf_keras(model: keras.Model, path: str | os.PathLike, overwrite: bool = F
     check_installed("to_tf_keras")
     described = describe(model)
     job = Job("save", model.name, described)
-    with replacing(path) as draft:
+    with replacing(path, overwrite) as draft:
         draft.write_bytes(carry_out(job)["content"])
     return path
 
@@ -178,7 +178,7 @@ def export_qat(
         tuple(output_keys(outputs)),
         samples,
     )
-    with replacing(path) as draft:
+    with replacing(path, overwrite) as draft:
         result = carry_out(job)
         file = TFLiteFile(result["content"])
         refuse_operators(file, model)
