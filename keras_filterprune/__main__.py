@@ -15,6 +15,8 @@ from rich.console import Console, RenderableType
 
 from keras_filterprune.checks import import_keras
 from keras_filterprune.errors import CalibrationDataError, FilterPruneError, InvalidValueError, MeasurementError
+from keras_filterprune.quiet import quiet
+from tflite_bench.command import printable
 
 # What `--json` prints, and what is shown otherwise.
 Answer = tuple[Any, Sequence[RenderableType]]
@@ -37,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 2 with one line on stderr for bad input; 130 when interrupted.
     """
-    # TensorFlow reads this when it is first imported; its start-up lines would drown the answer.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    printable()
     words = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
     if not words:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     try:
         if options.run is not _bench:
-            import_keras()
+            _start_keras()
         content, shown = options.run(options)
     except (FilterPruneError, OSError) as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
@@ -64,6 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plain = {"markup": False, "highlight": False, "soft_wrap": True} if isinstance(item, str) else {}
         console.print(item, **plain)
     return 0
+
+
+def _start_keras() -> None:
+    """Import Keras without TensorFlow's start-up lines, which would drown the answer; some heed no setting."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quiet():
+        import_keras()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,13 @@ from tflite_bench.files import twice, write_json
 
 # What goes into the JSON file, and what is shown.
 Answer = tuple[dict[str, Any], Sequence[RenderableType]]
+
+
+def printable() -> None:
+    """Names that a terminal's encoding lacks are shown by their codes, and do not end the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def add_files(parser: argparse.ArgumentParser, nargs: str | int = "+") -> None:
@@ -47,6 +55,7 @@ def carry_out(
     if not arguments:
         parser.print_help()
         return 0
+    printable()
     options = parser.parse_args(arguments)
     try:
         _check_files(options)
@@ -61,8 +70,9 @@ def carry_out(
         return 130
     console = Console()
     for item in shown:
-        # A sentence is one line, however long.
-        console.print(item, soft_wrap=isinstance(item, str))
+        # A sentence is one line, however long, and names in it may hold brackets.
+        plain = {"markup": False, "highlight": False, "soft_wrap": True} if isinstance(item, str) else {}
+        console.print(item, **plain)
     return 0
 
 

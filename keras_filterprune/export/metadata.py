@@ -19,7 +19,7 @@ from keras_filterprune.checks import check_path, shown, wrong
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import FileError, InvalidValueError, PlanMismatchError
 from keras_filterprune.export import metadata_schema as schema
-from keras_filterprune.export.signature import InputPort, output_keys
+from keras_filterprune.export.signature import InputPort, output_keys, output_structure
 from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.rebuild.plan import PruningPlan, package_version
 
@@ -93,7 +93,7 @@ def check_metadata(metadata: Metadata, model: keras.Model, ports: Sequence[Input
     """
     if not isinstance(metadata, Metadata):
         raise wrong("metadata", metadata, "a keras_filterprune.Metadata, or None")
-    structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    structure = output_structure(model)
     outputs = dict(zip(output_keys(structure), keras.tree.flatten(structure), strict=True))
     for name, labels in _by_name(metadata.labels, list(outputs), "labels", "output").items():
         _check_labels(name, labels, outputs[name].shape[-1])

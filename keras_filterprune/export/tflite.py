@@ -29,10 +29,10 @@ from keras_filterprune.export.metadata import Metadata, check_metadata, embed
 from keras_filterprune.export.other_backends import convert_elsewhere
 from keras_filterprune.export.parity import Parity, measure_parity
 from keras_filterprune.export.precision import in_float32
-from keras_filterprune.export.quiet import quiet
-from keras_filterprune.export.signature import InputPort, input_ports
+from keras_filterprune.export.signature import InputPort, input_ports, output_keys, output_structure
 from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.files import check_destination, replacing, unfinished
+from keras_filterprune.quiet import quiet
 
 MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
 PARITY_SAMPLES = 16
@@ -165,9 +165,8 @@ def export_tflite(
     converted, halves, rounding = in_float32(model)
     with replacing(path, overwrite) as draft, quiet(), interruptible():
         file = _converted(converted, ports, mode, dynamic_batch)
-        kept: list[FileOperator] = []
-        if mode in INTEGER_MODES:
-            file, kept = convert_to_integers(file, converted, mode, samples, keep_float, integer_io)
+        file, kept = _quantized(file, converted, mode, samples, keep_float, integer_io)
+        file = file.in_order([port.key for port in ports], output_keys(output_structure(model)))
         file = file if metadata is None else embed(file, metadata, model.name, ports)
         parity = measure_parity(model, file.content, ports, first_samples(samples), dynamic_batch) if verify else None
         _refuse_differences(model, max(_TOLERANCES[mode], rounding) if tolerance is None else tolerance, parity)
@@ -185,6 +184,14 @@ def _converted(model: keras.Model, ports: Sequence[InputPort], mode: str, dynami
         file = TFLiteFile(engine(model, keys, folder / "work", mode, dynamic_batch))
     refuse_operators(file, model)
     return file
+
+
+def _quantized(
+    file: TFLiteFile, model: keras.Model, mode: str, samples: dict[str, np.ndarray], keep_float: Sequence[str], io: bool
+) -> tuple[TFLiteFile, list[FileOperator]]:
+    if mode not in INTEGER_MODES:
+        return file, []
+    return convert_to_integers(file, model, mode, samples, keep_float, io)
 
 
 def _samples(ports: tuple[InputPort, ...], mode: str, data: Any) -> dict[str, np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -64,6 +66,27 @@ class TFLiteFile:
             ExportError: LiteRT cannot run the file.
         """
         return delegated_operators(self.content, len(self.graph.operators))
+
+    def in_order(self, inputs: Sequence[str], outputs: Sequence[str]) -> TFLiteFile:
+        """The file with its inputs and outputs in the order of these names of its signature.
+
+        The converter sorts them by name, and code on a device reads them by number.
+        """
+        model, (graph, *graphs), (signature, *more) = (
+            copy.copy(self.model),
+            self.model.subgraphs,
+            self.model.signatureDefs,
+        )
+        graph, signature = copy.copy(graph), copy.copy(signature)
+        for side, names in (("inputs", inputs), ("outputs", outputs)):
+            entries = sorted(getattr(signature, side), key=lambda entry: names.index(entry.name.decode()))
+            old = [int(tensor) for tensor in getattr(graph, side)]
+            setattr(signature, side, entries)
+            setattr(graph, side, list(dict.fromkeys([*(entry.tensorIndex for entry in entries), *old])))
+        if all([*getattr(graph, side)] == [*getattr(self.graph, side)] for side in ("inputs", "outputs")):
+            return self
+        model.subgraphs, model.signatureDefs = [graph, *graphs], [signature, *more]
+        return TFLiteFile.holding(model)
 
     def count_operators(self) -> dict[str, int]:
         """Count the operators of all graphs.
