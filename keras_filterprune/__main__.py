@@ -275,11 +275,15 @@ def _array(path: str | None) -> Any:
     if path is None:
         return None
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path, allow_pickle=False)
+    # A damaged header makes NumPy raise almost anything.
+    except Exception as error:
         raise CalibrationDataError(
             f"cannot read calibration inputs from {path}: {error}. Expected an .npy array."
         ) from error
+    if not isinstance(array, np.ndarray):
+        raise CalibrationDataError(f"cannot read calibration inputs from {path}: an archive. Expected an .npy array.")
+    return array
 
 
 _COMMANDS = {

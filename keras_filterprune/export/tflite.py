@@ -24,7 +24,6 @@ from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers
 from keras_filterprune.export.file_operators import FileOperator, read_operators, refuse_operators
-from keras_filterprune.export.interrupts import interruptible
 from keras_filterprune.export.metadata import Metadata, check_metadata, embed
 from keras_filterprune.export.other_backends import convert_elsewhere
 from keras_filterprune.export.parity import Parity, measure_parity
@@ -32,6 +31,7 @@ from keras_filterprune.export.precision import in_float32
 from keras_filterprune.export.signature import InputPort, input_ports, output_keys, output_structure
 from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.files import check_destination, replacing, unfinished
+from keras_filterprune.interrupts import interruptible
 from keras_filterprune.quiet import quiet
 
 MODES = ("float32", "float16", "dynamic", "int8", "int16x8")

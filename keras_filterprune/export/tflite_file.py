@@ -72,20 +72,18 @@ class TFLiteFile:
 
         The converter sorts them by name, and code on a device reads them by number.
         """
-        model, (graph, *graphs), (signature, *more) = (
-            copy.copy(self.model),
-            self.model.subgraphs,
-            self.model.signatureDefs,
-        )
-        graph, signature = copy.copy(graph), copy.copy(signature)
+        model, signature, graph = (copy.copy(x) for x in (self.model, self.model.signatureDefs[0], self.graph))
         for side, names in (("inputs", inputs), ("outputs", outputs)):
-            entries = sorted(getattr(signature, side), key=lambda entry: names.index(entry.name.decode()))
-            old = [int(tensor) for tensor in getattr(graph, side)]
+            places = {name: place for place, name in enumerate(names)}
+            entries = sorted(getattr(signature, side), key=lambda e: places.get(e.name.decode(), len(places)))
+            tensors = [int(entry.tensorIndex) for entry in entries]
+            unnamed = [int(tensor) for tensor in getattr(graph, side) if tensor not in tensors]
             setattr(signature, side, entries)
-            setattr(graph, side, list(dict.fromkeys([*(entry.tensorIndex for entry in entries), *old])))
+            setattr(graph, side, tensors + unnamed)
         if all([*getattr(graph, side)] == [*getattr(self.graph, side)] for side in ("inputs", "outputs")):
             return self
-        model.subgraphs, model.signatureDefs = [graph, *graphs], [signature, *more]
+        model.subgraphs = [graph, *model.subgraphs[1:]]
+        model.signatureDefs = [signature, *model.signatureDefs[1:]]
         return TFLiteFile.holding(model)
 
     def count_operators(self) -> dict[str, int]:
