@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,8 @@ from rich.console import Console, RenderableType
 
 from keras_filterprune.checks import import_keras
 from keras_filterprune.errors import CalibrationDataError, FilterPruneError, InvalidValueError, MeasurementError
+from keras_filterprune.quiet import quiet
+from tflite_bench.command import printable
 
 # What `--json` prints, and what is shown otherwise.
 Answer = tuple[Any, Sequence[RenderableType]]
@@ -38,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 2 with one line on stderr for bad input; 130 when interrupted.
     """
-    # TensorFlow reads this when it is first imported; its start-up lines would drown the answer.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    printable()
     words = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
     if not words:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     try:
         if options.run is not _bench:
-            import_keras()
+            _start_keras()
         content, shown = options.run(options)
     except (FilterPruneError, OSError) as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
@@ -65,6 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plain = {"markup": False, "highlight": False, "soft_wrap": True} if isinstance(item, str) else {}
         console.print(item, **plain)
     return 0
+
+
+def _start_keras() -> None:
+    """Import Keras without TensorFlow's start-up lines, which would drown the answer; some heed no setting."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quiet():
+        import_keras()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -172,12 +179,17 @@ def _check_files(options: argparse.Namespace) -> None:
         check_destination(path, options.overwrite)
     if options.report:
         check_report_path(options.report, options.overwrite)
-    files = list(filter(None, (options.output, options.plan, options.report, options.data)))
+    files = [options.output, options.plan, options.report, options.data]
     if os.path.realpath(options.output) != os.path.realpath(options.model):
         files.append(options.model)
-    twice = [path for path, count in Counter(map(os.path.realpath, files)).items() if count > 1]
-    if twice:
-        raise InvalidValueError(f"every file has a name of its own. Received: {twice[0]} for two of them.")
+    _check_distinct(files)
+
+
+def _check_distinct(files: Sequence[str | None]) -> None:
+    from tflite_bench.files import twice
+
+    if found := twice(filter(None, files)):
+        raise InvalidValueError(f"every file has a name of its own. Received: {found} for two of them.")
 
 
 # ------------------------------------------------------------------------------------------------------------- export
@@ -210,6 +222,7 @@ def _export(options: argparse.Namespace) -> Answer:
     from keras_filterprune.export import export_tflite
     from keras_filterprune.files import load_keras
 
+    _check_distinct([options.model, options.data, options.output])
     result = export_tflite(
         load_keras(options.model),
         options.output,
@@ -262,11 +275,15 @@ def _array(path: str | None) -> Any:
     if path is None:
         return None
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path, allow_pickle=False)
+    # A damaged header makes NumPy raise almost anything.
+    except Exception as error:
         raise CalibrationDataError(
             f"cannot read calibration inputs from {path}: {error}. Expected an .npy array."
         ) from error
+    if not isinstance(array, np.ndarray):
+        raise CalibrationDataError(f"cannot read calibration inputs from {path}: an archive. Expected an .npy array.")
+    return array
 
 
 _COMMANDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,9 +13,9 @@ from keras_filterprune.checks import shown
 from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.keras_view import named_weights, view_model
 from keras_filterprune.graph.tracer import Tracer
-from keras_filterprune.graph.types import ROLES, Call, ChannelGraph, ModelView, Tensor, TensorRef
+from keras_filterprune.graph.types import ROLES, Call, ChannelGraph, ModelView, Pinned, Tensor, TensorRef
 from keras_filterprune.handlers.base import describe
-from keras_filterprune.handlers.registry import check_weights, explained, handler_for, keras_class
+from keras_filterprune.handlers.registry import check_weights, explained, handler_for, keras_class, taught_by
 
 
 def analyze(model: keras.Model) -> ChannelGraph:
@@ -64,7 +65,21 @@ def analyze(model: keras.Model) -> ChannelGraph:
     uncounted = tuple(p for p, op in layers.items() if p in weights and p not in counted and _computes(op))
     graph = t.resolve(view, traced, weights, uncounted)
     _check_binds(graph)
-    return graph
+    return replace(graph, pinned=graph.pinned + _unseen(graph))
+
+
+def _unseen(graph: ChannelGraph) -> tuple[Pinned, ...]:
+    """Layers that hold filters which no handler sees: other layers perhaps, or a whole model."""
+    seen = {bind.layer for bind in graph.binds}
+    calls = {c.path: c for c in graph.view.calls if c.path in graph.uncounted and c.path not in seen}
+    return tuple(
+        Pinned(
+            path,
+            call.output_shapes[0][-1] or 0 if call.output_shapes[0] else 0,
+            f"is opaque: no handler looks into {type(call.op).__name__}{taught_by(call.op)}",
+        )
+        for path, call in calls.items()
+    )
 
 
 def _input(call: Call, t: Tracer) -> Tensor:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from keras_filterprune.checks import check_path
 from keras_filterprune.errors import FileError
-from keras_filterprune.files import load_keras, save_keras, write_json
+from keras_filterprune.files import check_destination, load_keras, read_json, save_keras, write_json
 
 T = TypeVar("T")
+# So many characters of the checkpoint's name begin that of its model: at most 4 bytes each, of the 255 of a name.
+_BEGINNING = 50
 
 
 class Checkpoint:
@@ -30,16 +33,20 @@ class Checkpoint:
         """What `parse` makes of the file's content, None if there is no file.
 
         Raises:
-            FileError: the file is damaged or has another key.
+            FileError: the file is damaged or was changed, has another key, or cannot be written.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return None
+        check_destination(self.path, overwrite=True)
+        if not self.path.exists():
             return None
         try:
-            content = json.loads(self.path.read_text())
+            content = read_json(self.path, "a checkpoint", sealed=True)
             found, parsed = content["key"], parse(content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (FileError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = error if isinstance(error, FileError) else repr(error)
             raise FileError(
-                f"'{self.path}' is no checkpoint of a {self._work}: {error!r}. Delete it, or give another name."
+                f"'{self.path}' is no checkpoint of a {self._work}: {reason} Delete it, or give another name."
             ) from error
         if found != key:
             raise FileError(
@@ -54,28 +61,41 @@ class Checkpoint:
             write_json(self.path, {"key": key} | content)
 
     def write_with_model(self, key: str, content: dict[str, Any], model: Any, number: int) -> None:
-        """Write file and model; `content["more"]["model"]` is the model's name.
+        """Write file and model; `content["more"]` gets the model's name and digest.
 
         The model first: a checkpoint that is cut short still names the model of the round before.
         """
         if self.path is None:
             return
-        name = f"{self.path.name}.{number}.keras"
-        save_keras(model, self.path.with_name(name), overwrite=True)
-        self.write(key, content | {"more": content["more"] | {"model": name}})
-        own = re.compile(rf"{re.escape(self.path.name)}\.\d+\.keras")
+        # No file of the user's has the digest of this very work in its name.
+        work = hashlib.sha256(f"{self.path.name} {key}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        begin = self.path.name[:_BEGINNING]
+        path = self.path.with_name(f"{begin}.{number}.{work}.keras")
+        save_keras(model, path, overwrite=True)
+        more = content["more"] | {"model": path.name, "model_sha256": _digest(path)}
+        self.write(key, content | {"more": more})
+        own = re.compile(rf"{re.escape(begin)}\.[0-9]+\.{work}\.keras")
         for old in self.path.parent.iterdir():
-            if old.name != name and own.fullmatch(old.name):
+            if old.name != path.name and own.fullmatch(old.name):
                 old.unlink()
 
-    def model(self, name: str) -> Any:
+    def model(self, more: dict[str, Any]) -> Any:
         """The model next to the file.
 
+        Args:
+            more: what `write_with_model` wrote under "more".
+
         Raises:
-            FileError: it is missing or damaged.
+            FileError: it is missing, or another one than was written.
         """
-        path = self.path.with_name(name)
+        path = self.path.with_name(more["model"])
         try:
+            if path.is_file() and _digest(path) != more["model_sha256"]:
+                raise FileError(f"cannot load {path} as it was written: it was cut or changed.")
             return load_keras(path)
-        except FileError as error:
+        except OSError as error:
             raise FileError(f"checkpoint '{self.path}' needs its model: {error} Delete the checkpoint.") from error
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +11,10 @@ from typing import Any
 
 from keras_filterprune.checks import check_flag, check_path, import_keras
 from keras_filterprune.errors import FileError, InvalidValueError
+from tflite_bench import files
+from tflite_bench.files import json_digest as json_digest
+from tflite_bench.files import unfinished as unfinished
+from tflite_bench.files import unsealed as unsealed
 
 
 def check_destination(path: Any, overwrite: bool, suffixes: Sequence[str] = ()) -> Path:
@@ -31,61 +33,58 @@ def check_destination(path: Any, overwrite: bool, suffixes: Sequence[str] = ()) 
     check_flag("overwrite", overwrite)
     if suffixes and path.suffix.lower() not in suffixes:
         raise InvalidValueError(f"path is a name that ends in {' or '.join(suffixes)}. Received: path={str(path)!r}.")
-    if os.path.isdir(path):
-        raise FileError(f"cannot write {path}: it is a folder; expected a file name.")
-    if not os.path.isdir(path.parent):
-        raise FileError(f"cannot write {path}: the folder {path.parent} does not exist. Create it first.")
-    if _exists(path) and not overwrite:
+    exists, folder = _exists(path), Path(os.path.realpath(path)).parent
+    if exists and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise FileError(f"cannot write {path}: it is {kind}; expected a file name.")
+    if not folder.is_dir():
+        raise FileError(f"cannot write {path}: the folder {folder} does not exist. Create it first.")
+    if exists and not overwrite:
         raise FileError(f"{path} already exists and is kept. Choose another name, or pass overwrite (--overwrite).")
-    if not os.access(path.parent, os.W_OK):
-        raise FileError(f"cannot write {path}: no permission to write in {path.parent}.")
+    if not os.access(folder, os.W_OK):
+        raise FileError(f"cannot write {path}: no permission to write in {folder}.")
     return path
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a draft path of the same name in a folder next to `path`; on success the draft takes its place.
-
-    Readers see the old file or the whole new one; after an error nothing is left behind.
+def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[Path]:
+    """`tflite_bench.files.replacing`: a draft that takes the place of `path`, whole, or leaves nothing behind.
 
     Raises:
         FileError: the file system refuses (no permission, no space).
     """
     path = check_path("path", path)
-    try:
-        # Next to the destination, so that the final rename stays on one file system.
-        with tempfile.TemporaryDirectory(prefix=".keras_filterprune.", dir=path.parent) as folder:
-            draft = Path(folder, path.name)
-            yield draft
-            os.replace(draft, path)
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error}. Check the folder's permissions and free space.") from error
+    with _refusals(path), files.replacing(path, overwrite) as draft:
+        yield draft
 
 
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Write plain data as JSON, in one step."""
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(content, indent=1) + "\n")
+def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Write plain data as JSON, with its digest, in one step.
+
+    Raises:
+        FileError: the file system refuses.
+    """
+    path = check_path("path", path)
+    with _refusals(path):
+        files.write_json(path, content)
 
 
-def read_json(path: Any, what: str) -> Any:
-    """Plain data from JSON.
+def read_json(path: Any, what: str, sealed: bool = False) -> Any:
+    """Plain data from JSON, without its digest.
 
     Args:
         path: what the user gave.
         what: what is expected there, for the message ("a plan").
+        sealed: refuse a file without a digest (False).
 
     Raises:
         InvalidValueError: `path` is no name of a file.
-        FileError: there is no such file, or it holds no JSON.
+        FileError: there is no such file, or it holds no JSON, or was changed after it had been written.
     """
     path = check_path("path", path)
     try:
-        return json.loads(path.read_text())
-    # Brackets that are nested too deep exhaust the stack.
-    except (OSError, ValueError, RecursionError) as error:
+        return files.read_json(path, sealed)
+    except (OSError, ValueError, MemoryError) as error:
         raise FileError(f"cannot read {what} from '{path}': {error}.") from error
 
 
@@ -102,7 +101,7 @@ def save_keras(model: Any, path: str | os.PathLike, overwrite: bool = False) -> 
         FileError: the file exists, or cannot be written.
     """
     path = check_destination(path, overwrite, [".keras"])
-    with replacing(path) as draft:
+    with replacing(path, overwrite) as draft:
         model.save(draft)
 
 
@@ -116,14 +115,36 @@ def load_keras(path: Any) -> Any:
     path = check_path("path", path)
     if not path.is_file():
         raise FileError(f"no model at {path}; expected a .keras file.")
-    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
-        raise FileError(f"cannot load {path} as a Keras model: it is damaged, or no .keras file.")
     keras = import_keras()
     try:
+        if path.suffix == ".keras":
+            _check_archive(path)
         return keras.saving.load_model(path)
     # Loading runs any code that layers hold.
     except Exception as error:
         raise FileError(f"cannot load {path} as a Keras model: {_first_line(error)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Compare every part of a `.keras` file with its checksum, which Keras does not with all of them."""
+    if not zipfile.is_zipfile(path):
+        raise FileError("it is damaged, or no .keras file.")
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.filename.endswith(".json") and part.file_size > files.LARGEST:
+                raise FileError(f"{part.filename} has {part.file_size:,} bytes, more than any model's.")
+        if (part := archive.testzip()) is not None:
+            raise FileError(f"it is damaged, {part} has another checksum.")
+
+
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error}. Check the folder's permissions and free space.") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ ROOT = Path(kfp.__file__).parents[1]
 # A module imports from the rows above its own and from its own package, never from a neighbour in its row.
 ROWS = [
     ["errors"],
-    ["checks", "parts", "progress"],
+    ["checks", "interrupts", "parts", "progress", "quiet"],
     ["files", "elsewhere"],
     ["checkpoint"],
     ["graph"],
@@ -39,8 +39,8 @@ ROWS = [
     ["__main__"],
 ]
 ROW_OF = {package: number for number, row in enumerate(ROWS) for package in row}
-# What times the files it writes; nothing else knows the benchmark.
-MAY_BENCHMARK = {"demo", "measuring", "__main__"}
+# What times the files it writes, and what writes, reports and is silent as it is; nothing else knows the benchmark.
+MAY_BENCHMARK = {"demo", "files", "measuring", "progress", "quiet", "__main__"}
 PRIVATE = ("keras.src", "tensorflow.python", "_inbound_nodes", "_nodes_by_depth", "_keras_history", "tf.keras")
 HEAVY = ("keras", "tensorflow", "scipy", "matplotlib", "tensorflow_model_optimization", "jax", "torch")
 

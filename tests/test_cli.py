@@ -57,7 +57,7 @@ def test_prune_writes_a_smaller_model_and_its_plan(folder, capsys):
     assert 0.5 * macs < after <= 0.6 * macs
     small = keras.models.load_model(folder / "small.keras")
     assert small.count_params() == report["plan"]["cost"]["params"][1]
-    assert json.loads((folder / "plan.json").read_text()) == report["plan"]
+    assert kfp.PruningPlan.load(folder / "plan.json").to_dict() == report["plan"]
     assert (folder / "model.keras").read_bytes() == before
     assert sorted(p.name for p in folder.iterdir()) == ["model.keras", "plan.json", "report.md", "small.keras"]
     assert f"{after:,}" in (folder / "report.md").read_text()
@@ -118,6 +118,43 @@ def test_no_file_replaces_another(folder, capsys, monkeypatch, words):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.exists()}
     assert "every file has a name of its own" in refused(capsys, "prune", "model.keras", "--overwrite", *words)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.exists()} == before
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (main, "export model.keras -o model.keras --overwrite"),
+        (main, "export model.keras -o link.keras --overwrite"),
+        (main, "export model.keras -o x.npy --data x.npy --overwrite"),
+        (bench_main, "a.tflite b.tflite --json b.tflite"),
+        (bench_main, "a.tflite b.tflite --plot ./a.tflite"),
+        (bench_main, "a.tflite --plot new.png --json new.png"),
+        (bench_main, "a.tflite --profile --json a.tflite"),
+        (bench_main, "compare a.tflite b.tflite --json link.tflite"),
+        (bench_main, "arm count a.tflite --json a.tflite"),
+        (bench_main, "android a.tflite --binary x.npy --json x.npy"),
+        (bench_main, "android a.tflite --binary x.npy --json a.tflite"),
+    ],
+)
+def test_no_output_is_an_input(folder, capsys, monkeypatch, run, words):
+    monkeypatch.chdir(folder)
+    for name in ("x.npy", "a.tflite", "b.tflite"):
+        (folder / name).write_text(name)
+    (folder / "link.keras").symlink_to("model.keras")
+    (folder / "link.tflite").symlink_to("b.tflite")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run(words.split()) == 2
+    assert "every file has a name of its own" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert (folder / "link.keras").is_symlink()
+
+
+@pytest.mark.parametrize("words", ["a.tflite", "compare a.tflite a.tflite", "a.tflite --profile"])
+def test_threads_are_no_more_than_cores(folder, capsys, monkeypatch, words):
+    monkeypatch.chdir(folder)
+    (folder / "a.tflite").write_text("no matter")
+    assert bench_main([*words.split(), "--threads", "100000"]) == 2
+    assert "threads is at most " in capsys.readouterr().err
 
 
 def test_the_model_alone_may_be_replaced(folder, capsys):

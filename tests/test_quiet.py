@@ -13,8 +13,8 @@ import warnings
 
 import pytest
 
-from keras_filterprune.export import quiet as export_quiet
-from keras_filterprune.export.quiet import quiet
+from keras_filterprune import quiet as library_quiet
+from keras_filterprune.quiet import quiet
 from tflite_bench import quiet as bench_quiet
 from tflite_bench.quiet import quiet_litert
 
@@ -83,7 +83,7 @@ def test_what_is_put_back_after_an_error(silence):
     assert state() == before
 
 
-@pytest.mark.parametrize("module", [export_quiet, bench_quiet])
+@pytest.mark.parametrize("module", [library_quiet, bench_quiet])
 def test_what_is_shared_is_entered_once_and_is_there_for_all(module):
     entered, wrong = [], []
 

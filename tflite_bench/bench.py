@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tflite_bench.checks import check_integers, check_paths, check_rounds
+from tflite_bench.checks import check_integers, check_paths, check_rounds, check_threads
 from tflite_bench.cold import Cold, measure_cold
 from tflite_bench.machine import LoadWatch
 from tflite_bench.pinning import choose_cores, pinned
+from tflite_bench.progress import progress_bar
 from tflite_bench.report import BenchReport, ModelTiming
-from tflite_bench.rounds import progress_bar, run_interleaved
+from tflite_bench.rounds import run_interleaved
 from tflite_bench.runner import Block, Runner
 
 # Share of its time for which a thread that never waits has the CPU; below, others had it.
@@ -61,7 +62,8 @@ def benchmark(
         0.52
     """
     paths = check_paths(paths)
-    check_integers(threads=threads, runs=runs)
+    check_threads(threads)
+    check_integers(runs=runs)
     check_integers(0, warmup=warmup)
     check_rounds(rounds, runs)
     watch = LoadWatch()

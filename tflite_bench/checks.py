@@ -38,6 +38,14 @@ def check_integers(least: int = 1, **values: Any) -> None:
             raise wrong(name, value, f"an integer, at least {least}")
 
 
+def check_threads(threads: Any) -> None:
+    """Raise `BenchError` for more threads than this computer has cores, which would only wait for each other."""
+    most = os.cpu_count() or 1
+    check_integers(threads=threads)
+    if threads > most:
+        raise wrong("threads", threads, f"at most {most}, the number of cores of this computer")
+
+
 def check_seconds(name: str, value: Any, least: float | None = None) -> None:
     """Raise `BenchError` unless a number of seconds is finite, and positive or at least `least`."""
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

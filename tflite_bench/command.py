@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +13,17 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from tflite_bench.errors import BenchError
-from tflite_bench.files import write_json
+from tflite_bench.files import twice, write_json
 
 # What goes into the JSON file, and what is shown.
 Answer = tuple[dict[str, Any], Sequence[RenderableType]]
+
+
+def printable() -> None:
+    """Names that a terminal's encoding lacks are shown by their codes, and do not end the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def add_files(parser: argparse.ArgumentParser, nargs: str | int = "+") -> None:
@@ -46,11 +55,10 @@ def carry_out(
     if not arguments:
         parser.print_help()
         return 0
+    printable()
     options = parser.parse_args(arguments)
     try:
-        for option in ("json", "plot"):
-            if path := getattr(options, option, None):
-                _check_file(option, path)
+        _check_files(options)
         content, shown = work(options)
         if getattr(options, "json", None):
             write_json(options.json, content)
@@ -62,13 +70,22 @@ def carry_out(
         return 130
     console = Console()
     for item in shown:
-        # A sentence is one line, however long.
-        console.print(item, soft_wrap=isinstance(item, str))
+        # A sentence is one line, however long, and names in it may hold brackets.
+        plain = {"markup": False, "highlight": False, "soft_wrap": True} if isinstance(item, str) else {}
+        console.print(item, **plain)
     return 0
 
 
-def _check_file(option: str, path: str) -> None:
-    if not Path(path).parent.is_dir():
-        raise BenchError(f"--{option} {path}: the folder does not exist")
-    if Path(path).is_dir():
-        raise BenchError(f"--{option} {path}: expected a file name, this is a folder")
+def _check_files(options: argparse.Namespace) -> None:
+    """What is written can be written, and replaces no other file of the command line."""
+    written = {option: path for option in ("json", "plot") if (path := getattr(options, option, None))}
+    for option, path in written.items():
+        if not Path(os.path.realpath(path)).parent.is_dir():
+            raise BenchError(f"--{option} {path}: the folder does not exist")
+        if Path(path).exists() and not Path(path).is_file():
+            raise BenchError(f"--{option} {path}: expected a file name, this is a folder, a device or a pipe")
+    # A file may be measured twice, so each written one is looked for among those that are read.
+    read = [*getattr(options, "files", ()), *filter(None, [getattr(options, "binary", None)])]
+    for others in (written.values(), *([path, file] for path in written.values() for file in read)):
+        if found := twice(others):
+            raise BenchError(f"every file has a name of its own. Received: {found} for two of them.")

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tflite_bench.checks import check_integers, check_rounds
+from tflite_bench.checks import check_integers, check_rounds, check_threads
 from tflite_bench.machine import LoadWatch
 from tflite_bench.pinning import choose_cores, pinned
+from tflite_bench.progress import progress_bar
 from tflite_bench.report import JsonResult
-from tflite_bench.rounds import progress_bar
 from tflite_bench.runner import Runner
 
 _CONFIDENCE = 0.95
@@ -107,7 +107,8 @@ def compare(
         >>> compare("dense.tflite", "pruned.tflite").ratio
         0.52
     """
-    check_integers(threads=threads, runs=runs)
+    check_threads(threads)
+    check_integers(runs=runs)
     check_rounds(rounds, runs, least=3)
     watch = LoadWatch()
     paths, ratios = [first, second], []

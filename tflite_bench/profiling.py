@@ -9,8 +9,9 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from tflite_bench.checks import check_integers
+from tflite_bench.checks import check_integers, check_threads
 from tflite_bench.errors import BenchError
 from tflite_bench.fresh import run_fresh
 from tflite_bench.machine import machine_info
@@ -73,15 +74,17 @@ class Profile(JsonResult):
             A `rich` table, one row per operator that took at least a microsecond; the others share the last one.
         """
         title = f"{os.path.basename(self.path)}: {self.whole_ms:.3f} ms, operators {self.sum_ms:.3f} ms"
-        caption = "\n".join(f"- {note}" for note in self.notes) or None
-        table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE, padding=0, pad_edge=False)
+        caption = Text("\n".join(f"- {note}" for note in self.notes), "table.caption") if self.notes else None
+        table = Table(caption=caption, caption_justify="left", box=box.SIMPLE, padding=0, pad_edge=False)
+        # Names may hold brackets, which rich takes for markup in a str.
+        table.title = Text(title, "table.title")
         table.add_column("operator", overflow="fold")
         for column in ("ms", "share", "run by"):
             table.add_column(column, justify="right", no_wrap=True)
         for row in self.operators:
             if row.ms:
                 table.add_row(
-                    row.operator, f"{row.ms:.3f}", f"{row.share:.1%}", "XNNPACK" if row.delegated else "LiteRT"
+                    Text(row.operator), f"{row.ms:.3f}", f"{row.share:.1%}", "XNNPACK" if row.delegated else "LiteRT"
                 )
         short = Counter(row.delegated for row in self.operators if not row.ms)
         for delegated, count in short.items():
@@ -121,7 +124,8 @@ def profile(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 200, 
         >>> found.operators[0].operator
         'Convolution (NHWC, F32) IGEMM'
     """
-    check_integers(threads=threads, runs=runs)
+    check_threads(threads)
+    check_integers(runs=runs)
     # What is wrong with the file is said here.
     runner = Runner(path, threads)
     machine = machine_info()

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from tflite_bench.files import write_json
 from tflite_bench.plot import draw
@@ -102,8 +103,10 @@ class BenchReport(JsonResult):
         title = (
             f"{self.machine['cpu']}, {self.settings['threads']} thread(s), {self.settings['runs']} runs, times in ms"
         )
-        caption = "\n".join(f"- {note}" for note in self.notes) or None
-        table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE, padding=0, pad_edge=False)
+        caption = Text("\n".join(f"- {note}" for note in self.notes), "table.caption") if self.notes else None
+        table = Table(caption=caption, caption_justify="left", box=box.SIMPLE, padding=0, pad_edge=False)
+        # Names may hold brackets, which rich takes for markup in a str.
+        table.title = Text(title, "table.title")
         table.add_column("file", overflow="fold", min_width=13)
         for column in ("kB", "peak\nMB", "load", "min", "p50", "p90", "cpu/\nwall", "x\nfirst", "range"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -111,7 +114,7 @@ class BenchReport(JsonResult):
             peak_mb = None if model.peak_rss_kb is None else model.peak_rss_kb / 1024
             spread = [_cell(ratio, 2) for ratio in (model.ratio_low, model.ratio_high) if ratio is not None]
             table.add_row(
-                Path(model.path).name,
+                Text(Path(model.path).name),
                 f"{model.bytes / 1e3:.1f}",
                 _cell(peak_mb, 1),
                 _cell(model.load_ms, 1),

@@ -2,31 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from collections.abc import Callable, Sequence
 
 from tflite_bench.runner import Block, Runner
-
-
-@contextmanager
-def progress_bar(total: int, shown: bool) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar on stderr.
-
-    Args:
-        total: number of steps.
-        shown: False: nothing is shown.
-
-    Yields:
-        What to call after each step, with the name of what was done.
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # No refresh thread: it would take CPU time from the runs.
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, disable=not shown) as bar:
-        task = bar.add_task("timing", total=total)
-        yield lambda name: bar.update(task, advance=1, description=name, refresh=True)
 
 
 def run_interleaved(

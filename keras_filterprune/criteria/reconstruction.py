@@ -109,7 +109,10 @@ class Observed(Criterion):
             return None
         found = self._found.get(group.name)
         if found is None:
-            return "feeds no layer whose input can be observed"
+            readers = dict.fromkeys(member.layer for member in group.members if member.role == "input")
+            if not readers:
+                return "feeds no layer whose weights read it"
+            return f"feeds only layers whose products are not known: {', '.join(map(repr, readers))}"
         if np.isnan(found).any():
             return "feeds layers whose inputs are too large to be squared: check that the data is scaled as in training"
         return None

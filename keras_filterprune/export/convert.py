@@ -8,6 +8,7 @@ go through ai-edge-quantizer.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from keras_filterprune.export.integers import quantize_statically
 from keras_filterprune.export.layer_names import LayerNames
 from keras_filterprune.export.signature import input_ports, input_structure, output_keys
 from keras_filterprune.export.tflite_file import TFLiteFile
+from keras_filterprune.graph.keras_view import view_model
 
 INTEGER_MODES = ("int8", "int16x8")
 
@@ -67,6 +69,8 @@ def convert(model: keras.Model, keys: Sequence[str], folder: Path, mode: str, dy
         raise
     # Tracing runs any code that the model's layers hold, and the converter's own error has no public name.
     except Exception as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(folder)) from error
         raise ExportError(f"cannot convert model {model.name!r} to TFLite: {_reason(error, model, serve)}") from error
 
 
@@ -155,7 +159,12 @@ def _places(kinds: Sequence[str], model: keras.Model, serve: Any) -> str:
     nodes = [*graph.node, *(node for nested in graph.library.function for node in nested.node_def)]
     found = [layers.find(node.name) for node in nodes if node.op in kinds]
     names = dict.fromkeys(place[0] for place in found if place)
-    return f"layer {', '.join(map(repr, names))}" if names else "outside of any layer"
+    if names:
+        return f"layer {', '.join(map(repr, names))}"
+    calls = view_model(model).calls
+    operations = [call.path for call in calls if call.inputs and not isinstance(call.op, keras.layers.Layer)]
+    where = f", in one of the operations {', '.join(map(repr, operations))}" if operations else ""
+    return f"outside of any layer{where}"
 
 
 def _first_lines(error: Exception) -> str:

@@ -19,8 +19,9 @@ from keras_filterprune.checks import check_path, shown, wrong
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import FileError, InvalidValueError, PlanMismatchError
 from keras_filterprune.export import metadata_schema as schema
-from keras_filterprune.export.signature import InputPort, output_keys
+from keras_filterprune.export.signature import InputPort, output_keys, output_structure
 from keras_filterprune.export.tflite_file import TFLiteFile
+from keras_filterprune.files import json_digest, unsealed
 from keras_filterprune.rebuild.plan import PruningPlan, package_version
 
 _OWN = "keras_filterprune.json"
@@ -70,13 +71,14 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             content = json.loads(archive.read(_OWN))
             content["labels"] = _mapped(content["labels"], lambda file: archive.read(file).decode().split("\n")[:-1])
+            return unsealed(content)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error}.") from error
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    # A damaged archive makes `zipfile` raise almost anything.
+    except Exception as error:
         raise FileError(
             f"{path} holds no metadata of keras_filterprune ({error}); export_tflite(metadata=Metadata(...)) writes it."
         ) from error
-    return content
 
 
 def check_metadata(metadata: Metadata, model: keras.Model, ports: Sequence[InputPort]) -> None:
@@ -93,7 +95,7 @@ def check_metadata(metadata: Metadata, model: keras.Model, ports: Sequence[Input
     """
     if not isinstance(metadata, Metadata):
         raise wrong("metadata", metadata, "a keras_filterprune.Metadata, or None")
-    structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    structure = output_structure(model)
     outputs = dict(zip(output_keys(structure), keras.tree.flatten(structure), strict=True))
     for name, labels in _by_name(metadata.labels, list(outputs), "labels", "output").items():
         _check_labels(name, labels, outputs[name].shape[-1])
@@ -138,7 +140,10 @@ def embed(file: TFLiteFile, metadata: Metadata, name: str, ports: Sequence[Input
     model.buffers = [*model.buffers, tflite.BufferT(data=np.frombuffer(official, np.uint8))]
     model.metadata = [*(model.metadata or []), tflite.MetadataT(name=schema.ENTRY, buffer=len(model.buffers) - 1)]
     archive = {name: "".join(f"{label}\n" for label in labels[key]) for key, name in files.items()}
-    return _with_archive(TFLiteFile.holding(model), archive | {_OWN: json.dumps(_own(metadata, files))})
+    own = _own(metadata, files)
+    # Of what is read, so that the labels count, not the names of their files.
+    digest = json_digest(own | {"labels": _mapped(metadata.labels, list)})
+    return _with_archive(TFLiteFile.holding(model), archive | {_OWN: json.dumps(own | {"sha256": digest})})
 
 
 def _own(metadata: Metadata, files: dict[str, str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import keras
 from keras_filterprune.elsewhere import run_elsewhere
 from keras_filterprune.errors import ExportError
 from keras_filterprune.export.convert import convert
-from keras_filterprune.export.quiet import quiet
+from keras_filterprune.quiet import quiet
 
 
 def convert_elsewhere(

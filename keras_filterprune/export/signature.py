@@ -91,6 +91,11 @@ def input_ports(model: keras.Model) -> tuple[InputPort, ...]:
     )
 
 
+def output_structure(model: keras.Model) -> Any:
+    """Return the model's output tensors nested the way its call gives them."""
+    return model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+
+
 def output_keys(outputs: Any) -> list[str]:
     """Name each tensor of an output structure: `output_0`, `output_1` for lists, the joined keys for dicts.
 

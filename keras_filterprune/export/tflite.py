@@ -24,15 +24,15 @@ from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers
 from keras_filterprune.export.file_operators import FileOperator, read_operators, refuse_operators
-from keras_filterprune.export.interrupts import interruptible
 from keras_filterprune.export.metadata import Metadata, check_metadata, embed
 from keras_filterprune.export.other_backends import convert_elsewhere
 from keras_filterprune.export.parity import Parity, measure_parity
 from keras_filterprune.export.precision import in_float32
-from keras_filterprune.export.quiet import quiet
-from keras_filterprune.export.signature import InputPort, input_ports
+from keras_filterprune.export.signature import InputPort, input_ports, output_keys, output_structure
 from keras_filterprune.export.tflite_file import TFLiteFile
-from keras_filterprune.files import check_destination, replacing
+from keras_filterprune.files import check_destination, replacing, unfinished
+from keras_filterprune.interrupts import interruptible
+from keras_filterprune.quiet import quiet
 
 MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
 PARITY_SAMPLES = 16
@@ -163,11 +163,10 @@ def export_tflite(
     if metadata is not None:
         check_metadata(metadata, model, ports)
     converted, halves, rounding = in_float32(model)
-    with replacing(path) as draft, quiet(), interruptible():
-        file = _converted(converted, ports, draft.parent / "work", mode, dynamic_batch)
-        kept: list[FileOperator] = []
-        if mode in INTEGER_MODES:
-            file, kept = convert_to_integers(file, converted, mode, samples, keep_float, integer_io)
+    with replacing(path, overwrite) as draft, quiet(), interruptible():
+        file = _converted(converted, ports, mode, dynamic_batch)
+        file, kept = _quantized(file, converted, mode, samples, keep_float, integer_io)
+        file = file.in_order([port.key for port in ports], output_keys(output_structure(model)))
         file = file if metadata is None else embed(file, metadata, model.name, ports)
         parity = measure_parity(model, file.content, ports, first_samples(samples), dynamic_batch) if verify else None
         _refuse_differences(model, max(_TOLERANCES[mode], rounding) if tolerance is None else tolerance, parity)
@@ -176,14 +175,23 @@ def export_tflite(
     return export_result(path, mode, file, parity, warnings)
 
 
-def _converted(
-    model: keras.Model, ports: Sequence[InputPort], folder: Path, mode: str, dynamic_batch: bool
-) -> TFLiteFile:
+def _converted(model: keras.Model, ports: Sequence[InputPort], mode: str, dynamic_batch: bool) -> TFLiteFile:
     on_tensorflow = keras.config.backend() == "tensorflow"
     keys = [port.key for port in ports]
-    file = TFLiteFile((convert if on_tensorflow else convert_elsewhere)(model, keys, folder, mode, dynamic_batch))
+    # Not next to the destination: TensorFlow takes brackets in the name of a folder for a pattern.
+    with unfinished() as folder:
+        engine = convert if on_tensorflow else convert_elsewhere
+        file = TFLiteFile(engine(model, keys, folder / "work", mode, dynamic_batch))
     refuse_operators(file, model)
     return file
+
+
+def _quantized(
+    file: TFLiteFile, model: keras.Model, mode: str, samples: dict[str, np.ndarray], keep_float: Sequence[str], io: bool
+) -> tuple[TFLiteFile, list[FileOperator]]:
+    if mode not in INTEGER_MODES:
+        return file, []
+    return convert_to_integers(file, model, mode, samples, keep_float, io)
 
 
 def _samples(ports: tuple[InputPort, ...], mode: str, data: Any) -> dict[str, np.ndarray]:

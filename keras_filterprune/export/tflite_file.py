@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -64,6 +66,25 @@ class TFLiteFile:
             ExportError: LiteRT cannot run the file.
         """
         return delegated_operators(self.content, len(self.graph.operators))
+
+    def in_order(self, inputs: Sequence[str], outputs: Sequence[str]) -> TFLiteFile:
+        """The file with its inputs and outputs in the order of these names of its signature.
+
+        The converter sorts them by name, and code on a device reads them by number.
+        """
+        model, signature, graph = (copy.copy(x) for x in (self.model, self.model.signatureDefs[0], self.graph))
+        for side, names in (("inputs", inputs), ("outputs", outputs)):
+            places = {name: place for place, name in enumerate(names)}
+            entries = sorted(getattr(signature, side), key=lambda e: places.get(e.name.decode(), len(places)))
+            tensors = [int(entry.tensorIndex) for entry in entries]
+            unnamed = [int(tensor) for tensor in getattr(graph, side) if tensor not in tensors]
+            setattr(signature, side, entries)
+            setattr(graph, side, tensors + unnamed)
+        if all([*getattr(graph, side)] == [*getattr(self.graph, side)] for side in ("inputs", "outputs")):
+            return self
+        model.subgraphs = [graph, *model.subgraphs[1:]]
+        model.signatureDefs = [signature, *model.signatureDefs[1:]]
+        return TFLiteFile.holding(model)
 
     def count_operators(self) -> dict[str, int]:
         """Count the operators of all graphs.

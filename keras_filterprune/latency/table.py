@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections import defaultdict
@@ -18,7 +16,7 @@ from scipy.optimize import isotonic_regression
 from keras_filterprune.checks import shown
 from keras_filterprune.cost.tiles import Tiles
 from keras_filterprune.errors import FileError, InfeasibleBudgetError
-from keras_filterprune.files import read_json, write_json
+from keras_filterprune.files import json_digest, read_json, unsealed, write_json
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.latency.operators import DEFAULTS, PRODUCTS, STEPPED, list_operators
 from keras_filterprune.latency.prices import Fields, Prices
@@ -195,6 +193,7 @@ class LatencyTable(Prices):
 
     def __init__(self, content: dict[str, Any]):
         try:
+            content = unsealed(content)
             self.device = str(content["machine"]["cpu"])
             self.threads = _checked("threads", content["settings"]["threads"], Integral, 1)
             own_unit = content.get("unit", "us")
@@ -234,14 +233,15 @@ class LatencyTable(Prices):
         """Read a table.
 
         Raises:
-            FileError: there is no such file, or it is damaged or holds something else.
+            FileError: there is no such file, or it is damaged, was changed after it had been written, or holds
+                something else.
         """
         return cls(read_json(path, "a latency table"))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content."""
-        return hashlib.sha256(json.dumps(self._content, sort_keys=True).encode()).hexdigest()
+        return json_digest(self._content)
 
     @property
     def key(self) -> str:

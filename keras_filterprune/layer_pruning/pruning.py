@@ -15,6 +15,7 @@ from keras_filterprune.cost import Budget, Cost, CostModel, as_cost_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.interrupts import interruptible
 from keras_filterprune.latency import SizedOperators
 from keras_filterprune.layer_pruning.importance import Importance, as_importance
 from keras_filterprune.layer_pruning.removal import verify_removal, without_units
@@ -27,6 +28,7 @@ from keras_filterprune.rebuild.outcome import Run
 from keras_filterprune.report import LayerReport, UnitRow
 
 
+@interruptible()
 @renamed_arguments(criterion="method")
 def prune_layers(
     model: keras.Model,

@@ -95,7 +95,7 @@ def inference(call: Call, kwargs: dict) -> dict:
 
 
 def random_inputs(view: ModelView, seed: int = 0, batch: int = 2) -> list[Any]:
-    """Flat random model inputs: normal floats, ones and zeros for integers and booleans."""
+    """Flat random model inputs: normal floats; entries of the vocabulary that looks them up, else ones and zeros."""
     generator = np.random.default_rng(seed)
     arrays = []
     for ref in view.inputs:
@@ -105,9 +105,16 @@ def random_inputs(view: ModelView, seed: int = 0, batch: int = 2) -> list[Any]:
         if "float" in dtype:
             values = generator.normal(size=shape)
         else:
-            values = generator.integers(0, 2, shape)
+            entries = _vocabulary(view, ref) or ("0", "1")
+            values = generator.choice(np.array(entries, object if dtype == "string" else dtype), shape)
         arrays.append(keras.ops.convert_to_tensor(values, dtype))
     return arrays
+
+
+def _vocabulary(view: ModelView, ref: TensorRef) -> list[Any]:
+    """What the layers that read a tensor know of such values."""
+    readers = (call.op for call in view.calls if ref in call.inputs and hasattr(call.op, "get_vocabulary"))
+    return [entry for op in readers for entry in op.get_vocabulary(include_special_tokens=False)]
 
 
 # {layer path: [(variable, value that stands in for it)]}

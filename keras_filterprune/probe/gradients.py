@@ -41,15 +41,17 @@ def output_sensitivity(
         progress: show a progress bar.
 
     Returns:
-        {layer: float64 of shape (channels,)}.
+        {layer: float64 of shape (channels,)}, of shape (1,) where no output has a gradient: class numbers, words.
     """
+    if not any(map(_is_float, Executor(view).run([x[:1] for x in inputs]))):
+        return {path: np.ones(1) for path in layers}
     generator = np.random.default_rng(0)
     count = min(len(inputs[0]), SAMPLES)
     total: dict[str, np.ndarray] = {}
 
     def objective(outputs: list[Any]) -> Any:
         value = 0.0
-        for output in outputs:
+        for output in filter(_is_float, outputs):
             z = keras.ops.cast(output, "float32")
             v = keras.ops.convert_to_tensor(generator.normal(size=z.shape).astype(np.float32))
             value = value + keras.ops.sum(v * z) / (keras.ops.stop_gradient(keras.ops.std(z)) + 1e-12)
@@ -62,6 +64,10 @@ def output_sensitivity(
             found = _array(gradient)
             total[path] = total.get(path, 0.0) + np.square(found).reshape(-1, found.shape[-1]).sum(axis=0)
     return {path: value / count for path, value in total.items()}
+
+
+def _is_float(value: Any) -> bool:
+    return "float" in keras.backend.standardize_dtype(value.dtype)
 
 
 def output_gradients(

@@ -16,6 +16,7 @@ from keras_filterprune.compensators.by_name import as_compensator
 from keras_filterprune.cost import Budget, CostModel, as_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InvalidValueError
+from keras_filterprune.interrupts import interruptible
 from keras_filterprune.latency import Prices
 from keras_filterprune.measuring import require_faster
 from keras_filterprune.methods import Method, as_method, list_methods
@@ -33,6 +34,7 @@ from keras_filterprune.report import PruneReport
 from keras_filterprune.report.build import prune_report
 
 
+@interruptible()
 def prune_model(
     model: keras.Model,
     method: str | Method | Criterion = "l2",
@@ -114,6 +116,7 @@ def prune_model(
     return _result(costs, plan, outcome, run, return_report, channel_multiple, budget.prices)
 
 
+@interruptible()
 def plan_pruning(
     model: keras.Model,
     method: str | Method | Criterion = "l2",
@@ -157,6 +160,7 @@ def plan_pruning(
     return planner.plan(_name(method, recipe), choose(planner))
 
 
+@interruptible()
 def apply_plan(
     model: keras.Model,
     plan: PruningPlan,

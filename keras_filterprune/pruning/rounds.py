@@ -153,7 +153,7 @@ def _untouched(planner: Planner) -> Outcome:
 
 def _resumed(planner: Planner, checkpoint: Checkpoint, more: dict[str, Any]) -> Outcome:
     """Where an earlier run had come to."""
-    return Outcome(checkpoint.model(more["model"]), Kept(planner.task.graph, more["kept"]))
+    return Outcome(checkpoint.model(more), Kept(planner.task.graph, more["kept"]))
 
 
 def _copied(planner: Planner) -> Outcome:

@@ -59,9 +59,7 @@ class Task:
         self.weights.check_finite()
         self.options.check_names(self.graph)
         if not self.graph.groups:
-            reasons = [f"'{p.layer}' {p.reason}" for p in self.graph.pinned[:_NAMED]]
-            reasons = "; ".join(reasons or ["no layer with a handler makes filters"])
-            raise InfeasibleBudgetError(f"model '{self.graph.view.name}' has no filter that can be removed: {reasons}.")
+            raise InfeasibleBudgetError(self._nothing())
         if self.budget.settles_counts:
             self._check_counts()
         else:
@@ -131,6 +129,17 @@ class Task:
             groups = enumerate(self.graph.groups)
             self._ladders[tiles] = [self.spent.worthwhile(n, tiles.rungs(group.size)) for n, group in groups]
         return self._ladders[tiles]
+
+    def _nothing(self) -> str:
+        """Why no filter can be removed: the layers where most of the cost is first."""
+        # Where the MACs of a layer are not known, parameters say how much it matters.
+        what = "parameters" if self.graph.uncounted else "MACs"
+        spent = (self.costs.params if self.graph.uncounted else self.costs.macs).by_layer(self.costs.sizes)
+        whole = max(1, sum(spent.values()))
+        pinned = sorted(self.graph.pinned, key=lambda pin: -spent[pin.layer])[:_NAMED]
+        reasons = [f"'{p.layer}' ({100 * spent[p.layer] / whole:.0f} % of the {what}) {p.reason}" for p in pinned]
+        reasons = "; ".join(reasons or ["no layer with a handler makes filters"])
+        return f"model '{self.graph.view.name}' has no filter that can be removed: {reasons}."
 
     def _check_data(self) -> None:
         criterion, allocator, data = self.recipe.criterion, self.recipe.allocator, self.run.data

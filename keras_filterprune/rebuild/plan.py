@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import numpy as np
 
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import FileError, PlanMismatchError
-from keras_filterprune.files import read_json, write_json
+from keras_filterprune.files import json_digest, read_json, write_json
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.live import plain_config
 from keras_filterprune.graph.types import ChannelGraph, TensorRef
@@ -34,6 +33,8 @@ _FIELDS = {
     "cost": dict,
 }
 _ENTRIES = {
+    "model": {"name": str, "topology": str, "weights": str},
+    "cost": {"macs": list, "params": list},
     "layers": {"channels": int, "kept": list},
     "pinned": {"layer": str, "channels": int, "reason": str},
 }
@@ -84,19 +85,26 @@ class PruningPlan:
     @property
     def sha256(self) -> str:
         """Of the content of plan.json, in hexadecimal: exported files can name the plan behind them."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        return json_digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of plan.json."""
+        """The content of plan.json, which holds the `sha256` of it too."""
         return {"format": FORMAT} | {name: getattr(self, name) for name in _FIELDS}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write plan.json in one step: readers see the old file or the whole new one."""
+        """Write plan.json in one step: readers see the old file or the whole new one.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
         write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> PruningPlan:
         """Read a plan.
+
+        To change one, `dataclasses.replace` what was loaded and save it: a file that was cut or edited no longer has
+        the digest that it names, and is refused. Files of before 0.1, which name none, are read as they are.
 
         Raises:
             FileError: there is no such file, or it is no plan, damaged, or of another format.
@@ -117,9 +125,11 @@ def _wrong_fields(content: dict[str, Any]) -> list[str]:
     """The fields of a plan's file that do not hold what plans do; `units_of` checks the groups, against the model."""
     wrong = [name for name, kind in _FIELDS.items() if type(content[name]) is not kind]
     if not wrong:
-        entries = {"layers": content["layers"].values(), "pinned": content["pinned"]}
+        entries = {name: [content[name]] for name in ("model", "cost")}
+        entries |= {"layers": content["layers"].values(), "pinned": content["pinned"]}
         wrong = [name for name, found in entries.items() if not all(_holds(e, _ENTRIES[name]) for e in found)]
-    return wrong or (["seed"] if content["seed"] < 0 else [])
+    wrong = wrong or (["seed"] if content["seed"] < 0 else [])
+    return wrong or (["cost"] if any(len(content["cost"][kind]) != 2 for kind in _ENTRIES["cost"]) else [])
 
 
 def _holds(entry: Any, kinds: dict[str, type]) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import rich.table
+from rich.text import Text
 
 from keras_filterprune.latency import Prices, SizedOperators
 from keras_filterprune.report.base import SavedReport
@@ -95,7 +96,7 @@ class LayerReport(SavedReport):
 
     def table(self) -> rich.table.Table:
         """Importance and cost of every unit, the least important first."""
-        table = rich.table.Table(title=f"{self.model}: {self.criterion}")
+        table = rich.table.Table(title=Text(f"{self.model}: {self.criterion}", "table.title"))
         table.add_column("unit", overflow="fold")
         table.add_column("kind")
         for name in ("layers", "importance", self.unit, ""):
@@ -103,7 +104,7 @@ class LayerReport(SavedReport):
         for row in sorted(self.units, key=lambda row: row.importance):
             gone = "removed" if row.removed else ""
             cells = (str(len(row.layers)), f"{row.importance:.4g}", f"{row.cost:,}", gone)
-            table.add_row(row.name, row.kind, *cells)
+            table.add_row(Text(row.name), Text(row.kind), *cells)
         return table
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import rich.table
+from rich.text import Text
 
 from keras_filterprune.cost import Tiles, as_tiles
 from keras_filterprune.latency import Prices, SizedOperators
@@ -107,13 +108,13 @@ class PruneReport(SavedReport):
 
     def table(self) -> rich.table.Table:
         """Channels, MACs and parameters per layer."""
-        table = rich.table.Table(title=f"{self.plan.model['name']}: {self.plan.method}")
+        table = rich.table.Table(title=Text(f"{self.plan.model['name']}: {self.plan.method}", "table.title"))
         table.add_column("layer")
         for name in ("channels", "kept", "MACs", "after", "params", "after"):
             table.add_column(name, justify="right")
         for row in self.layers:
             numbers = (row.channels, row.kept, row.macs, row.macs_after, row.params, row.params_after)
-            table.add_row(row.layer, *(f"{n:,}" for n in numbers))
+            table.add_row(Text(row.layer), *(f"{n:,}" for n in numbers))
         return table
 
     @property

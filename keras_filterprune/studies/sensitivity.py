@@ -21,6 +21,7 @@ from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, InvalidValueError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph, Group
+from keras_filterprune.interrupts import interruptible
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import (
@@ -40,6 +41,7 @@ _RESAMPLES = 1000
 Metric = Callable[[Any, np.ndarray], np.ndarray]
 
 
+@interruptible()
 @renamed_arguments(cache="checkpoint")
 def measure_sensitivity(
     model: keras.Model,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.files import replacing
 
 _HIGHLIGHTED = 10
+# What a formula begins with, in spreadsheets.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -117,16 +120,19 @@ class SensitivityTable:
         )
 
     def to_csv(self, path: str | os.PathLike | None = None) -> str:
-        """The table as text, one line per cut; also written to `path`, in one step."""
+        """The table as text, one line per cut; also written to `path` in UTF-8, in one step.
+
+        Names that spreadsheets would take for formulas begin with an apostrophe.
+        """
         names = [field.name for field in fields(Cut)]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*names, "metric", "base"])
         for cut in self.cuts:
-            writer.writerow([*(getattr(cut, name) for name in names), self.metric, self.base])
+            writer.writerow([*map(_harmless, astuple(cut)), _harmless(self.metric), self.base])
         if path is not None:
             with replacing(path) as draft:
-                draft.write_text(text.getvalue())
+                draft.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
         return text.getvalue()
 
     def plot(self, path: str | os.PathLike) -> Path:
@@ -156,3 +162,8 @@ class SensitivityTable:
         with replacing(path) as draft:
             figure.savefig(draft, dpi=150)
         return Path(path)
+
+
+def _harmless(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula; numbers as they are."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -14,7 +14,7 @@ from keras_filterprune.export.advice import advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.file_operators import read_operators, refuse_operators
 from keras_filterprune.export.parity import compare_outputs
-from keras_filterprune.export.signature import input_ports, output_keys
+from keras_filterprune.export.signature import input_ports, output_keys, output_structure
 from keras_filterprune.export.tflite import PARITY_SAMPLES, ExportResult, export_result, first_samples
 from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.files import check_destination, replacing
@@ -54,7 +54,7 @@ def to_tf_keras(model: keras.Model, path: str | os.PathLike, overwrite: bool = F
     check_installed("to_tf_keras")
     described = describe(model)
     job = Job("save", model.name, described)
-    with replacing(path) as draft:
+    with replacing(path, overwrite) as draft:
         draft.write_bytes(carry_out(job)["content"])
     return path
 
@@ -167,7 +167,7 @@ def export_qat(
     ports = input_ports(model)
     samples = random_samples(ports, PARITY_SAMPLES) if data is None else calibration_samples(ports, data)
     samples = first_samples(samples)
-    outputs = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    outputs = output_keys(output_structure(model))
     job = Job(
         "export",
         model.name,
@@ -175,12 +175,12 @@ def export_qat(
         find_function(train),
         arguments,
         tuple((port.key, port.shape, port.dtype) for port in ports),
-        tuple(output_keys(outputs)),
+        tuple(outputs),
         samples,
     )
-    with replacing(path) as draft:
+    with replacing(path, overwrite) as draft:
         result = carry_out(job)
-        file = TFLiteFile(result["content"])
+        file = TFLiteFile(result["content"]).in_order([port.key for port in ports], outputs)
         refuse_operators(file, model)
         parity = compare_outputs(model.name, result["outputs"], file.content, samples)
         slow = advise(read_operators(file, model), "int8")

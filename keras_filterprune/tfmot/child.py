@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_filterprune.errors import ExportError
-from keras_filterprune.export.quiet import quiet
+from keras_filterprune.quiet import quiet
 from keras_filterprune.tfmot.process import FunctionRef, Job
 from keras_filterprune.tfmot.twin import build_twin, check_outputs
 

@@ -18,9 +18,9 @@ from keras_filterprune.export.convert import convert
 from keras_filterprune.export.file_operators import read_operators, refuse_operators
 from keras_filterprune.export.integers import quantize_statically
 from keras_filterprune.export.metadata import embed
-from keras_filterprune.export.quiet import quiet
 from keras_filterprune.export.signature import input_ports
 from keras_filterprune.export.tflite_file import TFLiteFile
+from keras_filterprune.quiet import quiet
 
 SHAPE = (8, 8, 4)
 

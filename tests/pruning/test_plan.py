@@ -70,8 +70,10 @@ def test_the_file_holds_format_1(tmp_path):
     plan.save(tmp_path / "plan.json")
     content = json.loads((tmp_path / "plan.json").read_text())
     assert list(content) == [
-        *("format", "model", "method", "budget", "seed", "versions", "groups", "layers", "pinned", "cost")
+        *("format", "model", "method", "budget", "seed", "versions", "groups", "layers", "pinned", "cost", "sha256")
     ]
+    assert content.pop("sha256") == plan.sha256
+    assert content == plan.to_dict()
     assert content["format"] == 1
     assert content["model"]["name"] == "small"
     assert all(len(content["model"][part]) == 64 for part in ("topology", "weights"))

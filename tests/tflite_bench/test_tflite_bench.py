@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tflite_bench import BenchError, benchmark
 from tflite_bench.__main__ import main
+from tflite_bench.files import read_json
 from tflite_bench.quiet import quiet_litert
 from tflite_bench.rounds import run_interleaved
 from tflite_bench.runner import Runner
@@ -104,7 +105,7 @@ def test_report_survives_json_and_replaces_the_file_whole(files, tmp_path):
     target = tmp_path / "report.json"
     target.write_text("old")
     report.save(target)
-    saved = json.loads(target.read_text())
+    saved = read_json(target, sealed=True)
     assert saved == report.to_dict()
     assert os.listdir(tmp_path) == ["report.json"]
     assert saved["format"] == 1

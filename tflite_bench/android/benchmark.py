@@ -16,8 +16,8 @@ from tflite_bench.android.phone import phone_info, thermal_status
 from tflite_bench.android.tool import PhoneTool, check_program
 from tflite_bench.checks import check_integers, check_paths, check_rounds, check_seconds, wrong
 from tflite_bench.errors import BenchError
+from tflite_bench.progress import progress_bar
 from tflite_bench.report import BenchReport, ModelTiming
-from tflite_bench.rounds import progress_bar
 
 # Of the first model, between the first round and the end; more is worth a note.
 _DRIFT = 0.05

@@ -16,7 +16,7 @@ from tflite_bench.checks import check_paths
 from tflite_bench.operators.model import operator_model
 from tflite_bench.operators.operator import Operator
 from tflite_bench.operators.timing import CALL_FLOOR, distinct_operators
-from tflite_bench.rounds import progress_bar
+from tflite_bench.progress import progress_bar
 
 # Operators in one process: each is a file of its own on disk while it runs.
 _CHUNK = 64

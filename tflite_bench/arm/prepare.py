@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tflite_bench.errors import BenchError
-from tflite_bench.rounds import progress_bar
+from tflite_bench.progress import progress_bar
 
 _SOURCES = Path(__file__).with_name("native")
 # Program: the packages of Debian and Ubuntu that have it and the headers and libraries it needs.

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from tflite_bench.operators.operator import Operator
 from tflite_bench.report import JsonResult
@@ -51,13 +52,14 @@ class InstructionReport(JsonResult):
             A `rich` table, one row per file.
         """
         title = f"{self.machine['cpu']} ({self.machine['emulator']}), 1 thread: instructions per inference, not time"
-        table = Table(title=title, box=box.SIMPLE, padding=0, pad_edge=False)
+        # Names may hold brackets, which rich takes for markup in a str.
+        table = Table(title=Text(title, "table.title"), box=box.SIMPLE, padding=0, pad_edge=False)
         table.add_column("file", overflow="fold", min_width=13)
         for column in ("kB", "million instructions", "x first"):
             table.add_column(column, justify="right")
         for model in self.models:
             table.add_row(
-                Path(model.path).name,
+                Text(Path(model.path).name),
                 f"{model.bytes / 1e3:.1f}",
                 f"{model.instructions / 1e6:.3f}",
                 f"{model.ratio_to_first:.3f}",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tflite_bench.errors import BenchError
+from tflite_bench.files import read_json
 from tflite_bench.operators.operator import Operator
 from tflite_bench.report import JsonResult
 
@@ -74,11 +73,11 @@ class OperatorReport(JsonResult):
             The report, equal to the one that was saved.
 
         Raises:
-            BenchError: the file is missing, damaged or no report on operators.
+            BenchError: the file is missing, damaged, changed since, or no report on operators.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = read_json(path)
+        except (OSError, ValueError, MemoryError) as error:
             raise _unreadable(path, f"a JSON file could not be read ({error})") from error
         if not isinstance(content, dict) or content.get("format") != 1 or "operators" not in content:
             raise _unreadable(path, 'it has no "format": 1 or no "operators"')

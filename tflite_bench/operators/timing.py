@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from tflite_bench.checks import check_integers, check_seconds, wrong
+from tflite_bench.checks import check_integers, check_seconds, check_threads, wrong
 from tflite_bench.machine import machine_info
 from tflite_bench.operators.model import operator_model
 from tflite_bench.operators.operator import Operator
 from tflite_bench.operators.report import OperatorReport, OperatorTiming
-from tflite_bench.rounds import progress_bar, run_interleaved
+from tflite_bench.progress import progress_bar
+from tflite_bench.rounds import run_interleaved
 from tflite_bench.runner import Runner
 
 # Operators loaded at a time: each holds its tensors and a packed copy of its weights.
@@ -56,7 +57,8 @@ def time_operators(
         178.2
     """
     wanted = distinct_operators(operators)
-    check_integers(threads=threads, rounds=rounds)
+    check_threads(threads)
+    check_integers(rounds=rounds)
     check_seconds("seconds", seconds)
     timed = list(dict.fromkeys([CALL_FLOOR, *wanted]))
     machine = machine_info()

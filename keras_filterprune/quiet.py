@@ -6,34 +6,11 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-
-class Shared:
-    """A context that several threads are in at a time: the first one in enters it, the last one out leaves it.
-
-    Args:
-        context: makes a context manager that changes something of the whole process, and puts it back.
-    """
-
-    def __init__(self, context: Callable[[], AbstractContextManager]):
-        self._context, self._lock, self._inside = context, threading.Lock(), 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._entered = self._context()
-                self._entered.__enter__()
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._entered.__exit__(None, None, None)
+from tflite_bench.quiet import Shared
 
 
 def quiet() -> AbstractContextManager:

@@ -1,4 +1,4 @@
-"""Ctrl-C leaves an export as KeyboardInterrupt, even if something on the way makes another error of it, or nothing."""
+"""Ctrl-C leaves any work as KeyboardInterrupt, even if something on the way makes another error of it, or nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_filterprune as kfp
-from keras_filterprune.export.interrupts import interruptible
+from keras_filterprune.interrupts import interruptible
 
 
 def raises_another():
@@ -76,12 +76,12 @@ def test_threads_have_no_handlers():
 
 
 class Interrupted(keras.layers.Layer):
-    """Is interrupted while TensorFlow traces it, and makes an error of its own of that."""
+    """Is interrupted while it works, and makes an error of its own of that."""
 
     armed = False
 
     def call(self, inputs):
-        if Interrupted.armed:
+        if Interrupted.armed and not isinstance(inputs, keras.KerasTensor):
             raises_another()
         return inputs
 
@@ -94,3 +94,27 @@ def test_an_export_that_is_interrupted(quantize, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         kfp.export_tflite(model, tmp_path / "m.tflite", quantize=quantize, data=np.zeros((8, 4)))
     assert os.listdir(tmp_path) == []
+
+
+DATA = np.zeros((8, 6, 6, 3), "float32")
+SEARCH = kfp.Method(kfp.criteria.L2(), kfp.allocators.Search(measure="error"))
+JOBS = {
+    "verification": lambda m: kfp.prune_model(m, "l2", progress=False),
+    "observing": lambda m: kfp.prune_model(m, "fp_omp", data=DATA, verify=False, progress=False),
+    "search": lambda m: kfp.prune_model(m, SEARCH, data=DATA, verify=False, progress=False),
+    "planning": lambda m: kfp.plan_pruning(m, SEARCH, data=DATA, progress=False),
+    "sensitivity": lambda m: kfp.measure_sensitivity(m, DATA, "error", progress=False),
+    "layers": lambda m: kfp.prune_layers(m, 1, progress=False),
+}
+
+
+@pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
+def test_work_that_is_interrupted(job, monkeypatch):
+    x = keras.Input((6, 6, 3))
+    y = keras.layers.Conv2D(4, 3, padding="same")(x)
+    y = keras.layers.Add()([y, keras.layers.Conv2D(4, 3, padding="same")(keras.layers.ReLU()(y))])
+    y = keras.layers.Conv2D(2, 1)(keras.layers.ReLU()(y))
+    model = keras.Model(x, Interrupted()(y))
+    monkeypatch.setattr(Interrupted, "armed", True)
+    with pytest.raises(KeyboardInterrupt):
+        job(model)
