@@ -105,6 +105,8 @@ def apply_filter_pruning(model: keras.Model) -> keras.Model:
 def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l2", *, data: Any = None) -> keras.Model:
     """As `apply_filter_pruning`, with gates that are trained in the place of masks, for `BudgetGates`.
 
+    Layers that are frozen stay so, and their gates are trained.
+
     Args:
         model: a built functional or Sequential model. It is not modified.
         method: gates start at the scores of its criterion, divided by their mean in the group, at 1 where it gives
@@ -208,10 +210,25 @@ class _Swapper(Cloner):
         super().__init__(graph.view)
         self.graph = graph
         self._swap = swap
+        self._swapped: list[tuple[Any, Any]] = []
 
     def _clone(self, op: Any) -> Any:
         new = self._swap(op, super()._clone)
-        return super()._clone(op) if new is None else new
+        if new is None:
+            return super()._clone(op)
+        self._swapped.append((op, new))
+        return new
+
+    def uncompiled(self, model: keras.Model) -> keras.Model:
+        twin = super().uncompiled(model)
+        for op, new in self._swapped:
+            inner, trainable = unwrapped(new), op.trainable and unwrapped(op).trainable
+            if isinstance(new, FilterPruning) and new.gates and not new.trainable:
+                # A frozen layer has gates that are trained.
+                new.trainable = True
+            if inner.trainable != trainable:
+                inner.trainable = trainable
+        return twin
 
 
 class _Stripper(_Swapper):

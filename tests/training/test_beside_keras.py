@@ -1,0 +1,386 @@
+"""Training callbacks beside what Keras brings to `fit`: what the logs end with is what the final weights need."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from builders import array, compiled, labelled_images, network, shrunk, total_macs
+from keras import callbacks, optimizers
+from other_backends import on_every_backend, run_on
+
+import keras_filterprune as kfp
+from keras_filterprune.training.callback import TrainingCallback
+
+X, Y = labelled_images()
+FULL = total_macs(network())
+HALF = 0.5 * FULL
+
+# {callback: (prepares the network, makes the callback, what is left when training has ended)}.
+WAYS = {
+    "masks": (kfp.apply_filter_pruning, lambda: kfp.callbacks.PruningSchedule([1.0, 0.8, 0.5]), kfp.strip_wrappers),
+    "gates": (kfp.apply_filter_gates, lambda: kfp.callbacks.BudgetGates(0.5, 3, strength=0.2), kfp.strip_wrappers),
+    "soft": (lambda m: m, lambda: kfp.callbacks.SoftPruning([1.0, 0.8, 0.5]), lambda m: m),
+    "soft, by steps": (lambda m: m, lambda: kfp.callbacks.SoftPruning(0.5, rho=0.9, every=3), lambda m: m),
+    "masks of bridgeout": (
+        lambda m: kfp.apply_filter_pruning(kfp.apply_bridgeout(m)),
+        lambda: kfp.callbacks.PruningSchedule([1.0, 0.8, 0.5]),
+        kfp.strip_wrappers,
+    ),
+}
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+class Falling(callbacks.Callback):
+    """Gives every epoch a worse loss than the one before, so that the first is the best."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_loss"] = float(epoch)
+
+
+def best_weights(**settings):
+    return callbacks.EarlyStopping("val_loss", restore_best_weights=True, mode="min", patience=10, **settings)
+
+
+# {feature: (arguments of compile, callbacks before ours, callbacks behind ours)}.
+AVERAGES = functools.partial(optimizers.Adam, 1e-3, use_ema=True)
+FEATURES = {
+    "nothing": ({}, [], []),
+    "averages": ({"optimizer": AVERAGES}, [], []),
+    "averages written over": ({"optimizer": lambda: AVERAGES(ema_overwrite_frequency=3)}, [], []),
+    "averages, scaled loss": ({"optimizer": lambda: optimizers.LossScaleOptimizer(AVERAGES())}, [], []),
+    "averages swapped in": ({"optimizer": AVERAGES}, [callbacks.SwapEMAWeights], []),
+    "averages swapped in behind": ({"optimizer": AVERAGES}, [], [callbacks.SwapEMAWeights]),
+    "averages swapped by epochs": ({"optimizer": AVERAGES}, [], [lambda: callbacks.SwapEMAWeights(True)]),
+    "momentum, decay, clipping": (
+        {"optimizer": lambda: optimizers.SGD(0.05, 0.9, weight_decay=0.01, clipnorm=1.0)},
+        [],
+        [],
+    ),
+    "accumulated gradients": ({"optimizer": lambda: optimizers.Adam(gradient_accumulation_steps=2)}, [], []),
+    "several optimizers": (
+        {
+            "optimizer": lambda: optimizers.MultiOptimizer(
+                optimizers.OptimizerMap(optimizers.SGD(0.01, use_ema=True), {".*head.*": optimizers.Adam(use_ema=True)})
+            )
+        },
+        [],
+        [],
+    ),
+    "several steps per call": ({"steps_per_execution": 3}, [], []),
+    "compiled by XLA": ({"jit_compile": True}, [], []),
+    "eager": ({"run_eagerly": True}, [], []),
+    "best weights before": ({}, [best_weights], []),
+    "best weights behind": ({}, [], [best_weights]),
+    "best weights of the last epochs": ({}, [], [lambda: best_weights(start_from_epoch=4)]),
+    "rate": ({}, [], [lambda: callbacks.ReduceLROnPlateau("val_loss", patience=1)]),
+}
+
+
+def prepared(way, optimizer=lambda: optimizers.Adam(1e-3), **settings):
+    return compiled(WAYS[way][0](network()), optimizer(), **settings)
+
+
+def fitted(model, *found, epochs=6, **settings):
+    """(last logs, the warnings) of a training."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settings = {"batch_size": 4, "epochs": epochs, "verbose": 0, "validation_data": (X, Y)} | settings
+        history = model.fit(X, Y, callbacks=[Falling(), *found], **settings).history
+    names = {type(callback).__name__ for callback in found if isinstance(callback, TrainingCallback)}
+    said = [str(w.message) for w in caught if any(name in str(w.message) for name in names)]
+    return {name: values[-1] for name, values in history.items()}, said
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@every_way
+def test_the_last_logs_are_those_of_the_final_weights_or_a_warning_says_what_was_undone(way, feature):
+    settings, before, behind = FEATURES[feature]
+    if "several optimizers" in feature and not hasattr(optimizers, "MultiOptimizer"):
+        pytest.skip("this Keras has no MultiOptimizer")
+    model = prepared(way, **settings)
+    logs, said = fitted(model, *(make() for make in before), WAYS[way][1](), *(make() for make in behind))
+    assert logs["macs_if_pruned"] <= HALF
+    small = shrunk(WAYS[way][2](model))
+    found = total_macs(small)
+    np.testing.assert_allclose(array(small(X)), array(model(X)), atol=1e-4 * np.abs(array(model(X))).max())
+    if feature in ("best weights before", "best weights behind") and not way.startswith("soft"):
+        assert found > HALF
+        assert len(said) == 1 and "EarlyStopping(start_from_epoch=2)" in said[0]
+    else:
+        assert found <= logs["macs_if_pruned"] and not said
+
+
+@every_way
+@pytest.mark.parametrize("first", [True, False])
+def test_loggers_find_the_keys_wherever_they_stand(way, first, tmp_path):
+    logger, seen = callbacks.CSVLogger(str(tmp_path / "log.csv")), []
+    watch = callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["macs_if_pruned"]))
+    found = [WAYS[way][1](), logger, watch]
+    model = prepared(way)
+    history = model.fit(X, Y, batch_size=8, epochs=4, verbose=0, callbacks=found if first else found[::-1]).history
+    with open(tmp_path / "log.csv") as file:
+        rows = [float(row["macs_if_pruned"]) for row in csv.DictReader(file)]
+    assert rows == history["macs_if_pruned"] == seen
+    assert total_macs(shrunk(WAYS[way][2](model))) <= rows[-1]
+
+
+@pytest.mark.parametrize("make", [lambda: kfp.callbacks.SensitivityScorer((X, Y), keep=(0.5,), samples=16)])
+def test_the_scores_of_layers_reach_earlier_loggers_too(make, tmp_path):
+    logger = callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    compiled(network()).fit(X, Y, verbose=0, callbacks=[logger, make()])
+    with open(tmp_path / "log.csv") as file:
+        assert {"drop_conv2"} < set(next(csv.DictReader(file)))
+
+
+@pytest.mark.parametrize("behind", [True, False])
+@every_way
+def test_a_file_from_before_the_last_cut_is_said_to_be_one(way, behind, tmp_path):
+    path = tmp_path / "best.keras"
+    best = callbacks.ModelCheckpoint(path, "val_loss", save_best_only=True, mode="min")
+    found = [WAYS[way][1](), best]
+    model = prepared(way)
+    _, said = fitted(model, *(found if behind else found[::-1]))
+    # Soft pruning leaves a plain model at every epoch, which is pruned afterwards.
+    assert len(said) == (not way.startswith("soft"))
+    if said:
+        assert "ModelCheckpoint(save_best_only=True)" in said[0]
+        assert total_macs(shrunk(kfp.strip_wrappers(keras.saving.load_model(path)))) > HALF
+        # As advised: in a second fit.
+        best = callbacks.ModelCheckpoint(path, "val_loss", save_best_only=True, mode="min")
+        _, said = fitted(model, WAYS[way][1](), best, epochs=9, initial_epoch=6)
+        assert not said
+        assert total_macs(shrunk(kfp.strip_wrappers(keras.saving.load_model(path)))) <= HALF
+
+
+@pytest.mark.parametrize("first", [True, False])
+@every_way
+def test_an_interrupted_training_goes_on_from_its_backup(way, first, tmp_path):
+    class Interrupt(callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 4:
+                raise RuntimeError("interrupted")
+
+    def found():
+        both = [callbacks.BackupAndRestore(tmp_path / "backup"), WAYS[way][1]()]
+        return both if first else both[::-1]
+
+    whole, broken, again = (prepared(way) for _ in range(3))
+    logs, _ = fitted(whole, WAYS[way][1](), shuffle=False)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fitted(broken, *found(), Interrupt(), shuffle=False)
+    resumed, said = fitted(again, *found(), shuffle=False)
+    assert not said and resumed["macs_if_pruned"] == logs["macs_if_pruned"]
+    assert total_macs(shrunk(WAYS[way][2](again))) <= HALF
+    if "bridgeout" not in way:
+        for a, b in zip(whole.get_weights(), again.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("again", ["the same callback", "another callback"])
+@every_way
+def test_filters_do_not_come_back_in_a_second_fit(way, again):
+    model, callback = prepared(way), WAYS[way][1]()
+    first, _ = fitted(model, callback)
+    second, said = fitted(model, callback if again == "the same callback" else WAYS[way][1]())
+    assert not said
+    assert second["macs_if_pruned"] <= first["macs_if_pruned"] <= HALF
+    assert total_macs(shrunk(WAYS[way][2](model))) <= second["macs_if_pruned"]
+
+
+def test_masks_that_a_looser_schedule_finds_stay():
+    model = prepared("masks")
+    fitted(model, kfp.callbacks.PruningSchedule(0.4))
+    before = [array(w) for w in model.weights if w.name == "mask"]
+    logs, _ = fitted(model, kfp.callbacks.PruningSchedule(0.8), epochs=1)
+    for a, b in zip(before, [array(w) for w in model.weights if w.name == "mask"], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert logs["macs_if_pruned"] == total_macs(shrunk(kfp.strip_wrappers(model))) <= 0.4 * FULL
+
+
+@every_way
+def test_a_training_that_ends_early_says_so(way):
+    stop = callbacks.EarlyStopping("val_loss", patience=1, mode="min")
+    model = prepared(way)
+    logs, said = fitted(model, stop, WAYS[way][1]())
+    found = total_macs(shrunk(WAYS[way][2](model)))
+    assert found <= logs["macs_if_pruned"]
+    assert len(said) == (found > HALF and not way.startswith("soft"))
+
+
+@pytest.mark.parametrize("frozen", ["before", "after", "half"])
+@every_way
+def test_frozen_layers(way, frozen):
+    model = network()
+    if frozen != "after":
+        model.get_layer("conv2").trainable = model.get_layer("conv3").trainable = False
+        model.get_layer("bn3").trainable = False
+    prepared = compiled(WAYS[way][0](model))
+    if frozen == "after":
+        for layer in prepared.layers:
+            layer.trainable = not layer.name.startswith(("conv2", "conv3"))
+        compiled(prepared)
+    before = {w.path: array(w) for w in prepared.weights}
+    logs, said = fitted(prepared, WAYS[way][1]())
+    assert total_macs(shrunk(WAYS[way][2](prepared))) <= logs["macs_if_pruned"] <= HALF
+    assert len(said) == (way == "gates" and frozen == "after")
+    for weight in prepared.weights:
+        if weight.path.endswith(("conv2/kernel", "conv3/kernel")) and not way.startswith("soft"):
+            np.testing.assert_array_equal(array(weight), before[weight.path])
+    plain = WAYS[way][2](prepared)
+    assert not plain.get_layer("conv3").trainable and plain.get_layer("conv1").trainable
+
+
+def test_gates_of_frozen_layers_are_trained_by_the_loss():
+    model = network()
+    model.trainable = False
+    gated = compiled(kfp.apply_filter_gates(model), optimizers.SGD(0.5))
+    gates = [w for w in gated.trainable_weights if w.name == "mask"]
+    assert len(gates) == len(gated.trainable_weights) == 3
+    before = [array(gate) for gate in gates]
+    # A pull that is next to nothing.
+    fitted(gated, kfp.callbacks.BudgetGates(0.5, strength=1e-12), epochs=1)
+    assert all(np.abs(array(gate) - start).max() > 1e-4 for gate, start in zip(gates, before, strict=True))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7, 100])
+def test_steps_that_are_taken_at_once_count(steps):
+    counted = []
+
+    class Counting(kfp.callbacks.SoftPruning):
+        def _scale(self, roles, factor):
+            counted.append(roles)
+
+    model = prepared("soft", steps_per_execution=steps)
+    fitted(model, Counting(0.5, every=8), epochs=4)
+    # Of 32 steps, wherever calls end.
+    assert counted.count(("filter", "channel")) == 4
+
+
+def test_the_hinge_pulls_once_for_every_step():
+    def gates(steps):
+        model = compiled(kfp.apply_filter_gates(network()), optimizers.SGD(0.0), steps_per_execution=steps)
+        fitted(model, kfp.callbacks.BudgetGates(0.2, 100, strength=0.003), epochs=1)
+        return np.concatenate([array(w) for w in model.weights if w.name == "mask"])
+
+    start = np.concatenate([array(w) for w in kfp.apply_filter_gates(network()).weights if w.name == "mask"])
+    one = gates(1)
+    assert np.abs(one - start).max() > 0.01
+    for steps in (2, 3, 8):
+        np.testing.assert_allclose(gates(steps), one, atol=1e-6)
+
+
+def test_averages_of_gates_are_the_gates():
+    model = prepared("gates", AVERAGES)
+    swapped = []
+
+    class Look(callbacks.Callback):
+        def on_test_batch_end(self, batch, logs=None):
+            swapped.append(np.concatenate([array(w) for w in self.model.weights if w.name == "mask"]))
+
+        def on_epoch_end(self, epoch, logs=None):
+            own = np.concatenate([array(w) for w in self.model.weights if w.name == "mask"])
+            np.testing.assert_allclose(swapped[-1], own, atol=1e-6)
+
+    fitted(model, WAYS["gates"][1](), callbacks.SwapEMAWeights(), Look())
+    assert swapped
+
+
+def test_a_penalty_that_is_undone_is_measured_at_the_end():
+    model = compiled(kfp.apply_penalty(network(), kfp.regularizers.BridgePenalty(1.0, 0.0), "scale"))
+
+    class Slim(callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                for name in ("bn1", "bn3"):
+                    self.model.get_layer(name).gamma.assign([1.0] + [0.0] * 7)
+
+    schedule = kfp.callbacks.PenaltySchedule(0.5, "bn_scale", step=1e-9)
+    _, said = fitted(model, Slim(), schedule, best_weights())
+    assert len(said) == 1 and "written over" in said[0] and "start_from_epoch=2" in said[0]
+    _, said = fitted(model, Slim(), kfp.callbacks.PenaltySchedule(0.5, "bn_scale", step=1e-9), epochs=4)
+    assert not said
+
+
+def test_callbacks_that_a_loop_of_ones_own_drives_have_the_last_word_themselves():
+    model = prepared("masks")
+    callback = kfp.callbacks.PruningSchedule(0.5)
+    callback.set_model(model)
+    callback.on_train_begin()
+    callback.on_epoch_begin(0)
+    callback.on_epoch_end(0, {})
+    for weight in model.weights:
+        if weight.name == "mask":
+            weight.assign(np.ones(weight.shape))
+    with pytest.warns(UserWarning, match="written over"):
+        callback.on_train_end()
+
+
+def test_ours_come_first_and_speak_last():
+    ours = [kfp.callbacks.SoftPruning(0.5), kfp.callbacks.SensitivityScorer((X, Y))]
+    theirs = [callbacks.Callback(), callbacks.Callback()]
+    model = compiled(network())
+    found = callbacks.CallbackList([theirs[0], ours[0], theirs[1], ours[1]], add_history=True, model=model)
+    assert found.callbacks[:4] == [*ours, *theirs]
+    assert [type(c).__name__ for c in found.callbacks[4:]] == ["History", "_LastWord", "_LastWord"]
+    # Once, however often the list is given a model.
+    found.set_model(model)
+    assert len(found.callbacks) == 7
+
+
+PREPARED_STUDENTS = [way for way in WAYS if "bridgeout" not in way]
+
+
+@pytest.mark.parametrize("way", PREPARED_STUDENTS)
+def test_a_student_is_pruned_while_it_is_taught(way):
+    student = prepared(way, AVERAGES)
+    teacher = compiled(network())
+    distiller = keras.distillation.Distiller(
+        teacher, student, keras.distillation.LogitsDistillation(temperature=2.0), name="distiller"
+    )
+    distiller.compile(student.optimizer, student.loss, jit_compile=False)
+    distiller.fit(X, Y, batch_size=4, epochs=4, verbose=0, callbacks=[WAYS[way][1]()])
+    assert total_macs(shrunk(WAYS[way][2](student))) <= HALF
+
+
+ELSEWHERE = """
+import keras, numpy as np, keras_filterprune as kfp, warnings
+keras.utils.set_random_seed(0)
+def build():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3, name="conv1")(inputs)))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, name="conv2")(x))
+    return keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+data, labels = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32"), np.arange(32) % 3
+def macs(model):
+    cost = kfp.budgets.CostModel(kfp.analyze(model))
+    return cost.macs(cost.sizes)
+for prepare, callback in (
+    (kfp.apply_filter_gates, kfp.callbacks.BudgetGates(0.5, 2, strength=0.2)),
+    (kfp.apply_filter_pruning, kfp.callbacks.PruningSchedule([1.0, 0.5])),
+    (lambda model: model, kfp.callbacks.SoftPruning(0.5, every=4)),
+):
+    model = prepare(build())
+    steps = 2 if keras.backend.backend() != "torch" else 1
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(use_ema=True), loss, steps_per_execution=steps)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = model.fit(data, labels, batch_size=8, epochs=4, verbose=0, callbacks=[
+            keras.callbacks.SwapEMAWeights(),
+            callback,
+        ], validation_data=(data, labels)).history
+    assert not any(type(callback).__name__ in str(w.message) for w in caught)
+    plain = kfp.strip_wrappers(model)
+    small = kfp.prune_model(plain, "dead", kfp.RedundancyBudget(), compensate="none", progress=False)
+    assert macs(small) <= history["macs_if_pruned"][-1] <= 0.5 * macs(build()), (macs(small), history)
+"""
+
+
+@on_every_backend
+def test_every_backend_keeps_what_the_logs_say(backend):
+    run_on(backend, ELSEWHERE)
