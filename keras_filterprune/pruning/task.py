@@ -138,7 +138,8 @@ class Task:
             raise CalibrationDataError(
                 f"{criterion!r} needs calibration inputs: pass data=. A few hundred unlabelled ones are enough."
             )
-        if allocator.measure and self.budget.settles_counts:
+        # One by one, what is measured is the order alone.
+        if allocator.measure and self.budget.settles_counts and not self.recipe.one_by_one:
             raise InfeasibleBudgetError(
                 f"{allocator!r} decides how many filters every group keeps, and {self.budget!r} does too. Give a "
                 "MacsBudget or a ParamsBudget."
