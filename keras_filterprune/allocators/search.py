@@ -74,9 +74,7 @@ class Search(Allocator):
         self.checkpoint, self.exhaustive = Checkpoint(checkpoint), check_flag("exhaustive", exhaustive)
 
     def __repr__(self) -> str:
-        return (
-            f"Search(beta={self.beta}, measure={self.measure!r}, alpha={self.alpha}, exhaustive={self.exhaustive})"
-        )
+        return f"Search(beta={self.beta}, measure={self.measure!r}, alpha={self.alpha}, exhaustive={self.exhaustive})"
 
     def allocate(self, problem: Allocation) -> np.ndarray:
         found = self.resume(problem.key)

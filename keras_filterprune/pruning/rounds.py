@@ -66,8 +66,8 @@ class _Goal:
     def counts(self, planner: Planner, number: int) -> np.ndarray:
         """Kept units of every group of the model as it is, at the end of a round, the first being 1."""
         if self._widths is None:
-            share = number / self.rounds
-            return planner.counts(self._limit if share == 1 else round(self._full * (self._limit / self._full) ** share))
+            share = (self._limit / self._full) ** (number / self.rounds)
+            return planner.counts(None if number == self.rounds else round(self._full * share))
         wanted = [self._width(*self._widths[name], number) for name in planner.task.costs.groups]
         return planner.problem().legal(np.array(wanted, int))
 
