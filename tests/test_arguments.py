@@ -32,8 +32,8 @@ BAD = {
 TAKEN = {
     # An empty list.
     "generator": "exclude features include",
-    "true": "dynamic_batch gates integer_io one_by_one overwrite progress projections rectified return_report "
-    "squared_temperature variance verify",
+    "true": "dynamic_batch exhaustive gates integer_io one_by_one overwrite progress projections rectified "
+    "return_report squared_temperature variance verify",
     "none": "accuracy benchmark checkpoint data device drop exclude executor features finetune first folder include "
     "labels latency like m metadata normalization quantize sensitivity test tolerance",
     "text": "checkpoint folder path",

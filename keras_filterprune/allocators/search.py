@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, top_up
 from keras_filterprune.checkpoint import Checkpoint
-from keras_filterprune.checks import check_integer, check_number
+from keras_filterprune.checks import check_flag, check_integer, check_number
 from keras_filterprune.progress import track
 
 _NOTHING = 1e-6
@@ -47,9 +47,11 @@ class Search(Allocator):
         alpha: groups are compared by loss / cost saved^alpha (1.0); 0 is the paper's plain loss.
         checkpoint: JSON file that is written after every round (None). A search that finds one goes on from there,
             also towards a smaller budget.
+        exhaustive: try every group in every round, as the paper does (False): losses that do not grow, as measured on
+            few samples or after training, then mislead no queue, at the price of a trial per group and round.
 
     Raises:
-        InvalidValueError: beta or alpha is out of range.
+        InvalidValueError: beta, alpha or exhaustive is out of range.
         UnknownNameError: measure is not known.
         FileError: the checkpoint is damaged, or belongs to another model, method or data.
 
@@ -65,13 +67,14 @@ class Search(Allocator):
         measure: str = "accuracy",
         alpha: float = 1.0,
         checkpoint: str | os.PathLike | None = None,
+        exhaustive: bool = False,
     ):
         self.beta, self.measure = check_integer("beta", beta, "a number of units"), check_measure(measure)
         self.alpha = check_number("alpha", alpha, "the exponent of the cost", least=0)
-        self.checkpoint = Checkpoint(checkpoint)
+        self.checkpoint, self.exhaustive = Checkpoint(checkpoint), check_flag("exhaustive", exhaustive)
 
     def __repr__(self) -> str:
-        return f"Search(beta={self.beta}, measure={self.measure!r}, alpha={self.alpha})"
+        return f"Search(beta={self.beta}, measure={self.measure!r}, alpha={self.alpha}, exhaustive={self.exhaustive})"
 
     def allocate(self, problem: Allocation) -> np.ndarray:
         found = self.resume(problem.key)
@@ -100,7 +103,7 @@ class Search(Allocator):
         """One round: (group number, units it keeps, score then), also appended to `state.rounds`."""
         number = len(state.rounds)
         least = problem.legal(problem.floors)
-        if not state.queue:
+        if self.exhaustive or not state.queue:
             groups = np.flatnonzero(least < keep)
             state.queue = [self._tried(problem, keep, state, int(group), number) for group in groups]
             heapq.heapify(state.queue)

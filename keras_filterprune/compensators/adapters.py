@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_filterprune.compensators.base import Compensator
@@ -21,35 +23,53 @@ BEFORE, AFTER = "_before", "_after"
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
-    """A convolution between its adapters: three calls, whose kernels multiply."""
+    """A convolution with an adapter before it, one behind it, or both: calls whose kernels multiply."""
 
-    before: Call
+    before: Call | None
     core: Call
-    after: Call
+    after: Call | None
 
     @property
-    def linears(self) -> tuple[Linear, Linear, Linear]:
-        """What the three multiply."""
-        return tuple(linear_of(call.op) for call in (self.before, self.core, self.after))
+    def linears(self) -> tuple[Linear | None, Linear, Linear | None]:
+        """What they multiply."""
+        return tuple(call and linear_of(call.op) for call in (self.before, self.core, self.after))
 
 
 def adapted_convolutions(view: ModelView) -> dict[str, Adapted]:
     """{path of the convolution: it and its adapters}, recognised by their names and by what they are."""
-    number_of = {call.path: number for number, call in enumerate(view.calls)}
+    calls = Counter(call.path for call in view.calls)
+    number_of = {call.path: number for number, call in enumerate(view.calls) if calls[call.path] == 1}
+    read = Counter([ref for call in view.calls for ref in call.inputs] + list(view.outputs))
+
+    def leads(source: int | None, target: int | None) -> bool:
+        """Whether a plain convolution hands its outputs to another one, and to nothing else."""
+        if source is None or target is None or not {source, target} <= convolutions or _ends(view.calls[source].op):
+            return False
+        return view.calls[target].inputs == (TensorRef(source, 0),) and read[TensorRef(source, 0)] == 1
+
+    convolutions = {number for number in number_of.values() if is_convolution(view.calls[number].op)}
     found = {}
-    for path, number in number_of.items():
+    for path, core in number_of.items():
         before, after = (number_of.get(path + suffix) for suffix in (BEFORE, AFTER))
-        if before is None or after is None:
-            continue
-        adapted = Adapted(*(view.calls[n] for n in (before, number, after)))
-        pointwise = is_convolution(adapted.core.op) and all(
-            type(call.op) is type(adapted.core.op) and linear.groups == 1 and set(linear.window.kernel_size) == {1}
-            for call, linear in zip((adapted.before, adapted.after), adapted.linears[::2], strict=True)
+        adapters = (
+            before if leads(before, core) and _is_adapter(view, before, core) else None,
+            after if leads(core, after) and _is_adapter(view, after, core) else None,
         )
-        chained = adapted.core.inputs == (TensorRef(before, 0),) and adapted.after.inputs == (TensorRef(number, 0),)
-        if pointwise and chained:
-            found[path] = adapted
+        if adapters != (None, None):
+            found[path] = Adapted(*(None if n is None else view.calls[n] for n in (adapters[0], core, adapters[1])))
     return found
+
+
+def _is_adapter(view: ModelView, number: int, core: int) -> bool:
+    op, linear = view.calls[number].op, linear_of(view.calls[number].op)
+    window = linear.window
+    pointwise = set(window.kernel_size) == set(window.strides) == {1} and linear.groups == 1
+    return pointwise and type(op) is type(view.calls[core].op)
+
+
+def _ends(op: Any) -> bool:
+    """Whether a convolution does more than multiply, so that its kernel and the next one are no product."""
+    return op.use_bias or op.activation not in (None, keras.activations.linear)
 
 
 def is_convolution(op: Any) -> bool:
@@ -67,12 +87,20 @@ class Adapters(Compensator):
     elsewhere they are merged into the kernel.
 
     Convolutions with a window, in one group and called once, are wrapped, all but the first of the model; every other
-    layer stays whole.
+    layer stays whole. A convolution that has one adapter gets the other: so sides can be pruned one after the other,
+    each on what training made of the kernel, as in the papers.
 
     Example:
-        >>> import keras_filterprune as kfp
-        >>> kfp.Method(kfp.criteria.FPOMP(), compensator=kfp.compensators.Adapters()).compensator
-        Adapters()
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.layers.Conv2D(8, 3, name="a"), keras.layers.Conv2D(8, 3, name="b"), keras.layers.Flatten()]
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), *layers, keras.layers.Dense(2)])
+        >>> method = kfp.Method(kfp.criteria.FPOMP(), compensator=kfp.compensators.Adapters())
+        >>> for side in ("b", "b_before"):
+        ...     model = kfp.prune_model(model, method, kfp.FiltersBudget({side: 0.5}), progress=False)
+        ...     # and train: model.fit(...)
+        ...
+        >>> [(layer.name, layer.filters) for layer in model.layers if layer.name.startswith("b")]
+        [('b_before', 4), ('b', 4), ('b_after', 8)]
     """
 
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
@@ -80,15 +108,18 @@ class Adapters(Compensator):
         tensors = {id(call): t for call, t in zip(rebuilt.graph.view.calls, rebuilt.graph.tensors, strict=True)}
         adapted = adapted_convolutions(rebuilt.graph.view)
         for found in adapted.values():
-            before, kernel, after = (linear.matrix for linear in found.linears)
+            before, core, after = found.linears
+            kernel = core.matrix
             (inputs, *_), (outputs, *_) = tensors[id(found.core)]
             kept_in, kept_out = (np.flatnonzero(alive[t.ids]) for t in (inputs, outputs))
-            filters = kernel.reshape(-1, kernel.shape[-1])
-            onto = coefficients(filters.T @ filters, kept_out)
-            # The input slices are those of the filters that stay.
-            slices = np.moveaxis(kernel[..., kept_out], 1, -1).reshape(-1, kernel.shape[1])
-            into = coefficients(slices.T @ slices, kept_in)
-            for call, matrix in ((found.before, before[0] @ into), (found.after, onto.T @ after[0])):
-                linear_of(rebuilt.twin(call)).assign(matrix)
+            if after is not None:
+                filters = kernel.reshape(-1, kernel.shape[-1])
+                onto = coefficients(filters.T @ filters, kept_out)
+                linear_of(rebuilt.twin(found.after)).assign(onto.T @ after.matrix[0])
+            if before is not None:
+                # The input slices are those of the filters that stay.
+                slices = np.moveaxis(kernel[..., kept_out], 1, -1).reshape(-1, kernel.shape[1])
+                into = coefficients(slices.T @ slices, kept_in)
+                linear_of(rebuilt.twin(found.before)).assign(before.matrix[0] @ into)
         done = f"1x1 convolutions around {len(adapted)} layers make up for removed filters and inputs"
         return done if data is None else f"{done}; {LeastSquares().apply(rebuilt, data, progress)}"

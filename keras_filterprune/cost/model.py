@@ -70,6 +70,10 @@ class Cost(abc.ABC):
         """Of the rising counts of a group, those that save something against every wider one, other groups whole."""
         return counts
 
+    def raised(self, keep: np.ndarray) -> np.ndarray:
+        """Kept counts, those raised of groups that cost nothing between them and their size."""
+        return keep
+
 
 @dataclass(frozen=True, eq=False)
 class Polynomial(Cost):

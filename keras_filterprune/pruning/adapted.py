@@ -6,7 +6,7 @@ import keras
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Adapters
-from keras_filterprune.compensators.adapters import BEFORE
+from keras_filterprune.compensators.adapters import AFTER, BEFORE
 from keras_filterprune.cost import Budget, CostModel
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.methods import Method
@@ -51,7 +51,14 @@ def cut_by(plan: PruningPlan, model: keras.Model, costs: CostModel, run: Run) ->
     """The model that a plan cuts, and its costs: the given one, or an equal one with the adapters of the plan."""
     if not isinstance(run.compensator, Adapters):
         return model, costs
-    names = {group["name"] for group in plan.groups if isinstance(group, dict)}
-    paths = [path for path in wrappable(costs.graph) if path + BEFORE in names]
+    layers = _layers(plan)
+    paths = [path for path in wrappable(costs.graph) if {path + BEFORE, path + AFTER} <= layers]
     wide = add_adapters(model, costs.graph, paths)
     return wide, CostModel(analyze(wide))
+
+
+def _layers(plan: PruningPlan) -> set[str]:
+    """Layers that a plan's groups live in; a plan comes from a file, where anything may stand."""
+    groups = [group.get("members") for group in plan.groups if isinstance(group, dict)]
+    members = [member for found in groups if isinstance(found, list) for member in found if isinstance(member, dict)]
+    return {member["layer"] for member in members if isinstance(member.get("layer"), str)}

@@ -27,6 +27,7 @@ from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.planner import Planner
 from keras_filterprune.pruning.rounds import carry_out, choose
 from keras_filterprune.pruning.task import Task
+from keras_filterprune.rebuild.adapter_costs import counts_params
 from keras_filterprune.rebuild.adapters import merge_adapters
 from keras_filterprune.rebuild.outcome import Outcome, Run, operate
 from keras_filterprune.rebuild.plan import PruningPlan, check_fingerprint, refreshed, units_of
@@ -111,9 +112,11 @@ def prune_model(
     costs = CostModel(analyze(model))
     check_data(data, costs.graph.view)
     planner = Planner(task_for(model, costs, recipe, budget, options, run))
-    outcome = _priced(planner.task, carry_out(planner))
+    outcome = carry_out(planner)
     plan = planner.plan(_name(method, recipe), outcome.kept)
-    return _result(costs, plan, outcome, run, return_report, channel_multiple, budget.prices)
+    small = _merged(outcome, plan, run)
+    outcome = _priced(model, small, planner.task, outcome)
+    return _result(costs, small, plan, outcome, return_report, channel_multiple, budget.prices)
 
 
 @interruptible()
@@ -208,7 +211,7 @@ def apply_plan(
     check_fingerprint(plan, wide.graph, weights)
     kept = units_of(plan, wide.graph)
     outcome = operate(subject, wide, kept, run)
-    return _result(costs, refreshed(plan, wide, kept), outcome, run, return_report)
+    return _result(costs, _merged(outcome, plan, run), refreshed(plan, wide, kept), outcome, return_report)
 
 
 def _name(method: Any, recipe: Method) -> str:
@@ -237,7 +240,13 @@ def _checked(finetune: Any, recipe: Method) -> Any:
     return finetune
 
 
-def _priced(task: Task, outcome: Outcome) -> Outcome:
+def _merged(outcome: Outcome, plan: PruningPlan, run: Run) -> keras.Model:
+    """The smaller model; adapters that cost more than they save are merged."""
+    between_adapters = isinstance(run.compensator, Adapters)
+    return merge_adapters(outcome.model, counts_params(plan.budget)) if between_adapters else outcome.model
+
+
+def _priced(model: keras.Model, small: keras.Model, task: Task, outcome: Outcome) -> Outcome:
     """With what can be said of prices; where they were measured on this device, so is the smaller model."""
     prices = task.budget.prices
     if prices is None:
@@ -246,25 +255,21 @@ def _priced(task: Task, outcome: Outcome) -> Outcome:
     if task.spent.unknown:
         notes.append(f"Without a time, and left out: {task.spent.unknown}.")
     if task.run.verify and not outcome.kept.whole:
-        notes.append(require_faster(task.model, outcome.model, prices))
+        notes.append(require_faster(model, small, prices))
     return replace(outcome, notes=(*outcome.notes, *notes))
 
 
 def _result(
     original: CostModel,
+    small: keras.Model,
     plan: PruningPlan,
     outcome: Outcome,
-    run: Run,
     return_report: bool,
     channel_multiple: int | str = 1,
     prices: Prices | None = None,
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
-    """The smaller model, with a report if one is wanted; adapters that cost more than they save are merged."""
-    model, final = outcome.model, None
-    if isinstance(run.compensator, Adapters):
-        model = merge_adapters(model, params=plan.budget.startswith("ParamsBudget"))
+    """The smaller model, with a report if one is wanted."""
     if not return_report:
-        return model
-    if model is not outcome.model:
-        final = CostModel(analyze(model))
-    return model, prune_report(original, plan, outcome, final, channel_multiple, prices)
+        return small
+    final = None if small is outcome.model else CostModel(analyze(small))
+    return small, prune_report(original, plan, outcome, final, channel_multiple, prices)

@@ -75,7 +75,8 @@ class Planner:
         problem, task = self.problem(limit), self.task
         if task.budget.settles_counts:
             return problem.legal(task.budget.counts(task.graph.groups, self._redundant))
-        return check_counts(task.recipe.allocator, problem, task.recipe.allocator.allocate(problem))
+        kept = check_counts(task.recipe.allocator, problem, task.recipe.allocator.allocate(problem))
+        return task.spent.raised(kept)
 
     def select(self, counts: np.ndarray) -> Kept:
         """The units that stay, given kept counts, int64 of shape (n_groups,)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,34 +24,55 @@ def choose(planner: Planner) -> Kept:
     run = replace(planner.task.run, verify=False, finetune=None)
     if planner.task.recipe.one_by_one:
         return _one_by_one(planner, run).kept
-    outcome, planner = _before_last(planner, run)
-    return outcome.kept.then(planner.select(planner.counts()))
+    outcome, planner, counts = _before_last(planner, run)
+    return outcome.kept.then(planner.select(counts))
 
 
 def carry_out(planner: Planner) -> Outcome:
     """Prune under the budget, with training between the recipe's rounds if that is wanted."""
     task, run = planner.task, planner.task.run
+    if run.finetune is None:
+        # One cut and one compensation, whatever the choice took: what a replay of the plan does.
+        return operate(task.model, task.costs, choose(planner), run)
     if task.recipe.one_by_one:
         return _one_by_one(planner, run)
-    if run.finetune is None:
-        return operate(task.model, task.costs, choose(planner), run)
     if isinstance(task.recipe.allocator, Search):
         return _TrainedSearch(planner).result()
-    outcome, planner = _before_last(planner, run)
-    return _cut(outcome, planner, planner.counts(), run)
+    outcome, planner, counts = _before_last(planner, run)
+    return _cut(outcome, planner, counts, run)
 
 
-def _before_last(planner: Planner, run: Run) -> tuple[Outcome, Planner]:
-    """All rounds of the recipe but the last, by equal factors of the cost, and the planner of what is left."""
-    task, outcome = planner.task, _untouched(planner)
-    # What a budget says about counts, it says about those of the whole model.
-    rounds = 1 if task.budget.settles_counts else task.recipe.rounds
-    full = task.spent(task.costs.sizes)
-    for number in range(1, rounds):
-        limit = round(full * (task.limit / full) ** (number / rounds))
-        outcome = _cut(outcome, planner, planner.counts(limit), run)
+def _before_last(planner: Planner, run: Run) -> tuple[Outcome, Planner, np.ndarray]:
+    """All rounds of the recipe but the last, the planner of what is left, and the counts of the last round."""
+    goal, outcome = _Goal(planner), _untouched(planner)
+    for number in range(1, goal.rounds):
+        outcome = _cut(outcome, planner, goal.counts(planner, number), run)
         planner = planner.again(outcome.model)
-    return outcome, planner
+    return outcome, planner, goal.counts(planner, goal.rounds)
+
+
+class _Goal:
+    """A budget, which is a share of the whole model, reached in rounds by equal factors: of the cost, or of every
+    group where the budget settles counts."""
+
+    def __init__(self, planner: Planner):
+        task = planner.task
+        self.rounds, self._limit, self._full = task.recipe.rounds, task.limit, task.spent(task.costs.sizes)
+        self._widths: dict[str, tuple[int, int]] | None = None
+        if task.budget.settles_counts:
+            pairs = zip(task.costs.sizes.tolist(), planner.counts().tolist(), strict=True)
+            self._widths = dict(zip(task.costs.groups, pairs, strict=True))
+
+    def counts(self, planner: Planner, number: int) -> np.ndarray:
+        """Kept units of every group of the model as it is, at the end of a round, the first being 1."""
+        if self._widths is None:
+            share = (self._limit / self._full) ** (number / self.rounds)
+            return planner.counts(None if number == self.rounds else round(self._full * share))
+        wanted = [self._width(*self._widths[name], number) for name in planner.task.costs.groups]
+        return planner.problem().legal(np.array(wanted, int))
+
+    def _width(self, size: int, kept: int, number: int) -> int:
+        return kept if number == self.rounds else math.ceil(size * (kept / size) ** (number / self.rounds))
 
 
 class _TrainedSearch:

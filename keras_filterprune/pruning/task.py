@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
+from keras_filterprune.compensators import Adapters
 from keras_filterprune.cost import Budget, Cost, CostModel, Tiles
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph, Group
@@ -18,6 +19,7 @@ from keras_filterprune.methods import Method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.trial import check_measurable
 from keras_filterprune.pruning.options import Options
+from keras_filterprune.rebuild.adapter_costs import AdaptedCost
 from keras_filterprune.rebuild.outcome import Run
 
 _NAMED = 3
@@ -81,7 +83,8 @@ class Task:
     @cached_property
     def spent(self) -> Cost:
         """What the budget counts, as a function of the kept counts."""
-        return self.budget.cost(self.costs)
+        between_adapters = isinstance(self.run.compensator, Adapters)
+        return AdaptedCost(self.budget, self.graph) if between_adapters else self.budget.cost(self.costs)
 
     @cached_property
     def _full(self) -> int:
@@ -126,8 +129,10 @@ class Task:
     def _rungs(self, tiles: Tiles) -> list[list[int]]:
         """The counts worth having of every group."""
         if tiles not in self._ladders:
-            groups = enumerate(self.graph.groups)
-            self._ladders[tiles] = [self.spent.worthwhile(n, tiles.rungs(group.size)) for n, group in groups]
+            rungs = [tiles.rungs(group.size) for group in self.graph.groups]
+            # Counts that are asked for are kept, whether or not they save anything.
+            by_hand = self.budget.settles_counts
+            self._ladders[tiles] = rungs if by_hand else [self.spent.worthwhile(n, c) for n, c in enumerate(rungs)]
         return self._ladders[tiles]
 
     def _nothing(self) -> str:
@@ -147,7 +152,8 @@ class Task:
             raise CalibrationDataError(
                 f"{criterion!r} needs calibration inputs: pass data=. A few hundred unlabelled ones are enough."
             )
-        if allocator.measure and self.budget.settles_counts:
+        # One by one, what is measured is the order alone.
+        if allocator.measure and self.budget.settles_counts and not self.recipe.one_by_one:
             raise InfeasibleBudgetError(
                 f"{allocator!r} decides how many filters every group keeps, and {self.budget!r} does too. Give a "
                 "MacsBudget or a ParamsBudget."

@@ -14,8 +14,8 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions, is_convolution
 from keras_filterprune.graph.keras_view import copy_value, named_weights
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.handlers.base import volume
 from keras_filterprune.handlers.registry import linear_of
+from keras_filterprune.rebuild.adapter_costs import Convolutions
 from keras_filterprune.rebuild.clone import Cloner, without_old_shapes
 from keras_filterprune.rebuild.verify import rounding
 
@@ -40,18 +40,22 @@ def wrappable(graph: ChannelGraph) -> list[str]:
     calls = Counter(call.path for call in graph.view.calls)
     adapted = adapted_convolutions(graph.view)
     found = [(call, linear_of(call.op)) for call in graph.view.calls if is_convolution(call.op)]
+
+    def free(path: str) -> bool:
+        """Whether the names of the adapters that it lacks are nobody's."""
+        own = adapted.get(path)
+        there = (own.before, own.after) if own else (None, None)
+        return not any(path + side in calls and call is None for side, call in zip((BEFORE, AFTER), there, strict=True))
+
     return [
         call.path
         for call, linear in found[1:]
-        if math.prod(linear.window.kernel_size) > 1
-        and linear.groups == 1
-        and calls[call.path] == 1
-        and (call.path in adapted or not {call.path + BEFORE, call.path + AFTER} & set(calls))
+        if math.prod(linear.window.kernel_size) > 1 and linear.groups == 1 and calls[call.path] == 1 and free(call.path)
     ]
 
 
 def add_adapters(model: keras.Model, graph: ChannelGraph, paths: Collection[str]) -> keras.Model:
-    """An equal model with identity 1x1 convolutions before and after the given convolutions that have none.
+    """An equal model with identity 1x1 convolutions before and after the given convolutions, where they have none.
 
     Bias and activation move to the convolution behind.
 
@@ -60,8 +64,14 @@ def add_adapters(model: keras.Model, graph: ChannelGraph, paths: Collection[str]
         graph: `analyze(model)`.
         paths: of convolutions, among those that are `wrappable`.
     """
-    bare = set(paths) - set(adapted_convolutions(graph.view))
-    return _Adder(graph, {id(call.op) for call in graph.view.calls if call.path in bare}).result(model)
+    adapted = adapted_convolutions(graph.view)
+    bare = Adapted(None, None, None)
+    lacking = {
+        id(call.op): tuple(side is None for side in (found.before, found.after))
+        for call in graph.view.calls
+        if call.path in paths and (found := adapted.get(call.path, bare))
+    }
+    return _Adder(graph, lacking).result(model)
 
 
 def merge_adapters(model: keras.Model, params: bool = False) -> keras.Model:
@@ -84,40 +94,47 @@ class _InPlace(Cloner):
 
 
 class _Adder(_InPlace):
-    def __init__(self, graph: ChannelGraph, wrapped: set[int]):
+    """`lacking`: {id of a convolution: whether an adapter goes (before it, behind it)}."""
+
+    def __init__(self, graph: ChannelGraph, lacking: dict[int, tuple[bool, bool]]):
         super().__init__(graph.view)
-        self._wrapped = wrapped
+        self._lacking = lacking
         self._around: dict[int, tuple[Any, Any]] = {}
-        self._copied: list[tuple[Any, Any, Any, Any]] = []
+        self._copied: list[tuple[Any, Any]] = []
 
     def _clone(self, op: Any) -> Any:
-        if id(op) not in self._wrapped:
+        if id(op) not in self._lacking:
             return super()._clone(op)
         config = without_old_shapes(self.config(op))
         plain = config | {"use_bias": False, "activation": None, "activity_regularizer": None}
         pointwise = {"kernel_size": 1, "strides": 1, "dilation_rate": 1, "padding": "valid"}
-        kind, channels = type(op), op.kernel.shape[-2]
-        core = self.live.build(kind, plain)
-        before = self.live.build(kind, plain | pointwise | {"filters": channels, "name": op.name + BEFORE})
-        after = self.live.build(kind, config | pointwise | {"name": op.name + AFTER})
-        self._around[id(core)] = before, after
-        self._copied.append((op, before, core, after))
+        kind, (before, after) = type(op), self._lacking[id(op)]
+        core = self.live.build(kind, plain if after else config)
+        self._around[id(core)] = (
+            self.live.build(kind, plain | pointwise | {"filters": op.kernel.shape[-2], "name": op.name + BEFORE})
+            if before
+            else None,
+            self.live.build(kind, config | pointwise | {"name": op.name + AFTER}) if after else None,
+        )
+        self._copied.append((op, core))
         return core
 
     def call(self, twin: Any, *args, **kwargs) -> Any:
         before, after = self._around.get(id(twin), (None, None))
-        if before is None:
-            return super().call(twin, *args, **kwargs)
-        return after(twin(before(args[0])))
+        if before is not None:
+            args = (before(args[0]), *args[1:])
+        outputs = super().call(twin, *args, **kwargs)
+        return outputs if after is None else after(outputs)
 
     def write(self) -> None:
-        for op, before, core, after in self._copied:
-            own = named_weights(op)
+        for op, core in self._copied:
+            own, (before, after) = named_weights(op), self._around[id(core)]
             for name, variable in named_weights(core).items():
                 copy_value(own[name], variable)
             for adapter in (before, after):
-                linear_of(adapter).assign(np.eye(adapter.filters))
-            if op.use_bias:
+                if adapter is not None:
+                    linear_of(adapter).assign(np.eye(adapter.filters))
+            if op.use_bias and after is not None:
                 copy_value(op.bias, after.bias)
 
 
@@ -129,10 +146,13 @@ class _Merger(_InPlace):
         self._cores: dict[int, tuple[Adapted, bool, bool]] = {}
         self._gone: set[int] = set()
         self._skipped: set[int] = set()
-        for found in adapted_convolutions(graph.view).values():
-            into, onto = _merged(found, params)
-            self._cores[id(found.core.op)] = found, into, onto
-            self._gone |= {id(c.op) for c, merge in ((found.before, into), (found.after, onto)) if merge}
+        adapted = list(adapted_convolutions(graph.view).values())
+        widths = Convolutions(adapted, params)
+        for found, into, onto in zip(adapted, *widths.merged(*widths.narrow), strict=True):
+            into, onto = into and found.before is not None, onto and found.after is not None
+            if into or onto:
+                self._cores[id(found.core.op)] = found, into, onto
+            self._gone |= {id(call.op) for call, merge in ((found.before, into), (found.after, onto)) if merge}
 
     def _clone(self, op: Any) -> Any:
         if id(op) in self._gone:
@@ -154,28 +174,13 @@ class _Merger(_InPlace):
 
     def write(self) -> None:
         for found, into, onto in self._cores.values():
-            before, kernel, after = (linear.matrix for linear in found.linears)
+            before, core, after = found.linears
+            kernel = core.matrix
             if into:
-                kernel = before[0] @ kernel
+                kernel = before.matrix[0] @ kernel
             if onto:
-                kernel = kernel @ after[0]
+                kernel = kernel @ after.matrix[0]
             twin = self.twins[id(found.core.op)]
             linear_of(twin).assign(kernel)
-            if onto and twin.use_bias:
-                copy_value(found.after.op.bias, twin.bias)
-
-
-def _merged(found: Adapted, params: bool) -> tuple[bool, bool]:
-    """Whether (before, after) are cheaper as part of the kernel."""
-    taps = math.prod(found.core.op.kernel_size)
-    shapes = found.core.input_shapes, found.core.output_shapes
-    inputs, outputs = (1, 1) if params else (volume(s[0][1:-1]) for s in shapes)
-    wide_in, narrow_in = found.before.op.kernel.shape[-2:]
-    narrow_out, wide_out = found.after.op.kernel.shape[-2:]
-
-    def cost(into: bool, onto: bool) -> int:
-        a, b = wide_in if into else narrow_in, wide_out if onto else narrow_out
-        beside = (0 if into else inputs * wide_in * narrow_in) + (0 if onto else outputs * narrow_out * wide_out)
-        return beside + outputs * taps * a * b
-
-    return min(((i, o) for i in (True, False) for o in (True, False)), key=lambda choice: cost(*choice))
+            if twin.use_bias:
+                copy_value((found.after if onto else found.core).op.bias, twin.bias)

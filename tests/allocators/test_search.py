@@ -421,6 +421,51 @@ def test_the_first_rounds_are_those_of_exhaustive_trials(alpha, tmp_path):
     assert len({group for group, _ in expected}) > 1
 
 
+def made_up(seed: int) -> allocators.Allocation:
+    """Losses that rise and fall, as on few samples or after training; seven groups, one without a choice."""
+
+    class Cost(kfp.budgets.Cost):
+        def __call__(self, keep):
+            return int(keep @ prices)
+
+        def by_layer(self, keep):
+            return {}
+
+    sizes = np.array([9, 4, 12, 7, 10, 6, 8])
+    prices = np.random.default_rng(seed).integers(1, 9, len(sizes))
+    floors = np.where(np.arange(len(sizes)) == 1, sizes, 1)
+
+    def evaluate(keep):
+        return keep.sum() / 40 + np.random.default_rng([seed, *keep]).normal(0, 0.1)
+
+    rungs = [list(range(1, size + 1)) for size in sizes]
+    return allocators.Allocation(sizes, floors, rungs, Cost(), int(sizes @ prices * 0.5), evaluate=evaluate)
+
+
+def by_hand(problem: allocators.Allocation, beta: int, alpha: float) -> list[tuple[int, int]]:
+    """The paper's rounds: every group is tried in every one of them."""
+    keep, taken = problem.sizes.copy(), []
+    while not problem.feasible(keep):
+        tried = []
+        for group in np.flatnonzero(keep > problem.floors):
+            fewer = keep.copy()
+            fewer[group] = max(problem.floors[group], fewer[group] - beta)
+            loss = max(problem.evaluate(keep) - problem.evaluate(fewer), 1e-6)
+            tried.append((loss / (problem.cost(keep) - problem.cost(fewer)) ** alpha, group, fewer[group]))
+        _, group, left = min(tried)
+        keep[group] = left
+        taken.append((int(group), int(left)))
+    return taken
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("beta", "alpha"), [(1, 0.0), (1, 1.0), (3, 0.0), (3, 0.5)])
+def test_an_exhaustive_search_is_the_papers_whatever_losses_do(seed, beta, alpha, tmp_path):
+    problem, file = made_up(seed), tmp_path / "search.json"
+    allocators.Search(beta, alpha=alpha, exhaustive=True, checkpoint=file).allocate(problem)
+    assert rounds_of(file) == by_hand(problem, beta, alpha)
+
+
 def score(trial: Trial, graph, keep: np.ndarray, weights) -> float:
     chosen = {g.name: criteria.L2().select(g, int(n), weights) for g, n in zip(graph.groups, keep, strict=True)}
     return trial(chosen)

@@ -10,7 +10,9 @@ from keras import layers, ops
 from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp
-from keras_filterprune import allocators, criteria, errors
+from keras_filterprune import allocators, compensators, criteria, errors
+from keras_filterprune.criteria.greedy import forward_order
+from keras_filterprune.rebuild.adapter_costs import AdaptedCost
 from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
 
 MODELS = [
@@ -372,6 +374,104 @@ def test_a_budget_is_a_share_of_the_original_and_never_exceeded(kind, strides, k
     }
 
 
+def unequal() -> keras.Model:
+    """Windows, strides, widths and biases that make adapters pay sooner and later, or never."""
+    inputs = keras.Input((16, 16, 3))
+    y = layers.Conv2D(10, 3, padding="same", activation="relu", name="conv1")(inputs)
+    y = layers.Conv2D(16, 3, padding="same", strides=2, activation="relu", name="conv2")(y)
+    y = layers.Conv2D(6, (1, 3), padding="same", use_bias=False, name="conv3")(y)
+    y = layers.Conv2D(24, 5, padding="same", activation="relu", name="conv4")(y)
+    y = layers.Conv2D(24, 3, padding="same", activation="relu", name="conv5")(y)
+    return randomise(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(y))))
+
+
+class Energy(kfp.budgets.Budget):
+    """A sum of two costs, in which a bias has a price."""
+
+    unit = "fJ"
+
+    def __init__(self, keep):
+        self.keep = keep
+
+    def __repr__(self):
+        return f"Energy({self.keep})"
+
+    def cost(self, model):
+        return 46 * model.macs + 6400 * model.params
+
+
+def spends(budget) -> callable:
+    def count(model: keras.Model) -> int:
+        costs = kfp.budgets.CostModel(kfp.analyze(model))
+        return budget.cost(costs)(costs.sizes)
+
+    return count
+
+
+ALLOCATORS = {
+    "uniform": allocators.Uniform(),
+    "global": allocators.Global(0.7),
+    "search": allocators.Search(beta=3, measure="error"),
+}
+BUDGETS = {
+    "macs": kfp.MacsBudget,
+    "params": kfp.ParamsBudget,
+    "bops": kfp.BopsBudget,
+    "tiles": lambda keep: kfp.LatencyBudget(keep=keep, table="arm64"),
+    "energy": Energy,
+}
+
+
+@pytest.mark.parametrize(("keep", "rounds"), [(0.5, 1), (0.9, 1), (0.6, 2)])
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_a_budget_is_met_by_what_is_left_when_adapters_are_merged(allocator, budget, keep, rounds):
+    model, budget = unequal(), BUDGETS[budget](keep)
+    method = kfp.Method(criteria.L2(), ALLOCATORS[allocator], compensators.Adapters(), rounds)
+    data = images(32, (16, 16, 3))
+    small, report = kfp.prune_model(model, method, budget, data=data, verify=False, return_report=True, progress=False)
+    spent, full = (spends(budget)(m) for m in (small, model))
+    assert spent <= keep * full
+    if rounds > 1:
+        return
+    # Priced is what is left, to the unit; and nothing more fits.
+    wide = kfp.analyze(add_adapters(model, kfp.analyze(model), wrappable(kfp.analyze(model))))
+    price, counts = AdaptedCost(budget, wide), np.array([len(group["kept"]) for group in report.plan.groups])
+    assert price(counts) == spent
+    assert spent >= 0.99 * keep * full or all(price(more) > keep * full for more in wider(price, wide, counts, budget))
+
+
+def wider(price, wide, counts, budget):
+    """Counts with one side one step wider."""
+    steps = budget.widths[0].step
+    for number, group in enumerate(wide.groups):
+        rungs = price.worthwhile(number, [n for n in range(1, group.size + 1) if n % steps == 0 or n == group.size])
+        above = [n for n in rungs if n > counts[number]]
+        if above and group.name.removesuffix("_before") in ("conv2", "conv3", "conv4", "conv5"):
+            more = counts.copy()
+            more[number] = above[0]
+            yield more
+
+
+@pytest.mark.parametrize("budget", [kfp.MacsBudget, kfp.ParamsBudget, Energy])
+def test_what_is_merged_has_lost_nothing(budget):
+    """Between a kernel and an adapter that does not pay, filters cost nothing."""
+    model, merged = unequal(), 0
+    for keep in (0.6, 0.9):
+        small, report = kfp.prune_model(
+            model, kfp.Method(criteria.L2(), allocators.Global(0.7)), budget(keep), compensate="adapter", verify=False,
+            return_report=True, progress=False,
+        )  # fmt: skip
+        names = {layer.name for layer in small.layers}
+        for group in report.plan.groups:
+            path = group["name"].removesuffix("_before")
+            adapter = group["name"] if path != group["name"] else path + "_after"
+            if path in wrappable(kfp.analyze(model)):
+                assert (adapter in names) == (len(group["kept"]) < group["size"])
+                merged += adapter not in names
+    assert merged
+
+
 def test_the_smallest_reachable_budget_is_named_as_a_share_of_the_original():
     model = block()
     with pytest.raises(errors.InfeasibleBudgetError, match=r"smallest reachable is ([\d,]+) \(([\d.]+) % of") as caught:
@@ -527,3 +627,84 @@ def test_layers_that_are_named_like_adapters_are_no_adapters(around):
     small = pruned(model, kfp.FiltersBudget(0.5))
     assert small.get_layer("conv2").filters == 4
     assert_same_outputs(model, pruned(model, kfp.FiltersBudget(1.0)), images(shape=(12, 12, 3)), 1e-5)
+
+
+# ---------------------------------------------------------------------------------------- one side after the other
+
+
+def trained(model: keras.Model, seed: int) -> keras.Model:
+    """Every kernel moved a little, as training does."""
+    rng = np.random.default_rng(seed)
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            layer.kernel.assign(ops.convert_to_numpy(layer.kernel.value) + rng.normal(0, 0.03, layer.kernel.shape))
+    return model
+
+
+SIDE_ORDERS = {
+    "papers": [name + side for name in ("conv4", "conv3", "conv2") for side in ("", "_before")],
+    "inputs first": [name + side for name in ("conv2", "conv3", "conv4") for side in ("_before", "")],
+    "all outputs, then all inputs": [name + side for side in ("", "_before") for name in ("conv2", "conv3", "conv4")],
+}
+
+
+@pytest.mark.parametrize("order", SIDE_ORDERS)
+def test_sides_are_cut_one_after_the_other_and_lose_nothing_where_the_rest_says_it_all(order):
+    model, x, names = low_rank(block(), ("conv2", "conv3", "conv4"), "both"), images(), SIDE_ORDERS[order]
+    small = model
+    for side in names:
+        small = pruned(small, kfp.FiltersBudget({side: 0.5}), criteria.FPOMP(), verify=True)
+        assert_same_outputs(model, small, x)
+    assert sorted(adapters(small)) == sorted(name + side for name in ("conv2", "conv3", "conv4") for side in SIDES)
+    for name in ("conv2", "conv3", "conv4"):
+        assert [small.get_layer(name + part).filters for part in ("_before", "", "_after")] == [4, 4, 8]
+    one = pruned(model, kfp.FiltersBudget(0.5), criteria.FPOMP())
+    assert small.count_params() == one.count_params() and total_macs(small) == total_macs(one)
+
+
+@pytest.mark.parametrize("order", SIDE_ORDERS)
+def test_every_side_is_chosen_on_what_training_made_of_the_kernel(order):
+    small = block(12)
+    for number, side in enumerate(SIDE_ORDERS[order]):
+        small = trained(small, number)
+        name, slices = side.removesuffix("_before"), side.endswith("_before")
+        now = kernel(small, name)
+        rows = np.moveaxis(now, 2 if slices else 3, 0).reshape(now.shape[2 if slices else 3], -1)
+        wanted = sorted(forward_order(rows @ rows.T, "omp")[: -(-len(rows) // 2)].tolist())
+        budget = kfp.FiltersBudget({side: 0.5})
+        next_one, report = kfp.prune_model(
+            small, criteria.FPOMP(), budget, compensate="adapter", return_report=True, progress=False
+        )
+        (kept,) = [group["kept"] for group in report.plan.groups if group["name"] == side]
+        assert kept == wanted
+        again = kfp.apply_plan(small, report.plan, compensate="adapter", progress=False)
+        assert_all_equal(values(next_one), values(again))
+        small = next_one
+
+
+@pytest.mark.parametrize("side", ["conv3", "conv3_before"])
+@pytest.mark.parametrize("budget", [0.7, kfp.ParamsBudget(0.7), kfp.FiltersBudget(0.7)], ids=str)
+def test_what_has_one_adapter_is_pruned_by_every_budget_and_replayed(side, budget, tmp_path):
+    model, x = pruned(block(12), kfp.FiltersBudget({side: 0.5})), images()
+    small, report = kfp.prune_model(
+        model, "l2", budget, compensate="adapter", exclude="conv4", return_report=True, progress=False
+    )
+    assert small.count_params() < model.count_params()
+    assert predict(small, x)[0].shape == (len(x), 4)
+    again = kfp.apply_plan(model, report.plan, compensate="adapter", progress=False)
+    assert_all_equal(values(small), values(again))
+    # One that is not named stays as it is, its one adapter too.
+    other = pruned(model, budget, exclude=["conv3"])
+    assert [name for name in adapters(other) if name.startswith("conv3")] == adapters(model)
+
+
+def test_a_convolution_that_ends_before_its_namesake_is_not_between_adapters():
+    """A bias or an activation between two kernels: they are no product."""
+    for more in ({"use_bias": True}, {"activation": "relu"}, {"strides": 2}):
+        inputs = keras.Input((8, 8, 3))
+        y = layers.Conv2D(6, 3, name="first")(inputs)
+        y = layers.Conv2D(6, 1, name="conv_before", **({"use_bias": False} | more))(y)
+        y = layers.Conv2D(6, 3, name="conv", padding="same")(y)
+        model = randomise(keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(y))))
+        assert "conv" not in wrappable(kfp.analyze(model))
+        assert_same_outputs(model, merge_adapters(model), images(), 1e-6)
