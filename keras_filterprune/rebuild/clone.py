@@ -57,12 +57,20 @@ def clone(model: keras.Model) -> keras.Model:
 
 
 @contextlib.contextmanager
-def _surroundings(policy: Any, strategy: Any) -> Iterator[None]:
-    """Models and inputs take the global dtype policy and the distribution strategy when made: lend them these."""
+def strategy_of(model: keras.Model) -> Iterator[None]:
+    """What is made inside is distributed as a model is, under the strategy of TensorFlow that it was made under."""
+    strategy = getattr(model, "distribute_strategy", None)
+    with contextlib.nullcontext() if strategy is None else strategy.scope():
+        yield
+
+
+@contextlib.contextmanager
+def _surroundings(policy: Any, model: keras.Model) -> Iterator[None]:
+    """Models and inputs take the global dtype policy and the distribution strategy when made: lend them a model's."""
     outside = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        with contextlib.nullcontext() if strategy is None else strategy.scope():
+        with strategy_of(model):
             yield
     finally:
         keras.config.set_dtype_policy(outside)
@@ -104,7 +112,7 @@ class Cloner:
 
     def uncompiled(self, model: keras.Model) -> keras.Model:
         """The clone with weights, state and trainable flags."""
-        with _surroundings(self.policy(model), getattr(model, "distribute_strategy", None)):
+        with _surroundings(self.policy(model), model):
             twin = self.model(model)
         for old, new in self._made:
             if id(old) not in self.gone:

@@ -68,7 +68,8 @@ def compile_like(model: keras.Model, twin: keras.Model, variables: Mapping[int, 
                 f"The result is compiled without {kind}, because one of them cannot be built from its get_config() "
                 f"({first_line(error)}) Call compile() again."
             )
-    if twin.output_names != model.output_names:
+    # Sequential models have one output, without a name of its own.
+    if getattr(twin, "output_names", None) != getattr(model, "output_names", None):
         # The layers at the ends are called differently, in the same order.
         for kind in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             arguments[kind] = _in_order(arguments[kind], model.output_names)
