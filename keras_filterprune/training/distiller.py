@@ -53,6 +53,8 @@ class Distiller(keras.distillation.Distiller):
         watched = [student.get_layer(ours).output for ours, _ in features]
         self._watched = keras.Model(student.input, watched) if features else None
         self._transfer, self._scaled = AttentionTransfer(), Scaled()
+        # Both networks are, and BackupAndRestore asks.
+        self.built = True
 
     def compile_like_student(self) -> None:
         """Compile with the very objects that the student is compiled with; its losses get their share."""
