@@ -20,6 +20,7 @@ from keras_filterprune.handlers.base import Handler, Resize
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import explained, handler_for
 from keras_filterprune.rebuild.compiled import compile_like
+from keras_filterprune.rebuild.mesh import check_mesh
 from keras_filterprune.rebuild.state import build_like, carry_state, copy_trainable, copy_weights, prepare
 from keras_filterprune.rebuild.verify import compare_models
 
@@ -33,7 +34,11 @@ def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:
 
     Returns:
         A `Rebuilt`; names, dtype policies, trainable flags, regularizers and the compile configuration are kept.
+
+    Raises:
+        InvalidValueError: a width cannot be divided among the devices that share a weight.
     """
+    check_mesh(kept)
     graph = kept.graph
     resizes = {
         number: Resize(call, inputs, outputs, kept.alive)
@@ -57,23 +62,20 @@ def clone(model: keras.Model) -> keras.Model:
 
 
 @contextlib.contextmanager
-def strategy_of(model: keras.Model) -> Iterator[None]:
-    """What is made inside is distributed as a model is, under the strategy of TensorFlow that it was made under."""
-    strategy = getattr(model, "distribute_strategy", None)
-    with contextlib.nullcontext() if strategy is None else strategy.scope():
-        yield
-
-
-@contextlib.contextmanager
-def _surroundings(policy: Any, model: keras.Model) -> Iterator[None]:
-    """Models and inputs take the global dtype policy and the distribution strategy when made: lend them a model's."""
+def _lent(policy: Any) -> Iterator[None]:
+    """Models and inputs take the global dtype policy when made: lend them this one."""
     outside = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        with strategy_of(model):
-            yield
+        yield
     finally:
         keras.config.set_dtype_policy(outside)
+
+
+def scope_of(model: keras.Model) -> contextlib.AbstractContextManager:
+    """Where a model's variables are made: under the distribution strategy that it was made under, if it was."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 class Cloner:
@@ -112,13 +114,14 @@ class Cloner:
 
     def uncompiled(self, model: keras.Model) -> keras.Model:
         """The clone with weights, state and trainable flags."""
-        with _surroundings(self.policy(model), model):
-            twin = self.model(model)
-        for old, new in self._made:
-            if id(old) not in self.gone:
-                build_like(old, new)
-                self.fill(old, new)
-        self.write()
+        with scope_of(model):
+            with _lent(self.policy(model)):
+                twin = self.model(model)
+            for old, new in self._made:
+                if id(old) not in self.gone:
+                    build_like(old, new)
+                    self.fill(old, new)
+            self.write()
         copy_trainable(model, twin, self.twins)
         return twin
 
@@ -132,7 +135,8 @@ class Cloner:
             return []
         pairs = [(named_weights(old), named_weights(new)) for old, new in self._made]
         variables = {id(old[name]): new[name] for old, new in pairs for name in old}
-        return compile_like(model, twin, variables)
+        with scope_of(model):
+            return compile_like(model, twin, variables)
 
     def check(self, model: keras.Model, twin: keras.Model) -> None:
         """Compare the outputs of the two."""

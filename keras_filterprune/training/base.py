@@ -68,9 +68,3 @@ def wrappers_of(model: keras.Model, kind: type[TrainingWrapper]) -> list[Any]:
         if isinstance(layer, TrainingWrapper):
             waiting.append(layer.layer)
     return found
-
-
-def sync_variables(model: keras.Model) -> None:
-    """Bring the variables up to date with training; within an epoch, Keras keeps their values elsewhere on JAX."""
-    if hasattr(model, "jax_state_sync"):
-        model.jax_state_sync()

@@ -12,6 +12,7 @@ from keras_filterprune.checks import check_callable, check_integer, check_number
 from keras_filterprune.errors import InvalidValueError, UnsupportedLayerError, UnsupportedModelError
 from keras_filterprune.handlers.registry import linear_of, register_handler, taught_by
 from keras_filterprune.training.base import TrainingWrapper, Transparent, wrappers_of
+from keras_filterprune.training.callback import TrainingCallback
 
 # |W| is raised to norm / 2; without it the gradient of a weight of 0 would be infinite.
 _EPSILON = 1e-12
@@ -133,7 +134,7 @@ class BatchBridgeout(TrainingWrapper):
 register_handler(BatchBridgeout)(Transparent)
 
 
-class BridgeoutSchedule(keras.callbacks.Callback):
+class BridgeoutSchedule(TrainingCallback):
     """Sets rate and norm of every `BatchBridgeout` of the model at the beginning of every epoch.
 
     Args:

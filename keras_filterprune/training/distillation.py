@@ -10,7 +10,7 @@ import keras
 from keras_filterprune.checks import check_flag, check_names, check_number, wrong
 from keras_filterprune.errors import InvalidValueError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import output_names
-from keras_filterprune.rebuild.clone import clone, strategy_of
+from keras_filterprune.rebuild.clone import clone, scope_of
 from keras_filterprune.rebuild.compiled import compile_arguments
 from keras_filterprune.training.distiller import Distiller, Taught
 from keras_filterprune.training.heads import Head, heads_of, per_output
@@ -79,7 +79,7 @@ def distill(
     check_flag("squared_temperature", squared_temperature)
     layers = _pairs(student, teacher, features)
     taught = _taught(student, teacher, float(temperature), temperature**2 if squared_temperature else 1.0)
-    with strategy_of(student):
+    with scope_of(student):
         frozen = clone(teacher)
         try:
             distiller = Distiller(frozen, student, taught, layers, float(alpha), float(attention))

@@ -163,6 +163,7 @@ class _Penalised(Cloner):
         self._penalty = penalty.get_config()
         self._kind = type(penalty)
         self._axes = {id(call.op): axes[call.path] for call in graph.view.calls if call.path in axes}
+        self._penalised: list[tuple[Any, str, Penalty]] = []
 
     def _clone(self, op: Any) -> Any:
         twin = super()._clone(op)
@@ -171,8 +172,14 @@ class _Penalised(Cloner):
             along = {"axis": axis} if "axis" in self._penalty else {}
             penalty = self._kind.from_config(self._penalty | along)
             inner = unwrapped(twin)
-            setattr(inner, weight.removesuffix("_kernel") + "_regularizer", penalty)
+            self._penalised.append((inner, weight.removesuffix("_kernel") + "_regularizer", penalty))
+            setattr(*self._penalised[-1])
             if inner.built:
                 # The layer in a wrapper is built before the wrapper is called.
                 named_weights(inner)[weight].regularizer = penalty
         return twin
+
+    def write(self) -> None:
+        # The clones were given what the originals hold.
+        for penalised in self._penalised:
+            setattr(*penalised)

@@ -19,12 +19,14 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
+from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import Samples
 from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.planner import Planner
 from keras_filterprune.pruning.task import Task
 from keras_filterprune.rebuild.outcome import Run
-from keras_filterprune.training.base import sync_variables, wrappers_of
+from keras_filterprune.training.base import wrappers_of
+from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.logs import if_pruned
 from keras_filterprune.training.wrapping import strip_wrappers
@@ -55,7 +57,7 @@ class _Lasting(Criterion):
         return self.inner.refuses(group) or Dead().refuses(group)
 
 
-class _Gradual(keras.callbacks.Callback):
+class _Gradual(TrainingCallback):
     """Base of the callbacks that follow a list of kept fractions."""
 
     def __init__(
@@ -82,7 +84,7 @@ class _Gradual(keras.callbacks.Callback):
         self._logs: dict[str, float] = {}
 
     def choose(self, model: keras.Model, epoch: int, lasting: bool) -> Kept:
-        """The units of a plain model that stay at an epoch; also notes the logs."""
+        """The units of a plain model that stay at an epoch, `lasting` without dead ones; also notes the logs."""
         costs = CostModel(analyze(model))
         criterion = _Lasting(self.recipe.criterion) if lasting else self.recipe.criterion
         budget = MacsBudget(self.keep[min(epoch, len(self.keep) - 1)])
@@ -90,12 +92,19 @@ class _Gradual(keras.callbacks.Callback):
         run = Run(self.data, self.seed, progress=False)
         planner = Planner(Task(model, costs, recipe, budget, self.options, run))
         kept = planner.select(planner.counts())
+        if lasting:
+            kept = _both(kept, living(costs.graph))
         self._logs = if_pruned(costs, kept.counts)
         return kept
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
             logs.update(self._logs)
+
+    def macs_left(self, plain: keras.Model) -> float:
+        """Multiply-accumulates that the living units of a plain model need."""
+        costs = CostModel(analyze(plain))
+        return if_pruned(costs, living(costs.graph).counts)["macs_if_pruned"]
 
 
 class PruningSchedule(_Gradual):
@@ -130,18 +139,36 @@ class PruningSchedule(_Gradual):
                 "apply_filter_pruning(model)."
             )
         self._reached: float | None = None
+        self._logs = {}
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         wanted = self.keep[min(epoch, len(self.keep) - 1)]
         if wanted == self._reached:
             return
         self._reached = wanted
-        plain = strip_wrappers(self.model)
-        kept = self.choose(plain, epoch, lasting=True)
+        kept = self.choose(strip_wrappers(self.model), epoch, lasting=True)
         # The same calls in the same order, with and without wrappers.
         for call, (inputs, _) in zip(view_model(self.model).calls, kept.graph.tensors, strict=True):
             if isinstance(call.op, FilterPruning):
                 call.op.mask.assign(kept.alive[inputs[0].ids].astype("float32"))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._reached == self.keep[-1]:
+            self.settle(epoch)
+        super().on_epoch_end(epoch, logs)
+
+    def finish(self) -> None:
+        if self._reached is None:
+            return
+        claimed, found, undone = self._logs["macs_if_pruned"], self.macs_left(strip_wrappers(self.model)), None
+        if found > claimed:
+            undone = (
+                f"the logs end with {claimed:,.0f} multiply-accumulates, and the weights need {found:,.0f}: they were "
+                "written over after the last epoch, by EarlyStopping(restore_best_weights=True) for one."
+            )
+        elif self._trainer.stop_training and self._reached > self.keep[-1]:
+            undone = f"training was stopped at keep={self._reached:.3g}, before the last fraction, {self.keep[-1]:.3g}."
+        self.warn_of_earlier_weights(undone, self.keep.index(self.keep[-1]))
 
 
 class SoftPruning(_Gradual):
@@ -187,9 +214,9 @@ class SoftPruning(_Gradual):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._steps += 1
-        if self.every is not None and self._steps % self.every == 0:
-            sync_variables(self.model)
+        before, self._steps = self._steps, self._steps + self.steps(batch)
+        if self.every is not None and self._steps // self.every > before // self.every:
+            self.sync()
             self._scale(("filter", "channel"), self.rho)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -199,6 +226,12 @@ class SoftPruning(_Gradual):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._scale(("input",), 0.0)
+        super().on_train_end(logs)
+
+    def finish(self) -> None:
+        # Others may have restored weights of another epoch since.
+        if self.macs_left(self.model) > self._logs["macs_if_pruned"]:
+            self._scale(("input",), 0.0)
 
     def _scale(self, roles: tuple[str, ...], factor: float) -> None:
         """Multiply the weights of all units that would go now, but for statistics."""
@@ -211,3 +244,19 @@ class SoftPruning(_Gradual):
                 if member.role in roles and not member.weight.startswith("moving_"):
                     variable = named_weights(layers[member.layer])[member.weight]
                     scale_slices(variable, member.axis, member.positions[gone].ravel(), factor)
+
+
+def living(graph: ChannelGraph) -> Kept:
+    """The units of a plain model that some layer reads; one of every group at least."""
+    dead, weights, units = Dead(), Weights(graph.view), {}
+    for group in graph.groups:
+        if dead.refuses(group) is None:
+            scores = dead.scores(group, weights)
+            units[group.name] = np.flatnonzero(scores) if scores.any() else np.array([0])
+    return Kept(graph, units)
+
+
+def _both(kept: Kept, other: Kept) -> Kept:
+    """The units that stay in both; where a group has none, those that stay in the first."""
+    units = {group.name: np.intersect1d(kept[group.name], other[group.name]) for group in kept.graph.groups}
+    return Kept(kept.graph, {name: both if len(both) else kept[name] for name, both in units.items()})

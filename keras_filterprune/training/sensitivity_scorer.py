@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import keras
-
 from keras_filterprune.checks import check_integer, check_path
 from keras_filterprune.probe.data import Samples
 from keras_filterprune.studies import SensitivityTable, measure_sensitivity
+from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.wrapping import strip_wrappers
 
 
-class SensitivityScorer(keras.callbacks.Callback):
+class SensitivityScorer(TrainingCallback):
     """Runs `measure_sensitivity` after every few epochs of `fit`, on the network without training-time wrappers.
 
     Adds `drop_<group>`, what the metric loses when the group alone is cut to the last fraction, to the logs of every

@@ -18,14 +18,15 @@ from keras_filterprune.errors import InfeasibleBudgetError, UnsupportedModelErro
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
-from keras_filterprune.training.base import sync_variables, wrappers_of
+from keras_filterprune.training.base import wrappers_of
+from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.logs import if_pruned
 from keras_filterprune.training.regularizers import Penalty
 from keras_filterprune.training.wrapping import strip_wrappers
 
 
-class _Steered(keras.callbacks.Callback, abc.ABC):
+class _Steered(TrainingCallback, abc.ABC):
     """Knows what the network would cost, and what it may.
 
     Args:
@@ -49,25 +50,49 @@ class _Steered(keras.callbacks.Callback, abc.ABC):
         self._price = self.budget.cost(self._costs)
         self._limit = self.budget.limit(self._price(self._costs.sizes))
         self.prepare(self._graph)
-        self._spent = self._price(self.counts())
+        self._spent: int | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        # Not before: other callbacks restore weights at the beginning of training.
+        if self._spent is None:
+            self.read()
+            self._spent = self._price(self.counts())
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         keep = self.counts()
         self._spent = self._price(keep)
+        if self._spent <= self._limit:
+            self.settle(epoch)
         if logs is not None:
             logs.update(if_pruned(self._costs, keep))
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self._spent > self._limit:
-            warnings.warn(
-                f"{type(self).__name__}: {self.budget} allows {self._limit:,} {self.budget.unit}, and after training "
-                f"{self._spent:,} are needed. {self.advice}",
-                stacklevel=2,
-            )
+    def finish(self) -> None:
+        if self._spent is None:
+            return
+        claimed, self._spent = self._spent, self._price(self.counts_left())
+        needed = (
+            f"{self.budget} allows {self._limit:,} {self.budget.unit}, and after training {self._spent:,} are needed."
+        )
+        if claimed > self._limit:
+            if self._spent > self._limit:
+                warnings.warn(f"{type(self).__name__}: {needed} {self.advice}", stacklevel=2)
+            return
+        undone = (
+            f"{needed} After the last epoch {claimed:,} were: the weights were written over since, by "
+            "EarlyStopping(restore_best_weights=True) for one."
+        )
+        self.warn_of_earlier_weights(undone if self._spent > self._limit else None, self._settled or 0)
 
     @abc.abstractmethod
     def prepare(self, graph: ChannelGraph) -> None:
         """Look at the model before training; an `UnsupportedModelError` where there is nothing to steer."""
+
+    def read(self) -> None:
+        """Look at the weights from which training goes on."""
+
+    def counts_left(self) -> np.ndarray:
+        """`counts` of the weights that are there when training has ended."""
+        return self.counts()
 
     @abc.abstractmethod
     def counts(self) -> np.ndarray:
@@ -154,7 +179,7 @@ class PenaltySchedule(_Steered):
             penalty.strength = max(0.0, penalty.strength + step)
         if keras.backend.backend() == "jax":
             # Compiled with the value that the variable had, since it is none of the model's own.
-            self.model.make_train_function(force=True)
+            self._trainer.make_train_function(force=True)
 
 
 class BudgetGates(_Steered):
@@ -214,26 +239,47 @@ class BudgetGates(_Steered):
         self._wrappers = [wrapper for wrapper, _ in readers.values()]
         self._numbers = np.concatenate([numbers for _, numbers in readers.values()])
         self._ends = np.cumsum([len(numbers) for _, numbers in readers.values()])
+
+    def read(self) -> None:
         self._gates = np.ones(len(self._group))
         self._gates[self._numbers[self._numbers >= 0]] = self._read()[self._numbers >= 0]
         self._met = self._price(self.counts()) <= self._limit
+
+    def counts_left(self) -> np.ndarray:
+        is_open = np.zeros(len(self._group), bool)
+        # A filter that one of its readers sees is there.
+        is_open[self._numbers[(self._numbers >= 0) & (self._read() > 0)]] = True
+        return self._counts(is_open)
 
     def counts(self) -> np.ndarray:
         return self._counts(self._gates > 0)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_begin(epoch, logs)
         way = min(1.0, (epoch + 1) / (self.epochs or max(1, self.params["epochs"] // 2)))
         full = self._price(self._costs.sizes)
         self._allowed = full - way * (full - self._limit)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        sync_variables(self.model)
-        if not self._met:
-            self._gates = self._moved(self._read())
+        self.sync()
+        trained = self._read()
+        for _ in range(self.steps(batch)):
+            if self._met:
+                break
+            self._gates = self._moved(trained)
             self._met = self._price(self.counts()) <= self._limit
-        values = np.where(self._numbers >= 0, self._gates[self._numbers], 1.0)
-        for wrapper, part in zip(self._wrappers, np.split(values, self._ends[:-1]), strict=True):
+            # Of several steps that Keras took at once the optimizer's are known together, the hinge's come one by one.
+            trained = self._values()
+        averages = _averages(getattr(self._trainer, "optimizer", None))
+        for wrapper, part in zip(self._wrappers, np.split(self._values(), self._ends[:-1]), strict=True):
             wrapper.mask.assign(part.astype("float32"))
+            # A mean over time would open gates again.
+            if (average := averages.get(wrapper.mask.path.replace("/", "_"))) is not None:
+                average.assign(part.astype("float32"))
+
+    def _values(self) -> np.ndarray:
+        """The gates as their readers have them, 1 where a channel has none."""
+        return np.where(self._numbers >= 0, self._gates[self._numbers], 1.0)
 
     def _read(self) -> np.ndarray:
         return np.concatenate([keras.ops.convert_to_numpy(w.mask.value) for w in self._wrappers]).astype(float)
@@ -270,3 +316,10 @@ class BudgetGates(_Steered):
 
     def _counts(self, is_open: np.ndarray) -> np.ndarray:
         return np.bincount(self._group[is_open], minlength=len(self._costs.sizes))
+
+
+def _averages(optimizer: Any) -> dict[str, keras.Variable]:
+    """{path of a variable, "_" between its parts: its average over time} of an optimizer with `use_ema=True`."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    found = [] if optimizer is None else optimizer.variables
+    return {v.name.removesuffix("_average"): v for v in found if v.name.endswith("_average")}
