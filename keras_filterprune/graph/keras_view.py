@@ -56,6 +56,11 @@ def view_model(model: keras.Model) -> ModelView:
     return _with_shapes(view, open_inputs) if unknown or builder.reshaped else view
 
 
+def output_names(model: keras.Model) -> list[str]:
+    """Names of the outputs, by which losses and labels go; Keras itself gives Sequential models none."""
+    return list(getattr(model, "output_names", None) or [model.layers[-1].name])
+
+
 def named_weights(layer: Any) -> dict[str, Any]:
     """{unique name: variable} of a layer, in the order of `layer.weights`; repeated names are numbered."""
     named: dict[str, Any] = {}

@@ -72,7 +72,7 @@ def _lent(policy: Any) -> Iterator[None]:
         keras.config.set_dtype_policy(outside)
 
 
-def _scope(model: keras.Model) -> contextlib.AbstractContextManager:
+def scope_of(model: keras.Model) -> contextlib.AbstractContextManager:
     """Where a model's variables are made: under the distribution strategy that it was made under, if it was."""
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
@@ -114,7 +114,7 @@ class Cloner:
 
     def uncompiled(self, model: keras.Model) -> keras.Model:
         """The clone with weights, state and trainable flags."""
-        with _scope(model):
+        with scope_of(model):
             with _lent(self.policy(model)):
                 twin = self.model(model)
             for old, new in self._made:
@@ -135,7 +135,7 @@ class Cloner:
             return []
         pairs = [(named_weights(old), named_weights(new)) for old, new in self._made]
         variables = {id(old[name]): new[name] for old, new in pairs for name in old}
-        with _scope(model):
+        with scope_of(model):
             return compile_like(model, twin, variables)
 
     def check(self, model: keras.Model, twin: keras.Model) -> None:

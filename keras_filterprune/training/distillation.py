@@ -9,7 +9,12 @@ import keras
 
 from keras_filterprune.checks import check_flag, check_names, check_number, wrong
 from keras_filterprune.errors import InvalidValueError, UnknownNameError, UnsupportedModelError
-from keras_filterprune.graph.keras_view import view_model
+from keras_filterprune.graph.keras_view import output_names
+from keras_filterprune.rebuild.clone import clone, scope_of
+from keras_filterprune.rebuild.compiled import compile_arguments
+from keras_filterprune.training.distiller import Distiller, Taught
+from keras_filterprune.training.heads import Head, heads_of, per_output
+from keras_filterprune.training.imitation import Imitation
 
 
 def distill(
@@ -24,30 +29,39 @@ def distill(
 ) -> keras.Model:
     """A model whose `fit` trains the student on labels and on the teacher's outputs.
 
-    The loss is (1 - alpha) L + alpha (T^2 KL(softmax(teacher / T) || softmax(student / T)) + attention * A): L is the
-    student's own (Hinton et al. 2015), A the mean squared difference of the attention maps of features, the squares
-    summed over channels and brought to norm 1 (Zagoruyko and Komodakis 2017), so that widths may differ. The losses of
-    the student's regularizers are added. The papers of LRF and FP-OMP leave T^2 out: alpha=0.5 and
-    squared_temperature=False is half their loss with its weight of 1 for both parts.
+    The loss is (1 - alpha) L + alpha (D + attention * A) + R: L is the student's own (Hinton et al. 2015), R are the
+    losses of its regularizers, A is the mean squared difference of the attention maps of features, the squares summed
+    over channels and brought to norm 1 (Zagoruyko and Komodakis 2017), so that widths may differ. D is, of every
+    output that has a loss, by what it is:
+
+    - classes (a softmax, at every position if there are several): T^2 KL(softmax(teacher / T) || softmax(student / T));
+    - single units (sigmoids): T^2 KL(sigmoid(teacher / T) || sigmoid(student / T)), the mean over units;
+    - numbers: the squared difference, the mean over the last axis, as in "mse".
+
+    Probabilities are told from logits, and classes from numbers, by what the outputs sum to, by the activation behind
+    which no layer has weights, and by what the losses do with them. Weights of outputs, of samples and of classes weigh
+    D as they weigh L. Without labels, in `fit(x)`, the student learns from the teacher alone. The papers of LRF and
+    FP-OMP leave T^2 out: alpha=0.5 and squared_temperature=False is half their loss, with its weight of 1 for both.
 
     Args:
-        student: a compiled classifier, with logits or probabilities (a softmax at the end) as its one output. It is
-            trained in place, and stays as plain as it is.
-        teacher: a classifier with the same inputs and classes. It is not modified: a frozen copy teaches, in inference
-            mode.
+        student: a compiled functional or Sequential model. It is trained in place, and stays as plain as it is:
+            callbacks of this library act on it, `ModelCheckpoint` saves it.
+        teacher: one with the same inputs and outputs. It is not modified: a frozen copy teaches, in inference mode.
         temperature: T, above 0 (4).
         alpha: share of the teacher in the loss, in [0, 1] (0.7).
         features: names of layers of positions and channels, in both models alike or {student's: teacher's}, whose
             attention maps are compared too (None). The student runs a second time for them.
         attention: weight of A (1 000, the paper's).
-        squared_temperature: multiply the divergence by T^2, which keeps its gradient's size over temperatures (True).
+        squared_temperature: multiply the divergences by T^2, which keeps their gradients' size over temperatures
+            (True).
 
     Returns:
-        A `keras.distillation.Distiller`, compiled with the student's loss, metrics and optimizer.
+        A `keras.distillation.Distiller`, compiled as the student is, with its optimizer. `fit` reports "loss" (all of
+        it), "student_loss" (L) and "distillation_loss" (D + attention * A).
 
     Raises:
-        UnsupportedModelError: the student is not compiled with one loss, or inputs or outputs of the two do not match.
-        InvalidValueError: a number is out of range, or a layer has no positions.
+        UnsupportedModelError: the student is not compiled, or inputs or outputs of the two do not match.
+        InvalidValueError: a number is out of range, a layer has no positions, or alpha is 0 for data without labels.
         UnknownNameError: a layer is not there.
 
     Example:
@@ -64,27 +78,17 @@ def distill(
     check_number("attention", attention, "the weight of the attention maps", least=0)
     check_flag("squared_temperature", squared_temperature)
     layers = _pairs(student, teacher, features)
-    frozen = keras.models.clone_model(teacher)
-    frozen.set_weights(teacher.get_weights())
-    # Keras multiplies the divergence by T^2.
-    share = 1.0 if squared_temperature else 1 / temperature**2
-    imitation = _Imitation(float(temperature), _ends_in_softmax(teacher), _ends_in_softmax(student))
-    try:
-        distiller = _Distiller(
-            frozen,
-            student,
-            [imitation, *(AttentionTransfer(theirs, ours) for ours, theirs in layers)],
-            [share] + [float(attention)] * len(layers),
-            student_loss_weight=1 - float(alpha),
-            name=f"{student.name}_distiller",
-        )
-    except ValueError as error:
-        raise UnsupportedModelError(
-            f"'{teacher.name}' cannot teach '{student.name}': {error} Pass the network that the student was pruned "
-            "from, or one with the same inputs and outputs."
-        ) from error
-    config = keras.saving.deserialize_keras_object(student.get_compile_config())
-    distiller.compile(student.optimizer, student.loss, metrics=config["metrics"], jit_compile=student.jit_compile)
+    taught = _taught(student, teacher, float(temperature), temperature**2 if squared_temperature else 1.0)
+    with scope_of(student):
+        frozen = clone(teacher)
+        try:
+            distiller = Distiller(frozen, student, taught, layers, float(alpha), float(attention))
+        except ValueError as error:
+            raise UnsupportedModelError(
+                f"'{teacher.name}' cannot teach '{student.name}': {error} Pass the network that the student was pruned "
+                "from, or one with the same inputs and outputs."
+            ) from error
+        distiller.compile_like_student()
     return distiller
 
 
@@ -92,16 +96,66 @@ def _check(student: keras.Model, teacher: keras.Model) -> None:
     for name, model in (("student", student), ("teacher", teacher)):
         if not isinstance(model, keras.Model):
             raise wrong(name, model, "a keras.Model", UnsupportedModelError)
-        if len(getattr(model, "outputs", None) or ()) != 1:
+        if not getattr(model, "outputs", None):
             raise UnsupportedModelError(
-                f"distill works on functional and Sequential models with one output of classes. Model '{model.name}' "
-                f"has {len(getattr(model, 'outputs', None) or ())} outputs."
+                f"distill works on functional and Sequential models. Model '{model.name}' ({type(model).__name__}) has "
+                "no graph of layers."
             )
-    if not student.compiled or isinstance(student.loss, list | tuple | dict) or student.loss is None:
+        for output_name, output in zip(output_names(model), model.outputs, strict=True):
+            if "float" not in output.dtype:
+                raise UnsupportedModelError(
+                    f"output '{output_name}' of the {name} '{model.name}' gives {output.dtype}, from which nothing can "
+                    "be learnt. Take the output before that, of scores."
+                )
+    if not student.compiled:
         raise UnsupportedModelError(
-            f"distill trains a student with the loss it is compiled with, one for one output. Model '{student.name}' "
-            f"has loss={student.loss if student.compiled else None!r}: compile(optimizer, loss) it first."
+            f"distill trains a student as it is compiled. Model '{student.name}' is not: compile(optimizer, loss) it "
+            "first."
         )
+    if len(student.outputs) != len(teacher.outputs):
+        raise UnsupportedModelError(
+            f"'{teacher.name}' cannot teach '{student.name}': they have {len(teacher.outputs)} and "
+            f"{len(student.outputs)} outputs. keras.Model(teacher.input, [...]) picks those of the student."
+        )
+
+
+def _taught(student: keras.Model, teacher: keras.Model, temperature: float, factor: float) -> list[Taught]:
+    """The outputs that the student is trained on."""
+    names, known = output_names(student), output_names(teacher)
+    # Outputs that are called alike stand in any order.
+    others = [known.index(name) for name in names] if set(names) == set(known) else list(range(len(names)))
+    losses, own = per_output(student, student.loss), per_output(teacher, teacher.loss)
+    own = [own[other] for other in others]
+    # A loss that one of the two lacks is the other's.
+    ours = heads_of(student, [a or b for a, b in zip(losses, own, strict=True)])
+    theirs = heads_of(teacher, [own[i] or losses[i] for i in map(others.index, range(len(names)))])
+    weights = per_output(student, compile_arguments(student)["loss_weights"])
+    found = []
+    for number, (name, loss, weight) in enumerate(zip(names, losses, weights, strict=True)):
+        if loss is not None or student.loss is None:
+            heads = _agreed(name, ours[number], theirs[others[number]])
+            reduction = getattr(loss, "reduction", None)
+            imitation = Imitation(*heads, temperature, factor, None if reduction == "none" else reduction)
+            found.append(Taught(number, others[number], imitation, 1.0 if weight is None else float(weight)))
+    return found
+
+
+def _agreed(name: str, ours: Head, theirs: Head) -> tuple[Head, Head]:
+    """What an output is to both; logits look like plain numbers where no loss tells."""
+    known = next((head for head in (ours, theirs) if head.probabilities), ours if ours.kind != "numbers" else theirs)
+    for head in (ours, theirs):
+        if (head.kind != known.kind and head.kind != "numbers") or (head.probabilities and head.axes != known.axes):
+            raise UnsupportedModelError(
+                f"at output '{name}' the student gives {_described(ours)}, the teacher {_described(theirs)}: one cannot"
+                " learn from the other."
+            )
+    ours, theirs = (Head(known.kind, known.axes, head.probabilities) for head in (ours, theirs))
+    return ours, theirs
+
+
+def _described(head: Head) -> str:
+    form = "probabilities" if head.probabilities else "logits"
+    return "numbers" if head.kind == "numbers" else f"{form} of {head.kind} along axes {head.axes}"
 
 
 def _pairs(student: keras.Model, teacher: keras.Model, features: Any) -> list[tuple[str, str]]:
@@ -127,55 +181,3 @@ def _pairs(student: keras.Model, teacher: keras.Model, features: Any) -> list[tu
                     f"{tuple(known[name].output.shape)}."
                 )
     return pairs
-
-
-def _ends_in_softmax(model: keras.Model) -> bool:
-    """Whether a model's one output is made of probabilities."""
-    view = view_model(model)
-    last = view.calls[view.outputs[0].call].op
-    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
-
-
-class _Imitation(keras.distillation.LogitsDistillation):
-    """Logits distillation for models with probabilities as well, whose logarithms are logits."""
-
-    def __init__(self, temperature: float, teacher_gives_probabilities: bool, student_gives_probabilities: bool):
-        super().__init__(temperature, keras.losses.KLDivergence())
-        self._probabilities = teacher_gives_probabilities, student_gives_probabilities
-
-    def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs) -> Any:
-        logits = (
-            keras.ops.log(keras.ops.maximum(outputs, 1e-7)) if probabilities else outputs
-            for outputs, probabilities in zip((teacher_outputs, student_outputs), self._probabilities, strict=True)
-        )
-        return super().compute_loss(*logits, **kwargs)
-
-
-class AttentionTransfer(keras.distillation.DistillationLoss):
-    """Mean squared difference of two attention maps: where a layer's activations are large, whatever their number.
-
-    Args:
-        teacher_layer_name, student_layer_name: layers with outputs (batch, *positions, channels), positions alike.
-    """
-
-    def __init__(self, teacher_layer_name: str, student_layer_name: str):
-        self.teacher_layer_name, self.student_layer_name = teacher_layer_name, student_layer_name
-
-    def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs) -> Any:
-        return keras.ops.mean(keras.ops.square(_attention(teacher_outputs) - _attention(student_outputs)))
-
-
-def _attention(features: Any) -> Any:
-    """(batch, positions), of norm 1."""
-    energy = keras.ops.sum(keras.ops.square(keras.ops.cast(features, "float32")), axis=-1)
-    return keras.ops.normalize(keras.ops.reshape(energy, (keras.ops.shape(energy)[0], -1)), axis=-1)
-
-
-class _Distiller(keras.distillation.Distiller):
-    """Keras' own does not look at the losses of regularizers."""
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Any:
-        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        return loss + sum(self.losses) if self.losses else loss

@@ -195,7 +195,7 @@ def test_models_that_do_not_fit():
         kfp.distill(other, teacher)
     inputs = keras.Input((8, 8, 3))
     h = layers.Flatten()(inputs)
-    with pytest.raises(errors.UnsupportedModelError, match="has 2 outputs"):
+    with pytest.raises(errors.UnsupportedModelError, match="they have 1 and 2 outputs"):
         kfp.distill(compiled(keras.Model(inputs, [layers.Dense(2)(h), layers.Dense(3)(h)])), teacher)
 
 
