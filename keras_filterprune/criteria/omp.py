@@ -84,7 +84,7 @@ class FPOMP(Criterion):
         """Units (groups, n_units) of groups of equal size, the first to stay first."""
         grams = np.stack([_gram(group, weights) for group in groups])
         if self.selection == "backward":
-            return np.stack([backward_order([(g, g, np.arange(len(g))[:, None])])[0][::-1] for g in grams])
+            return np.stack([backward_order([(g, np.eye(len(g)), np.arange(len(g))[:, None])])[0][::-1] for g in grams])
         return forward_order(grams, self.selection)
 
 

@@ -149,7 +149,7 @@ class CaP(Observed):
     """
 
     def summarise(self, problems: list[Problem]) -> np.ndarray:
-        order, increase = backward_order([(c, c @ kernel, columns) for c, kernel, columns in problems])
+        order, increase = backward_order([(c, kernel @ kernel.T, columns) for c, kernel, columns in problems])
         scores = np.empty(len(order))
         # A later elimination never counts less than an earlier one: the ranking is the order.
         scores[order] = np.maximum.accumulate(increase) + np.arange(len(order)) * 1e-15
