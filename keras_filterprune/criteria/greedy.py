@@ -180,7 +180,7 @@ class _Elimination:
         steps, rows, turns = (panel[: self._pending] for panel in (self._steps, self._rows, self._turns))
         row = self._inverse[own] - steps[:, own].T @ rows
         energy = self._energy[own] - steps[:, own].T @ turns - turns[:, own].T @ steps
-        step = np.linalg.solve(row[:, own], row)
+        step = row / row[:, own] if self._m == 1 else np.linalg.solve(row[:, own], row)
         turn = energy - energy[:, own] @ step / 2
         new = slice(self._pending, self._pending + self._m)
         self._steps[new], self._rows[new], self._turns[new] = step, row, turn

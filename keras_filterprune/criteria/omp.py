@@ -18,6 +18,8 @@ _SELECTIONS = ("omp", "gain", "backward")
 
 # Gram entries selected from at once: larger stacks leave the cache and gain nothing.
 _STACK = 2**18
+# Units whose Gram matrix, 512 MiB in float64, is factorised.
+_WIDEST = 8192
 
 
 class FPOMP(Criterion):
@@ -58,7 +60,7 @@ class FPOMP(Criterion):
             return self
         observed = copy.copy(self)
         observed._scores = {}
-        for size in sorted({group.size for group in graph.groups}):
+        for size in sorted({group.size for group in graph.groups if not self.refuses(group)}):
             alike = [group for group in graph.groups if group.size == size]
             together = _STACK // size**2
             for start in range(0, len(alike), together) if together > 1 else ():
@@ -72,6 +74,14 @@ class FPOMP(Criterion):
         if group.name in self._scores:
             return self._scores[group.name]
         return self._ranked([group], weights)[0]
+
+    def refuses(self, group: Group) -> str | None:
+        if group.size <= _WIDEST:
+            return None
+        return (
+            f"has {group.size:,} filters, and a Gram matrix of {8 * group.size**2 / 2**30:.1f} GiB: more than "
+            f"{_WIDEST:,} are ranked by methods that look at each filter alone, such as l2"
+        )
 
     def _ranked(self, groups: Sequence[Group], weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Scores (groups, n_units) of groups of equal size."""
