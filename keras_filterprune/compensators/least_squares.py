@@ -14,7 +14,7 @@ from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import linear_of, statistics_of
-from keras_filterprune.probe.consumers import Rows, generator_for, moments, sample_rows
+from keras_filterprune.probe.consumers import Places, draw_places, moments, rows_at
 from keras_filterprune.probe.outlets import Outlet, add_constant
 from keras_filterprune.probe.regression import rectified_regression, regression, scale_to
 
@@ -75,36 +75,37 @@ class _Run(SideBySide):
         theirs, ours = (linear_of(op) for op in (call.op, twin))
         if theirs is None or theirs.product is None:
             return
-        kernel = theirs.matrix
-        if kernel is None or max(before.shape[-1], after.shape[-1]) > LARGEST:
+        if theirs.kernel is None or theirs.groups > 1 or max(before.shape[-1], after.shape[-1]) > LARGEST:
             self.shifted += self.match_mean(call, twin, before, after)
             return
-        rows = sample_rows(theirs, before, generator_for(call))
-        self._refit(call, ours, rows, sample_rows(ours, after, rows), kernel)
+        places = draw_places(call.path, theirs, before, before.shape[0])
+        self._refit(call, ours, places, rows_at(theirs, before, places), rows_at(ours, after, places), theirs.matrix)
         if theirs.transposed:
             # Rows are input pixels: what their constants add up to depends on how windows overlap.
             self.match_mean(call, twin, before, after)
         self.refitted += 1
 
-    def _refit(self, call: Call, ours: Linear, before: Rows, after: Rows, kernel: np.ndarray) -> None:
+    def _refit(
+        self, call: Call, ours: Linear, places: Places, before: np.ndarray, after: np.ndarray, kernel: np.ndarray
+    ) -> None:
         kept = self.kept(call)
         kernel = kernel[..., np.tile(kept, kernel.shape[-1] // len(kept))]
         outlet = self.outlets[call.path]
-        x = after.x.reshape(len(after.x), -1)
-        y = before.x.reshape(len(before.x), -1) @ kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
+        x = after.reshape(len(after), -1)
+        y = before.reshape(len(before), -1) @ kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
         bias = ours.weight(ours.bias)
         intercept = bias is not None or outlet.normalization is not None
         threshold = None
         if not ours.transposed:
             scale, offset = _affine(bias, outlet, kept)
-            lost, other = self._shortcut(outlet, before, kept)
+            lost, other = self._shortcut(outlet, places, kept)
             # A channel that normalization all but switches off cannot carry a correction.
             weak = np.abs(scale) < 0.1 * np.median(np.abs(scale))
             y = y + np.where(weak, 0.0, lost / scale).astype(np.float32)
             if self.settings.rectified and outlet.rectified and intercept and other is not None:
                 threshold = (-(offset + other) / scale).astype(np.float32)
         if x.shape[1] > LARGEST:
-            channels = (rows.x.reshape(-1, rows.x.shape[-1]) for rows in (after, before))
+            channels = (rows.reshape(-1, rows.shape[-1]) for rows in (after, before))
             weights = (self._solve(*channels, intercept) @ kernel).reshape(x.shape[1], -1)
             weights, constant = self._rescaled(weights, x, y, intercept)
         elif threshold is not None:
@@ -117,11 +118,10 @@ class _Run(SideBySide):
 
     def _solve(self, x: np.ndarray, y: np.ndarray, intercept: bool) -> np.ndarray:
         """Weights (d, o) of the regression of y (n, o) on x (n, d)."""
-        mean, covariance = moments(x)
-        cross = moments(x, y)[1]
+        mean, covariance, cross = moments(x, y)
         if not intercept:
-            covariance = covariance + np.outer(mean, mean)
-            cross = cross + np.outer(mean, y.mean(axis=0, dtype=np.float64))
+            covariance += np.outer(mean, mean)
+            cross += np.outer(mean, y.mean(axis=0, dtype=np.float64))
         return regression(covariance, cross, self.settings.ridge)
 
     def _rescaled(self, weights: np.ndarray, x: np.ndarray, y: np.ndarray, intercept: bool) -> tuple:
@@ -136,15 +136,15 @@ class _Run(SideBySide):
         missing = y.mean(axis=0, dtype=np.float64) - scale * fitted.mean(axis=0, dtype=np.float64)
         return weights * scale, missing
 
-    def _shortcut(self, outlet: Outlet, rows: Rows, kept: np.ndarray) -> tuple[Any, Any]:
+    def _shortcut(self, outlet: Outlet, places: Places, kept: np.ndarray) -> tuple[Any, Any]:
         """What the other summand has lost, and what it is, (rows, kept) each or 0; (0, None) where it is not known."""
         if outlet.shortcut is None:
             return 0.0, 0.0
         before, after = self.left.value(outlet.shortcut), self.right.value(outlet.shortcut)
         if before is None or after is None:
             return 0.0, None
-        other = rows.pick(keras.ops.convert_to_numpy(after))
-        return rows.pick(keras.ops.convert_to_numpy(before))[:, kept] - other, other
+        other = places.pick(keras.ops.convert_to_numpy(after))
+        return places.pick(keras.ops.convert_to_numpy(before))[:, kept] - other, other
 
 
 def _affine(bias: Any, outlet: Outlet, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,11 +12,13 @@ from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import statistics_of
-from keras_filterprune.probe.data import input_batches
 from keras_filterprune.probe.execute import Executor
+from keras_filterprune.probe.inputs import calibration_inputs
 from keras_filterprune.progress import track
 
 ops = keras.ops
+# Samples that are normalised together, as in training; fewer where they do not fit into memory.
+_BATCH = 128
 
 
 class BNRecalibration(Compensator):
@@ -58,13 +60,10 @@ class BNRecalibration(Compensator):
             y = ops.batch_normalization(ops.cast(x, "float32"), mean, variance, axis, offset, scale, statistics.epsilon)
             return ops.cast(y, op.compute_dtype)
 
-        samples = 0
-        for batch in track(input_batches(data, view), "recalibrating batch normalization", None, progress):
-            samples += len(batch[0])
-            inputs = [
-                ops.convert_to_tensor(x, view.calls[r.call].op.dtype) for x, r in zip(batch, view.inputs, strict=True)
-            ]
-            Executor(view, measure, check=True).run(inputs)
+        inputs = calibration_inputs(data, view)
+        slices = inputs.slices(_BATCH)
+        for part in track(slices, "recalibrating batch normalization", len(slices), progress):
+            Executor(view, measure, check=True).run(inputs[part])
         layers = {call.path: call.op for call in view.calls if call.inputs}
         for path, (count, first, second) in sums.items():
             statistics, mean = statistics_of(layers[path]), first / count
@@ -72,4 +71,4 @@ class BNRecalibration(Compensator):
             statistics.weight(statistics.variance).assign(np.maximum(second / count - mean**2, 0))
         if not sums:
             return "the model has no batch normalization to recalibrate"
-        return f"statistics of {len(sums)} batch normalization layers measured on {samples} samples"
+        return f"statistics of {len(sums)} batch normalization layers measured on {len(inputs)} samples"

@@ -13,8 +13,9 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import linear_of
-from keras_filterprune.probe.data import calibration_inputs
-from keras_filterprune.probe.execute import Executor
+from keras_filterprune.probe.execute import Executor, compute
+from keras_filterprune.probe.inputs import Inputs, calibration_inputs
+from keras_filterprune.probe.memory import at_once, even_slices, joining
 from keras_filterprune.probe.outlets import add_constant, outlets
 from keras_filterprune.progress import track
 
@@ -40,16 +41,41 @@ class SideBySide(abc.ABC):
     def adjust(self, call: Call, twin: Any, before: Any, after: Any) -> None:
         """Change the weights of `twin`, called once, from the inputs of the layer in both networks, which differ."""
 
-    def run(self, data: Any, progress: bool) -> int:
-        """Go through the network on calibration data; returns the number of samples."""
+    def run(self, data: Any, progress: bool) -> str:
+        """Go through the network on calibration data; returns the number of samples, or from which to which it grew.
+
+        A layer is adjusted to all samples at once. Where early maps are too large for that, they are adjusted to the
+        first samples, and more join as soon as they fit into memory.
+        """
         inputs = calibration_inputs(data, self.rebuilt.graph.view)
-        self.left.feed(inputs)
-        self.right.feed(inputs)
-        resizes = self.rebuilt.resizes
-        for number in track(resizes, "compensating", len(resizes), progress):
+        numbers = list(self.rebuilt.resizes)
+        # Two networks, in twice the memory: all that is held besides are rows.
+        live = [inputs.live[number] for number in numbers]
+        joins = {numbers[at]: count for at, count in joining(live, len(inputs))}
+        counts = [0, *joins.values()]
+        for number in track(numbers, "compensating", len(numbers), progress):
+            if number in joins:
+                start = counts[counts.index(joins[number]) - 1]
+                self._join(inputs, start, joins[number], number, at_once(max(live)))
             self.left.step(number)
             self.right.step(number)
-        return len(inputs[0])
+        return f"{counts[1]} to {counts[-1]}" if len(joins) > 1 else f"{counts[-1]}"
+
+    def _join(self, inputs: Inputs, start: int, stop: int, number: int, size: int) -> None:
+        """Let samples join before call `number`, through layers that are adjusted already, some at a time."""
+        for side, apply in ((self.left, compute), (self.right, self._twin)):
+            others = []
+            for part in even_slices(stop - start, size):
+                others.append(side.another(apply))
+                others[-1].feed(inputs[start + part.start : start + part.stop])
+                for earlier in self.rebuilt.resizes:
+                    if earlier == number:
+                        break
+                    others[-1].step(earlier)
+            side.join(others)
+
+    def _twin(self, call: Call, args: tuple, kwargs: dict) -> Any:
+        return self.rebuilt.twin(call)(*args, **kwargs)
 
     def _original(self, call: Call, args: tuple, kwargs: dict) -> Any:
         self._before = args[0] if args else None
@@ -59,7 +85,7 @@ class SideBySide(abc.ABC):
         twin = self.rebuilt.twin(call)
         if call.path in self._resize_of and named_weights(twin) and not _same(self._before, args[0]):
             self.adjust(call, twin, self._before, args[0])
-        return twin(*args, **kwargs)
+        return self._twin(call, args, kwargs)
 
     def kept(self, call: Call) -> np.ndarray:
         """Boolean array of shape (channels,): which output channels of a layer stay."""

@@ -14,9 +14,8 @@ from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.handlers.activation import is_activation
-from keras_filterprune.probe.data import calibration_inputs
-from keras_filterprune.probe.execute import Executor
-from keras_filterprune.progress import track
+from keras_filterprune.probe.execute import watched
+from keras_filterprune.probe.inputs import calibration_inputs
 
 
 class ActivationCriterion(Criterion):
@@ -60,17 +59,14 @@ class ActivationCriterion(Criterion):
         inputs = calibration_inputs(data, graph.view)
         units = graph.unit_of_id.max(initial=-1) + 1
         total, seen = np.zeros(units), np.zeros(units)
-
-        executor = Executor(graph.view, check=True)
-        executor.feed(inputs)
-        numbers = [number for number, call in enumerate(graph.view.calls) if call.inputs]
-        for number in track(numbers, "observing", len(numbers), progress):
-            (y, *_), (tensor, *_) = executor.step(number), graph.tensors[number][1]
+        for number, (y, *_) in watched(graph.view, inputs, "observing", progress):
+            tensor, *_ = graph.tensors[number][1]
             if tensor.tracked and is_activation(graph.view.calls[number].op):
                 others = [axis for axis in range(len(y.shape)) if axis != tensor.axis]
                 found = keras.ops.convert_to_numpy(keras.ops.mean(self.measure(y), axis=others))
-                total += np.bincount(graph.unit_of_id[tensor.ids], found.astype(np.float64), units)
-                seen += np.bincount(graph.unit_of_id[tensor.ids], minlength=units)
+                count = y.shape[0]
+                total += np.bincount(graph.unit_of_id[tensor.ids], count * found.astype(np.float64), units)
+                seen += count * np.bincount(graph.unit_of_id[tensor.ids], minlength=units)
         observed = copy.copy(self)
         observed._means = np.divide(total, seen, out=np.full(units, np.nan), where=seen > 0)
         return observed

@@ -10,7 +10,7 @@ from keras_filterprune.checks import check_integer
 from keras_filterprune.criteria.magnitude import L2
 from keras_filterprune.criteria.reconstruction import Observed, Problem
 from keras_filterprune.graph.types import Group
-from keras_filterprune.probe.consumers import product
+from keras_filterprune.probe.consumers import Moments
 
 _CROSSOVER, _MUTATION = 0.9, 0.2
 _ELITE, _STALE = 2, 20
@@ -46,19 +46,24 @@ class Genetic(Observed):
         self.generations = check_integer("generations", generations, least=0)
         self.seed = check_integer("seed", seed, least=0)
 
-    def moment(self, rows: np.ndarray) -> np.ndarray:
+    def gram(self, moments: Moments) -> np.ndarray:
         # The error itself, not what is left of it once a bias has taken up its mean.
-        return product(rows, rows) / len(rows)
+        return moments.covariance + np.outer(moments.mean, moments.mean)
 
     def summarise(self, problems: list[Problem]) -> np.ndarray:
         return sum(error_matrix(gram, kernel, columns) for gram, kernel, columns in problems)
 
+    def refuses(self, group: Group) -> str | None:
+        wide = len(self._found[group.name]) > 1 if self._found is not None else False
+        return f"has {group.size:,} units, too many for chromosomes" if wide else super().refuses(group)
+
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        return elimination_scores(self.found(group))
+        (q,) = self.found(group)
+        return elimination_scores(q)
 
     def select(self, group: Group, n_keep: int, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         check_integer("n_keep", n_keep, f"how many of the {group.size} units stay", most=group.size)
-        q = self.found(group)
+        (q,) = self.found(group)
         rankings = [L2().scores(group, weights), np.diag(q), elimination_scores(q)]
         seeds = np.array([_lowest(scores, group.size - n_keep) for scores in rankings])
         generator = np.random.default_rng([self.seed, group.size, n_keep])
@@ -71,10 +76,10 @@ def error_matrix(gram: np.ndarray, kernel: np.ndarray, columns: np.ndarray) -> n
 
     Args:
         gram: (d, d) second moments of a consumer's input columns.
-        kernel: (d, outputs).
+        kernel: (d, d) Gram matrix of the kernel's rows.
         columns: int64 (n_units, m), the columns of every unit.
     """
-    shared = gram * (kernel @ kernel.T)
+    shared = gram * kernel
     units, own = columns.shape
     by_unit = shared[np.ix_(columns.ravel(), columns.ravel())]
     return by_unit.reshape(units, own, units, own).sum(axis=(1, 3))

@@ -7,6 +7,8 @@ factorisation, backward elimination by updating an inverse.
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import cholesky
+from scipy.linalg.lapack import dpotri
 
 from keras_filterprune.probe.regression import reciprocal_roots
 
@@ -15,6 +17,9 @@ _DEPENDENT = 1e-10
 
 # Scores closer than this differ by rounding alone.
 _TIE = 1e-12
+
+# Columns whose products are carried out together.
+_BLOCK = 64
 
 # Added to a Gram matrix before it is inverted, relative to its mean squared norm.
 _RIDGE = 1e-8
@@ -72,41 +77,34 @@ def forward_order(gram: np.ndarray, rule: str) -> np.ndarray:
 def backward_order(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Order in which units are eliminated so that least squares on the rest loses least, and what each one costs.
 
-    With B = inverse of the Gram matrix of the remaining columns and A = B * cross the regression on them, dropping the
-    columns p of a unit raises the squared error by exactly tr(A_p^T (B_pp)^-1 A_p).
+    With B = inverse of the Gram matrix G of the remaining columns and A = B G W the regression on them of what a kernel
+    W makes of all, dropping the columns p of a unit raises the squared error by exactly tr(A_p^T (B_pp)^-1 A_p).
 
     Args:
-        problems: per consumer (gram, cross, columns): Gram matrix (d, d), its product with the targets (d, o), and the
-            columns of every unit, int64 of shape (n_units, m).
+        problems: per consumer (gram, kernel, columns): Gram matrix (d, d) of its input columns, that of its kernel's
+            rows, W W^T (d, d), and the columns of every unit, int64 of shape (n_units, m).
 
     Returns:
         (order, increase): int64 of shape (n_units,), first eliminated first; float64 of the same shape, the rise of
         the summed squared error at each elimination.
     """
-    states = []
-    for gram, cross, columns in problems:
-        inverse = _inverse(gram)[0]
-        states.append([inverse, inverse @ cross, columns])
+    eliminations = []
+    for gram, kernel, columns in problems:
+        inverse, ridge = _inverse(gram)
+        # B G = I - ridge B.
+        fit = np.eye(len(gram)) - ridge * inverse
+        eliminations.append(_Elimination(inverse, fit @ kernel @ fit, columns))
     remaining = np.arange(len(problems[0][2]))
     order, increase = [], []
     while len(remaining):
-        cost = np.zeros(len(remaining))
-        for inverse, fit, columns in states:
-            own = columns[remaining]
-            blocks = inverse[own[:, :, None], own[:, None, :]]
-            rows = fit[own]
-            cost += np.einsum("nmo,nmo->n", rows, np.linalg.solve(blocks, rows))
+        cost = sum(elimination.costs(remaining) for elimination in eliminations)
         pick = int(np.argmin(cost))
         unit = remaining[pick]
         order.append(unit)
         increase.append(max(float(cost[pick]), 0.0))
         remaining = np.delete(remaining, pick)
-        for state in states if len(remaining) else ():
-            inverse, fit, columns = state
-            gone = columns[unit]
-            step = inverse[:, gone] @ np.linalg.inv(inverse[np.ix_(gone, gone)])
-            state[1] = fit - step @ fit[gone]
-            state[0] = inverse - step @ inverse[gone]
+        for elimination in eliminations if len(remaining) else ():
+            elimination.drop(unit, remaining)
     return np.array(order, int), np.array(increase)
 
 
@@ -126,26 +124,118 @@ def replaceable_order(gram: np.ndarray, downstream: np.ndarray) -> tuple[np.ndar
         removal. Of filters that can be replaced exactly, those with the smallest coefficients go first.
     """
     inverse, ridge = _inverse(gram)
-    # Rotating the outputs changes no norm, and leaves at most n of them.
-    read = np.linalg.qr(downstream.T.astype(np.float64), mode="r").T
+    # What the others take over is what least squares does to a regression: the squared loss is that of `_Elimination`.
+    downstream = downstream.astype(np.float64)
+    elimination = _Elimination(inverse, downstream @ downstream.T, np.arange(len(gram))[:, None])
     remaining = np.arange(len(gram))
     order, errors = [], []
     while len(remaining):
-        weight = np.linalg.norm(read[remaining], axis=1)
-        unit = remaining[np.argmin(weight / np.sqrt(inverse[remaining, remaining]))]
-        own = inverse[unit, unit]
-        step = inverse[:, unit] / own
-        # 1 / C_jj less what the ridge adds to it.
-        residual = max(1 - ridge * (step[remaining] @ inverse[remaining, unit]), 0.0) / own
+        cost = elimination.costs(remaining)
+        pick = int(np.argmin(cost))
+        unit, squared = remaining[pick], max(float(cost[pick]), 0.0)
         order.append(unit)
-        errors.append(np.sqrt(residual) * np.linalg.norm(read[unit]))
-        remaining = remaining[remaining != unit]
-        read -= np.outer(step, read[unit])
-        inverse -= np.outer(step, inverse[unit])
+        remaining = np.delete(remaining, pick)
+        step, row = elimination.drop(unit, remaining)
+        # 1 / C_jj less what the ridge adds to it.
+        errors.append(np.sqrt(squared * max(1 - ridge * float((step * row).sum()), 0.0)))
     return np.array(order, int), np.array(errors)
 
 
+class _Elimination:
+    """One regression while units are eliminated from it: B, the inverse of the Gram matrix, and H = A A^T.
+
+    Dropping the columns p, with S = B_:p B_pp^-1 and T = H_:p - S H_pp / 2:
+
+        B <- B - S B_p:      H <- H - S T^T - T S^T
+
+    Both stay symmetric. A step needs rows p of both and the diagonal blocks of every unit. So the products of `_BLOCK`
+    columns are carried out together, as matrix products, on what remains then; until that, rows are corrected as they
+    are read.
+
+    Args:
+        inverse: B (d, d).
+        energy: H (d, d).
+        columns: int64 (n_units, m), the columns of every unit.
+    """
+
+    def __init__(self, inverse: np.ndarray, energy: np.ndarray, columns: np.ndarray):
+        units, self._m = columns.shape
+        flat = columns.ravel()
+        self._inverse, self._energy = inverse[np.ix_(flat, flat)], energy[np.ix_(flat, flat)]
+        self._own_inverse, self._own_energy = (self._diagonal(x) for x in (self._inverse, self._energy))
+        self._slots = np.arange(units)
+        self._begin()
+
+    def costs(self, units: np.ndarray) -> np.ndarray:
+        """tr(A_p^T B_pp^-1 A_p) of every one of these units, (n,)."""
+        slots = self._slots[units]
+        inverse, energy = self._own_inverse[slots], self._own_energy[slots]
+        if self._m == 1:
+            return (energy / inverse)[:, 0, 0]
+        return np.trace(np.linalg.solve(inverse, energy), axis1=1, axis2=2)
+
+    def drop(self, unit: int, remaining: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Eliminate a unit, after which these remain; returns S^T and B_p:, (m, stored columns) each."""
+        own = slice(self._slots[unit] * self._m, (self._slots[unit] + 1) * self._m)
+        steps, rows, turns = (panel[: self._pending] for panel in (self._steps, self._rows, self._turns))
+        row = self._inverse[own] - steps[:, own].T @ rows
+        energy = self._energy[own] - steps[:, own].T @ turns - turns[:, own].T @ steps
+        step = row / row[:, own] if self._m == 1 else np.linalg.solve(row[:, own], row)
+        turn = energy - energy[:, own] @ step / 2
+        new = slice(self._pending, self._pending + self._m)
+        self._steps[new], self._rows[new], self._turns[new] = step, row, turn
+        self._pending += self._m
+        self._own_inverse -= self._blocks(step, row)
+        both = self._blocks(step, turn)
+        self._own_energy -= both + both.swapaxes(1, 2)
+        if self._pending == len(self._steps):
+            self._carry_out(remaining)
+        return step, row
+
+    def _carry_out(self, remaining: np.ndarray) -> None:
+        slots = self._slots[remaining]
+        left = (slots[:, None] * self._m + np.arange(self._m)).ravel()
+        steps, rows, turns = (panel[:, left] for panel in (self._steps, self._rows, self._turns))
+        self._inverse = self._inverse[np.ix_(left, left)]
+        self._inverse -= steps.T @ rows
+        both = steps.T @ turns
+        self._energy = self._energy[np.ix_(left, left)]
+        self._energy -= both
+        self._energy -= both.T
+        self._own_inverse, self._own_energy = self._own_inverse[slots], self._own_energy[slots]
+        self._slots[remaining] = np.arange(len(remaining))
+        self._begin()
+
+    def _begin(self) -> None:
+        shape = max(1, _BLOCK // self._m) * self._m, len(self._inverse)
+        self._steps, self._rows, self._turns = (np.empty(shape) for _ in range(3))
+        self._pending = 0
+
+    def _diagonal(self, x: np.ndarray) -> np.ndarray:
+        """Blocks (n_units, m, m) of every unit with itself."""
+        units = np.arange(len(x) // self._m)
+        return x.reshape(len(units), self._m, len(units), self._m)[units, :, units].copy()
+
+    def _blocks(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Diagonal blocks (n_units, m, m) of a^T b, from two panels (m, columns)."""
+        a, b = (panel.reshape(self._m, -1, self._m) for panel in (a, b))
+        return np.einsum("knm,knl->nml", a, b)
+
+
 def _inverse(gram: np.ndarray) -> tuple[np.ndarray, float]:
-    """Inverse of a Gram matrix (n, n) that may be singular, and the ridge that was added for it."""
+    """Inverse of a Gram matrix (n, n) that may be singular, and the ridge that was added for it.
+
+    Rounding leaves sums of products in single precision with eigenvalues below zero: the ridge grows until it exceeds
+    them, and every pivot with it.
+    """
     ridge = _RIDGE * np.trace(gram) / len(gram) + np.finfo(float).tiny
-    return np.linalg.inv(gram + ridge * np.eye(len(gram))), ridge
+    while True:
+        try:
+            factor = cholesky(gram + ridge * np.eye(len(gram)), check_finite=False)
+            if np.diag(factor).min() ** 2 >= ridge / 2:
+                break
+        except np.linalg.LinAlgError:
+            pass
+        ridge *= 10
+    inverse = np.triu(dpotri(factor)[0])
+    return inverse + np.triu(inverse, 1).T, ridge

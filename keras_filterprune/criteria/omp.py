@@ -18,6 +18,8 @@ _SELECTIONS = ("omp", "gain", "backward")
 
 # Gram entries selected from at once: larger stacks leave the cache and gain nothing.
 _STACK = 2**18
+# Units whose Gram matrix, 512 MiB in float64, is factorised.
+_WIDEST = 8192
 
 
 class FPOMP(Criterion):
@@ -58,7 +60,7 @@ class FPOMP(Criterion):
             return self
         observed = copy.copy(self)
         observed._scores = {}
-        for size in sorted({group.size for group in graph.groups}):
+        for size in sorted({group.size for group in graph.groups if not self.refuses(group)}):
             alike = [group for group in graph.groups if group.size == size]
             together = _STACK // size**2
             for start in range(0, len(alike), together) if together > 1 else ():
@@ -73,6 +75,14 @@ class FPOMP(Criterion):
             return self._scores[group.name]
         return self._ranked([group], weights)[0]
 
+    def refuses(self, group: Group) -> str | None:
+        if group.size <= _WIDEST:
+            return None
+        return (
+            f"has {group.size:,} filters, and a Gram matrix of {8 * group.size**2 / 2**30:.1f} GiB: more than "
+            f"{_WIDEST:,} are ranked by methods that look at each filter alone, such as l2"
+        )
+
     def _ranked(self, groups: Sequence[Group], weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Scores (groups, n_units) of groups of equal size."""
         orders = self._orders(groups, weights)
@@ -84,7 +94,7 @@ class FPOMP(Criterion):
         """Units (groups, n_units) of groups of equal size, the first to stay first."""
         grams = np.stack([_gram(group, weights) for group in groups])
         if self.selection == "backward":
-            return np.stack([backward_order([(g, g, np.arange(len(g))[:, None])])[0][::-1] for g in grams])
+            return np.stack([backward_order([(g, np.eye(len(g)), np.arange(len(g))[:, None])])[0][::-1] for g in grams])
         return forward_order(grams, self.selection)
 
 

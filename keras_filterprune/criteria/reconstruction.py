@@ -14,21 +14,23 @@ from keras_filterprune.criteria.greedy import backward_order
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import Call, ChannelGraph, Group
 from keras_filterprune.handlers.base import volume
+from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.registry import linear_of
-from keras_filterprune.probe.consumers import generator_for, moments, sample_rows
-from keras_filterprune.probe.data import calibration_inputs
-from keras_filterprune.probe.execute import Executor
+from keras_filterprune.probe.consumers import Moments, Places, draw_places, rows_at
+from keras_filterprune.probe.execute import watched
 from keras_filterprune.probe.gradients import output_sensitivity
-from keras_filterprune.progress import track
+from keras_filterprune.probe.inputs import Inputs, calibration_inputs
 
 # Columns up to which the covariance over all taps is used; above, taps are averaged (inverting is cubic).
 _LARGEST_GRAM = 2304
+# Units that are looked at together, and columns above which those of a unit are averaged.
+_WIDEST = 4096
 # Exponent of an error's effect on the outputs, which gradients see to first order only: chosen on training images.
 _SENSITIVITY = 0.25
 _TINY = float(np.finfo(float).tiny)
 
 
-# Gram matrix (d, d) of a consumer's input columns, its kernel (d, outputs), and every unit's columns (n_units, m).
+# Gram matrix (d, d) of a consumer's input columns, that of its kernel's rows, and every unit's columns (n_units, m).
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
 Importance = Callable[[Call, np.ndarray], float]
 
@@ -36,15 +38,17 @@ Importance = Callable[[Call, np.ndarray], float]
 class Observed(Criterion):
     """Base of criteria that watch the consumers of every group during one pass of the original network.
 
-    Scores are squared errors of the consumers' outputs, weighted by `importance`, and compare between groups.
+    Scores are squared errors of the consumers' outputs, weighted by `importance`, and compare between groups. Samples
+    are run a few at a time, and only moments of sampled rows are held. Of a group wider than 4 096 units, every share
+    of as many is looked at on its own, as if the others stayed.
     """
 
     requires = frozenset({"activations"})
 
     def __init__(self):
-        self._found: dict[str, np.ndarray | None] | None = None
+        self._found: dict[str, list[np.ndarray]] | None = None
 
-    def importance(self, graph: ChannelGraph, inputs: list[Any], progress: bool) -> Importance:
+    def importance(self, graph: ChannelGraph, inputs: Inputs, progress: bool) -> Importance:
         """`f(call, variance)`: what a unit of squared error in a consumer's output counts.
 
         Relative to the variance of that output, and by the number of its positions: an error in an early, large map is
@@ -52,91 +56,134 @@ class Observed(Criterion):
         """
         return lambda call, variance: 1 / (max(variance.sum(), _TINY) * volume(call.output_shapes[0][1:-1]))
 
-    def moment(self, rows: np.ndarray) -> np.ndarray:
-        """Gram matrix of a consumer's input columns, (d, d), from rows (n, d): their covariance."""
-        return moments(rows)[1]
+    def gram(self, moments: Moments) -> np.ndarray:
+        """Gram matrix (d, d) of a consumer's input columns: their covariance."""
+        return moments.covariance
 
     @abc.abstractmethod
     def summarise(self, problems: list[Problem]) -> np.ndarray:
-        """What is remembered of a group: scores of its units, from what each consumer makes of them."""
+        """What is remembered of a share of a group: scores of its units, from what each consumer makes of them."""
 
     def observe(
         self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
     ) -> Criterion:
-        consumers: dict[str, list[tuple[Group, Any]]] = {}
-        waiting: dict[str, int] = {}
-        for group in graph.groups:
-            for member in group.members:
-                if member.role == "input":
-                    consumers.setdefault(member.layer, []).append((group, member))
-                    waiting[group.name] = waiting.get(group.name, 0) + 1
         inputs = calibration_inputs(data, graph.view)
         importance = self.importance(graph, inputs, progress)
-        problems: dict[str, list] = {group.name: [] for group in graph.groups}
+        # A layer that is called several times is observed at its first call.
+        first = {call.path: call for call in reversed(graph.view.calls)}
+        shares = {group.name: _shares(group, first) for group in graph.groups}
+        readers: dict[str, list[_Reader]] = {}
+        for reader in (reader for parts in shares.values() for part in parts for reader in part):
+            readers.setdefault(reader.call.path, []).append(reader)
+        places: dict[str, Places] = {}
+
+        def look(call: Call, args: tuple, samples: slice) -> None:
+            found = readers.get(call.path)
+            if found and call is first[call.path]:
+                linear = found[0].linear
+                if call.path not in places:
+                    places[call.path] = draw_places(call.path, linear, args[0], len(inputs))
+                rows = rows_at(linear, args[0], places[call.path].part(samples))
+                for reader in found:
+                    reader.add(rows)
+
+        for _ in watched(graph.view, inputs, "observing", progress, look):
+            pass
+        readers.clear()
         observed = copy.copy(self)
         observed._found = {}
-
-        def watch(call: Call, args: tuple, kwargs: dict) -> Any:
-            # A layer that is called several times is observed at its first call.
-            for group, member in consumers.pop(call.path, ()):
-                problem = self._problem(call, args[0], member.positions, importance)
-                if problem is not None:
-                    problems[group.name].append(problem)
-                waiting[group.name] -= 1
-                if not waiting[group.name]:
-                    found = problems.pop(group.name)
-                    observed._found[group.name] = self.summarise(found) if found else None
-            return call.op(*args, **kwargs)
-
-        executor = Executor(graph.view, watch, check=True)
-        executor.feed(inputs)
-        numbers = [number for number, call in enumerate(graph.view.calls) if call.inputs]
-        for number in track(numbers, "observing", len(numbers), progress):
-            executor.step(number)
+        for group in graph.groups:
+            problems = ([reader.problem(self.gram, importance) for reader in part] for part in shares.pop(group.name))
+            observed._found[group.name] = [self.summarise(found) for found in problems if found]
         return observed
 
-    def found(self, group: Group) -> np.ndarray:
-        """What `summarise` said of a group."""
+    def found(self, group: Group) -> list[np.ndarray]:
+        """What `summarise` said of every share of a group."""
         if self._found is None:
             raise CalibrationDataError(f"{self!r} needs calibration inputs: pass data=. A few hundred are enough.")
         return self._found[group.name]
 
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        return self.found(group)
+        return np.concatenate(self.found(group))
 
     def refuses(self, group: Group) -> str | None:
         if self._found is None:
             return None
         found = self._found.get(group.name)
-        if found is None:
+        if not found:
             readers = dict.fromkeys(member.layer for member in group.members if member.role == "input")
             if not readers:
                 return "feeds no layer whose weights read it"
             return f"feeds only layers whose products are not known: {', '.join(map(repr, readers))}"
-        if np.isnan(found).any():
+        if any(np.isnan(part).any() for part in found):
             return "feeds layers whose inputs are too large to be squared: check that the data is scaled as in training"
         return None
 
-    def _problem(self, call: Call, x: Any, positions: np.ndarray, importance: Importance) -> Problem | None:
-        """What one consumer makes of the units' channels, scaled to what its errors count."""
-        linear = linear_of(call.op)
-        kernel = None if linear is None else linear.matrix
-        if kernel is None:
-            return None
-        rows = sample_rows(linear, x, generator_for(call)).x[:, :, positions.ravel()]
-        kernel = kernel[:, positions.ravel()]
-        taps, channels = kernel.shape[:2]
-        if taps * channels > _LARGEST_GRAM:
-            # Every tap reads the same channels: one matrix for all, and the taps' outputs side by side.
-            flat, matrix, taps = rows.reshape(-1, channels), np.concatenate(list(kernel), axis=1), 1
+
+class _Reader:
+    """What one consumer reads of a share of a group.
+
+    Args:
+        call: the consumer.
+        linear: what it multiplies.
+        positions: int64 (n_units, m), where the units are among its input channels.
+    """
+
+    def __init__(self, call: Call, linear: Linear, positions: np.ndarray):
+        self.call, self.linear, self._positions = call, linear, positions
+        self._taps = linear.arranged.shape[0]
+        # Every tap reads the same channels: above some width one matrix serves all, and their outputs lie side by side.
+        # So it is with the positions behind a flattening layer, which a unit's columns are.
+        self._by_tap = self._taps * positions.size <= _LARGEST_GRAM
+        self._by_column = self._by_tap or positions.size <= _WIDEST
+        self._moments = Moments()
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take rows (n, taps, channels) into account."""
+        rows = rows[:, :, self._positions]
+        if self._by_tap:
+            # By unit, so that the columns of one are neighbours.
+            rows = rows.transpose(0, 2, 3, 1)
+        elif not self._by_column:
+            rows = rows.swapaxes(2, 3)
+        self._moments.add(np.ascontiguousarray(rows).reshape(-1, self._columns.size))
+
+    @property
+    def _columns(self) -> np.ndarray:
+        """int64 (n_units, columns of each)."""
+        units, m = self._positions.shape
+        own = m * self._taps if self._by_tap else m if self._by_column else 1
+        return np.arange(units * own).reshape(units, own)
+
+    def problem(self, gram: Callable[[Moments], np.ndarray], importance: Importance) -> Problem:
+        """What the consumer makes of the units' channels, scaled to what its errors count."""
+        kernel, found = self.linear.arranged[:, self._positions], gram(self._moments)
+        if self._by_tap:
+            kernel = kernel.transpose(1, 2, 0, 3)
         else:
-            # Channel-major, so that the columns of a unit are neighbours.
-            flat = rows.swapaxes(1, 2).reshape(len(rows), -1)
-            matrix = kernel.swapaxes(0, 1).reshape(taps * channels, -1)
-        gram = self.moment(flat)
-        variance = (matrix * (gram @ matrix)).sum(axis=0).reshape(-1, kernel.shape[-1]).sum(axis=0)
-        weight = importance(call, variance)
-        return gram * weight, matrix, np.arange(taps * channels).reshape(len(positions), -1)
+            kernel = kernel.transpose(1, 2, 0, 3) if self._by_column else kernel.transpose(1, 0, 2, 3)
+        matrix = kernel.reshape(len(found), -1)
+        energy, variance = np.zeros_like(found), np.empty(matrix.shape[1])
+        for start in range(0, matrix.shape[1], 4096):
+            part = slice(start, start + 4096)
+            block = matrix[:, part].astype(np.float64)
+            energy += block @ block.T
+            variance[part] = (block * (found @ block)).sum(axis=0)
+        weight = importance(self.call, variance.reshape(-1, kernel.shape[-1]).sum(axis=0))
+        found *= weight
+        return found, energy, self._columns
+
+
+def _shares(group: Group, calls: Mapping[str, Call]) -> list[list[_Reader]]:
+    """Who reads a group: for every share of at most 4 096 units, its consumers."""
+    parts = np.array_split(np.arange(group.size), -(-group.size // _WIDEST))
+    found: list[list[_Reader]] = [[] for _ in parts]
+    for member in group.members:
+        linear = linear_of(calls[member.layer].op) if member.role == "input" else None
+        if linear is not None and linear.kernel is not None and linear.groups == 1:
+            for share, part in zip(found, parts, strict=True):
+                share.append(_Reader(calls[member.layer], linear, member.positions[part]))
+    return found
 
 
 class CaP(Observed):
@@ -152,7 +199,7 @@ class CaP(Observed):
     """
 
     def summarise(self, problems: list[Problem]) -> np.ndarray:
-        order, increase = backward_order([(c, c @ kernel, columns) for c, kernel, columns in problems])
+        order, increase = backward_order(problems)
         scores = np.empty(len(order))
         # A later elimination never counts less than an earlier one: the ranking is the order.
         scores[order] = np.maximum.accumulate(increase) + np.arange(len(order)) * 1e-15
@@ -171,7 +218,7 @@ class Energy(Observed):
     """
 
     def summarise(self, problems: list[Problem]) -> np.ndarray:
-        return sum((np.diag(c) * (kernel**2).sum(axis=1))[columns].sum(axis=1) for c, kernel, columns in problems)
+        return sum((np.diag(gram) * np.diag(kernel))[columns].sum(axis=1) for gram, kernel, columns in problems)
 
 
 class OutputPursuit(CaP):
@@ -187,7 +234,7 @@ class OutputPursuit(CaP):
         'OutputPursuit() + Global(alpha=0.7) in 2 rounds'
     """
 
-    def importance(self, graph: ChannelGraph, inputs: list[Any], progress: bool) -> Importance:
+    def importance(self, graph: ChannelGraph, inputs: Inputs, progress: bool) -> Importance:
         read = {bind.layer for bind in graph.binds if bind.role == "input"}
         known = output_sensitivity(graph.view, inputs, read, progress)
         relative = super().importance(graph, inputs, progress)

@@ -110,7 +110,12 @@ class Linear:
     @property
     def slices(self) -> np.ndarray:
         """The kernel like `matrix`, with the channels of one group: (taps, channels / groups, outputs)."""
-        kernel = np.asarray(keras.ops.convert_to_numpy(self.weight(self.kernel).value), np.float64)
+        return self.arranged.astype(np.float64)
+
+    @property
+    def arranged(self) -> np.ndarray:
+        """`slices` in the kernel's own precision, not to be written."""
+        kernel = keras.ops.convert_to_numpy(self.weight(self.kernel).value)
         channels = kernel.shape[self.channels]
         kernel = kernel.transpose(self._order(kernel.ndim))
         return kernel.reshape(1, channels, -1) if self.transposed else kernel.reshape(-1, channels, kernel.shape[-1])

@@ -15,13 +15,12 @@ from keras_filterprune.errors import CalibrationDataError, InvalidValueError
 from keras_filterprune.graph.types import ChannelGraph, Group, Member, TensorRef
 from keras_filterprune.layer_pruning.units import Unit
 from keras_filterprune.methods import Method, as_method
-from keras_filterprune.probe import Executor, Weights
-from keras_filterprune.probe.data import labelled_inputs
-from keras_filterprune.progress import track
+from keras_filterprune.probe import Weights
+from keras_filterprune.probe.execute import watched
+from keras_filterprune.probe.inputs import labelled_inputs
 
 # Values of an embedding, about.
 _EMBEDDING = 512
-_BATCH = 256
 
 
 class Importance(abc.ABC):
@@ -134,15 +133,10 @@ class Imprinting(Importance):
         inputs, labels = labelled_inputs(data, graph.view, "imprinting")
         refs = sorted({ref for unit in units for ref in (unit.source, unit.target)}, key=lambda ref: ref.call)
         found: dict[TensorRef, list[np.ndarray]] = {ref: [] for ref in refs}
-        starts = range(0, len(labels), _BATCH)
-        for start in track(starts, "imprinting", len(starts), progress):
-            executor = Executor(graph.view, check=True)
-            executor.feed([x[start : start + _BATCH] for x in inputs])
-            for number, call in enumerate(graph.view.calls):
-                outputs = executor.step(number) if call.inputs else []
-                for ref in (TensorRef(number, index) for index in range(len(outputs))):
-                    if ref in found:
-                        found[ref].append(embeddings(keras.ops.convert_to_numpy(outputs[ref.index])))
+        for number, outputs in watched(graph.view, inputs, "imprinting", progress):
+            for ref in (TensorRef(number, index) for index in range(len(outputs))):
+                if ref in found:
+                    found[ref].append(embeddings(keras.ops.convert_to_numpy(outputs[ref.index])))
         accuracy = {ref: proxy_accuracy(np.concatenate(parts), labels) for ref, parts in found.items()}
         return np.array([accuracy[unit.target] - accuracy[unit.source] for unit in units])
 

@@ -13,105 +13,150 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.linear import Linear, Window
 
 ROWS = 32_768
-# The most values of one sample of rows, in float32: 256 MiB.
-_MOST_VALUES = 2**26
+# The most values of one sample of rows, in float32: 128 MiB.
+_MOST_VALUES = 2**25
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Sampled inputs of one consumer.
+class Places:
+    """Random positions of a consumer's output (or of its input, without a window): equally many of every sample.
 
     Attributes:
-        x: float32 of shape (rows, taps, channels).
         samples, positions: of every row, int64 of shape (rows,) and (axes, rows): where it comes from.
     """
 
-    x: np.ndarray
     samples: np.ndarray
     positions: np.ndarray
 
+    def part(self, samples: slice) -> Places:
+        """The positions of some samples, which are numbered from 0 then."""
+        start, stop = np.searchsorted(self.samples, [samples.start, samples.stop])
+        return Places(self.samples[start:stop] - samples.start, self.positions[:, start:stop])
+
     def pick(self, tensor: np.ndarray) -> np.ndarray:
-        """Values of a tensor (samples, *positions, channels) where the rows were taken: (rows, channels)."""
+        """Values of a tensor (samples, *positions, channels) at these places: (rows, channels)."""
         return tensor[(self.samples, *self.positions)]
 
 
-def sample_rows(linear: Linear, x: Any, where: np.random.Generator | Rows) -> Rows:
-    """Rows of a consumer's input at random positions, at most `ROWS` of them and 256 MiB.
+def draw_places(path: str, linear: Linear, x: Any, count: int) -> Places:
+    """At most 32 768 places, and 128 MiB of rows; the same for original and pruned network.
 
     Args:
-        linear: what the consumer multiplies; it has a `matrix`.
+        path: of the consumer, which decides what is drawn.
+        linear: what it multiplies; it has a kernel.
         x: its input, a backend tensor of shape (samples, *positions, channels).
-        where: a generator that decides the positions, or rows whose positions are taken again.
+        count: samples in all, of which `x` may be the first.
+    """
+    inner, columns = tuple(x.shape[1:-1]), x.shape[-1]
+    window = linear.window
+    if window is not None and not linear.transposed:
+        inner = tuple(size for _, size in _margins(window, inner))
+        columns *= math.prod(window.kernel_size) if linear.depthwise is None else 1
+    columns = max(columns, linear.weight(linear.kernel).shape[linear.filters])
+    generator = np.random.default_rng([*path.encode()])
+    per_sample = max(1, min(min(ROWS, _MOST_VALUES // columns) // count, math.prod(inner)))
+    samples = np.repeat(np.arange(count), per_sample)
+    return Places(
+        samples, np.array([generator.integers(0, n, len(samples)) for n in inner], int).reshape(-1, len(samples))
+    )
+
+
+def rows_at(linear: Linear, x: Any, places: Places) -> np.ndarray:
+    """What a consumer reads at some places: float32 of shape (rows, taps, channels), taps as in `Linear.matrix`.
+
+    Args:
+        linear: what it multiplies.
+        x: its input, a backend tensor of shape (samples, *positions, channels).
+        places: where to look.
     """
     if linear.depthwise is not None:
         x = linear.window.over(keras.ops.depthwise_conv, x, linear.weight(linear.depthwise).value)
     array = np.asarray(keras.ops.convert_to_numpy(x), np.float32)
-    if linear.window is not None and linear.depthwise is None and not linear.transposed:
-        return _windows(linear.window, array, where)
-    samples, positions = _draw(array.shape[:-1], array.shape[-1], where)
-    return Rows(array[(samples, *positions)][:, None], samples, positions)
+    if linear.window is None or linear.depthwise is not None or linear.transposed:
+        return places.pick(array)[:, None]
+    return _windows(linear.window, array, places)
 
 
-def _draw(shape: tuple[int, ...], columns: int, where: np.random.Generator | Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Sample numbers and positions, equally many positions of every sample."""
-    if isinstance(where, Rows):
-        return where.samples, where.positions
-    count, inner = shape[0], shape[1:]
-    per_sample = max(1, min(min(ROWS, _MOST_VALUES // columns) // count, math.prod(inner)))
-    samples = np.repeat(np.arange(count), per_sample)
-    return samples, np.array([where.integers(0, n, len(samples)) for n in inner], int).reshape(-1, len(samples))
-
-
-def _windows(window: Window, array: np.ndarray, where: np.random.Generator | Rows) -> Rows:
-    """Windows of a convolution, taps in the order of the flattened kernel; zeros outside the input."""
-    sizes, strides, dilations = window.kernel_size, window.strides, window.dilation_rate
-    before, outputs = [], []
-    for n, size, stride, dilation in zip(array.shape[1:-1], sizes, strides, dilations, strict=True):
+def _margins(window: Window, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(zeros before the input, output size) of a window along every axis."""
+    found = []
+    for n, size, stride, dilation in zip(sizes, window.kernel_size, window.strides, window.dilation_rate, strict=True):
         span = (size - 1) * dilation + 1
         if window.padding == "valid":
-            before.append(0)
-            outputs.append((n - span) // stride + 1)
+            found.append((0, (n - span) // stride + 1))
         else:
             out = -(-n // stride)
             total = max((out - 1) * stride + span - n, 0)
-            before.append(span - 1 if window.padding == "causal" else total // 2)
-            outputs.append(out)
-    samples, positions = _draw((len(array), *outputs), math.prod(sizes) * array.shape[-1], where)
-    rows = np.empty((len(samples), math.prod(sizes), array.shape[-1]), np.float32)
-    for tap, offsets in enumerate(np.ndindex(*sizes)):
-        at = [
-            p * stride + offset * dilation - pad
-            for p, stride, offset, dilation, pad in zip(positions, strides, offsets, dilations, before, strict=True)
-        ]
-        inside = np.ones(len(samples), bool)
+            found.append((span - 1 if window.padding == "causal" else total // 2, out))
+    return found
+
+
+def _windows(window: Window, array: np.ndarray, places: Places) -> np.ndarray:
+    """Windows of a convolution, taps in the order of the flattened kernel; zeros outside the input."""
+    starts = [
+        p * stride - before
+        for p, stride, (before, _) in zip(
+            places.positions, window.strides, _margins(window, array.shape[1:-1]), strict=True
+        )
+    ]
+    rows = np.empty((len(places.samples), math.prod(window.kernel_size), array.shape[-1]), np.float32)
+    for tap, offsets in enumerate(np.ndindex(*window.kernel_size)):
+        at = [start + o * dilation for start, o, dilation in zip(starts, offsets, window.dilation_rate, strict=True)]
+        inside = np.ones(len(rows), bool)
         for axis, index in enumerate(at):
             inside &= (index >= 0) & (index < array.shape[1 + axis])
         clipped = [np.clip(index, 0, n - 1) for index, n in zip(at, array.shape[1:-1], strict=True)]
-        rows[:, tap] = array[(samples, *clipped)] * inside[:, None]
-    return Rows(rows, samples, positions)
+        rows[:, tap] = array[(places.samples, *clipped)] * inside[:, None]
+    return rows
 
 
-def moments(x: np.ndarray, y: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of rows x (n, d), and their covariance (d, d), or the covariance (d, o) with rows y; see `product`."""
-    mean_x = x.mean(axis=0, dtype=np.float64)
-    left = x - mean_x.astype(np.float32)
-    right = left if y is None else y - y.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean_x, product(left, right) / len(x)
+class Moments:
+    """Mean (d,) and covariance (d, d), float64, of rows (n, d) that come in parts."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take more rows into account, float32."""
+        if not self._count:
+            # Around the first rows' mean, so that little is lost where it is far from zero.
+            self._centre = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+            self._sum, self._products = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
+        rows = rows - self._centre
+        self._count += len(rows)
+        self._sum += rows.sum(axis=0, dtype=np.float64)
+        add_product(self._products, rows, rows)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self._centre + self._sum / self._count
+
+    @property
+    def covariance(self) -> np.ndarray:
+        shift = self._sum / self._count
+        return self._products / self._count - np.outer(shift, shift)
+
+
+def moments(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean (d,) of rows x (n, d), their covariance (d, d), and that with rows y (d, o); see `product`."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    x = x - mean.astype(np.float32)
+    y = y - y.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean, product(x, x) / len(x), product(x, y) / len(x)
 
 
 def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """x^T y in float64, from rows that are multiplied in float32, 4 096 at a time."""
     total = np.zeros((x.shape[1], y.shape[1]))
-    for start in range(0, len(x), 4096):
-        part = slice(start, start + 4096)
-        total += x[part].T @ y[part]
+    add_product(total, x, y)
     return total
 
 
-def generator_for(call: Call) -> np.random.Generator:
-    """The generator of one call, the same for original and pruned network."""
-    return np.random.default_rng([*call.path.encode()])
+def add_product(total: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+    """total += x^T y; see `product`."""
+    for start in range(0, len(x), 4096):
+        part = slice(start, start + 4096)
+        total += x[part].T @ y[part]

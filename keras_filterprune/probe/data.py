@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -16,10 +16,9 @@ from keras_filterprune.graph.types import ModelView
 
 # Samples that are read of any data, whatever is measured on them.
 SAMPLES = 2048
-BATCH = 128
-# The most values of all samples' inputs together (512 MiB in float32), and of the largest activation of those that
-# are run at once (256 MiB).
-_HELD_VALUES, _RUN_VALUES = 2**27, 2**26
+_PART = 128
+# The most values of all samples' inputs together (512 MiB in float32).
+_HELD_VALUES = 2**27
 
 Part = tuple[list[np.ndarray], Any]
 
@@ -58,13 +57,13 @@ class Samples:
         Raises:
             CalibrationDataError: there is no data, or it is not finite, or does not fit the inputs.
         """
-        most = max(2, min(most, _HELD_VALUES // _values(view)))
         if self._stream is None:
             self._stream = _slices(self._data, view)
         count = sum(len(inputs[0]) for inputs, _ in self._parts)
         while count < most and (part := next(self._stream, None)) is not None:
             self._parts.append(part)
             count += len(part[0][0])
+            most = max(2, min(most, _HELD_VALUES // max(1, sum(math.prod(x.shape[1:]) for x in part[0]))))
         if not count:
             raise _nothing()
         taken, left = [], most
@@ -77,12 +76,6 @@ class Samples:
         return taken
 
 
-def input_batches(data: Any, view: ModelView, most: int = SAMPLES) -> Iterator[list[np.ndarray]]:
-    """The first samples (2 048) as batches of flat inputs, labels left out; see `Samples.read`."""
-    for inputs, _ in Samples.of(data).read(view, most):
-        yield inputs
-
-
 def check_data(data: Any, view: ModelView) -> None:
     """Look at arrays before any work starts; streams of batches are looked at as they come."""
     data = data._data if isinstance(data, Samples) else data
@@ -90,96 +83,8 @@ def check_data(data: Any, view: ModelView) -> None:
         raise _nothing()
 
 
-def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> list[Any]:
-    """Flat model inputs for a pass that keeps activations in memory: the first samples, at most `most` (2 048).
-
-    Fewer are taken where the largest activation would exceed 256 MiB: wide images give many rows each.
-
-    Raises:
-        CalibrationDataError: see `Samples`; or there is a single sample, which has no variance.
-    """
-    return _joined(Samples.of(data).read(view, _at_once(view, most)), view)
-
-
-def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[list[Any], np.ndarray]:
-    """`calibration_inputs` with their class numbers, int64 of shape (samples,); one-hot labels are converted.
-
-    Args:
-        purpose: what needs the labels, for messages.
-
-    Raises:
-        CalibrationDataError: also if there are no labels, or not one class of the model's per sample.
-    """
-    inputs, labels = inputs_and_labels(data, view, purpose, most)
-    found = _class_numbers(labels)
-    if found is None or len(found) != len(inputs[0]):
-        shapes = keras.tree.map_structure(np.shape, labels)
-        raise CalibrationDataError(
-            f"{purpose} expects one class number per sample. Received: labels of shape {shapes} for "
-            f"{len(inputs[0])} samples."
-        )
-    classes = _classes(view)
-    if classes is not None and not 0 <= found.min() <= found.max() < classes:
-        raise CalibrationDataError(
-            f"{purpose} expects class numbers from 0 to {classes - 1}, which the model has outputs for. Received: "
-            f"{found.min()} to {found.max()}."
-        )
-    return inputs, found
-
-
-def inputs_and_labels(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[list[Any], Any]:
-    """`calibration_inputs` with their labels of any kind: an array with a row per sample, or a structure of such.
-
-    Raises:
-        CalibrationDataError: also if there are no labels, or they cannot be put together.
-    """
-    parts = Samples.of(data).read(view, _at_once(view, most))
-    if any(labels is None for _, labels in parts):
-        raise CalibrationDataError(
-            f"{purpose} needs labelled samples: pass data=(x, y) or batches of them, not from the test split. What "
-            "measures an 'error' needs no labels."
-        )
-    try:
-        labels = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *(labels for _, labels in parts))
-    except (TypeError, ValueError) as error:
-        raise CalibrationDataError(f"labels differ from batch to batch: {error}.") from error
-    return _joined(parts, view), labels
-
-
-def check_class_scores(view: ModelView, purpose: str) -> None:
-    """Raise `CalibrationDataError` unless a model has one output of class scores."""
-    shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 2:
-        raise CalibrationDataError(
-            f"{purpose} needs a model with one output of class scores, (samples, classes). Received: outputs of shapes "
-            f"{[shape[1:] for shape in shapes]} per sample. What measures an 'error' takes any outputs."
-        )
-
-
 def _nothing() -> CalibrationDataError:
     return CalibrationDataError("calibration data holds no samples. A few hundred unlabelled ones are enough.")
-
-
-def _at_once(view: ModelView, most: int) -> int:
-    """Samples whose activations fit into memory together."""
-    largest = max(math.prod(s[1:]) for call in view.calls for s in call.output_shapes if s and None not in s[1:])
-    return max(2, min(most, _RUN_VALUES // largest))
-
-
-def _values(view: ModelView) -> int:
-    """Values of one sample's inputs."""
-    shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.inputs]
-    return sum(math.prod(n for n in shape[1:] if n is not None) for shape in shapes)
-
-
-def _joined(parts: Sequence[Part], view: ModelView) -> list[Any]:
-    inputs = [np.concatenate(arrays) for arrays in zip(*(inputs for inputs, _ in parts), strict=True)]
-    if len(inputs[0]) < 2:
-        raise CalibrationDataError("calibration needs at least 2 samples, better a few hundred. Received: 1.")
-    return [
-        keras.ops.convert_to_tensor(x, view.calls[ref.call].op.dtype)
-        for x, ref in zip(inputs, view.inputs, strict=True)
-    ]
 
 
 def _slices(data: Any, view: ModelView) -> Iterator[Part]:
@@ -188,8 +93,8 @@ def _slices(data: Any, view: ModelView) -> Iterator[Part]:
         inputs, labels = _split(batch, view)
         inputs, labels = _arrays(inputs, view), _labels(labels)
         _check_shapes(inputs, labels, view)
-        for start in range(0, len(inputs[0]), BATCH):
-            part = slice(start, start + BATCH)
+        for start in range(0, len(inputs[0]), _PART):
+            part = slice(start, start + _PART)
             cut = [x[part] for x in inputs], _cut(labels, part)
             _check_finite(cut[0], view)
             yield cut
@@ -310,13 +215,13 @@ def _check_finite(inputs: list[np.ndarray], view: ModelView) -> None:
             raise CalibrationDataError(f"calibration data for input '{path}' holds NaN or infinite values.")
 
 
-def _classes(view: ModelView) -> int | None:
+def classes_of(view: ModelView) -> int | None:
     """Number of classes of a model with one output of class scores, else None."""
     shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
     return max(2, shapes[0][-1]) if len(shapes) == 1 and len(shapes[0]) == 2 else None
 
 
-def _class_numbers(labels: Any) -> np.ndarray | None:
+def class_numbers_of(labels: Any) -> np.ndarray | None:
     """Class numbers (samples,) of labels that are those, or one-hot; else None."""
     if not isinstance(labels, np.ndarray) or labels.ndim == 0 or labels.dtype.kind not in "fiub":
         return None
@@ -330,8 +235,8 @@ def _class_numbers(labels: Any) -> np.ndarray | None:
 
 def _warn_if_sorted(labels: list[Any], view: ModelView) -> bool:
     """Warn where the first samples, which alone are read, are sorted by class: they are those of the first classes."""
-    classes = _classes(view)
-    parts = [_class_numbers(part) for part in labels]
+    classes = classes_of(view)
+    parts = [class_numbers_of(part) for part in labels]
     if classes is None or any(part is None for part in parts):
         return False
     numbers = np.concatenate(parts)

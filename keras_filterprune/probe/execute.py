@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,8 @@ from keras_filterprune.graph.keras_view import named_weights, substitute
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.base import Resize
 from keras_filterprune.handlers.registry import handler_for
+from keras_filterprune.probe.inputs import Inputs
+from keras_filterprune.progress import track
 
 
 def compute(call: Call, args: tuple, kwargs: dict) -> Any:
@@ -41,6 +43,18 @@ class Executor:
     def feed(self, inputs: list[Any]) -> None:
         """Set the flat model inputs."""
         self._values.update(zip(self._view.inputs, inputs, strict=True))
+
+    def another(self, apply: Callable[[Call, tuple, dict], Any]) -> Executor:
+        """An executor of the same view that applies calls in another way."""
+        return Executor(self._view, apply, self._check)
+
+    def join(self, others: Sequence[Executor]) -> None:
+        """Put the samples of others that have come as far as this one behind its own."""
+        everyone = [self, *others] if self._values else others
+        self._readers = everyone[-1]._readers
+        self._values = {
+            ref: keras.ops.concatenate([executor._values[ref] for executor in everyone]) for ref in everyone[-1]._values
+        }
 
     def step(self, number: int) -> list[Any]:
         """Evaluate call `number` and return its flat outputs."""
@@ -82,6 +96,39 @@ class Executor:
     def outputs(self) -> list[Any]:
         """The flat model outputs, once every call has been evaluated."""
         return [self._values[ref] for ref in self._view.outputs]
+
+
+def watched(
+    view: ModelView,
+    inputs: Inputs,
+    what: str,
+    progress: bool,
+    look: Callable[[Call, tuple, slice], None] = lambda call, args, samples: None,
+) -> Iterator[tuple[int, list[Any]]]:
+    """Run the network on all samples, as many at once as fit into memory; yields (call number, its flat outputs).
+
+    Args:
+        view: the model.
+        inputs: its samples.
+        what: the label of the progress bar.
+        progress: show it.
+        look: `look(call, args, samples)` is called before each call, with the numbers of the samples.
+
+    Raises:
+        CalibrationDataError: an operation gives NaN.
+    """
+    numbers = [number for number, call in enumerate(view.calls) if call.inputs]
+    steps = [(samples, number) for samples in inputs.slices() for number in numbers]
+    for samples, number in track(steps, what, len(steps), progress):
+        if number == numbers[0]:
+
+            def apply(call: Call, args: tuple, kwargs: dict, samples: slice = samples) -> Any:
+                look(call, args, samples)
+                return call.op(*args, **kwargs)
+
+            executor = Executor(view, apply, check=True)
+            executor.feed(inputs[samples])
+        yield number, executor.step(number)
 
 
 def _has_nan(value: Any) -> bool:

@@ -14,20 +14,22 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.activation import is_activation, named
 from keras_filterprune.handlers.registry import keras_name
-from keras_filterprune.probe.data import check_class_scores, labelled_inputs
 from keras_filterprune.probe.execute import Executor
+from keras_filterprune.probe.inputs import Inputs, check_class_scores, labelled_inputs
+from keras_filterprune.probe.memory import all_values
 from keras_filterprune.progress import track
 
+# Samples in a batch whose mean loss is differentiated.
 BATCH = 128
-# Samples that sensitivities are averaged over.
-SAMPLES = 512
+# Most samples that sensitivities are averaged over, and most values of all their activations together.
+_SAMPLES, _VALUES = 512, 2**31
 
 # {what: tensor}
 Tensors = dict[Any, Any]
 
 
 def output_sensitivity(
-    view: ModelView, inputs: list[Any], layers: Collection[str], progress: bool
+    view: ModelView, inputs: Inputs, layers: Collection[str], progress: bool
 ) -> dict[str, np.ndarray]:
     """How far an error in a layer's output moves the network's outputs, to first order.
 
@@ -36,66 +38,68 @@ def output_sensitivity(
 
     Args:
         view: the model.
-        inputs: flat model inputs, tensors of shape (samples, ...), of which the first 512 are used.
+        inputs: its samples, of which the first 512 are used; fewer where they have many activations.
         layers: paths of layers with one output, channels last; each is looked at in its first call.
         progress: show a progress bar.
 
     Returns:
         {layer: float64 of shape (channels,)}, of shape (1,) where no output has a gradient: class numbers, words.
     """
-    if not any(map(_is_float, Executor(view).run([x[:1] for x in inputs]))):
-        return {path: np.ones(1) for path in layers}
     generator = np.random.default_rng(0)
-    count = min(len(inputs[0]), SAMPLES)
-    total: dict[str, np.ndarray] = {}
+    samples = slice(0, min(len(inputs), _SAMPLES, max(2, _VALUES // all_values(view, inputs.values))))
+    deviations = _deviations(view, inputs, samples)
+    if all(deviation is None for deviation in deviations):
+        return {path: np.ones(1) for path in layers}
+    first = {call.path: call for call in reversed(view.calls)}
+    total = {path: np.zeros(first[path].output_shapes[0][-1]) for path in layers}
 
-    def objective(outputs: list[Any]) -> Any:
+    def objective(sums: Tensors, part: slice) -> Any:
+        def probed(call: Call, args: tuple, kwargs: dict) -> Any:
+            y = call.op(*args, **kwargs)
+            return _probed(y, sums[call.path]) if call.path in sums and call is first[call.path] else y
+
         value = 0.0
-        for output in filter(_is_float, outputs):
+        for output, deviation in zip(Executor(view, probed).run(inputs[part]), deviations, strict=True):
+            if deviation is None:
+                continue
             z = keras.ops.cast(output, "float32")
             v = keras.ops.convert_to_tensor(generator.normal(size=z.shape).astype(np.float32))
-            value = value + keras.ops.sum(v * z) / (keras.ops.stop_gradient(keras.ops.std(z)) + 1e-12)
+            value = value + keras.ops.sum(v * z) / deviation
         return value
 
-    starts = range(0, count, BATCH)
-    for start in track(starts, "differentiating", len(starts), progress):
-        batch = [x[start : min(start + BATCH, count)] for x in inputs]
-        for path, gradient in output_gradients(view, batch, layers, objective).items():
-            found = _array(gradient)
-            total[path] = total.get(path, 0.0) + np.square(found).reshape(-1, found.shape[-1]).sum(axis=0)
-    return {path: value / count for path, value in total.items()}
+    parts = inputs.differentiable(samples)
+    for part in track(parts, "differentiating", len(parts), progress):
+        zeros = {path: keras.ops.zeros(len(value)) for path, value in total.items()}
+        for path, found in gradients(lambda sums, part=part: objective(sums, part), zeros).items():
+            total[path] += _array(found)
+    return {path: value / samples.stop for path, value in total.items()}
 
 
-def _is_float(value: Any) -> bool:
-    return "float" in keras.backend.standardize_dtype(value.dtype)
+def _deviations(view: ModelView, inputs: Inputs, samples: slice) -> list[float | None]:
+    """Standard deviation of every output over the first samples, at least 64 or all; None of class numbers, words."""
+    found: list[list[np.ndarray | None]] = []
+    for part in inputs.slices():
+        outputs = Executor(view, check=True).run(inputs[part])
+        found.append([_array(z) if "float" in keras.backend.standardize_dtype(z.dtype) else None for z in outputs])
+        if part.stop >= min(64, samples.stop):
+            break
+    return [None if z[0] is None else float(np.std(np.concatenate(z))) + 1e-12 for z in zip(*found, strict=True)]
 
 
-def output_gradients(
-    view: ModelView, inputs: list[Any], layers: Collection[str], objective: Callable[[list[Any]], Any]
-) -> Tensors:
-    """Gradient of `objective(outputs)` with respect to the first output of every layer, in inference mode."""
+def _probed(y: Any, sums: Any) -> Any:
+    """`y` itself; the gradient with respect to `sums` (channels,) is that of `y`, squared and summed over the rest."""
 
-    def run(at_layer: Callable[[str, Any], Any]) -> list[Any]:
-        seen: set[str] = set()
+    @keras.ops.custom_gradient
+    def same(y: Any, sums: Any) -> Any:
+        # PyTorch hands over what the function was called with, and the gradient by its name.
+        def gradient(*arguments: Any, upstream: Any = None) -> tuple[Any, Any]:
+            upstream = arguments[0] if upstream is None else upstream
+            squares = keras.ops.square(keras.ops.cast(upstream, "float32"))
+            return upstream, keras.ops.sum(squares, axis=list(range(len(squares.shape) - 1)))
 
-        def apply(call: Call, args: tuple, kwargs: dict) -> Any:
-            y = call.op(*args, **kwargs)
-            if call.path not in layers or call.path in seen:
-                return y
-            seen.add(call.path)
-            return at_layer(call.path, y)
+        return keras.ops.copy(y), gradient
 
-        return Executor(view, apply, check=True).run(inputs)
-
-    zeros: Tensors = {}
-
-    def note(path: str, y: Any) -> Any:
-        zeros[path] = keras.ops.zeros_like(y)
-        return y
-
-    run(note)
-    # The gradient of what a layer gives is that of a shift which is added to it.
-    return gradients(lambda shifts: objective(run(lambda path, y: y + shifts[path])), zeros)
+    return same(y, sums)
 
 
 def weight_gradients(
@@ -169,16 +173,19 @@ def _loss_gradients(
     """Gradients of the loss with respect to the tensors that `outputs` takes, at what `at` says, batch by batch."""
     inputs, labels = labelled_inputs(data, view, "a gradient of the loss")
     check_class_scores(view, "a gradient of the loss")
-    first = outputs(at(), [x[:BATCH] for x in inputs])[0]
-    logits = _are_logits(view, keras.ops.convert_to_numpy(first))
-    starts = range(0, len(labels), BATCH)
-    for start in track(starts, "differentiating", len(starts), progress):
-        batch, own = [x[start : start + BATCH] for x in inputs], labels[start : start + BATCH]
+    parts = [inputs.differentiable(slice(start, start + BATCH)) for start in range(0, len(labels), BATCH)]
+    logits = _are_logits(view, keras.ops.convert_to_numpy(outputs(at(), inputs[parts[0][0]])[0]))
+    for batch in track(parts, "differentiating", len(parts), progress):
+        total: dict[Any, np.ndarray] = {}
+        for part in batch:
 
-        def loss(values: Tensors, batch: list[Any] = batch, own: np.ndarray = own) -> Any:
-            return cross_entropy(outputs(values, batch)[0], own, logits)
+            def loss(values: Tensors, part: slice = part) -> Any:
+                return cross_entropy(outputs(values, inputs[part])[0], labels[part], logits)
 
-        yield {key: _array(value) for key, value in gradients(loss, at()).items()}
+            share = (part.stop - part.start) / (batch[-1].stop - batch[0].start)
+            for key, value in gradients(loss, at()).items():
+                total[key] = total.get(key, 0.0) + share * _array(value)
+        yield total
 
 
 def _are_logits(view: ModelView, scores: np.ndarray) -> bool:

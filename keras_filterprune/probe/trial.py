@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -15,12 +15,11 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.registry import linear_of, statistics_of
-from keras_filterprune.probe.consumers import generator_for, moments, sample_rows
-from keras_filterprune.probe.data import calibration_inputs, check_class_scores, labelled_inputs
-from keras_filterprune.probe.execute import Executor, Values, masked_apply, masked_weights
+from keras_filterprune.probe.consumers import Moments, Places, draw_places, rows_at
+from keras_filterprune.probe.execute import Executor, Values, masked_apply, masked_weights, watched
+from keras_filterprune.probe.inputs import Inputs, calibration_inputs, check_class_scores, labelled_inputs
 from keras_filterprune.probe.outlets import outlets
 from keras_filterprune.probe.regression import mixed_by_all, refit
-from keras_filterprune.progress import track
 
 SAMPLES = 1024
 BATCH = 256
@@ -31,15 +30,26 @@ _MOST_COLUMNS = 1152
 _RIDGE = 1e-4
 
 
-@dataclass(frozen=True, eq=False)
 class _Consumer:
     """A layer that reads channels: ids and moments of its input columns, and its kernel (taps, columns, outputs)."""
 
-    linear: Linear
-    ids: np.ndarray
-    mean: np.ndarray
-    covariance: np.ndarray
-    kernel: np.ndarray
+    def __init__(self, linear: Linear, ids: np.ndarray, places: Places):
+        self.linear, self.ids, self.kernel = linear, ids, linear.matrix
+        taps, columns, outputs = self.kernel.shape
+        if taps * columns <= _MOST_COLUMNS:
+            self.ids, self.kernel = np.tile(ids, taps), self.kernel.reshape(1, -1, outputs)
+        self._places, self._moments = places, Moments()
+
+    def add(self, x: Any, samples: slice) -> None:
+        """Take some samples of the layer's input into account."""
+        self._moments.add(rows_at(self.linear, x, self._places.part(samples)).reshape(-1, self.kernel.shape[1]))
+
+    @cached_property
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and covariance, once all samples are taken into account."""
+        found = self._moments.mean, self._moments.covariance.astype(np.float32)
+        del self._moments
+        return found
 
 
 def check_measurable(view: ModelView, data: Any, measure: str) -> None:
@@ -81,51 +91,42 @@ class Trial:
         self._outlets = outlets(graph.view)
         self._consumers: dict[str, _Consumer] = {}
         self._refits: dict[tuple[str, bytes], list[tuple[str, Any, Any]]] = {}
-        self._outputs = self._observe(progress)
+        self._observe(progress)
+        self._outputs = side_by_side(masked_outputs(Kept(graph), self._inputs))
 
     def digest(self) -> str:
         """SHA-256 of the samples."""
-        arrays = [keras.ops.convert_to_numpy(x) for x in self._inputs]
-        arrays += [] if self._labels is None else [self._labels]
+        arrays = self._inputs.arrays() + ([] if self._labels is None else [self._labels])
         return hashlib.sha256(b"".join(np.ascontiguousarray(a).data for a in arrays)).hexdigest()
 
     def payload(self) -> tuple:
         """What a trial like this one is made from, besides the graph."""
-        inputs = [keras.ops.convert_to_numpy(x) for x in self._inputs]
+        inputs = self._inputs.arrays()
         return inputs if self._labels is None else (inputs, self._labels), self._measure, False
 
-    def _observe(self, progress: bool) -> np.ndarray:
-        """Statistics of every consumer; returns the outputs of the unpruned network."""
+    def _observe(self, progress: bool) -> None:
+        """Measure what every consumer reads."""
         view = self._graph.view
         calls = Counter(call.path for call in view.calls)
         readers = {bind.layer for bind in self._graph.binds if bind.role == "input"}
 
-        def watch(call: Call, args: tuple, kwargs: dict) -> Any:
-            if calls[call.path] == 1 and call.path in readers:
-                self._keep_statistics(call, args[0])
-            return call.op(*args, **kwargs)
+        def look(call: Call, args: tuple, samples: slice) -> None:
+            linear = linear_of(call.op)
+            if linear is None or linear.transposed or linear.kernel is None or linear.groups > 1:
+                return
+            if calls[call.path] > 1 or call.path not in readers or call.path not in self._ids:
+                return
+            if call.path not in self._consumers:
+                ids = linear.read(self._ids[call.path])
+                if len(ids) > _MOST_COLUMNS:
+                    return
+                self._consumers[call.path] = _Consumer(
+                    linear, ids, draw_places(call.path, linear, args[0], len(self._inputs))
+                )
+            self._consumers[call.path].add(args[0], samples)
 
-        executor = Executor(view, watch, check=True)
-        executor.feed(self._inputs)
-        numbers = [number for number, call in enumerate(view.calls) if call.inputs]
-        for number in track(numbers, "measuring", len(numbers), progress):
-            executor.step(number)
-        return side_by_side(executor.outputs())
-
-    def _keep_statistics(self, call: Call, x: Any) -> None:
-        linear = linear_of(call.op)
-        if linear is None or linear.transposed or call.path not in self._ids:
-            return
-        kernel = linear.matrix
-        if kernel is None or kernel.shape[1] > _MOST_COLUMNS:
-            return
-        rows = sample_rows(linear, x, generator_for(call)).x
-        ids = linear.read(self._ids[call.path])
-        if kernel.shape[0] * kernel.shape[1] <= _MOST_COLUMNS:
-            ids = np.tile(ids, len(kernel))
-            kernel = kernel.reshape(1, -1, kernel.shape[-1])
-        mean, covariance = moments(rows.reshape(-1, kernel.shape[1]))
-        self._consumers[call.path] = _Consumer(linear, ids, mean, covariance.astype(np.float32), kernel)
+        for _ in watched(view, self._inputs, "measuring", progress, look):
+            pass
 
     def __call__(self, kept: Kept) -> float:
         """The score of a choice, higher = better: accuracy, or minus the relative squared error of the outputs."""
@@ -146,7 +147,8 @@ class Trial:
         kept = alive[c.ids]
         key = path, kept.tobytes()
         if key not in self._refits:
-            new, constant = refit(c.mean, c.covariance, c.kernel, kept, mixed_by_all(c.covariance, kept, _RIDGE))
+            mean, covariance = c.moments
+            new, constant = refit(mean, covariance, c.kernel, kept, mixed_by_all(covariance, kept, _RIDGE))
             whole = np.zeros_like(c.kernel)
             whole[:, kept] = new
             self._refits[key] = self._values(path, c.linear, whole, constant)
@@ -171,18 +173,18 @@ class Trial:
         return values
 
 
-def masked_outputs(kept: Kept, inputs: list[Any], values: Values | None = None) -> list[np.ndarray]:
+def masked_outputs(kept: Kept, inputs: Inputs, values: Values | None = None) -> list[np.ndarray]:
     """Outputs of a network as if other units did not exist: one array `(samples, ...)` per output.
 
     Args:
         kept: the units that stay.
-        inputs: flat model inputs, of all samples.
+        inputs: its samples.
         values: what stands in for weights (None: zeros where a layer reads a removed channel).
     """
     apply = masked_apply(kept, masked_weights(kept) if values is None else values)
     batches = []
-    for start in range(0, len(inputs[0]), BATCH):
-        outputs = Executor(kept.graph.view, apply).run([x[start : start + BATCH] for x in inputs])
+    for part in inputs.slices(BATCH):
+        outputs = Executor(kept.graph.view, apply).run(inputs[part])
         batches.append([keras.ops.convert_to_numpy(keras.ops.cast(output, "float32")) for output in outputs])
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 

@@ -22,7 +22,8 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method, as_method
-from keras_filterprune.probe.data import Samples, check_class_scores, labelled_inputs
+from keras_filterprune.probe.data import Samples
+from keras_filterprune.probe.inputs import check_class_scores, labelled_inputs
 from keras_filterprune.probe.trial import class_numbers, masked_outputs, side_by_side
 from keras_filterprune.progress import track
 from keras_filterprune.pruning import prune_model

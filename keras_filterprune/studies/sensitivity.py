@@ -24,13 +24,8 @@ from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
-from keras_filterprune.probe.data import (
-    Samples,
-    calibration_inputs,
-    check_class_scores,
-    inputs_and_labels,
-    labelled_inputs,
-)
+from keras_filterprune.probe.data import Samples
+from keras_filterprune.probe.inputs import calibration_inputs, check_class_scores, inputs_and_labels, labelled_inputs
 from keras_filterprune.probe.trial import class_numbers, masked_outputs, side_by_side
 from keras_filterprune.probe.workers import check_executor, spread
 from keras_filterprune.progress import track
@@ -188,7 +183,7 @@ class Measured:
     def digest(self) -> str:
         """What a measurement depends on besides the network."""
         arrays = [
-            *map(keras.ops.convert_to_numpy, self._inputs),
+            *self._inputs.arrays(),
             *([] if self._labels is None else keras.tree.flatten(self._labels)),
         ]
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).data for a in arrays))

@@ -239,8 +239,8 @@ class BudgetGates(_Steered):
         self._wrappers = [wrapper for wrapper, _ in readers.values()]
         if frozen := [wrapper.name for wrapper in self._wrappers if not wrapper.mask.trainable]:
             warnings.warn(
-                f"BudgetGates: the loss does not move the gates of {', '.join(frozen)}, which are frozen; they close by "
-                "what filters cost alone. Freeze the layer inside: wrapper.trainable = True, then "
+                f"BudgetGates: the loss does not move the gates of {', '.join(frozen)}, which are frozen; they close "
+                "by what filters cost alone. Freeze the layer inside: wrapper.trainable = True, then "
                 "wrapper.layer.trainable = False, and compile() again.",
                 stacklevel=2,
             )

@@ -17,6 +17,7 @@ from keras_filterprune.compensators import least_squares
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe.gaussian import gaussian_inputs
 from keras_filterprune.probe.gradients import output_sensitivity
+from keras_filterprune.probe.inputs import calibration_inputs
 from keras_filterprune.probe.regression import coefficients, mixed_by_all, refit, regression
 
 MODELS = [
@@ -620,7 +621,7 @@ def test_coefficients_of_kept_columns_that_depend_on_each_other():
 
 
 def sensitivities(model: keras.Model, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-    return output_sensitivity(view_model(model), [keras.ops.convert_to_tensor(x)], names, False)
+    return output_sensitivity(view_model(model), calibration_inputs(x, view_model(model)), names, False)
 
 
 def test_the_sensitivity_of_a_linear_network_is_the_norm_of_its_jacobian():

@@ -12,7 +12,7 @@ import keras_filterprune as kfp
 from keras_filterprune import compensators, criteria, errors
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.handlers.registry import linear_of
-from keras_filterprune.probe.consumers import generator_for, sample_rows
+from keras_filterprune.probe.consumers import draw_places, rows_at
 from keras_filterprune.probe.regression import rectified_regression
 
 RNG = np.random.default_rng(0)
@@ -54,10 +54,11 @@ def test_rows_times_kernel_are_the_layers_output(layer):
     inputs = keras.Input((*sides, 3))
     view = view_model(keras.Model(inputs, layer(inputs)))
     x = keras.ops.convert_to_tensor(RNG.normal(size=(4, *sides, 3)), "float32")
-    rows = sample_rows(linear_of(layer), x, generator_for(view.calls[-1]))
+    places = draw_places(view.calls[-1].path, linear_of(layer), x, len(x))
+    rows = rows_at(linear_of(layer), x, places)
     kernel = linear_of(layer).matrix
-    expected = rows.pick(keras.ops.convert_to_numpy(layer(x)))
-    received = rows.x.reshape(len(rows.x), -1) @ kernel.reshape(-1, kernel.shape[-1])
+    expected = places.pick(keras.ops.convert_to_numpy(layer(x)))
+    received = rows.reshape(len(rows), -1) @ kernel.reshape(-1, kernel.shape[-1])
     assert received == pytest.approx(expected, abs=1e-5)
 
 
@@ -110,12 +111,12 @@ def test_the_refit_is_the_least_squares_solution_with_intercept():
     )
     before = keras.Model(model.input, model.get_layer("conv2").input)
     after = keras.Model(small.input, small.get_layer("conv2").input)
-    view = view_model(model)
-    call = next(c for c in view.calls if c.path == "conv2")
-    left = sample_rows(linear_of(model.get_layer("conv2")), before(IMAGES), generator_for(call))
-    right = sample_rows(linear_of(small.get_layer("conv2")), after(IMAGES), generator_for(call))
-    y = left.x.reshape(len(left.x), -1) @ linear_of(model.get_layer("conv2")).matrix.reshape(90, 8)
-    x = np.column_stack([right.x.reshape(len(right.x), -1), np.ones(len(y))])
+    linear = linear_of(model.get_layer("conv2"))
+    places = draw_places("conv2", linear, before(IMAGES), len(IMAGES))
+    left = rows_at(linear, before(IMAGES), places)
+    right = rows_at(linear_of(small.get_layer("conv2")), after(IMAGES), places)
+    y = left.reshape(len(left), -1) @ linear_of(model.get_layer("conv2")).matrix.reshape(90, 8)
+    x = np.column_stack([right.reshape(len(right), -1), np.ones(len(y))])
     wanted = np.linalg.lstsq(x, y, rcond=None)[0]
     fitted = linear_of(small.get_layer("conv2")).matrix.reshape(-1, 8)
     assert fitted == pytest.approx(wanted[:-1], abs=2e-3)

@@ -61,7 +61,7 @@ def test_the_error_is_that_of_the_consumers_outputs_before_bias_and_activation()
             kernel = keras.ops.convert_to_numpy(model.get_layer(name).kernel)
             lost = hidden[:, mask] @ kernel[mask]
             expected += (lost**2).sum() / ((hidden @ kernel) ** 2).sum()
-        assert errors(criterion.found(group), mask) == pytest.approx(expected, rel=1e-5)
+        assert errors(criterion.found(group)[0], mask) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_error_of_a_convolution_covers_all_its_taps():
@@ -77,7 +77,7 @@ def test_the_error_of_a_convolution_covers_all_its_taps():
         lost = np.einsum("ntc,tco->no", seen[:, :, removed], kernel[:, removed])
         whole = np.einsum("ntc,tco->no", seen, kernel)
         mask = np.isin(np.arange(6), removed)
-        assert errors(criterion.found(graph.groups[0]), mask) == pytest.approx(
+        assert errors(criterion.found(graph.groups[0])[0], mask) == pytest.approx(
             (lost**2).sum() / (whole**2).sum(), rel=1e-5
         )
 
@@ -186,7 +186,7 @@ def test_where_channels_do_not_share_outputs_the_search_is_a_ranking():
     model = keras.Model(inputs, layers.Dense(6, name="out", kernel_initializer="identity")(h))
     x = np.random.default_rng(1).normal(size=(50, 5)).astype("float32")
     graph, weights, criterion = observed(criteria.Genetic(), model, x)
-    q = criterion.found(graph.groups[0])
+    (q,) = criterion.found(graph.groups[0])
     np.testing.assert_allclose(q, np.diag(np.diag(q)), atol=1e-12)
     for count in range(1, 6):
         best = np.sort(np.argsort(-np.diag(q))[:count])
@@ -201,7 +201,7 @@ def test_the_selection_beats_norms_in_whole_models(name):
     better = 0
     for group in graph.groups:
         if criterion.refuses(group) is None:
-            q, count = criterion.found(group), -(-group.size // 2)
+            (q,), count = criterion.found(group), -(-group.size // 2)
             sets = np.ones((2, group.size), bool)
             sets[0, criterion.select(group, count, weights)] = False
             sets[1, criteria.L2().select(group, count, weights)] = False

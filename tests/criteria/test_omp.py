@@ -47,7 +47,7 @@ def ranks(scores: np.ndarray) -> list[int]:
 def expected_order(rows: np.ndarray, selection: str) -> list[int]:
     gram = rows @ rows.T
     if selection == "backward":
-        return backward_order([(gram, gram, np.arange(len(rows))[:, None])])[0][::-1].tolist()
+        return backward_order([(gram, np.eye(len(gram)), np.arange(len(rows))[:, None])])[0][::-1].tolist()
     return forward_order(gram, selection).tolist()
 
 

@@ -11,7 +11,7 @@ from zoo import randomise
 
 import keras_filterprune as kfp
 from keras_filterprune.handlers.registry import linear_of, statistics_of
-from keras_filterprune.probe.consumers import sample_rows
+from keras_filterprune.probe.consumers import draw_places, rows_at
 
 LAYERS = {
     "Conv1D": (lambda: layers.Conv1D(4, 3, padding="causal", dilation_rate=2, activation="relu"), (9, 5)),
@@ -60,13 +60,14 @@ def test_it_is_said_before_the_layer_is_built(name):
 def test_rows_times_the_matrix_are_the_sums(name):
     layer, x = made(name)
     linear = linear_of(layer)
-    rows = sample_rows(linear, keras.ops.convert_to_tensor(x), np.random.default_rng(3))
-    received = rows.x.reshape(len(rows.x), -1) @ linear.matrix.reshape(-1, linear.matrix.shape[-1])
+    places = draw_places(name, linear, x, len(x))
+    rows = rows_at(linear, keras.ops.convert_to_tensor(x), places)
+    received = rows.reshape(len(rows), -1) @ linear.matrix.reshape(-1, linear.matrix.shape[-1])
     if not linear.transposed:
-        np.testing.assert_allclose(received, rows.pick(array(linear(x))), atol=1e-5)
+        np.testing.assert_allclose(received, places.pick(array(linear(x))), atol=1e-5)
         return
     # An image of one pixel shows the window that it is spread over.
-    pixel = rows.x[0, 0].reshape([1] * (x.ndim - 1) + [-1])
+    pixel = rows[0, 0].reshape([1] * (x.ndim - 1) + [-1])
     valid = keras.ops.conv_transpose(pixel, linear.weight("kernel").value, linear.window.kernel_size, padding="valid")
     np.testing.assert_allclose(received[0], array(valid).ravel(), atol=1e-5)
 

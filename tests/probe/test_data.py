@@ -7,9 +7,10 @@ from builders import assert_all_equal
 from zoo import ZOO
 
 import keras_filterprune as kfp
-from keras_filterprune.compensators import BNRecalibration
+from keras_filterprune.compensators import BNRecalibration, recalibration
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe import data as probe_data
+from keras_filterprune.probe.inputs import calibration_inputs
 
 SAMPLES = 24
 
@@ -110,22 +111,7 @@ def test_one_batch_in_every_form(pruned, whole, form):
 
 @pytest.mark.parametrize("form", PARTS)
 def test_several_batches_in_every_form(pruned, whole, form):
-    result = pruned(PARTS[form]())
-    assert_same(result, pruned(iter([X[:8], X[8:16], X[16:]])))
-    # The first normalization sees the data itself: how it is cut does not matter to rounding.
-    for a, b in zip(result["conv1_bn"], whole["conv1_bn"], strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
-    assert any((a != b).any() for a, b in zip(result["conv3_bn"], whole["conv3_bn"], strict=True))
-
-
-def test_large_arrays_are_cut_into_batches(monkeypatch):
-    monkeypatch.setattr(probe_data, "BATCH", 7)
-    view = view_model(ZOO["siamese"]())
-    left, right = images(1, (6, 8, 3)), images(2, (6, 8, 3))
-    batches = list(probe_data.input_batches([left, right], view))
-    assert [len(b[0]) for b in batches] == [7, 7, 7, 3]
-    for index, array in enumerate((left, right)):
-        np.testing.assert_array_equal(np.concatenate([b[index] for b in batches]), array)
+    assert_same(pruned(PARTS[form]()), whole)
 
 
 @pytest.mark.parametrize("name", ["siamese", "dict_input_output"])
@@ -136,14 +122,13 @@ def test_several_inputs_by_order_and_by_name(name):
     forms = [arrays, named, dict(reversed(named.items())), (arrays, Y), (named, Y), dataset(named, Y, size=SAMPLES)]
     view = view_model(model)
     for form in forms:
-        (batch,) = probe_data.input_batches(form, view)
-        assert_all_equal(arrays, batch)
+        assert_all_equal(arrays, calibration_inputs(form, view).arrays())
 
 
 def test_several_inputs_in_a_tuple_as_tf_data_gives_them():
     arrays = (images(1, (6, 8, 3)), images(2, (6, 8, 3)))
-    (batch,) = probe_data.input_batches(dataset(arrays, Y, size=SAMPLES), view_model(ZOO["siamese"]()))
-    assert_all_equal(arrays, batch)
+    inputs = calibration_inputs(dataset(arrays, Y, size=SAMPLES), view_model(ZOO["siamese"]()))
+    assert_all_equal(arrays, inputs.arrays())
 
 
 class Endless(Batches):
@@ -295,14 +280,16 @@ def by_hand(model, batches):
     return {name: (v.mean(axis=0), v.var(axis=0)) for name, v in values.items()}
 
 
-@pytest.mark.parametrize("cuts", [(), (8, 16), (1, 20)], ids=["one batch", "three", "unequal"])
+@pytest.mark.parametrize(("most", "cuts"), [(128, ()), (8, (8, 16)), (9, (8, 16)), (23, (12,))])
 @pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
-def test_recalibration_equals_statistics_by_hand(cuts, trainable):
+def test_recalibration_equals_statistics_by_hand(most, cuts, trainable, monkeypatch):
+    """However the data comes, and in batches of the same size."""
+    monkeypatch.setattr(recalibration, "_BATCH", most)
     model = small_model(trainable)
-    batches = np.split(images(4, (6, 6, 3)), cuts)
-    expected = by_hand(model, batches)
+    x = images(4, (6, 6, 3))
+    expected = by_hand(model, np.split(x, cuts))
     others = {v.path: v.numpy() for v in model.weights if "moving" not in v.name}
-    model, said = recalibrated(model, iter(batches))
+    model, said = recalibrated(model, iter(np.split(x, [1, 20])))
     assert said == f"statistics of 2 batch normalization layers measured on {SAMPLES} samples"
     for name, values in statistics(model).items():
         for received, wanted in zip(values, expected[name], strict=True):

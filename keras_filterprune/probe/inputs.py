@@ -1,0 +1,137 @@
+"""Calibration samples as flat model inputs, a slice at a time, and labels next to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.errors import CalibrationDataError
+from keras_filterprune.graph.types import ModelView
+from keras_filterprune.probe.data import SAMPLES, Part, Samples, class_numbers_of, classes_of
+from keras_filterprune.probe.memory import MOST_SAMPLES, all_values, at_once, even_slices, live_values
+
+
+class Inputs:
+    """Flat model inputs of the first samples: held as they were read, and made into tensors a slice at a time.
+
+    Args:
+        parts: what `Samples.read` gives.
+        view: the model the data is for.
+
+    Raises:
+        CalibrationDataError: there is a single sample, which has no variance.
+    """
+
+    def __init__(self, parts: Sequence[Part], view: ModelView):
+        self._parts = [arrays for arrays, _ in parts]
+        self._dtypes = [view.calls[ref.call].op.dtype for ref in view.inputs]
+        self._starts = np.cumsum([0, *(len(arrays[0]) for arrays in self._parts)])
+        self._view = view
+        if len(self) < 2:
+            raise CalibrationDataError("calibration needs at least 2 samples, better a few hundred. Received: 1.")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, part: slice) -> list[Any]:
+        """Tensors (samples, ...) of some samples, one per input of the model."""
+        return [keras.ops.convert_to_tensor(x, dtype) for x, dtype in zip(self.arrays(part), self._dtypes, strict=True)]
+
+    def arrays(self, part: slice = slice(None)) -> list[np.ndarray]:
+        """Arrays (samples, ...) of some samples, one per input of the model."""
+        start, stop, _ = part.indices(len(self))
+        found = [
+            [x[max(start - first, 0) : stop - first] for x in arrays]
+            for arrays, first in zip(self._parts, self._starts, strict=False)
+            if first < stop and start < first + len(arrays[0])
+        ]
+        return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+
+    @property
+    def values(self) -> int:
+        """Values of one sample."""
+        return sum(math.prod(x.shape[1:]) for x in self._parts[0])
+
+    @cached_property
+    def live(self) -> list[int]:
+        """Values of one sample that are alive at each call."""
+        return live_values(self._view, self.values)
+
+    def slices(self, most: int = MOST_SAMPLES) -> list[slice]:
+        """Samples that are run together: at most `most` of them (512), and 512 MiB of activations."""
+        return even_slices(len(self), at_once(max(self.live), most))
+
+    def differentiable(self, samples: slice) -> list[slice]:
+        """Some of the samples in slices of which all activations fit into memory."""
+        start, stop, _ = samples.indices(len(self))
+        size = at_once(all_values(self._view, self.values))
+        return [slice(start + part.start, start + part.stop) for part in even_slices(stop - start, size)]
+
+
+def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> Inputs:
+    """The first samples, at most `most` (2 048), without their labels.
+
+    Raises:
+        CalibrationDataError: see `Samples` and `Inputs`.
+    """
+    return Inputs(Samples.of(data).read(view, most), view)
+
+
+def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[Inputs, np.ndarray]:
+    """`calibration_inputs` with their class numbers, int64 of shape (samples,); one-hot labels are converted.
+
+    Args:
+        purpose: what needs the labels, for messages.
+
+    Raises:
+        CalibrationDataError: also if there are no labels, or not one class of the model's per sample.
+    """
+    inputs, labels = inputs_and_labels(data, view, purpose, most)
+    found = class_numbers_of(labels)
+    if found is None or len(found) != len(inputs):
+        shapes = keras.tree.map_structure(np.shape, labels)
+        raise CalibrationDataError(
+            f"{purpose} expects one class number per sample. Received: labels of shape {shapes} for "
+            f"{len(inputs)} samples."
+        )
+    classes = classes_of(view)
+    if classes is not None and not 0 <= found.min() <= found.max() < classes:
+        raise CalibrationDataError(
+            f"{purpose} expects class numbers from 0 to {classes - 1}, which the model has outputs for. Received: "
+            f"{found.min()} to {found.max()}."
+        )
+    return inputs, found
+
+
+def inputs_and_labels(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[Inputs, Any]:
+    """`calibration_inputs` with their labels of any kind: an array with a row per sample, or a structure of such.
+
+    Raises:
+        CalibrationDataError: also if there are no labels, or they cannot be put together.
+    """
+    parts = Samples.of(data).read(view, most)
+    if any(labels is None for _, labels in parts):
+        raise CalibrationDataError(
+            f"{purpose} needs labelled samples: pass data=(x, y) or batches of them, not from the test split. What "
+            "measures an 'error' needs no labels."
+        )
+    try:
+        labels = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *(labels for _, labels in parts))
+    except (TypeError, ValueError) as error:
+        raise CalibrationDataError(f"labels differ from batch to batch: {error}.") from error
+    return Inputs(parts, view), labels
+
+
+def check_class_scores(view: ModelView, purpose: str) -> None:
+    """Raise `CalibrationDataError` unless a model has one output of class scores."""
+    shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise CalibrationDataError(
+            f"{purpose} needs a model with one output of class scores, (samples, classes). Received: outputs of shapes "
+            f"{[shape[1:] for shape in shapes]} per sample. What measures an 'error' takes any outputs."
+        )
