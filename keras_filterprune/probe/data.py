@@ -139,6 +139,11 @@ def inputs_and_labels(data: Any, view: ModelView, purpose: str, most: int = SAMP
             f"{purpose} needs labelled samples: pass data=(x, y) or batches of them, not from the test split. What "
             "measures an 'error' needs no labels."
         )
+    try:
+        labels = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *(labels for _, labels in parts))
+    except (TypeError, ValueError) as error:
+        raise CalibrationDataError(f"labels differ from batch to batch: {error}.") from error
+    return _joined(parts, view), labels
 
 
 def check_class_scores(view: ModelView, purpose: str) -> None:
