@@ -74,6 +74,8 @@ class Checkpoint:
         Raises:
             FileError: it is missing or damaged.
         """
+        if self.path is None:
+            raise FileError(f"a {self._work} without a checkpoint has kept no model.")
         path = self.path.with_name(name)
         try:
             return load_keras(path)

@@ -13,7 +13,7 @@ from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.convolution import Conv
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import handler_for, linear_of
+from keras_filterprune.handlers.registry import handler_for, known_linear
 from keras_filterprune.probe.regression import coefficients
 
 BEFORE, AFTER = "_before", "_after"
@@ -30,7 +30,7 @@ class Adapted:
     @property
     def linears(self) -> tuple[Linear, Linear, Linear]:
         """What the three multiply."""
-        return tuple(linear_of(call.op) for call in (self.before, self.core, self.after))
+        return known_linear(self.before.op), known_linear(self.core.op), known_linear(self.after.op)
 
 
 def adapted_convolutions(view: ModelView) -> dict[str, Adapted]:
@@ -43,7 +43,7 @@ def adapted_convolutions(view: ModelView) -> dict[str, Adapted]:
             continue
         adapted = Adapted(*(view.calls[n] for n in (before, number, after)))
         pointwise = is_convolution(adapted.core.op) and all(
-            type(call.op) is type(adapted.core.op) and linear.groups == 1 and set(linear.window.kernel_size) == {1}
+            type(call.op) is type(adapted.core.op) and linear.groups == 1 and set(call.op.kernel_size) == {1}
             for call, linear in zip((adapted.before, adapted.after), adapted.linears[::2], strict=True)
         )
         chained = adapted.core.inputs == (TensorRef(before, 0),) and adapted.after.inputs == (TensorRef(number, 0),)
@@ -80,7 +80,7 @@ class Adapters(Compensator):
         tensors = {id(call): t for call, t in zip(rebuilt.graph.view.calls, rebuilt.graph.tensors, strict=True)}
         adapted = adapted_convolutions(rebuilt.graph.view)
         for found in adapted.values():
-            before, kernel, after = (linear.matrix for linear in found.linears)
+            before, kernel, after = (linear.slices for linear in found.linears)
             (inputs, *_), (outputs, *_) = tensors[id(found.core)]
             kept_in, kept_out = (np.flatnonzero(alive[t.ids]) for t in (inputs, outputs))
             filters = kernel.reshape(-1, kernel.shape[-1])
@@ -89,6 +89,6 @@ class Adapters(Compensator):
             slices = np.moveaxis(kernel[..., kept_out], 1, -1).reshape(-1, kernel.shape[1])
             into = coefficients(slices.T @ slices, kept_in)
             for call, matrix in ((found.before, before[0] @ into), (found.after, onto.T @ after[0])):
-                linear_of(rebuilt.twin(call)).assign(matrix)
+                known_linear(rebuilt.twin(call)).assign(matrix)
         done = f"1x1 convolutions around {len(adapted)} layers make up for removed filters and inputs"
         return done if data is None else f"{done}; {LeastSquares().apply(rebuilt, data, progress)}"

@@ -13,7 +13,7 @@ from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import linear_of, statistics_of
+from keras_filterprune.handlers.registry import known_statistics, linear_of
 from keras_filterprune.probe.consumers import Rows, generator_for, moments, sample_rows
 from keras_filterprune.probe.outlets import Outlet, add_constant
 from keras_filterprune.probe.regression import rectified_regression, regression, scale_to
@@ -72,8 +72,8 @@ class _Run(SideBySide):
         self.refitted = self.shifted = 0
 
     def adjust(self, call: Call, twin: Any, before: Any, after: Any) -> None:
-        theirs, ours = (linear_of(op) for op in (call.op, twin))
-        if theirs is None or theirs.product is None:
+        theirs, ours = linear_of(call.op), linear_of(twin)
+        if theirs is None or ours is None or theirs.product is None:
             return
         kernel = theirs.matrix
         if kernel is None or max(before.shape[-1], after.shape[-1]) > LARGEST:
@@ -104,8 +104,8 @@ class _Run(SideBySide):
             if self.settings.rectified and outlet.rectified and intercept and other is not None:
                 threshold = (-(offset + other) / scale).astype(np.float32)
         if x.shape[1] > LARGEST:
-            channels = (rows.x.reshape(-1, rows.x.shape[-1]) for rows in (after, before))
-            weights = (self._solve(*channels, intercept) @ kernel).reshape(x.shape[1], -1)
+            ours_x, theirs_x = (rows.x.reshape(-1, rows.x.shape[-1]) for rows in (after, before))
+            weights = (self._solve(ours_x, theirs_x, intercept) @ kernel).reshape(x.shape[1], -1)
             weights, constant = self._rescaled(weights, x, y, intercept)
         elif threshold is not None:
             weights, constant = rectified_regression(x, y, threshold, scale > 0, self.settings.ridge)
@@ -159,7 +159,7 @@ def _affine(bias: Any, outlet: Outlet, kept: np.ndarray) -> tuple[np.ndarray, np
     if outlet.normalization is None:
         return np.ones(kept.sum()), bias
     op = outlet.normalization.op
-    statistics = statistics_of(op)
+    statistics = known_statistics(op)
     mean, variance, gamma, beta = (value[kept] for value in statistics.values("float32"))
     scale = gamma / np.sqrt(variance + statistics.epsilon)
     offset = beta + scale * (bias - mean)

@@ -11,7 +11,7 @@ from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import statistics_of
+from keras_filterprune.handlers.registry import known_statistics, statistics_of
 from keras_filterprune.probe.data import input_batches
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.progress import track
@@ -67,9 +67,9 @@ class BNRecalibration(Compensator):
             Executor(view, measure, check=True).run(inputs)
         layers = {call.path: call.op for call in view.calls if call.inputs}
         for path, (count, first, second) in sums.items():
-            statistics, mean = statistics_of(layers[path]), first / count
-            statistics.weight(statistics.mean).assign(mean)
-            statistics.weight(statistics.variance).assign(np.maximum(second / count - mean**2, 0))
+            statistics, mean = known_statistics(layers[path]), first / count
+            statistics.weights[statistics.mean].assign(mean)
+            statistics.weights[statistics.variance].assign(np.maximum(second / count - mean**2, 0))
         if not sums:
             return "the model has no batch normalization to recalibrate"
         return f"statistics of {len(sums)} batch normalization layers measured on {samples} samples"

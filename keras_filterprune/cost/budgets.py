@@ -26,7 +26,7 @@ class Budget(abc.ABC):
     A subclass says in `cost` what a model costs, and either has a fraction `keep` or says in `limit` what may be spent.
 
     Attributes:
-        keep: fraction kept of what the whole model costs, in (0, 1].
+        keep: fraction kept of what the whole model costs, in (0, 1]; one per layer where a budget settles counts.
         unit: what is counted, as in "asks for at most 500 MACs".
         key: text that says what the cost depends on apart from the model: searches go on from the checkpoint of an
             equal one (the `repr`).
@@ -49,12 +49,20 @@ class Budget(abc.ABC):
         500
     """
 
-    keep: float | None
-    unit: str
+    keep: float | dict[str, float] | None
     settles_counts: ClassVar[bool] = False
-    by_name: bool = False
     widths: ClassVar[tuple[Tiles, ...]] = (Tiles(1),)
     prices: Any = None
+
+    @property
+    @abc.abstractmethod
+    def unit(self) -> str:
+        """What is counted."""
+
+    @property
+    def by_name(self) -> bool:
+        """Whether the cost depends on names of layers."""
+        return False
 
     @property
     def key(self) -> str:
@@ -71,6 +79,8 @@ class Budget(abc.ABC):
 
     def limit(self, full: int) -> int:
         """The most that may be spent, given what the whole model costs."""
+        if self.keep is None or isinstance(self.keep, dict):
+            raise NotImplementedError(f"{type(self).__name__} has no fraction: its limit() is to say what may be spent")
         return math.floor(self.keep * full)
 
     def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:
@@ -289,9 +299,9 @@ class FiltersBudget(CountBudget):
     keep: float | dict[str, float]
 
     def __post_init__(self):
-        by_layer = isinstance(self.keep, dict)
-        check_names("keep", self.keep if by_layer else ())
-        for name, value in self.keep.items() if by_layer else [("keep", self.keep)]:
+        by_layer = self.keep if isinstance(self.keep, dict) else None
+        check_names("keep", by_layer or ())
+        for name, value in ({"keep": self.keep} if by_layer is None else by_layer).items():
             check_fraction(name, value)
 
     def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:

@@ -51,7 +51,7 @@ class Genetic(Observed):
         return product(rows, rows) / len(rows)
 
     def summarise(self, problems: list[Problem]) -> np.ndarray:
-        return sum(error_matrix(gram, kernel, columns) for gram, kernel, columns in problems)
+        return np.sum([error_matrix(*problem) for problem in problems], axis=0)
 
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         return elimination_scores(self.found(group))

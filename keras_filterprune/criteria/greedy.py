@@ -127,7 +127,7 @@ def replaceable_order(gram: np.ndarray, downstream: np.ndarray) -> tuple[np.ndar
     """
     inverse, ridge = _inverse(gram)
     # Rotating the outputs changes no norm, and leaves at most n of them.
-    read = np.linalg.qr(downstream.T.astype(np.float64), mode="r").T
+    read = np.transpose(np.linalg.qr(downstream.T.astype(np.float64), mode="r"))
     remaining = np.arange(len(gram))
     order, errors = [], []
     while len(remaining):

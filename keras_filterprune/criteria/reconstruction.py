@@ -42,7 +42,7 @@ class Observed(Criterion):
     requires = frozenset({"activations"})
 
     def __init__(self):
-        self._found: dict[str, np.ndarray | None] | None = None
+        self._found: dict[str, np.ndarray] | None = None
 
     def importance(self, graph: ChannelGraph, inputs: list[Any], progress: bool) -> Importance:
         """`f(call, variance)`: what a unit of squared error in a consumer's output counts.
@@ -73,8 +73,7 @@ class Observed(Criterion):
         inputs = calibration_inputs(data, graph.view)
         importance = self.importance(graph, inputs, progress)
         problems: dict[str, list] = {group.name: [] for group in graph.groups}
-        observed = copy.copy(self)
-        observed._found = {}
+        found: dict[str, np.ndarray] = {}
 
         def watch(call: Call, args: tuple, kwargs: dict) -> Any:
             # A layer that is called several times is observed at its first call.
@@ -83,9 +82,8 @@ class Observed(Criterion):
                 if problem is not None:
                     problems[group.name].append(problem)
                 waiting[group.name] -= 1
-                if not waiting[group.name]:
-                    found = problems.pop(group.name)
-                    observed._found[group.name] = self.summarise(found) if found else None
+                if not waiting[group.name] and (of_group := problems.pop(group.name)):
+                    found[group.name] = self.summarise(of_group)
             return call.op(*args, **kwargs)
 
         executor = Executor(graph.view, watch, check=True)
@@ -93,6 +91,8 @@ class Observed(Criterion):
         numbers = [number for number, call in enumerate(graph.view.calls) if call.inputs]
         for number in track(numbers, "observing", len(numbers), progress):
             executor.step(number)
+        observed = copy.copy(self)
+        observed._found = found
         return observed
 
     def found(self, group: Group) -> np.ndarray:
@@ -117,8 +117,7 @@ class Observed(Criterion):
     def _problem(self, call: Call, x: Any, positions: np.ndarray, importance: Importance) -> Problem | None:
         """What one consumer makes of the units' channels, scaled to what its errors count."""
         linear = linear_of(call.op)
-        kernel = None if linear is None else linear.matrix
-        if kernel is None:
+        if linear is None or (kernel := linear.matrix) is None:
             return None
         rows = sample_rows(linear, x, generator_for(call)).x[:, :, positions.ravel()]
         kernel = kernel[:, positions.ravel()]

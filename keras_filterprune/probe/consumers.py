@@ -47,8 +47,8 @@ def sample_rows(linear: Linear, x: Any, where: np.random.Generator | Rows) -> Ro
         x: its input, a backend tensor of shape (samples, *positions, channels).
         where: a generator that decides the positions, or rows whose positions are taken again.
     """
-    if linear.depthwise is not None:
-        x = linear.window.over(keras.ops.depthwise_conv, x, linear.weight(linear.depthwise).value)
+    if linear.depthwise is not None and linear.window is not None:
+        x = linear.window.over(keras.ops.depthwise_conv, x, linear.weights[linear.depthwise].value)
     array = np.asarray(keras.ops.convert_to_numpy(x), np.float32)
     if linear.window is not None and linear.depthwise is None and not linear.transposed:
         return _windows(linear.window, array, where)

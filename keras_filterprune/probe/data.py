@@ -6,7 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import keras
 import numpy as np
@@ -42,6 +42,14 @@ class Samples:
         self._stream: Iterator[Part] | None = None
         self._parts: list[Part] = []
         self._warned = False
+
+    @overload
+    @classmethod
+    def of(cls, data: None) -> None: ...
+
+    @overload
+    @classmethod
+    def of(cls, data: Any) -> Samples: ...
 
     @classmethod
     def of(cls, data: Any) -> Samples | None:
@@ -162,7 +170,7 @@ def _nothing() -> CalibrationDataError:
 
 def _at_once(view: ModelView, most: int) -> int:
     """Samples whose activations fit into memory together."""
-    largest = max(math.prod(s[1:]) for call in view.calls for s in call.output_shapes if s and None not in s[1:])
+    largest = max(math.prod(n or 1 for n in s[1:]) for call in view.calls for s in call.output_shapes if s)
     return max(2, min(most, _RUN_VALUES // largest))
 
 
@@ -313,7 +321,8 @@ def _check_finite(inputs: list[np.ndarray], view: ModelView) -> None:
 def _classes(view: ModelView) -> int | None:
     """Number of classes of a model with one output of class scores, else None."""
     shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
-    return max(2, shapes[0][-1]) if len(shapes) == 1 and len(shapes[0]) == 2 else None
+    classes = shapes[0][-1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
+    return None if classes is None else max(2, classes)
 
 
 def _class_numbers(labels: Any) -> np.ndarray | None:
@@ -331,8 +340,8 @@ def _class_numbers(labels: Any) -> np.ndarray | None:
 def _warn_if_sorted(labels: list[Any], view: ModelView) -> bool:
     """Warn where the first samples, which alone are read, are sorted by class: they are those of the first classes."""
     classes = _classes(view)
-    parts = [_class_numbers(part) for part in labels]
-    if classes is None or any(part is None for part in parts):
+    parts = [part for part in map(_class_numbers, labels) if part is not None]
+    if classes is None or len(parts) < len(labels):
         return False
     numbers = np.concatenate(parts)
     found = len(np.unique(numbers))

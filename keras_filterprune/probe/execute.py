@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -102,11 +103,8 @@ def random_inputs(view: ModelView, seed: int = 0, batch: int = 2) -> list[Any]:
         call = view.calls[ref.call]
         shape = tuple(batch if n is None else n for n in call.output_shapes[0])
         dtype = keras.backend.standardize_dtype(call.op.dtype)
-        if "float" in dtype:
-            values = generator.normal(size=shape)
-        else:
-            values = generator.integers(0, 2, shape)
-        arrays.append(keras.ops.convert_to_tensor(values, dtype))
+        drawn = generator.normal if "float" in dtype else partial(generator.integers, 0, 2)
+        arrays.append(keras.ops.convert_to_tensor(drawn(size=shape), dtype))
     return arrays
 
 

@@ -14,7 +14,7 @@ from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.linear import Linear
-from keras_filterprune.handlers.registry import linear_of, statistics_of
+from keras_filterprune.handlers.registry import known_statistics, linear_of
 from keras_filterprune.probe.consumers import generator_for, moments, sample_rows
 from keras_filterprune.probe.data import calibration_inputs, check_class_scores, labelled_inputs
 from keras_filterprune.probe.execute import Executor, Values, masked_apply, masked_weights
@@ -68,10 +68,11 @@ class Trial:
 
     def __init__(self, graph: ChannelGraph, data: Any, measure: str, progress: bool = True):
         check_measurable(graph.view, data, measure)
+        self._labels: np.ndarray | None = None
         if measure == "accuracy":
             self._inputs, self._labels = labelled_inputs(data, graph.view, "'accuracy'", SAMPLES)
         else:
-            self._inputs, self._labels = calibration_inputs(data, graph.view, SAMPLES), None
+            self._inputs = calibration_inputs(data, graph.view, SAMPLES)
         self._graph, self._measure = graph, measure
         self._ids = {
             call.path: inputs[0].ids
@@ -155,7 +156,7 @@ class Trial:
     def _values(
         self, path: str, linear: Linear, kernel: np.ndarray, constant: np.ndarray
     ) -> list[tuple[str, Any, Any]]:
-        variable, own = linear.weight(linear.kernel), linear.weight(linear.bias)
+        variable, own = linear.summed, linear.weight(linear.bias)
         values = [(path, variable, keras.ops.convert_to_tensor(linear.stored(kernel), variable.dtype))]
         normalization = self._outlets[path].normalization
         if own is not None:
@@ -165,8 +166,8 @@ class Trial:
             row += constant.astype(bias.dtype)
             values.append((path, own, keras.ops.convert_to_tensor(bias, own.dtype)))
         elif normalization is not None:
-            statistics = statistics_of(normalization.op)
-            mean = statistics.weight(statistics.mean)
+            statistics = known_statistics(normalization.op)
+            mean = statistics.weights[statistics.mean]
             values.append((normalization.path, mean, mean.value - constant.astype(np.float32)))
         return values
 

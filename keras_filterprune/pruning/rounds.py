@@ -35,7 +35,7 @@ def carry_out(planner: Planner) -> Outcome:
     if run.finetune is None:
         return operate(task.model, task.costs, choose(planner), run)
     if isinstance(task.recipe.allocator, Search):
-        return _TrainedSearch(planner).result()
+        return _TrainedSearch(planner, task.recipe.allocator).result()
     outcome, planner = _before_last(planner, run)
     return _cut(outcome, planner, planner.counts(), run)
 
@@ -56,12 +56,11 @@ def _before_last(planner: Planner, run: Run) -> tuple[Outcome, Planner]:
 class _TrainedSearch:
     """Search round by round: cut `beta` units, rebuild, train, measure anew, until the budget is met.
 
-    The recipe's allocator is a `Search`; a checkpoint of it is taken up.
+    A checkpoint of the recipe's allocator, `search`, is taken up.
     """
 
-    def __init__(self, planner: Planner):
-        self._search: Search = planner.task.recipe.allocator
-        self._first = planner
+    def __init__(self, planner: Planner, search: Search):
+        self._search, self._first = search, planner
         start = planner.problem()
         self._key = start.key + " with fine-tuning"
         found = self._search.resume(self._key)

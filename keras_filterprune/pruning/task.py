@@ -60,8 +60,8 @@ class Task:
         self.options.check_names(self.graph)
         if not self.graph.groups:
             reasons = [f"'{p.layer}' {p.reason}" for p in self.graph.pinned[:_NAMED]]
-            reasons = "; ".join(reasons or ["no layer with a handler makes filters"])
-            raise InfeasibleBudgetError(f"model '{self.graph.view.name}' has no filter that can be removed: {reasons}.")
+            why = "; ".join(reasons or ["no layer with a handler makes filters"])
+            raise InfeasibleBudgetError(f"model '{self.graph.view.name}' has no filter that can be removed: {why}.")
         if self.budget.settles_counts:
             self._check_counts()
         else:

@@ -15,7 +15,7 @@ from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adap
 from keras_filterprune.graph.keras_view import copy_value, named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.handlers.base import volume
-from keras_filterprune.handlers.registry import linear_of
+from keras_filterprune.handlers.registry import known_linear
 from keras_filterprune.rebuild.clone import Cloner, without_old_shapes
 from keras_filterprune.rebuild.verify import rounding
 
@@ -39,12 +39,12 @@ def wrappable(graph: ChannelGraph) -> list[str]:
     """
     calls = Counter(call.path for call in graph.view.calls)
     adapted = adapted_convolutions(graph.view)
-    found = [(call, linear_of(call.op)) for call in graph.view.calls if is_convolution(call.op)]
+    found = [call for call in graph.view.calls if is_convolution(call.op)]
     return [
         call.path
-        for call, linear in found[1:]
-        if math.prod(linear.window.kernel_size) > 1
-        and linear.groups == 1
+        for call in found[1:]
+        if math.prod(call.op.kernel_size) > 1
+        and call.op.groups == 1
         and calls[call.path] == 1
         and (call.path in adapted or not {call.path + BEFORE, call.path + AFTER} & set(calls))
     ]
@@ -116,7 +116,7 @@ class _Adder(_InPlace):
             for name, variable in named_weights(core).items():
                 copy_value(own[name], variable)
             for adapter in (before, after):
-                linear_of(adapter).assign(np.eye(adapter.filters))
+                known_linear(adapter).assign(np.eye(adapter.filters))
             if op.use_bias:
                 copy_value(op.bias, after.bias)
 
@@ -154,13 +154,13 @@ class _Merger(_InPlace):
 
     def write(self) -> None:
         for found, into, onto in self._cores.values():
-            before, kernel, after = (linear.matrix for linear in found.linears)
+            before, kernel, after = (linear.slices for linear in found.linears)
             if into:
                 kernel = before[0] @ kernel
             if onto:
                 kernel = kernel @ after[0]
             twin = self.twins[id(found.core.op)]
-            linear_of(twin).assign(kernel)
+            known_linear(twin).assign(kernel)
             if onto and twin.use_bias:
                 copy_value(found.after.op.bias, twin.bias)
 
