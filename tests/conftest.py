@@ -8,16 +8,12 @@ from hypothesis import HealthCheck, settings
 pytest.register_assert_rewrite("builders", "contracts", "oracle")
 
 # Building networks is slow and says nothing about a test; what fails here must fail again there.
-settings.register_profile(
-    "suite",
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
-)
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
 # They write, read and time files; without the extra [tflite] there are none.
-collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else ["export", "latency", "tflite_bench", "tfmot"]
+WITH_FILES = ["export", "latency", "tflite_bench", "tfmot", "test_measuring.py"]
+collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else WITH_FILES
 
 
 @pytest.fixture
