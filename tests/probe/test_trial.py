@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from builders import assert_all_equal, images, keeping, predict, values
+from builders import assert_all_equal, images, keeping, predict, relative_error, values
 from keras import layers
 from trials import CHAIN, chain, labelled, trial_of, without_readers
 from zoo import ZOO, random_inputs, randomise
@@ -16,11 +16,6 @@ from keras_filterprune import allocators, compensators, criteria
 
 def cut(model: keras.Model, kept: dict[str, np.ndarray], compensate="none", x=None) -> keras.Model:
     return kfp.apply_plan(model, keeping(model, **kept), data=x, compensate=compensate, progress=False)
-
-
-def relative_error(model: keras.Model, small: keras.Model, x) -> float:
-    wanted = predict(model, x)[0]
-    return np.square(predict(small, x)[0] - wanted).sum() / np.square(wanted - wanted.mean(axis=0)).sum()
 
 
 @pytest.mark.parametrize(
