@@ -6,7 +6,7 @@ import abc
 import fnmatch
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -50,19 +50,11 @@ class Budget(abc.ABC):
     """
 
     keep: float | dict[str, float] | None
+    unit: str
     settles_counts: ClassVar[bool] = False
+    by_name: bool = False
     widths: ClassVar[tuple[Tiles, ...]] = (Tiles(1),)
     prices: Any = None
-
-    @property
-    @abc.abstractmethod
-    def unit(self) -> str:
-        """What is counted."""
-
-    @property
-    def by_name(self) -> bool:
-        """Whether the cost depends on names of layers."""
-        return False
 
     @property
     def key(self) -> str:
@@ -259,20 +251,19 @@ class BopsBudget(_KeepOrCount):
 
     weight_bits: Bits = 8
     activation_bits: Bits = 8
+    by_name: bool = field(init=False, repr=False, compare=False)
     unit = "bit operations"
 
     def __post_init__(self):
         super().__post_init__()
         check_bits("weight_bits", self.weight_bits)
         check_bits("activation_bits", self.activation_bits)
+        by_name = isinstance(self.weight_bits, dict) or isinstance(self.activation_bits, dict)
+        object.__setattr__(self, "by_name", by_name)
 
     @property
     def key(self) -> str:
         return f"{self.unit} {(self.weight_bits, self.activation_bits)!r}"
-
-    @property
-    def by_name(self) -> bool:
-        return isinstance(self.weight_bits, dict) or isinstance(self.activation_bits, dict)
 
     def cost(self, model: CostModel) -> Cost:
         return bit_operations(model.macs, self.weight_bits, self.activation_bits)

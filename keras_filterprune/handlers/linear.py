@@ -85,10 +85,6 @@ class Linear:
     groups: int = 1
     transposed: bool = False
 
-    def __post_init__(self):
-        if self.depthwise is not None and self.window is None:
-            raise UnsupportedLayerError(f"the depthwise kernel of layer '{self.op.name}' goes with a window=.")
-
     def __call__(self, x: Any) -> Any:
         """What the layer makes of `x` before bias and activation, in float32."""
         if self.product is None:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.linear import Linear, Window
 
@@ -47,7 +48,9 @@ def sample_rows(linear: Linear, x: Any, where: np.random.Generator | Rows) -> Ro
         x: its input, a backend tensor of shape (samples, *positions, channels).
         where: a generator that decides the positions, or rows whose positions are taken again.
     """
-    if linear.depthwise is not None and linear.window is not None:
+    if linear.depthwise is not None:
+        if linear.window is None:
+            raise UnsupportedLayerError(f"rows behind the depthwise kernel of layer '{linear.op.name}' take a window.")
         x = linear.window.over(keras.ops.depthwise_conv, x, linear.weights[linear.depthwise].value)
     array = np.asarray(keras.ops.convert_to_numpy(x), np.float32)
     if linear.window is not None and linear.depthwise is None and not linear.transposed:
