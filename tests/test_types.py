@@ -19,6 +19,7 @@ import keras_filterprune as kfp
 
 def run(model, plan: kfp.PruningPlan, settings: dict) -> None:
     reveal_type(kfp.prune_model(model))
+    reveal_type(kfp.prune_model(model, return_report=False))
     reveal_type(kfp.prune_model(model, "l2", 0.5, return_report=True))
     reveal_type(kfp.apply_plan(model, plan))
     reveal_type(kfp.apply_plan(model, plan, return_report=True))
@@ -36,7 +37,7 @@ def test_a_report_is_returned_where_it_is_asked_for(tmp_path):
     command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), str(script)]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     revealed = [line.split('"')[1] for line in found.stdout.splitlines() if "Revealed type" in line]
-    assert revealed == ["Any", PRUNED, "Any", PRUNED, "Any", WITHOUT_LAYERS], found.stdout
+    assert revealed == ["Any", "Any", PRUNED, "Any", PRUNED, "Any", WITHOUT_LAYERS], found.stdout
     assert found.returncode == 0, found.stdout
 
 

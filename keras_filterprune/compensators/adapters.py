@@ -43,8 +43,8 @@ def adapted_convolutions(view: ModelView) -> dict[str, Adapted]:
             continue
         adapted = Adapted(*(view.calls[n] for n in (before, number, after)))
         pointwise = is_convolution(adapted.core.op) and all(
-            type(call.op) is type(adapted.core.op) and linear.groups == 1 and set(call.op.kernel_size) == {1}
-            for call, linear in zip((adapted.before, adapted.after), adapted.linears[::2], strict=True)
+            type(call.op) is type(adapted.core.op) and call.op.groups == 1 and set(call.op.kernel_size) == {1}
+            for call in (adapted.before, adapted.after)
         )
         chained = adapted.core.inputs == (TensorRef(before, 0),) and adapted.after.inputs == (TensorRef(number, 0),)
         if pointwise and chained:

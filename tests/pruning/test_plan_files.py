@@ -19,8 +19,9 @@ scalars = st.none() | st.booleans() | st.integers(-2, 9) | st.floats(allow_nan=F
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
 )
+in_any_order = {name: st.lists(st.integers(0, n - 1), min_size=1, unique=True) for name, n in WIDTHS.items()}
 kept_units = {
-    name: st.sets(st.integers(0, n - 1), min_size=1).map(sorted) | st.lists(st.integers(-1, n), max_size=n)
+    name: in_any_order[name].map(sorted) | in_any_order[name] | st.lists(st.integers(-1, n), max_size=n)
     for name, n in WIDTHS.items()
 }
 
