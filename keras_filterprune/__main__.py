@@ -61,9 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     console = Console()
     for item in shown:
-        # A sentence is one line, however long, and names in it may hold brackets.
-        plain = {"markup": False, "highlight": False, "soft_wrap": True} if isinstance(item, str) else {}
-        console.print(item, **plain)
+        if isinstance(item, str):
+            # A sentence is one line, however long, and names in it may hold brackets.
+            console.print(item, markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(item)
     return 0
 
 
@@ -139,11 +141,12 @@ def _number_or_name(text: str) -> int | str:
 
 
 def _prune(options: argparse.Namespace) -> Answer:
-    from keras_filterprune.cost import FiltersBudget, MacsBudget, ParamsBudget
+    from keras_filterprune.cost import Budget, FiltersBudget, MacsBudget, ParamsBudget
     from keras_filterprune.files import load_keras, save_keras
     from keras_filterprune.pruning import prune_model
 
     _check_files(options)
+    budget: Budget
     if options.keep_params is not None:
         budget = ParamsBudget(keep=options.keep_params)
     elif options.keep_filters is not None:

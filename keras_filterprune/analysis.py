@@ -47,7 +47,8 @@ def analyze(model: keras.Model) -> ChannelGraph:
     first_use: dict[str, int] = {}
     for number, call in enumerate(view.calls):
         inputs = tuple(made[ref] for ref in call.inputs)
-        outputs = _trace(call, inputs, t) if call.inputs else [_input(call, t)]
+        read = [index for index in range(len(call.output_shapes)) if TensorRef(number, index) in view.readers]
+        outputs = _trace(call, inputs, read, t) if call.inputs else [_input(call, t)]
         traced.append((inputs, tuple(outputs)))
         made.update({TensorRef(number, i): x for i, x in enumerate(outputs)})
         if call.inputs and handler_for(call.op).sized:
@@ -89,11 +90,11 @@ def _input(call: Call, t: Tracer) -> Tensor:
     return Tensor(shape, len(shape) - 1, t.pinned(shape[-1], f"is model input '{call.path}'"))
 
 
-def _trace(call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+def _trace(call: Call, inputs: tuple[Tensor, ...], read: list[int], t: Tracer) -> list[Tensor]:
     with explained():
         check_weights(call.op)
         outputs = handler_for(call.op).trace(call, inputs, t)
-    _check_outputs(call, outputs)
+    _check_outputs(call, outputs, read)
     unknown = [name for name in named_weights(call.op) if name not in t.known_weights(call.path)]
     if unknown:
         # A quantized or LoRA layer, say: its extra weights would keep their old size.
@@ -103,14 +104,13 @@ def _trace(call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
     return outputs
 
 
-def _check_outputs(call: Call, outputs: Any) -> None:
+def _check_outputs(call: Call, outputs: Any, read: list[int]) -> None:
     """Refuse what a handler, anybody's perhaps, returns in the place of tensors that others can read."""
-    read = [number for number, shape in enumerate(call.output_shapes) if shape is not None]
     whole = isinstance(outputs, list | tuple) and all(isinstance(x, Tensor) for x in outputs)
     if (
         not whole
         or len(outputs) <= max(read, default=-1)
-        or any(x.tracked and np.shape(x.ids) != (x.shape[x.axis],) for x in outputs)
+        or any(x.axis is not None and np.shape(x.ids) != (x.shape[x.axis],) for x in outputs)
     ):
         raise UnsupportedLayerError(
             f"the handler of {describe(call)} is to return a Tensor for each of its {len(call.output_shapes)} outputs, "

@@ -81,10 +81,11 @@ def check_integer(
     """A whole number from `least` to `most`, booleans excluded; None only if it is optional."""
     if optional and value is None:
         return value
+    number: Any = value
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     top = _INT64 if most is None else most
-    if not whole or not least <= value <= top:
-        bounded = most is not None or (whole and value > top)
+    if not whole or not least <= number <= top:
+        bounded = most is not None or (whole and number > top)
         range_ = f" in [{least}, {top}]" if bounded else f", at least {least}"
         raise wrong(name, value, f"{what}{range_}{', or None' * optional}", error)
     return _plain(value)
@@ -104,14 +105,15 @@ def check_number(
     """A finite real number in an interval: `least` and `most` belong to it, `above` and `below` do not."""
     if optional and value is None:
         return value
+    number: Any = value
     if (
         isinstance(value, bool)
         or not isinstance(value, Real)
         or not _finite(value)
-        or (least is not None and value < least)
-        or (above is not None and value <= above)
-        or (most is not None and value > most)
-        or (below is not None and value >= below)
+        or (least is not None and number < least)
+        or (above is not None and number <= above)
+        or (most is not None and number > most)
+        or (below is not None and number >= below)
     ):
         raise wrong(name, value, f"{what}{_interval(least, above, most, below)}{', or None' * optional}", error)
     return _plain(value)

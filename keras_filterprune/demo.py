@@ -66,9 +66,9 @@ def run_demo(folder: Path) -> tuple[dict[str, Any], Table]:
         row |= {"p50_ms": timed.p50_ms, "p90_ms": timed.p90_ms, "ratio_to_dense": timed.ratio_to_first}
     content = {"rows": rows, "pruning": report.to_dict(), "benchmark": timing.to_dict()}
     write_json(folder / "report.json", content)
-    accuracy = {row["model"]: row["accuracy"] for row in rows}
+    accuracies = {row["model"]: row["accuracy"] for row in rows}
     table = measure_latency(dense)
-    report.save(folder / "report.html", accuracy=accuracy, benchmark=timing, exports=files, latency=table)
+    report.save(folder / "report.html", accuracy=accuracies, benchmark=timing, exports=files, latency=table)
     return content, _table(rows)
 
 

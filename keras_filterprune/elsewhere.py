@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _PACKAGE = "keras_filterprune"
 
@@ -86,8 +86,9 @@ def _import_path(modules: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """The folders that the other process searches, and {module: the one folder in which it looks for it}."""
     unsafe, main = {os.path.realpath(os.curdir)}, sys.modules["__main__"]
     # What `python -m` runs has a spec, and its folder is not on the path.
-    if getattr(main, "__spec__", None) is None and hasattr(main, "__file__"):
-        unsafe.add(os.path.dirname(os.path.realpath(main.__file__)))
+    file = getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is None and file is not None:
+        unsafe.add(os.path.dirname(os.path.realpath(file)))
     path = [os.path.abspath(entry) for entry in sys.path if entry and os.path.realpath(entry) not in unsafe]
     names = {name.partition(".")[0] for name in (*sys.modules, *modules)}
     folders = {name: folder for name in sorted(names) for folder in _folders_of(name) if folder in unsafe}
@@ -103,11 +104,11 @@ def _folders_of(name: str) -> list[str]:
         return []
     if spec is None:
         return []
-    places = spec.submodule_search_locations or ([spec.origin] if spec.has_location else [])
+    places = spec.submodule_search_locations or ([spec.origin] if spec.has_location and spec.origin else [])
     return [os.path.realpath(os.path.dirname(os.path.abspath(place))) for place in places]
 
 
-def _last_line(stream: BinaryIO, shown: bool) -> str:
+def _last_line(stream: Any, shown: bool) -> str:
     """The last line that a process writes before it ends."""
     last = ""
     # Lines of progress bars end in a carriage return, which newline="" leaves as it is.
@@ -142,7 +143,7 @@ def _answer(folder: Path) -> None:
         try:
             function, arguments = pickle.load(file)
             module, _, name = function.partition(":")
-            answer = getattr(importlib.import_module(module), name)(*arguments), None
+            answer: tuple[Any, Exception | None] = getattr(importlib.import_module(module), name)(*arguments), None
         except (FilterPruneError, OSError) as error:
             answer = None, error
     (folder / "draft").write_bytes(pickle.dumps(answer))

@@ -92,10 +92,11 @@ def measure_latency(
     with bench_errors():
         operators = [tflite_bench.Operator(**fields) for fields in wanted]
         if device is None:
-            measured = tflite_bench.time_operators(operators, threads=threads, seconds=_SECONDS_EACH, progress=progress)
+            timed = tflite_bench.time_operators(operators, threads=threads, seconds=_SECONDS_EACH, progress=progress)
+            content = timed.to_dict()
         else:
-            measured = count_operators(operators, cpu=device, progress=progress)
-    table = LatencyTable(measured.to_dict())
+            content = count_operators(operators, cpu=device, progress=progress).to_dict()
+    table = LatencyTable(content)
     if path is not None:
         table.save(path)
     return table
@@ -172,7 +173,8 @@ def _timed(files: list[Path], threads: int, expected_ms: float) -> tuple[float, 
 
     runs = int(min(max(_SECONDS * 1e3 / expected_ms, _FEWEST), _MOST))
     first, second = tflite_bench.benchmark(files, threads=threads, runs=runs, rounds=_ROUNDS, cold=False).models
-    ratio = second.ratio_to_first
+    # What was timed has one.
+    ratio = second.ratio_to_first or 0.0
     return ratio, f"{first.p50_ms:.3f} ms dense, {second.p50_ms:.3f} ms pruned ({ratio:.2f}x)"
 
 

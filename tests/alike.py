@@ -104,3 +104,34 @@ def teach(classes: dict[str, type]) -> None:
             kfp.register_handler(kind, like=getattr(layers, name))
         except kfp.errors.UnsupportedLayerError:
             continue
+
+
+# One layer of every family that keeps the rank of images.
+FAMILIES = {
+    "Conv2D": lambda make: make.Conv2D(5, 3, padding="same", activation="relu", name="strange"),
+    "DepthwiseConv2D": lambda make: make.DepthwiseConv2D(3, padding="same", name="strange"),
+    "SeparableConv2D": lambda make: make.SeparableConv2D(5, 3, name="strange"),
+    "Conv2DTranspose": lambda make: make.Conv2DTranspose(5, 3, name="strange"),
+    "Dense": lambda make: make.Dense(5, activation="relu", name="strange"),
+    "BatchNormalization": lambda make: make.BatchNormalization(name="strange"),
+    "ReLU": lambda make: make.ReLU(name="strange"),
+    "Activation": lambda make: make.Activation("relu", name="strange"),
+    "MaxPooling2D": lambda make: make.MaxPooling2D(2, 1, name="strange"),
+    "ZeroPadding2D": lambda make: make.ZeroPadding2D(1, name="strange"),
+    "UpSampling2D": lambda make: make.UpSampling2D(interpolation="bilinear", name="strange"),
+    "Dropout": lambda make: make.Dropout(0.1, name="strange"),
+    "Rescaling": lambda make: make.Rescaling(2.0, name="strange"),
+    "Add": lambda make: lambda x: make.Add(name="strange")([x, x]),
+    "Multiply": lambda make: lambda x: make.Multiply(name="strange")([x, x]),
+}
+
+
+def around(family: str, classes: dict[str, type] | None = None) -> keras.Model:
+    """A layer between convolutions of equal shape, whose filters it reads and whose inputs it makes."""
+    keras.utils.set_random_seed(0)
+    inputs, make = keras.Input((8, 8, 3), name="input"), Maker(classes)
+    x = layers.Conv2D(5, 3, padding="same", name="before")(layers.Conv2D(6, 3, padding="same", name="first")(inputs))
+    x = layers.BatchNormalization(name="normalised")(FAMILIES[family](make)(x))
+    x = layers.Conv2D(8, 3, padding="same", name="behind")(layers.Conv2D(6, 3, padding="same", name="after")(x))
+    x = layers.GlobalAveragePooling2D(name="pooled")(x)
+    return randomise(keras.Model(inputs, layers.Dense(3, name="head")(x)), seed=1)

@@ -109,6 +109,13 @@ def assert_same(model: keras.Model, other: keras.Model, x, tolerance: float) -> 
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(a).max(), 1e-3))
 
 
+def relative_error(model: keras.Model, other: keras.Model, x) -> float:
+    """Squared distance of the outputs, relative to their variance."""
+    pairs = list(zip(predict(model, x), predict(other, x), strict=True))
+    spread = sum(np.square(a - a.mean(axis=0)).sum() for a, _ in pairs)
+    return sum(np.square(a - b).sum() for a, b in pairs) / spread
+
+
 def total_macs(model: keras.Model) -> int:
     cost = kfp.budgets.CostModel(kfp.analyze(model))
     return cost.macs(cost.sizes)

@@ -2,22 +2,20 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from zoo import ZOO
 
-pytest.register_assert_rewrite("builders", "contracts", "oracle")
+pytest.register_assert_rewrite("builders", "contracts", "oracle", "refusals")
 
 # Building networks is slow and says nothing about a test; what fails here must fail again there.
-settings.register_profile(
-    "suite",
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
-)
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
 # They write, read and time files; without the extra [tflite] there are none.
-collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else ["export", "latency", "tflite_bench", "tfmot"]
+WITH_FILES = ["export", "latency", "tflite_bench", "tfmot", "test_measuring.py"]
+collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else WITH_FILES
 
 
 @pytest.fixture
@@ -27,3 +25,36 @@ def registry(monkeypatch):
 
     monkeypatch.setattr(module, "_BY_TYPE", dict(module._BY_TYPE))
     monkeypatch.setattr(module, "_LIKE", dict(module._LIKE))
+
+
+class Bad:
+    """Collects the model under test, so that one fixture can look at it afterwards."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.model = None
+        self._before = None
+
+    def use(self, model):
+        self.model, self._before = model, [w.copy() for w in model.get_weights()]
+        return model
+
+    def unchanged(self):
+        if self.model is not None:
+            for old, new in zip(self._before, self.model.get_weights(), strict=True):
+                np.testing.assert_array_equal(old, new)
+
+
+@pytest.fixture
+def bad(tmp_path, monkeypatch):
+    """Whatever a test does with `bad.use(model)`: the weights stay bit-identical and no file appears."""
+    monkeypatch.chdir(tmp_path)
+    guard = Bad(tmp_path)
+    yield guard
+    guard.unchanged()
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith("given")] == []
+
+
+@pytest.fixture
+def chain(bad):
+    return bad.use(ZOO["conv_bn_relu_chain"]())

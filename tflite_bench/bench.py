@@ -80,7 +80,7 @@ def benchmark(
         for runner, own, first_use in zip(runners, blocks, colds, strict=True)
     )
     notes = [note] if note else []
-    share = min(model.cpu_wall for model in models)
+    share = min(model.cpu_wall or 0.0 for model in models)
     if share < _BUSY:
         notes.append(f"the computer was busy, a file had the CPU for {share:.0%} of its time: trust the minimum only")
     return BenchReport(

@@ -56,7 +56,7 @@ def check_seconds(name: str, value: Any, least: float | None = None) -> None:
 
 def check_rounds(rounds: Any, runs: int, least: int = 1) -> None:
     """Raise `BenchError` unless there are enough rounds and each has a run."""
-    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or not least <= rounds <= runs:
+    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or not least <= int(rounds) <= runs:
         raise wrong("rounds", rounds, f"an integer between {least} and runs={runs}")
 
 

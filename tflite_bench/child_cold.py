@@ -25,7 +25,8 @@ def measure(path: str, threads: int, runtime: str) -> dict[str, Any]:
         model.fill(index, values)
     for _ in range(2):
         model.run()
-    return {"load_ms": load_ms, "peak_rss_kb": None if held is None else _peak_kb() - held}
+    now = _peak_kb()
+    return {"load_ms": load_ms, "peak_rss_kb": None if held is None or now is None else now - held}
 
 
 def _peak_kb() -> int | None:

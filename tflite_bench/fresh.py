@@ -69,8 +69,9 @@ def run_fresh(module: str, path: Path, *arguments: Any) -> dict[str, Any]:
 def _import_path() -> list[str]:
     unsafe, main = {os.path.realpath(os.curdir)}, sys.modules["__main__"]
     # What `python -m` runs has a spec, and its folder is not on the path.
-    if getattr(main, "__spec__", None) is None and hasattr(main, "__file__"):
-        unsafe.add(os.path.dirname(os.path.realpath(main.__file__)))
+    file = getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is None and file is not None:
+        unsafe.add(os.path.dirname(os.path.realpath(file)))
     return [os.path.abspath(entry) for entry in sys.path if entry and os.path.realpath(entry) not in unsafe]
 
 

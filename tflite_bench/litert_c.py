@@ -6,6 +6,7 @@ Only for processes that may crash: another version of LiteRT may lay out memory 
 from __future__ import annotations
 
 import ctypes
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Library:
     """The functions of LiteRT's library."""
 
     def __init__(self):
-        folder = Path(litert_module("interpreter").__file__).parent
+        folder = Path(inspect.getfile(litert_module("interpreter"))).parent
         found = sorted(folder.glob("libLiteRt.*"))
         if not found:
             raise BenchError(f"no libLiteRt in {folder}")

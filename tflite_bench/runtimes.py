@@ -99,10 +99,11 @@ class CompiledRuntime:
         self._inputs[index].write(values)
 
 
-RUNTIMES = {"interpreter": InterpreterRuntime, "compiled": CompiledRuntime}
+Runtime = InterpreterRuntime | CompiledRuntime
+RUNTIMES: dict[str, type[Runtime]] = {"interpreter": InterpreterRuntime, "compiled": CompiledRuntime}
 
 
-def load_runtime(runtime: str, source: str | bytes, threads: int) -> InterpreterRuntime | CompiledRuntime:
+def load_runtime(runtime: str, source: str | bytes, threads: int) -> Runtime:
     """Load a file and make it ready to run."""
     return RUNTIMES[runtime](source, threads)
 

@@ -6,14 +6,19 @@ import abc
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
+from keras_filterprune.checkpoint import Checkpoint
 from keras_filterprune.checks import check_option, shown
 from keras_filterprune.cost import Cost
 from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError
 from keras_filterprune.parts import Part
+
+
+def _unmeasured(counts: Any) -> NoReturn:
+    raise InvalidValueError("the allocator asks how well counts do and names no measure: set its `measure`.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +57,8 @@ class Allocation:
     cost: Cost
     limit: int
     scores: Callable[[int], np.ndarray] = lambda group: np.zeros(0)
-    evaluate: Callable[[np.ndarray], float] | None = None
-    evaluate_all: Callable[[Sequence[np.ndarray]], Iterator[float]] | None = None
+    evaluate: Callable[[np.ndarray], float] = _unmeasured
+    evaluate_all: Callable[[Sequence[np.ndarray]], Iterator[float]] = _unmeasured
     key: str = ""
     progress: bool = False
 
@@ -87,6 +92,7 @@ class Allocator(Part, abc.ABC):
         measure: what `Allocation.evaluate` is to measure: "accuracy" (of labelled samples), "error" (minus the squared
             error of the model's outputs, relative to their variance, on unlabelled samples), or None, nothing (None).
         executor: a `concurrent.futures` executor for `Allocation.evaluate_all`, or None (None).
+        checkpoint: the file that a run goes on from (none).
 
     Example:
         >>> import keras, numpy as np, keras_filterprune as kfp
@@ -106,6 +112,7 @@ class Allocator(Part, abc.ABC):
 
     measure: str | None = None
     executor: Any = None
+    checkpoint: Checkpoint = Checkpoint(None)
 
     @abc.abstractmethod
     def allocate(self, problem: Allocation) -> np.ndarray:
@@ -150,7 +157,7 @@ def last_feasible(feasible: Callable[[int], bool], low: int, high: int) -> int:
     return low
 
 
-def top_up(problem: Allocation, keep: np.ndarray, order: Sequence[int]) -> np.ndarray:
+def top_up(problem: Allocation, keep: np.ndarray, order: Sequence[int] | np.ndarray) -> np.ndarray:
     """Spend what is left of the budget: in this order, one more rung for every group it still pays for.
 
     Goes round until 1 % of the budget is left at most, or no group's next rung fits.

@@ -144,4 +144,4 @@ class _Run:
         return (self.whole / max(self.whole - score, 1e-3)) ** 2 * -math.log(share)
 
     def best(self) -> np.ndarray:
-        return np.frombuffer(max(self.known, key=self.known.get), dtype=self.problem.sizes.dtype).copy()
+        return np.frombuffer(max(self.known, key=self.known.__getitem__), dtype=self.problem.sizes.dtype).copy()

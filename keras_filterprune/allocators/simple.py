@@ -65,9 +65,9 @@ class Global(Allocator):
             # The best units of a group are its floor and never go.
             score[np.argsort(-score, kind="stable")[: problem.floors[group]]] = np.inf
             ranks.append(score)
-        ranks = np.concatenate([*ranks, np.zeros(0)])
-        order = np.argsort(ranks, kind="stable")
-        order = order[np.isfinite(ranks[order])]
+        joined = np.concatenate([*ranks, np.zeros(0)])
+        order = np.argsort(joined, kind="stable")
+        order = order[np.isfinite(joined[order])]
 
         def keep(restored: int) -> np.ndarray:
             gone = owner[order[: len(order) - restored]]

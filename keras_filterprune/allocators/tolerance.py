@@ -81,7 +81,7 @@ class _Bisection:
     def prune(self, drop: float) -> np.ndarray:
         """Kept counts under a total tolerance."""
         problem, keep, score = self.problem, self.problem.sizes.copy(), self.base
-        groups = np.flatnonzero(problem.floors < problem.sizes)
+        groups = np.flatnonzero(problem.floors < problem.sizes).tolist()
         for done, group in track(enumerate(groups, 1), f"losing {drop:.2g}", len(groups), problem.progress):
             least = self.base - drop * done / len(groups) if self.linear else score - drop / len(groups)
             rungs = [n for n in problem.rungs[group] if n >= problem.floors[group]]

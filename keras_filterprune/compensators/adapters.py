@@ -15,7 +15,7 @@ from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.convolution import Conv
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import handler_for, linear_of
+from keras_filterprune.handlers.registry import handler_for, known_linear
 from keras_filterprune.probe.regression import coefficients
 
 BEFORE, AFTER = "_before", "_after"

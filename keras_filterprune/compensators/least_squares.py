@@ -72,8 +72,8 @@ class _Run(SideBySide):
         self.refitted = self.shifted = 0
 
     def adjust(self, call: Call, twin: Any, before: Any, after: Any) -> None:
-        theirs, ours = (linear_of(op) for op in (call.op, twin))
-        if theirs is None or theirs.product is None:
+        theirs, ours = linear_of(call.op), linear_of(twin)
+        if theirs is None or ours is None or theirs.product is None:
             return
         if theirs.kernel is None or theirs.groups > 1 or max(before.shape[-1], after.shape[-1]) > LARGEST:
             self.shifted += self.match_mean(call, twin, before, after)
@@ -159,7 +159,7 @@ def _affine(bias: Any, outlet: Outlet, kept: np.ndarray) -> tuple[np.ndarray, np
     if outlet.normalization is None:
         return np.ones(kept.sum()), bias
     op = outlet.normalization.op
-    statistics = statistics_of(op)
+    statistics = known_statistics(op)
     mean, variance, gamma, beta = (value[kept] for value in statistics.values("float32"))
     scale = gamma / np.sqrt(variance + statistics.epsilon)
     offset = beta + scale * (bias - mean)

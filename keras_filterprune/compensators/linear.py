@@ -11,7 +11,7 @@ import numpy as np
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.handlers.base import Resize
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import linear_of
+from keras_filterprune.handlers.registry import known_linear, linear_of
 from keras_filterprune.probe.gaussian import Channels, gaussian_inputs, read_moments
 from keras_filterprune.probe.outlets import add_constant, outlets
 from keras_filterprune.probe.regression import mixed_by_all, mixed_by_nearest, refit
@@ -58,8 +58,8 @@ class Linear(Compensator):
 
     def _compensate(self, r: Resize, twin: Any, channels: Channels) -> np.ndarray:
         """Write the weights that make up for the lost channels; returns the constant (outputs,) that is missing."""
-        linear, ids = linear_of(r.call.op), r.inputs[0].ids
-        kept_out = r.kept(r.outputs[0]) if r.outputs[0].tracked else np.ones(r.outputs[0].shape[-1], bool)
+        linear, ids = known_linear(r.call.op), r.inputs[0].ids
+        kept_out = r.kept(r.outputs[0]) if r.outputs[0].tracked else np.ones(r.outputs[0].last, np.bool_)
         kernel = linear.matrix
         if kernel is None:
             lost = channels.at(ids)[0] * ~r.alive[ids]
@@ -72,9 +72,9 @@ class Linear(Compensator):
         new, constant = refit(mean, covariance, folded, kept, self.mixing(covariance, kept))
         whole = np.zeros_like(kernel)
         whole[:, where[kept].T] = new.reshape(len(kernel), -1, *new.shape[1:])
-        linear_of(twin).assign(whole[:, r.alive[ids]])
+        known_linear(twin).assign(whole[:, r.alive[ids]])
         # A transposed convolution adds up the taps of overlapping windows.
-        overlaps = math.prod(linear.window.strides) if linear.transposed else 1
+        overlaps = math.prod(linear.window.strides) if linear.window and linear.transposed else 1
         return constant.reshape(-1, kept_out.sum()).sum(axis=0) / overlaps
 
 

@@ -66,9 +66,9 @@ class BNRecalibration(Compensator):
             Executor(view, measure, check=True).run(inputs[part])
         layers = {call.path: call.op for call in view.calls if call.inputs}
         for path, (count, first, second) in sums.items():
-            statistics, mean = statistics_of(layers[path]), first / count
-            statistics.weight(statistics.mean).assign(mean)
-            statistics.weight(statistics.variance).assign(np.maximum(second / count - mean**2, 0))
+            statistics, mean = known_statistics(layers[path]), first / count
+            statistics.weights[statistics.mean].assign(mean)
+            statistics.weights[statistics.variance].assign(np.maximum(second / count - mean**2, 0))
         if not sums:
             return "the model has no batch normalization to recalibrate"
         return f"statistics of {len(sums)} batch normalization layers measured on {len(inputs)} samples"

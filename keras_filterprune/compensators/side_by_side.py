@@ -91,14 +91,14 @@ class SideBySide(abc.ABC):
         """Boolean array of shape (channels,): which output channels of a layer stay."""
         r = self._resize_of[call.path]
         out = r.outputs[0]
-        return r.kept(out) if out.tracked else np.ones(out.shape[-1], bool)
+        return r.kept(out) if out.tracked else np.ones(out.last, np.bool_)
 
     def match_mean(self, call: Call, twin: Any, before: Any, after: Any) -> bool:
         """Shift every output channel to the original's mean; False where it is not known what the layer multiplies."""
-        linears = [linear_of(op) for op in (twin, call.op)]
-        if any(linear is None or linear.product is None for linear in linears):
+        linear, twin_linear = linear_of(call.op), linear_of(twin)
+        if linear is None or twin_linear is None or linear.product is None or twin_linear.product is None:
             return False
-        ours, theirs = (linear(x) for linear, x in zip(linears, (after, before), strict=True))
+        theirs, ours = linear(before), twin_linear(after)
         axes = list(range(len(ours.shape) - 1))
         missing = keras.ops.convert_to_numpy(keras.ops.mean(theirs, axes))[self.kept(call)]
         missing = missing - keras.ops.convert_to_numpy(keras.ops.mean(ours, axes))

@@ -27,13 +27,13 @@ def bits_by_layer(name: str, bits: Bits, layers: Iterable[str]) -> dict[str, int
         if not fnmatch.filter(layers, pattern):
             hint = did_you_mean(pattern, layers, f" There are: {', '.join(layers)}.")
             raise UnknownNameError(f"{name} names '{pattern}', which matches no layer that multiplies.{hint}")
-    found = {layer: next((n for p, n in bits.items() if fnmatch.fnmatch(layer, p)), None) for layer in layers}
-    missing = [layer for layer, number in found.items() if number is None]
+    found = {layer: [number for pattern, number in bits.items() if fnmatch.fnmatch(layer, pattern)] for layer in layers}
+    missing = [layer for layer, numbers in found.items() if not numbers]
     if missing:
         raise UnknownNameError(
             f"{name} says nothing about layers {', '.join(missing)}. Name them, or end with '*': bits of all others."
         )
-    return found
+    return {layer: numbers[0] for layer, numbers in found.items()}
 
 
 def check_bits(name: str, bits: Any) -> None:

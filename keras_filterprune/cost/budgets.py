@@ -6,7 +6,7 @@ import abc
 import fnmatch
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ class Budget(abc.ABC):
     A subclass says in `cost` what a model costs, and either has a fraction `keep` or says in `limit` what may be spent.
 
     Attributes:
-        keep: fraction kept of what the whole model costs, in (0, 1].
+        keep: fraction kept of what the whole model costs, in (0, 1]; one per layer where a budget settles counts.
         unit: what is counted, as in "asks for at most 500 MACs".
         key: text that says what the cost depends on apart from the model: searches go on from the checkpoint of an
             equal one (the `repr`).
@@ -49,7 +49,7 @@ class Budget(abc.ABC):
         500
     """
 
-    keep: float | None
+    keep: float | dict[str, float] | None
     unit: str
     settles_counts: ClassVar[bool] = False
     by_name: bool = False
@@ -71,6 +71,8 @@ class Budget(abc.ABC):
 
     def limit(self, full: int) -> int:
         """The most that may be spent, given what the whole model costs."""
+        if self.keep is None or isinstance(self.keep, dict):
+            raise NotImplementedError(f"{type(self).__name__} has no fraction: its limit() is to say what may be spent")
         return math.floor(self.keep * full)
 
     def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:
@@ -249,20 +251,19 @@ class BopsBudget(_KeepOrCount):
 
     weight_bits: Bits = 8
     activation_bits: Bits = 8
+    by_name: bool = field(init=False, repr=False, compare=False)
     unit = "bit operations"
 
     def __post_init__(self):
         super().__post_init__()
         check_bits("weight_bits", self.weight_bits)
         check_bits("activation_bits", self.activation_bits)
+        by_name = isinstance(self.weight_bits, dict) or isinstance(self.activation_bits, dict)
+        object.__setattr__(self, "by_name", by_name)
 
     @property
     def key(self) -> str:
         return f"{self.unit} {(self.weight_bits, self.activation_bits)!r}"
-
-    @property
-    def by_name(self) -> bool:
-        return isinstance(self.weight_bits, dict) or isinstance(self.activation_bits, dict)
 
     def cost(self, model: CostModel) -> Cost:
         return bit_operations(model.macs, self.weight_bits, self.activation_bits)
@@ -289,9 +290,9 @@ class FiltersBudget(CountBudget):
     keep: float | dict[str, float]
 
     def __post_init__(self):
-        by_layer = isinstance(self.keep, dict)
-        check_names("keep", self.keep if by_layer else ())
-        for name, value in self.keep.items() if by_layer else [("keep", self.keep)]:
+        by_layer = self.keep if isinstance(self.keep, dict) else None
+        check_names("keep", by_layer or ())
+        for name, value in ({"keep": self.keep} if by_layer is None else by_layer).items():
             check_fraction(name, value)
 
     def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:

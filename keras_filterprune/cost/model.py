@@ -114,8 +114,12 @@ class Polynomial(Cost):
             return NotImplemented
         if other.slope is not self.slope:
             raise InvalidValueError("costs that are added belong to one CostModel, and these do not.")
-        terms = ("coefficients", "left", "right", "owners")
-        return replace(self, **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in terms})
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([getattr(self, name), getattr(other, name)])
+
+        coefficients, owners = joined("coefficients"), joined("owners")
+        return replace(self, coefficients=coefficients, left=joined("left"), right=joined("right"), owners=owners)
 
     def __mul__(self, factor: int | Mapping[str, int]) -> Polynomial:
         """This cost times a whole number, or times one for each layer; a layer that is not named costs nothing."""
@@ -188,7 +192,8 @@ class CostModel:
 
         def cost(terms: list) -> Polynomial:
             padded = [(c, *[*axes, one, one][:2], owner[layer]) for layer, c, axes in terms]
-            return Polynomial(*np.array(padded, int).reshape(-1, 4).T, self.layers, fixed, slope)
+            coefficients, left, right, owners = np.array(padded, int).reshape(-1, 4).T
+            return Polynomial(coefficients, left, right, owners, self.layers, fixed, slope)
 
         self.macs, self.params = cost(macs), cost(params)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from keras_filterprune.checks import check_integer, did_you_mean
 from keras_filterprune.errors import UnknownNameError
+
+Counts = TypeVar("Counts", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class Tiles:
     def __str__(self) -> str:
         return f"multiples of {self.step}" + (f", or {self.first}" if self.first else "")
 
-    def count(self, n: int | np.ndarray) -> int | np.ndarray:
+    def count(self, n: Counts) -> Counts:
         """Tiles that n units fill."""
         return -(-n // self.step) + (self.first is not None and n > self.first)
 
-    def ceil(self, n: int | np.ndarray) -> int | np.ndarray:
+    def ceil(self, n: Counts) -> Counts:
         """The smallest worthwhile count that is at least n."""
         return self._width(self.count(n))
 
@@ -57,11 +60,11 @@ class Tiles:
         widths = self._width(np.arange(1, self.count(size) + 1))
         return [*widths[widths < size].tolist(), size]
 
-    def before(self, n: int | np.ndarray, steps: int | np.ndarray) -> int | np.ndarray:
+    def before(self, n: Counts, steps: int) -> Counts:
         """The worthwhile count so many steps below n; below the smallest one, 0 or less."""
         return self._width(self.count(n) - steps)
 
-    def _width(self, count: int | np.ndarray) -> int | np.ndarray:
+    def _width(self, count: Counts) -> Counts:
         if self.first is None:
             return count * self.step
         return (count - (count > 0)) * self.step + (count == 1) * self.first

@@ -40,7 +40,7 @@ class Widths:
         """Number of the width of a tensor's last axis."""
         if tensor.tracked and tensor.axis == len(tensor.shape) - 1:
             return self.of_ids(tensor.ids)
-        return self.constant(tensor.shape[-1])
+        return self.constant(tensor.last)
 
     def constant(self, width: int) -> int:
         """Number of a width that never changes."""

@@ -51,7 +51,7 @@ class Genetic(Observed):
         return moments.covariance + np.outer(moments.mean, moments.mean)
 
     def summarise(self, problems: list[Problem]) -> np.ndarray:
-        return sum(error_matrix(gram, kernel, columns) for gram, kernel, columns in problems)
+        return np.sum([error_matrix(*problem) for problem in problems], axis=0)
 
     def refuses(self, group: Group) -> str | None:
         wide = len(self._found[group.name]) > 1 if self._found is not None else False

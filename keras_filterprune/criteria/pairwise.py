@@ -73,7 +73,7 @@ def _rank_one(filters: np.ndarray, sign: str) -> np.ndarray:
     decides = dominant
     if sign == "first_channel":
         decides = np.where(np.abs(right[:, :1]) > _ROUNDING * np.abs(dominant), right[:, :1], dominant)
-    return left * np.where(filters.any(axis=(1, 2))[:, None], np.sign(decides), 0.0)
+    return left * np.where(np.any(filters, axis=(1, 2))[:, None], np.sign(decides), 0.0)
 
 
 def landmarks(rows: np.ndarray, m: int | None, tolerance: float) -> np.ndarray:
@@ -104,7 +104,7 @@ def landmarks(rows: np.ndarray, m: int | None, tolerance: float) -> np.ndarray:
     return np.stack(columns, axis=1) if columns else rows[:, :0]
 
 
-def neighbours(rows: np.ndarray, search: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
+def neighbours(rows: np.ndarray, search: type[np.floating] = np.float64) -> tuple[np.ndarray, np.ndarray]:
     """Nearest other row of every row by inner product, of equals the first, and the cosine distance to it.
 
     Args:
@@ -128,7 +128,9 @@ def neighbours(rows: np.ndarray, search: type = np.float64) -> tuple[np.ndarray,
     return nearest, np.maximum(np.round(distance, 12), 0)
 
 
-def sweeps(rows: np.ndarray, sizes: np.ndarray, search: type = np.float64) -> tuple[np.ndarray, np.ndarray, int]:
+def sweeps(
+    rows: np.ndarray, sizes: np.ndarray, search: type[np.floating] = np.float64
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Eliminate redundant rows sweep by sweep, until one is left.
 
     Rows are visited from the closest pair on. One that is not redundant by then stays and makes its nearest neighbour
@@ -156,7 +158,8 @@ def sweeps(rows: np.ndarray, sizes: np.ndarray, search: type = np.float64) -> tu
 
 def sweep(nearest: np.ndarray, distance: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What becomes redundant in one sweep, and at which distance; every visit depends on those before it."""
-    kept, redundant = set(), {}
+    kept: set[int] = set()
+    redundant: dict[int, float] = {}
     for row in np.lexsort((-sizes, distance)).tolist():
         if row not in redundant:
             kept.add(row)

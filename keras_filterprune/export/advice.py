@@ -60,6 +60,12 @@ _PAD = _Rule(
     "the whole tensor is copied to enlarge it",
     "Use padding='same' in the layer behind it where that computes the same.",
 )
+
+
+def _left_by_xnnpack(kind: str) -> Callable[[FileOperator], bool]:
+    return lambda op: not op.delegated and op.kind == kind
+
+
 _NEVER_DELEGATED = {
     "HARD_SWISH": (
         "XNNPACK does not take it in int8: about 3.6x the time of the convolution before it",
@@ -115,10 +121,7 @@ def advise(
     if mode == "int16x8":
         return [_whole_file_is_slow(operators)]
     rules = [_UNFOLDED, _PAD, _DYNAMIC] + ([_LAYER_NORM] if mode == "int8" else [])
-    rules += [
-        _Rule(lambda op, kind=kind: not op.delegated and op.kind == kind, problem, remedy)
-        for kind, (problem, remedy) in _NEVER_DELEGATED.items()
-    ]
+    rules += [_Rule(_left_by_xnnpack(kind), problem, remedy) for kind, (problem, remedy) in _NEVER_DELEGATED.items()]
     rules += {"int8": [_NOT_DELEGATED, _FLOAT_ISLAND], "dynamic": [_HYBRID, _NOT_DELEGATED]}.get(mode, [_NOT_DELEGATED])
     left = [op for op in operators if (op.kind, op.output) not in {(kept.kind, kept.output) for kept in kept_float}]
     warnings = []

@@ -59,7 +59,8 @@ def read_operators(file: TFLiteFile, model: keras.Model) -> list[FileOperator]:
     """
     layers, from_outputs, folded = LayerNames(model), _output_layers(file, model), _folded(file)
     types = names_of("TensorType")
-    found, places = [], {}
+    found: list[FileOperator] = []
+    places: dict[int, str] = {}
     for index, (kind, operator) in enumerate(zip(file.kinds[0], file.graph.operators, strict=True)):
         first = file.graph.tensors[operator.outputs[0]]
         path, layer = layers.find(first.name.decode(), kind) or (from_outputs.get(operator.outputs[0]), None)

@@ -36,11 +36,12 @@ def stored_by_column(model: keras.Model) -> Iterator[None]:
             shapes.setdefault(call.op, set()).add(call.input_shapes[0][1:])
     with contextlib.ExitStack() as stack:
         for layer, (shape, *others) in shapes.items():
-            if not others and len(shape) == 3 and shape[2] < NARROW:
+            sides = tuple(n for n in shape if n is not None)
+            if not others and len(sides) == len(shape) == 3 and sides[2] < NARROW:
                 for name in _VALUES[keras_class(layer)]:
                     value = getattr(layer, name)
                     stack.callback(setattr, layer, name, value)
-                    setattr(layer, name, _by_column(value, shape))
+                    setattr(layer, name, _by_column(value, sides))
         yield
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.live import serializable
-from keras_filterprune.graph.types import Call, ModelView, TensorRef
+from keras_filterprune.graph.types import Call, ModelView, Shape, TensorRef
 
 # Sides assumed where a model leaves them open: images and signals, and sequences of tokens.
 NOMINAL_SIZE, NOMINAL_TOKENS = 64, 8
@@ -87,7 +87,7 @@ def scale_slices(variable: Any, axis: int, where: np.ndarray, factor: float) -> 
 
 
 @functools.cache
-def functional_class() -> type:
+def functional_class() -> type[keras.Model]:
     """The class that `keras.Model(inputs, outputs)` makes, which has no public name."""
     x = keras.Input((1,))
     # Before 3.14 Keras refuses an input that no layer reads. Named, so that the names of later layers do not change.
@@ -179,7 +179,7 @@ class _Builder:
         for name, k in _topological(nodes, made):
             args, kwargs = _resolve(nodes[name, k], made)
             call = self._call(prefix + name, ops[name], args, kwargs)
-            known = tuple(shapes.get((name, k, i)) for i in range(n_outputs.get((name, k), 0)))
+            known = tuple(shapes.get((name, k, i), ()) for i in range(n_outputs.get((name, k), 0)))
             if name in nested and (inner := self._inner(call, nested[name], prefix + name + "/")) is not None:
                 refs = inner
             else:
@@ -220,7 +220,7 @@ class _Builder:
 class _Leaf:
     """Wraps a value so that keras.tree treats it as a leaf."""
 
-    def __init__(self, value: Any, shape: tuple | None = None):
+    def __init__(self, value: Any, shape: Shape = ()):
         self.value = value
         self.shape = shape
 

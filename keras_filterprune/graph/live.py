@@ -51,7 +51,7 @@ class LiveObjects:
         """`thing.get_config()`, with a stand-in wherever a function, or a model inside a layer, would stand."""
         return (thing if isinstance(thing, keras.Model) else self._shadow(thing, {})).get_config()
 
-    def build(self, kind: type, config: dict[str, Any]) -> Any:
+    def build(self, kind: type[Any], config: dict[str, Any]) -> Any:
         """`kind.from_config(config)`, with what the stand-ins stand for."""
         with keras.saving.custom_object_scope(self._classes | {_StandIn.__name__: self}):
             made = kind.from_config(_mapped(lambda value: value.held if isinstance(value, _StandIn) else value, config))
@@ -64,7 +64,7 @@ class LiveObjects:
     def from_config(self, config: dict[str, Any]) -> Any:
         """What a stand-in stands for; Keras calls this as if it were the class method of that name."""
         held = self._held[config["number"]]
-        return self._clone_model(held) if isinstance(held, keras.Model) else held
+        return held if self._clone_model is None or not isinstance(held, keras.Model) else self._clone_model(held)
 
     def _shadow(self, thing: Any, shadows: dict[int, Any]) -> Any:
         """An object of the same class with the same attributes, but for stand-ins; the original is not touched."""
@@ -176,7 +176,7 @@ def _plainly(value: Any) -> Any:
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
     """The value with everything in its lists and dicts replaced; itself where nothing is."""
     if isinstance(value, dict):
-        mapped = {key: _mapped(function, entry) for key, entry in value.items()}
+        mapped: Any = {key: _mapped(function, entry) for key, entry in value.items()}
         same = all(mapped[key] is entry for key, entry in value.items())
     elif isinstance(value, list) or type(value) is tuple:
         mapped = [_mapped(function, entry) for entry in value]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from keras_filterprune.errors import UnsupportedLayerError
-from keras_filterprune.graph.types import Bind, ChannelGraph, Group, Member, ModelView, Pinned, Shape, Tensor, Term
+from keras_filterprune.graph.types import Bind, ChannelGraph, Group, Member, ModelView, Pinned, Tensor, Term
 
 _NO_FILTER = "is zero padding that no filter fills"
 
@@ -114,7 +114,7 @@ class Tracer:
         self,
         view: ModelView,
         tensors: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
-        weights: dict[str, dict[str, Shape]],
+        weights: dict[str, dict[str, tuple[int, ...]]],
         uncounted: tuple[str, ...],
     ) -> ChannelGraph:
         """Turn everything reported so far into a `ChannelGraph`."""
@@ -203,9 +203,7 @@ def _groups(
 def _names(members: list[list[Member]]) -> list[str]:
     """Each group is named after the layer that makes it; a layer split over several groups numbers them from 1."""
     owners = [next(m.layer for m in group if m.role == "filter") for group in members]
-    total, seen = defaultdict(int), defaultdict(int)
-    for owner in owners:
-        total[owner] += 1
+    total, seen = Counter(owners), Counter[str]()
     names = []
     for owner in owners:
         seen[owner] += 1

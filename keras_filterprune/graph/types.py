@@ -39,7 +39,7 @@ class Call:
         op: the live Keras layer or operation.
         args, kwargs: its call arguments, with a `TensorRef` in place of every symbolic tensor.
         inputs: those references, flat and in order.
-        input_shapes, output_shapes: shapes with the batch axis first; an output nobody reads has shape None.
+        input_shapes, output_shapes: shapes with the batch axis first; an output nobody reads has shape ().
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -54,7 +54,7 @@ class Call:
     kwargs: dict[str, Any]
     inputs: tuple[TensorRef, ...]
     input_shapes: tuple[Shape, ...]
-    output_shapes: tuple[Shape | None, ...]
+    output_shapes: tuple[Shape, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +101,8 @@ class Tensor:
 
     Attributes:
         shape: shape with the batch axis first.
-        axis: channel axis (non-negative), or None when no channel of this tensor is tracked.
-        ids: int64 array of shape (shape[axis],).
+        axis: channel axis (non-negative), or None when no channel of this tensor is tracked (None).
+        ids: int64 array of shape (shape[axis],), of shape (0,) when none is tracked.
 
     Example:
         >>> import numpy as np, keras_filterprune as kfp
@@ -110,14 +110,20 @@ class Tensor:
         True
     """
 
-    shape: Shape | None
+    shape: Shape
     axis: int | None = None
-    ids: np.ndarray | None = None
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
 
     @property
     def tracked(self) -> bool:
         """Whether its channels have ids."""
         return self.axis is not None
+
+    @property
+    def last(self) -> int:
+        """Size of the last axis, where most layers have their channels; 1 where it is not known."""
+        size = self.shape[-1]
+        return 1 if size is None else size
 
 
 # What an axis of a weight has to do with channels, see `Member`.
@@ -245,7 +251,7 @@ class ChannelGraph:
     tensors: tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]
     binds: tuple[Bind, ...]
     terms: tuple[Term, ...]
-    weights: dict[str, dict[str, Shape]]
+    weights: dict[str, dict[str, tuple[int, ...]]]
     uncounted: tuple[str, ...]
     unit_of_id: np.ndarray = field(repr=False)
 

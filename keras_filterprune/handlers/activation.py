@@ -87,20 +87,19 @@ class Elementwise(Handler):
     """
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        shape = call.output_shapes[0] if call.output_shapes else None
-        tracked = [x for x in inputs if x.tracked]
-        if shape is None or not tracked:
-            return untracked(call)
+        shape = call.output_shapes[0] if call.output_shapes else ()
+        # Each with the axis on which its channels lie after broadcasting.
+        placed = [(x, x.axis + len(shape) - len(x.shape)) for x in inputs if x.axis is not None]
         # A single channel that is broadcast over many is tied to none of them.
-        tracked = [x for x in tracked if x.shape[x.axis] == shape[_aligned(x, shape)]]
-        axes = {_aligned(x, shape) for x in tracked}
+        placed = [(x, axis) for x, axis in placed if shape and shape[axis] == len(x.ids)]
+        tracked, axes = [x for x, _ in placed], {axis for _, axis in placed}
         if not axes:
             return untracked(call)
         if len(axes) > 1:
             return give_up(call, inputs, t, "meets channels of another axis in")
         (axis,) = axes
         for x in inputs:
-            if not (x.tracked and x in tracked) and _size_at(x.shape, shape, axis) not in (1, None):
+            if x not in tracked and _size_at(x.shape, shape, axis) not in (1, None):
                 t.pin_tensors(tracked, f"meets channels that are not tracked in {describe(call)}")
         if keras_name(call.op) == "Add" and any(_mistaken_for_bias(v, shape, axis) for v in _constants(call)):
             t.pin_tensors(tracked, f"meets a constant that Keras would take for a bias in {describe(call)}")
@@ -110,16 +109,16 @@ class Elementwise(Handler):
     def rewrite(self, args: tuple, kwargs: dict, r: Resize) -> tuple[tuple, dict]:
         """Constant arrays with one value per channel lose the removed ones."""
         out = r.outputs[0]
-        if not out.tracked:
+        if out.axis is None:
             return args, kwargs
+        axis, behind = out.axis, len(out.shape) - out.axis
 
         def cut(value: Any) -> Any:
             if isinstance(value, keras.KerasTensor | TensorRef) or not hasattr(value, "shape"):
                 return value
-            if _size_at(value.shape, out.shape, out.axis) in (1, None):
+            if _size_at(value.shape, out.shape, axis) in (1, None):
                 return value
-            axis = out.axis - len(out.shape) + len(value.shape)
-            return np.compress(r.kept(out), keras.ops.convert_to_numpy(value), axis=axis)
+            return np.compress(r.kept(out), keras.ops.convert_to_numpy(value), axis=len(value.shape) - behind)
 
         return keras.tree.map_structure(cut, (args, kwargs))
 
@@ -135,11 +134,6 @@ def _mistaken_for_bias(value: Any, shape: tuple, axis: int) -> bool:
     the channels are, wherever it stands: pruning to that very width would change the result.
     """
     return sum(n > 1 for n in value.shape) == 1 and _size_at(value.shape, shape, axis) in (1, None)
-
-
-def _aligned(x: Tensor, shape: tuple) -> int:
-    """The output axis on which the channels of `x` lie after broadcasting to `shape`."""
-    return x.axis + len(shape) - len(x.shape)
 
 
 def _size_at(shape: tuple, out_shape: tuple, axis: int) -> int | None:
@@ -203,7 +197,7 @@ class PReLU(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x = inputs[0]
-        if not x.tracked or x.axis in (call.op.shared_axes or ()):
+        if x.axis is None or x.axis in (call.op.shared_axes or ()):
             t.constant(call.path, "alpha")
         else:
             t.bind(call.path, "alpha", x.axis - 1, x.ids)
@@ -220,6 +214,6 @@ class Rescaling(Elementwise):
         out = r.outputs[0]
         for key in ("scale", "offset"):
             value = np.asarray(getattr(r.call.op, key))
-            if out.tracked and _size_at(value.shape, out.shape, out.axis) not in (1, None):
+            if out.axis is not None and _size_at(value.shape, out.shape, out.axis) not in (1, None):
                 config[key] = np.compress(r.kept(out), value, out.axis - len(out.shape) + value.ndim).tolist()
         return config

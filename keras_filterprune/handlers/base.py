@@ -59,7 +59,7 @@ class Resize:
     def shape(self, tensor: Tensor) -> tuple[int | None, ...]:
         """Shape of a tensor after removal."""
         shape = list(tensor.shape)
-        if tensor.tracked:
+        if tensor.axis is not None:
             shape[tensor.axis] = self.width(tensor)
         return tuple(shape)
 
@@ -190,7 +190,7 @@ def read_last_axis(call: Call, x: Tensor, t: Tracer) -> np.ndarray:
         return x.ids
     if x.tracked:
         t.pin(x.ids, f"lies on axis {x.axis} where {describe(call)} reads its channels on the last")
-    return t.pinned(x.shape[-1], UNTRACKED)
+    return t.pinned(x.last, UNTRACKED)
 
 
 def volume(shape: tuple[int | None, ...]) -> int:

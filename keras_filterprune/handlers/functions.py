@@ -52,7 +52,7 @@ def is_elementwise(function: Any, shape: tuple[int | None, ...], dtype: str = "f
         dtype: of its tensors ("float32").
     """
     return _is_known(function) or _remembered(
-        function, (len(shape), shape[-1], dtype), lambda: _treats_alike(function, shape, dtype)
+        function, (len(shape), shape[-1], dtype), lambda: _treats_alike(function, len(shape), shape[-1] or 1, dtype)
     )
 
 
@@ -74,7 +74,7 @@ def _remembered(function: Any, key: Hashable, find: Callable[[], Any]) -> Any:
 
 def _name(function: Any, own: str) -> str | None:
     values = _called(function, _PLACES)
-    if values is None or not _treats_alike(function, (None, 5), "float32"):
+    if values is None or not _treats_alike(function, 2, 5, "float32"):
         return None
     # Its own name first, then short ones: silu and swish are the same, and celu is elu.
     for name in sorted(ELEMENTWISE, key=lambda name: (name != own, len(name), name)):
@@ -84,12 +84,12 @@ def _name(function: Any, own: str) -> str | None:
     return None
 
 
-def _treats_alike(function: Any, shape: tuple[int | None, ...], dtype: str) -> bool:
+def _treats_alike(function: Any, rank: int, channels: int, dtype: str) -> bool:
     generator = np.random.default_rng(0)
     pool = np.concatenate([_EXTREMES, generator.normal(size=28), 8 * generator.normal(size=28)])
     least, largest = np.full(len(pool), np.inf), np.full(len(pool), -np.inf)
-    for channels, side, ordinary in ((shape[-1], 3, 0), (max(1, shape[-1] - 1), 4, len(_EXTREMES)), (shape[-1], 3, 0)):
-        inner = (*[side] * (len(shape) - 2), channels)
+    for last, side, ordinary in ((channels, 3, 0), (max(1, channels - 1), 4, len(_EXTREMES)), (channels, 3, 0)):
+        inner = (*[side] * (rank - 2), last)
         which = generator.integers(ordinary, len(pool), (max(2, 512 // int(np.prod(inner))), *inner))
         values, again = (_called(function, pool[which].astype("float32"), dtype) for _ in range(2))
         if values is None or again is None or not np.array_equal(values, again, equal_nan=True):

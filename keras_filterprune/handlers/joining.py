@@ -58,12 +58,12 @@ class Unstack(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x = inputs[0]
-        if not x.tracked:
+        if x.axis is None:
             return untracked(call)
         axis = call.op.axis % len(x.shape)
         if axis == x.axis:
             return give_up(call, inputs, t, "is taken apart by")
-        return [Tensor(s, x.axis - (axis < x.axis), x.ids) if s else Tensor(None) for s in call.output_shapes]
+        return [Tensor(s, x.axis - (axis < x.axis), x.ids) if s else Tensor(s) for s in call.output_shapes]
 
 
 @register_keras_names("Split")
@@ -77,10 +77,10 @@ class Split(Handler):
         if not x.tracked:
             return untracked(call)
         if op.axis % len(x.shape) != x.axis:
-            return [Tensor(shape, x.axis, x.ids) if shape else Tensor(None) for shape in call.output_shapes]
+            return [Tensor(shape, x.axis, x.ids) if shape else Tensor(shape) for shape in call.output_shapes]
         parts = np.split(x.ids, op.indices_or_sections)
         return [
-            Tensor(shape, x.axis, ids) if shape else Tensor(None)
+            Tensor(shape, x.axis, ids) if shape else Tensor(shape)
             for shape, ids in zip(call.output_shapes, parts, strict=False)
         ]
 
@@ -98,7 +98,7 @@ class GetItem(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x, shape = inputs[0], call.output_shapes[0]
-        if not x.tracked or shape is None:
+        if not x.tracked or not shape:
             return [Tensor(shape)]
         key = _full_key(call.args[1], len(x.shape))
         if key is None or len(inputs) > 1:
@@ -118,11 +118,11 @@ class GetItem(Handler):
 
     def rewrite(self, args: tuple, kwargs: dict, r: Resize) -> tuple[tuple, dict]:
         x = r.inputs[0]
-        if not x.tracked:
+        full = _full_key(args[1], len(x.shape)) if x.tracked else None
+        if full is None:
             return args, kwargs
-        key, in_axis = list(_full_key(args[1], len(x.shape))), 0
-        kept = r.kept(x)
-        for position, item in enumerate(key):
+        key, in_axis, kept = list(full), 0, r.kept(x)
+        for position, item in enumerate(full):
             if in_axis == x.axis and item is not None:
                 if isinstance(item, int):
                     key[position] = int(kept[: item % len(kept)].sum())

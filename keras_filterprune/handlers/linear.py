@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.keras_view import named_weights
 
 
@@ -86,12 +87,26 @@ class Linear:
 
     def __call__(self, x: Any) -> Any:
         """What the layer makes of `x` before bias and activation, in float32."""
-        kernels = (keras.ops.cast(self.weight(name).value, "float32") for name in self.kernels)
+        if self.product is None:
+            raise UnsupportedLayerError(f"what layer '{self.op.name}' multiplies depends on more than its input.")
+        kernels = (keras.ops.cast(self.weights[name].value, "float32") for name in self.kernels)
         return self.product(keras.ops.cast(x, "float32"), *kernels)
+
+    @property
+    def weights(self) -> dict[str, keras.Variable]:
+        """The weights of the layer by their names."""
+        return named_weights(self.op)
 
     def weight(self, name: str) -> keras.Variable | None:
         """A weight of the layer by its name, None where it has none."""
-        return named_weights(self.op).get(name)
+        return self.weights.get(name)
+
+    @property
+    def summed(self) -> keras.Variable:
+        """The weight that is summed over channels; a depthwise layer has none."""
+        if self.kernel is None:
+            raise UnsupportedLayerError(f"layer '{self.op.name}' sums over no channels: its kernel is depthwise.")
+        return self.weights[self.kernel]
 
     @property
     def kernels(self) -> dict[str, tuple[int, int]]:
@@ -122,17 +137,17 @@ class Linear:
 
     def stored(self, matrix: np.ndarray) -> np.ndarray:
         """What `matrix` reads, as the layer stores it: as many values, in that order."""
-        shape = self.weight(self.kernel).shape
+        shape = self.summed.shape
         order = self._order(len(shape))
         return matrix.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
 
     def assign(self, matrix: np.ndarray) -> None:
         """Write what `matrix` reads."""
-        self.weight(self.kernel).assign(self.stored(matrix))
+        self.summed.assign(self.stored(matrix))
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """What stands in the columns of a row, given what stands in the channels of the input."""
-        return ids if self.depthwise is None else np.repeat(ids, self.weight(self.depthwise).shape[-1])
+        return ids if self.depthwise is None else np.repeat(ids, self.weights[self.depthwise].shape[-1])
 
     def _order(self, rank: int) -> list[int]:
         """Axes of the kernel in the order of `matrix`."""

@@ -154,7 +154,7 @@ class GroupNormalization(Handler):
             return op(*args, **kwargs)
         # Groups side by side on an axis of their own: layer normalization over positions and kept channels.
         value = ops.cast(ops.moveaxis(args[0], x.axis, -1), "float32")
-        grouped = (*ops.shape(value)[:-1], op.groups, x.shape[x.axis] // op.groups)
+        grouped = (*ops.shape(value)[:-1], op.groups, len(x.ids) // op.groups)
         mask = ops.reshape(ops.convert_to_tensor(r.kept(x), value.dtype), grouped[-2:])
         parts, axes = ops.reshape(value, grouped), [*range(1, len(grouped) - 2), len(grouped) - 1]
         parts = parts - _masked_mean(parts, mask, axes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
@@ -16,6 +16,8 @@ from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.base import Handler, describe, untracked
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.statistics import Statistics
+
+T = TypeVar("T")
 
 
 def taught_by(op: Any) -> str:
@@ -124,6 +126,22 @@ def linear_of(op: Any) -> Linear | None:
 def statistics_of(op: Any) -> Statistics | None:
     """What an operation normalises by, see `Handler.statistics`."""
     return handler_for(op).statistics(op)
+
+
+def known_linear(op: Any) -> Linear:
+    """What an operation multiplies that is known to multiply: the twin of one that does, say."""
+    return _known(linear_of(op), op, "multiplies")
+
+
+def known_statistics(op: Any) -> Statistics:
+    """What an operation normalises by that is known to."""
+    return _known(statistics_of(op), op, "normalises by")
+
+
+def _known(value: T | None, op: Any, does: str) -> T:
+    if value is None:
+        raise UnsupportedLayerError(f"the handler of layer '{op.name}' does not say what it {does}{taught_by(op)}.")
+    return value
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import keras
 import numpy as np
 from scipy.sparse import coo_array
@@ -29,14 +27,12 @@ def _block(inner: Shape, outer: Shape, axis: int) -> tuple[slice, slice] | None:
                 return None
             if p < q:
                 i -= 1
-                if i < 0 or inner[i] is None:
-                    return None
-                p *= inner[i]
+                side = inner[i] if i >= 0 else None
+                p = None if side is None else p * side
             else:
                 j -= 1
-                if j < 0 or outer[j] is None:
-                    return None
-                q *= outer[j]
+                side = outer[j] if j >= 0 else None
+                q = None if side is None else q * side
         if i <= axis:
             return slice(i, stop_i), slice(j, stop_j)
     return None
@@ -50,8 +46,14 @@ def matching_block(inner: Shape, outer: Shape, axis: int) -> tuple[slice, slice]
     mirrored = _block(inner[::-1], outer[::-1], len(inner) - 1 - axis)
     if mirrored is None:
         return None
-    sizes = len(inner), len(outer)
-    return tuple(slice(n - s.stop, n - s.start) for n, s in zip(sizes, mirrored, strict=True))
+    i, j = mirrored
+    return slice(len(inner) - i.stop, len(inner) - i.start), slice(len(outer) - j.stop, len(outer) - j.start)
+
+
+def _sides(shape: Shape) -> list[int] | None:
+    """The sides of a shape, None unless all are known."""
+    sides = [n for n in shape if n is not None]
+    return sides if len(sides) == len(shape) else None
 
 
 def _components(rows: np.ndarray) -> int:
@@ -69,25 +71,28 @@ def reshape_ids(x: Tensor, shape: Shape, t: Tracer) -> Tensor | None:
     When channels end up spread over several axes, only one can shrink: the one that leaves the most units, with the
     ids along the others tied (a group axis, the blocks of depth-to-space).
     """
-    block = matching_block(x.shape, shape, x.axis)
+    block = None if x.axis is None else matching_block(x.shape, shape, x.axis)
     if block is None:
         return None
     inner, outer = block
-    source = list(x.shape[inner])
-    if None in source or math.prod(source) == 0:
+    source, target = _sides(x.shape[inner]), _sides(shape[outer])
+    if source is None or target is None or 0 in source:
         # One unknown dimension alone in its block holds no tracked channels.
         return None
     ids = x.ids.reshape([-1 if inner.start + k == x.axis else 1 for k in range(len(source))])
-    spread = np.broadcast_to(ids, source).reshape(shape[outer])
-    best_axis, best_rows, most = None, None, -1
-    for k in range(spread.ndim):
-        rows = np.moveaxis(spread, k, -1).reshape(-1, spread.shape[k])
-        units = _components(rows) if rows.shape[1] > 1 or spread.size == 1 else 0
-        if units >= most:
-            best_axis, best_rows, most = outer.start + k, rows, units
-    if (best_rows != best_rows[0]).any():
-        t.tie(*best_rows)
-    return Tensor(shape, best_axis, best_rows[0])
+    spread = np.broadcast_to(ids, source).reshape(target)
+
+    def along(axis: int) -> np.ndarray:
+        return np.moveaxis(spread, axis, -1).reshape(-1, target[axis])
+
+    def units(axis: int) -> int:
+        return _components(along(axis)) if target[axis] > 1 or spread.size == 1 else 0
+
+    axis = max(range(len(target)), key=lambda axis: (units(axis), axis))
+    rows = along(axis)
+    if (rows != rows[0]).any():
+        t.tie(*rows)
+    return Tensor(shape, outer.start + axis, rows[0])
 
 
 @register_handler(L.Flatten)
@@ -97,7 +102,7 @@ class Reshaping(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x, shape = inputs[0], call.output_shapes[0]
-        if not x.tracked or shape is None:
+        if not x.tracked or not shape:
             return [Tensor(shape)]
         out = reshape_ids(x, shape, t)
         return [out] if out is not None else give_up(call, inputs, t, "cannot be followed through")
@@ -131,7 +136,7 @@ class Permutation(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x = inputs[0]
-        if not x.tracked:
+        if x.axis is None:
             return [Tensor(call.output_shapes[0])]
         return [Tensor(call.output_shapes[0], self.order(call.op, len(x.shape)).index(x.axis), x.ids)]
 
@@ -168,14 +173,15 @@ class Repetition(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x, shape, op = inputs[0], call.output_shapes[0], call.op
-        if not x.tracked:
+        if x.axis is None:
             return [Tensor(shape)]
         axis = x.axis + len(shape) - len(x.shape)
-        if shape[axis] == x.shape[x.axis]:
+        size = shape[axis]
+        if size is None or size == len(x.ids):
             return [Tensor(shape, axis, x.ids)]
         if np.ndim(op.repeats) and type(op).__name__ == "Repeat":
             return give_up(call, inputs, t, "is repeated unevenly by")
-        copies = shape[axis] // x.shape[x.axis]
+        copies = size // len(x.ids)
         ids = np.tile(x.ids, copies) if type(op).__name__ == "Tile" else np.repeat(x.ids, copies)
         return [Tensor(shape, axis, ids)]
 
@@ -188,9 +194,12 @@ class BroadcastTo(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x, shape = inputs[0], call.output_shapes[0]
-        if x.tracked and shape[x.axis - len(x.shape)] != x.shape[x.axis]:
+        if x.axis is None:
+            return [Tensor(shape)]
+        axis = x.axis + len(shape) - len(x.shape)
+        if shape[axis] != len(x.ids):
             return give_up(call, inputs, t, "is broadcast along channels by")
-        return [Tensor(shape, x.axis + len(shape) - len(x.shape), x.ids) if x.tracked else Tensor(shape)]
+        return [Tensor(shape, axis, x.ids)]
 
     def resize(self, config: dict, r: Resize) -> dict:
         return config | {

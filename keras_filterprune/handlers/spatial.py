@@ -46,14 +46,14 @@ class Reduction(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x, shape = inputs[0], call.output_shapes[0]
-        if not x.tracked or len(inputs) > 1:
+        if x.axis is None or len(inputs) > 1:
             return give_up(call, inputs, t, "feeds")
         rank = len(x.shape)
         axes = range(rank) if call.op.axis is None else [int(a) % rank for a in np.atleast_1d(call.op.axis)]
         if x.axis in axes:
             return give_up(call, inputs, t, "is reduced over channels by")
-        axis = x.axis if len(shape) == rank else x.axis - sum(a < x.axis for a in axes)
-        return [Tensor(shape, axis, x.ids)]
+        before = 0 if len(shape) == rank else sum(a < x.axis for a in axes)
+        return [Tensor(shape, x.axis - before, x.ids)]
 
 
 @register_keras_names("Cumsum", "Cumprod", "Flip", "Roll", "Normalize")
@@ -76,7 +76,7 @@ class Pad(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x, op = inputs[0], call.op
-        if not x.tracked or len(inputs) > 1:
+        if x.axis is None or len(inputs) > 1:
             return give_up(call, inputs, t, "feeds")
         before, after = _widths(op.pad_width, len(x.shape))[x.axis]
         if before == after == 0:
@@ -88,7 +88,7 @@ class Pad(Handler):
 
     def resize(self, config: dict, r: Resize) -> dict:
         x, out = r.inputs[0], r.outputs[0]
-        if out.tracked:
+        if x.axis is not None:
             widths = [list(w) for w in _widths(config["pad_width"], len(x.shape))]
             before, after = widths[x.axis]
             kept = r.kept(out)
@@ -99,4 +99,4 @@ class Pad(Handler):
 
 def _widths(pad_width, rank: int) -> list[tuple[int, int]]:
     """`pad_width` of ops.pad in any of numpy's spellings, as one (before, after) per axis."""
-    return [tuple(map(int, w)) for w in np.broadcast_to(np.asarray(pad_width), (rank, 2))]
+    return [(int(before), int(after)) for before, after in np.broadcast_to(np.asarray(pad_width), (rank, 2))]

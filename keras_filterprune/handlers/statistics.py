@@ -39,15 +39,18 @@ class Statistics:
     scale: str = "gamma"
     offset: str = "beta"
 
+    @property
+    def weights(self) -> dict[str, keras.Variable]:
+        """The weights of the layer by their names."""
+        return named_weights(self.op)
+
     def weight(self, name: str) -> keras.Variable | None:
         """A weight of the layer by its name, None where it has none."""
-        return named_weights(self.op).get(name)
+        return self.weights.get(name)
 
     def values(self, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Mean, variance, scale and offset, (channels,) each; 1 and 0 where the layer has no scale or offset."""
-        mean, variance, scale, offset = (
-            None if variable is None else keras.ops.convert_to_numpy(variable.value).astype(dtype)
-            for variable in map(self.weight, (self.mean, self.variance, self.scale, self.offset))
-        )
-        scale = np.ones_like(mean) if scale is None else scale
-        return mean, variance, scale, np.zeros_like(mean) if offset is None else offset
+        found = {name: keras.ops.convert_to_numpy(v.value).astype(dtype) for name, v in self.weights.items()}
+        mean = found[self.mean]
+        scale, offset = found.get(self.scale, np.ones_like(mean)), found.get(self.offset, np.zeros_like(mean))
+        return mean, found[self.variance], scale, offset

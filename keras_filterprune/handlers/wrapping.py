@@ -10,7 +10,7 @@ import keras
 
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
-from keras_filterprune.graph.types import Call, Tensor
+from keras_filterprune.graph.types import Call, Shape, Tensor
 from keras_filterprune.handlers.base import Handler, Resize, give_up, read_last_axis, untracked, volume
 from keras_filterprune.handlers.convolution import Conv, Dense
 from keras_filterprune.handlers.linear import Linear
@@ -61,8 +61,8 @@ class Bidirectional(Handler):
 
 def _read_in_time(call: Call, inputs: tuple[Tensor, ...], t: Tracer, layers: list[Any]) -> list[Tensor]:
     """What a call does whose recurrent layers all read its one input."""
-    handlers = [handler_for(layer) for layer in layers]
-    if not all(isinstance(handler, Recurrent) for handler in handlers) or len(inputs) > 1:
+    handlers = [handler for layer in layers if isinstance(handler := handler_for(layer), Recurrent)]
+    if len(handlers) < len(layers) or len(inputs) > 1:
         return give_up(call, inputs, t, "feeds")
     x = read_last_axis(call, inputs[0], t)
     steps = volume(call.input_shapes[0][1:2])
@@ -98,8 +98,8 @@ class TimeDistributed(Wrapper):
     """The inner layer sees every tensor without axis 1."""
 
     def inner(self, call: Call, inputs: tuple[Tensor, ...]) -> tuple[Handler, Call, tuple[Tensor, ...]]:
-        def step(shape: tuple | None) -> tuple | None:
-            return None if shape is None else (shape[0], *shape[2:])
+        def step(shape: Shape) -> Shape:
+            return shape[:1] + shape[2:]
 
         inner = replace(
             call,
@@ -107,7 +107,7 @@ class TimeDistributed(Wrapper):
             input_shapes=tuple(map(step, call.input_shapes)),
             output_shapes=tuple(map(step, call.output_shapes)),
         )
-        axes = [x.axis - 1 if x.tracked else None for x in inputs]
+        axes = [None if x.axis is None else x.axis - 1 for x in inputs]
         tensors = tuple(Tensor(step(x.shape), axis, x.ids) for x, axis in zip(inputs, axes, strict=True))
         return handler_for(call.op.layer), inner, tensors
 
@@ -118,7 +118,7 @@ class TimeDistributed(Wrapper):
         with t.times(volume(call.input_shapes[0][1:2])):
             outputs = handler.trace(inner, tensors, t)
         return [
-            Tensor(shape, x.axis + 1 if x.tracked else None, x.ids)
+            Tensor(shape, None if x.axis is None else x.axis + 1, x.ids)
             for shape, x in zip(call.output_shapes, outputs, strict=True)
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -101,6 +101,7 @@ class LatencyBudget(Budget):
     ms: float | None = None
     keep: float | None = None
     table: Prices | str | None = None
+    unit: str = field(init=False, repr=False, compare=False)
     # Ends of a kernel's steps alone would save nothing more, and cost accuracy: widths in between narrow the inputs of
     # the next layers, and what they save is in the table.
     widths = (Tiles(MEASURED), Tiles(MEASURED // 2), Tiles(1))
@@ -111,6 +112,7 @@ class LatencyBudget(Budget):
         if self.keep is not None:
             check_fraction("keep", self.keep)
         check_number("ms", self.ms, "a number of milliseconds", above=0, optional=True, error=InfeasibleBudgetError)
+        object.__setattr__(self, "unit", self.prices.small_unit)
         if self.prices.unit != "ms" and self.ms is not None:
             raise InfeasibleBudgetError(
                 f"{self.prices!r} counts {self.unit}, which are not milliseconds: give keep=, the fraction that is "
@@ -124,11 +126,6 @@ class LatencyBudget(Budget):
     @property
     def key(self) -> str:
         return self.prices.key
-
-    @property
-    def unit(self) -> str:
-        """What the prices count."""
-        return self.prices.small_unit
 
     def cost(self, model: CostModel) -> LatencyCost:
         return LatencyCost(model.graph, self.prices)

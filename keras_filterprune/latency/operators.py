@@ -86,7 +86,8 @@ class _Lister:
 
     def __init__(self, graph: ChannelGraph):
         self._calls, self._tensors = graph.view.calls, graph.tensors
-        self.widths, self.unknown = Widths(graph), {}
+        self.widths = Widths(graph)
+        self.unknown: dict[str, str] = {}
         self._fused: set[int] = set()
         self._unpadded: dict[int, Tensor] = {}
         self.only_reader = graph.view.only_reader
@@ -98,7 +99,7 @@ class _Lister:
         if number in self._fused or not call.inputs or kind in _FREE:
             return
         make = _MAKERS.get(kind) or _BY_NAME.get(keras_name(call.op))
-        sizes = [len(shape) for shape in (*call.input_shapes, *call.output_shapes) if shape is not None]
+        sizes = [len(shape) for shape in (*call.input_shapes, *call.output_shapes) if shape]
         if make is None or not set(sizes) <= {2, 4}:
             self.unknown[call.path] = type(call.op).__name__
             return
@@ -127,6 +128,8 @@ class _Lister:
         for n, k, step, apart in zip(
             pad.input_shapes[0][1:3], op.kernel_size, op.strides, op.dilation_rate, strict=True
         ):
+            if n is None:
+                return False
             total = max((-(-n // step) - 1) * step + (k - 1) * apart + 1 - n, 0)
             sides.append((total // 2, total - total // 2))
         if op.padding != "valid" or tuple(map(tuple, pad.op.padding)) != tuple(sides):
@@ -137,7 +140,9 @@ class _Lister:
     def folds(self, number: int) -> bool:
         """Whether XNNPACK makes zero padding part of the convolution behind it."""
         after = self.only_reader(number)
-        op = None if after is None else self._calls[after].op
+        if after is None:
+            return False
+        op = self._calls[after].op
         if keras_class(op) not in (L.Conv2D, L.DepthwiseConv2D, L.SeparableConv2D):
             return False
         return op.padding == "valid" or set(op.strides) == {1}
@@ -161,7 +166,9 @@ class _Lister:
     def rectified(self, number: int) -> str | None:
         """The ReLU behind a call, which becomes part of its operator."""
         after = self.only_reader(number)
-        found = None if after is None else rectifier(self._calls[after].op)
+        if after is None:
+            return None
+        found = rectifier(self._calls[after].op)
         if found is not None:
             self._fused.add(after)
         return found
@@ -204,13 +211,14 @@ def _is_affine(call: Call) -> bool:
 def _activation_name(activation: Any) -> str:
     """Name of an activation, be it a function or a layer."""
     if not isinstance(activation, keras.Layer):
-        return named(activation) or getattr(activation, "__name__", type(activation).__name__)
-    known = {L.LeakyReLU: "leaky_relu", L.ELU: "elu", L.Softmax: "softmax"}
+        name = named(activation)
+        return str(getattr(activation, "__name__", type(activation).__name__)) if name is None else name
+    known: dict[type | None, str] = {L.LeakyReLU: "leaky_relu", L.ELU: "elu", L.Softmax: "softmax"}
     return rectifier(activation) or known.get(keras_class(activation), type(activation).__name__)
 
 
 def _convolution(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
-    groups, channels = call.op.groups, lister.inputs(number)[0].shape[-1]
+    groups, channels = call.op.groups, lister.inputs(number)[0].last
     if groups == channels > 1:
         # A group per channel is a depthwise convolution; its groups become fewer when channels go.
         yield from lister.activated(number, lister.windowed(number, "DEPTHWISE_CONV_2D"))
@@ -317,7 +325,7 @@ def _normalized(lister: _Lister, number: int, call: Call) -> Iterator[Operator]:
 
 def _stored(y: Tensor) -> str:
     """How LiteRT applies a stored value per image, or per channel of one: by rows where there are few channels."""
-    return "row" if len(y.shape) == 4 and set(y.shape[1:3]) != {1} and y.shape[3] < NARROW else "constant"
+    return "row" if len(y.shape) == 4 and set(y.shape[1:3]) != {1} and y.last < NARROW else "constant"
 
 
 _MAKERS = {

@@ -163,7 +163,7 @@ class PaddedMacs(Prices):
         return count_macs(fields, inputs, self.tiles.ceil(filters)) / 1e3
 
 
-def as_prices(name: str, prices: Prices | str) -> Prices:
+def as_prices(name: str, prices: Any) -> Prices:
     """Prices; a target's name ("arm64", ...) is its `PaddedMacs`.
 
     Raises:

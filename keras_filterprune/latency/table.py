@@ -88,7 +88,7 @@ def _exists(fields: Mapping[str, Any], channels: int, filters: int) -> bool:
     return joined and channels % groups == 0 and filters % groups == 0
 
 
-def _signature(fields: Iterable[tuple[str, Any]], data_type: str) -> Signature:
+def _signature(fields: Fields, data_type: str) -> Signature:
     kept = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(fields).items()}
     # A fused activation is free: kernels clamp anyway. What is fused where changes when blocks are removed.
     free = ("activation", "folds")
@@ -96,7 +96,7 @@ def _signature(fields: Iterable[tuple[str, Any]], data_type: str) -> Signature:
     return tuple(sorted((kept | {"data_type": data_type}).items()))
 
 
-def _checked(name: str, value: Any, kind: type, least: int) -> Any:
+def _checked(name: str, value: Any, kind: Any, least: int) -> Any:
     """`value`, a finite number of at least `least`; NaN is none."""
     if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
         raise ValueError(f"{name}={value!r}")
@@ -152,14 +152,14 @@ def _along(column: list[tuple[int, float]], channels: int) -> float:
     if channels < first and second:
         slope = (second[0][1] - time) / (second[0][0] - first)
         return max(time - slope * (first - channels), time * channels / first)
-    return float(np.interp(channels, *zip(*column, strict=True)))
+    return float(np.interp(channels, [width for width, _ in column], [time for _, time in column]))
 
 
 def _fits(tiles: Tiles, rows: list[dict[int, float]]) -> bool:
     """Whether widths take as long as the end of their tile."""
     ends = [(row, f, tiles.ceil(f)) for row in rows for f in row if f <= _DENSE]
     ratios = [row[f] / row[end] for row, f, end in ends if row.get(end, 0) > 0]
-    return bool(ratios) and np.quantile(ratios, 0.1) >= _SAME
+    return bool(ratios) and bool(np.quantile(ratios, 0.1) >= _SAME)
 
 
 class LatencyTable(Prices):
@@ -223,6 +223,7 @@ class LatencyTable(Prices):
         self.data_type = types[0]
         self._content = content
         self._known_tiles: dict[str, Tiles] = {}
+        self.tiles = self._tiles("CONV_2D")
 
     def __repr__(self) -> str:
         what = f"{self.data_type}, {self.threads} thread(s), {len(self._surfaces)} operators"
@@ -251,11 +252,6 @@ class LatencyTable(Prices):
     def source(self) -> str:
         what = f"{self.data_type} on {self.device}, {self.threads} thread(s)"
         return f"a table of measured operators: {what}; {self.floor:.2f} {self.units[1]} are for the call"
-
-    @property
-    def tiles(self) -> Tiles:
-        """Output widths worth having: those of convolutions."""
-        return self._tiles("CONV_2D")
 
     def _tiles(self, kind: str) -> Tiles:
         """The coarsest tiles within which nothing is saved, read off the times of one kind of operator."""

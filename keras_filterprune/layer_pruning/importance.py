@@ -62,8 +62,8 @@ class FilterMean(Importance):
             # What looks at a layer's own weights can do so whether or not its filters could go one by one.
             groups = [_whole(graph, unit)] if isinstance(criterion, MemberCriterion) else graph.groups
             own = [criterion.of_layers(g, unit.layers, weights) for g in groups if criterion.refuses(g) is None]
-            own = np.concatenate([np.zeros(0), *own])
-            found.append(own.mean() if own.size else np.nan)
+            joined = np.concatenate([np.zeros(0), *own])
+            found.append(joined.mean() if joined.size else np.nan)
         return np.array(found)
 
 

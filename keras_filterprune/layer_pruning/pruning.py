@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import keras
 import numpy as np
@@ -89,13 +89,13 @@ def prune_layers(
         2
     """
     importance = as_importance(method, seed, data is not None)
-    budget, run = _checked(n_layers, budget), Run(data, seed, verify, progress)
+    wanted, run = _checked(n_layers, budget), Run(data, seed, verify, progress)
     check_flags(projections=projections, return_report=return_report)
     costs = CostModel(analyze(model))
     graph = costs.graph
     check_data(data, graph.view)
     Weights(graph.view).check_finite()
-    goal = _Goal(n_layers, budget, _Spent(costs.macs if budget is None else budget.cost(costs), costs))
+    goal = _Goal(n_layers, wanted, _Spent(costs.macs if wanted is None else wanted.cost(costs), costs))
     units, unremovable = _allowed(graph, projections, Options(include, exclude, 1, 1))
     goal.check(graph, units, unremovable)
     found = _scored(graph, units, unremovable, importance, run)
@@ -103,8 +103,9 @@ def prune_layers(
     gone = goal.least_important(found)
     small = without_units(model, graph, gone)
     difference = verify_removal(graph, small, gone, seed) if verify else None
-    timed = verify and gone and budget is not None and budget.prices is not None
-    notes = [require_faster(model, small, budget.prices)] if timed else []
+    notes = []
+    if verify and gone and goal.budget is not None and goal.budget.prices is not None:
+        notes.append(require_faster(model, small, goal.budget.prices))
     return (small, _report(costs, found, goal, gone, difference, notes)) if return_report else small
 
 
@@ -146,10 +147,6 @@ class _Goal:
     budget: Budget | None
     spent: _Spent
 
-    @property
-    def limit(self) -> int:
-        return self.budget.limit(self.spent.whole)
-
     def check(self, graph: ChannelGraph, units: list[Unit], unremovable: dict[str, str]) -> None:
         """Raise `InfeasibleBudgetError` if all these units are not enough."""
         if not units:
@@ -159,16 +156,17 @@ class _Goal:
                 f"shortcut, or a layer of equal input and output shape. {reasons or 'No layer of it multiplies'}."
             )
         if self.budget is None:
-            if self.n_layers > len(units):
+            if self.n_layers is not None and self.n_layers > len(units):
                 names = ", ".join(f"'{unit.name}'" for unit in units)
                 raise InfeasibleBudgetError(
                     f"n_layers={self.n_layers}, and {len(units)} units can be removed: {names}."
                 )
             return
         full, least = self.spent.whole, self.spent.without(units)
-        if least > self.limit:
+        limit = self.budget.limit(full)
+        if least > limit:
             raise InfeasibleBudgetError(
-                f"{self.budget} asks for at most {self.limit:,} {self.budget.unit}; without all {len(units)} units "
+                f"{self.budget} asks for at most {limit:,} {self.budget.unit}; without all {len(units)} units "
                 f"that can be removed, {least:,} are left ({100 * least / full:.1f} % of {full:,}). prune_model makes "
                 "the rest narrower."
             )
@@ -178,14 +176,14 @@ class _Goal:
         order = [found.units[number] for number in np.argsort(found.scores, kind="stable")]
         if self.budget is None:
             return order[: self.n_layers]
-        gone: list[Unit] = []
+        limit, gone = self.budget.limit(self.spent.whole), list[Unit]()
         for unit in order:
-            if self.spent.without(gone) <= self.limit:
+            if self.spent.without(gone) <= limit:
                 break
             gone.append(unit)
         for unit in reversed(gone.copy()):
             others = [other for other in gone if other is not unit]
-            if self.spent.without(others) <= self.limit:
+            if self.spent.without(others) <= limit:
                 gone = others
         return gone
 

@@ -153,10 +153,11 @@ class _Finder:
     def _block(self, number: int, region: set[int], kept: int, kind: str) -> Unit:
         call, passes, end = self._view.calls[number], {number: kept}, number
         source, after = call.inputs[kept], self._view.only_reader(number)
-        around = [] if after is None else [self._view.calls[n] for n in (source.call, after)]
-        if kind == "block" and around and all(is_relu(c.op) and self._times[c.path] == 1 for c in around):
-            # What has been through a ReLU gains nothing from another one.
-            passes[after], end = 0, after
+        if kind == "block" and after is not None:
+            around = self._view.calls[source.call], self._view.calls[after]
+            if all(is_relu(c.op) and self._times[c.path] == 1 for c in around):
+                # What has been through a ReLU gains nothing from another one.
+                passes[after], end = 0, after
         return self._unit(call.path, kind, region | set(passes), source, end, passes)
 
     def plain(self, number: int) -> Unit | None:

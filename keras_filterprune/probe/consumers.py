@@ -73,7 +73,9 @@ def rows_at(linear: Linear, x: Any, places: Places) -> np.ndarray:
         places: where to look.
     """
     if linear.depthwise is not None:
-        x = linear.window.over(keras.ops.depthwise_conv, x, linear.weight(linear.depthwise).value)
+        if linear.window is None:
+            raise UnsupportedLayerError(f"rows behind the depthwise kernel of layer '{linear.op.name}' take a window.")
+        x = linear.window.over(keras.ops.depthwise_conv, x, linear.weights[linear.depthwise].value)
     array = np.asarray(keras.ops.convert_to_numpy(x), np.float32)
     if linear.window is None or linear.depthwise is not None or linear.transposed:
         return places.pick(array)[:, None]

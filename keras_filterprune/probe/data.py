@@ -42,6 +42,14 @@ class Samples:
         self._parts: list[Part] = []
         self._warned = False
 
+    @overload
+    @classmethod
+    def of(cls, data: None) -> None: ...
+
+    @overload
+    @classmethod
+    def of(cls, data: Any) -> Samples: ...
+
     @classmethod
     def of(cls, data: Any) -> Samples | None:
         """Data as samples that may be read several times; None without data."""
@@ -218,7 +226,8 @@ def _check_finite(inputs: list[np.ndarray], view: ModelView) -> None:
 def classes_of(view: ModelView) -> int | None:
     """Number of classes of a model with one output of class scores, else None."""
     shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
-    return max(2, shapes[0][-1]) if len(shapes) == 1 and len(shapes[0]) == 2 else None
+    classes = shapes[0][-1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
+    return None if classes is None else max(2, classes)
 
 
 def class_numbers_of(labels: Any) -> np.ndarray | None:

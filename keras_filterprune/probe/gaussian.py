@@ -60,8 +60,7 @@ def gaussian_inputs(graph: ChannelGraph, wanted: set[str]) -> dict[str, Channels
             return [_normalised(statistics, inputs[0], channels[0])]
         if not outputs[0].tracked or not inputs[0].tracked:
             return [_carried(channels, out) for out in outputs]
-        sums = None if linear is None or linear.product is None else _sums(linear, inputs[0], channels[0])
-        if sums is not None:
+        if linear is not None and (sums := _sums(linear, inputs[0], channels[0])) is not None:
             return [_through(linear.activation, _distinct(outputs[0].ids, *sums))]
         if isinstance(handler, Elementwise):
             return [_elementwise(call, args, kwargs, inputs, outputs[0], channels)]
@@ -93,10 +92,12 @@ def _carried(channels: list[Channels], out: Tensor) -> Channels:
 
 def _sums(linear: Linear, x: Tensor, channels: Channels) -> tuple[np.ndarray, np.ndarray] | None:
     """Mean and covariance of the sums that a layer computes, bias included; None where they are not known."""
+    if linear.product is None:
+        return None
     own = linear.weight(linear.bias)
-    bias = 0.0 if own is None else np.asarray(keras.ops.convert_to_numpy(own.value), float)
-    if linear.kernel is None:
-        mean, covariance = _depthwise(linear, *channels.at(linear.read(x.ids)))
+    bias = 0.0 if own is None else np.asarray(keras.ops.convert_to_numpy(own.value), np.float64)
+    if linear.kernel is None and linear.depthwise is not None:
+        mean, covariance = _depthwise(linear.weights[linear.depthwise], *channels.at(linear.read(x.ids)))
         return mean + bias, covariance
     kernel = None if linear.transposed or x.axis != len(x.shape) - 1 else linear.matrix
     if kernel is None:
@@ -116,14 +117,14 @@ def read_moments(linear: Linear, ids: np.ndarray, channels: Channels) -> tuple[n
     rows = linear.read(ids)
     if linear.depthwise is not None:
         # Behind its depthwise kernel, every row of a separable layer is a channel of its own.
-        return np.arange(len(rows))[:, None], *_depthwise(linear, *channels.at(rows))
+        return np.arange(len(rows))[:, None], *_depthwise(linear.weights[linear.depthwise], *channels.at(rows))
     where = positions_per_id(rows)
     return where, *channels.at(rows[where[:, 0]])
 
 
-def _depthwise(linear: Linear, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _depthwise(kernel: keras.Variable, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Moments behind a depthwise kernel (*window, channels, multiplier), its taps taken for independent."""
-    taps = np.asarray(keras.ops.convert_to_numpy(linear.weight(linear.depthwise).value), float)
+    taps = np.asarray(keras.ops.convert_to_numpy(kernel.value), np.float64)
     taps = taps.reshape(-1, taps.shape[-2] * taps.shape[-1])
     return mean * taps.sum(axis=0), covariance * (taps.T @ taps)
 
@@ -178,15 +179,15 @@ def _elementwise(
     """Functions of one tensor and a number; sums and products of independent tensors."""
     kind = keras_name(call.op)
     if len(channels) == 1:
-        others = keras.tree.flatten((args, kwargs))
-        if any(getattr(v, "ndim", 0) for v in others):
+        others, axis = keras.tree.flatten((args, kwargs)), out.axis
+        if axis is None or any(getattr(v, "ndim", 0) for v in others):
             return _carried(channels, out)
         first = channels[0]
 
         def function(values: Any) -> Any:
             # Layers may insist on the rank that they were built for.
             shape = [1] * len(out.shape)
-            shape[0], shape[out.axis] = values.shape
+            shape[0], shape[axis] = values.shape
             values = keras.ops.reshape(values, shape)
             swapped = keras.tree.map_structure(lambda v: values if v is first else v, (args, kwargs))
             return keras.ops.reshape(call.op(*swapped[0], **inference(call, swapped[1])), (len(_NODES), -1))

@@ -137,29 +137,29 @@ def gate_gradients(graph: ChannelGraph, data: Any, progress: bool) -> Iterator[n
     """
     readers = {bind.layer for bind in graph.binds if bind.role == "input"}
     read = {
-        call.path: inputs[0]
+        call.path: (inputs[0].axis, inputs[0].ids)
         for call, (inputs, _) in zip(graph.view.calls, graph.tensors, strict=True)
-        if call.path in readers and inputs[0].tracked
+        if call.path in readers and inputs[0].axis is not None
     }
 
     def outputs(gates: Tensors, inputs: list[Any]) -> list[Any]:
         def gated(call: Call, args: tuple, kwargs: dict) -> Any:
             if call.path in read:
                 shape = [1] * len(args[0].shape)
-                shape[read[call.path].axis] = -1
+                shape[read[call.path][0]] = -1
                 args = (args[0] * keras.ops.cast(keras.ops.reshape(gates[call.path], shape), args[0].dtype), *args[1:])
             return call.op(*args, **kwargs)
 
         return Executor(graph.view, gated, check=True).run(inputs)
 
     def ones() -> Tensors:
-        return {path: keras.ops.ones(len(tensor.ids)) for path, tensor in read.items()}
+        return {path: keras.ops.ones(len(ids)) for path, (_, ids) in read.items()}
 
     units = graph.unit_of_id.max(initial=-1) + 1
     for found in _loss_gradients(graph.view, data, outputs, ones, progress):
         total = np.zeros(units)
         for path, gradient in found.items():
-            total += np.bincount(graph.unit_of_id[read[path].ids], gradient, units)
+            total += np.bincount(graph.unit_of_id[read[path][1]], gradient, units)
         yield total
 
 

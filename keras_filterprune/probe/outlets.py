@@ -10,7 +10,7 @@ import numpy as np
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.activation import is_relu, named
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import keras_name, linear_of, statistics_of
+from keras_filterprune.handlers.registry import keras_name, known_linear, known_statistics, linear_of, statistics_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
             continue
         after, at, normalization = view.only_reader(number), number, None
         statistics = None if after is None else statistics_of(view.calls[after].op)
-        if statistics is not None:
+        if after is not None and statistics is not None:
             normalization = view.calls[after]
             over_channels = statistics.axis in (-1, len(normalization.input_shapes[0]) - 1)
             if calls[normalization.path] > 1 or not over_channels:
@@ -62,10 +62,10 @@ def outlets(view: ModelView) -> dict[str, Outlet]:
 
 def add_constant(rebuilt: Rebuilt, outlet: Outlet, call: Call, constant: np.ndarray) -> None:
     """Add a constant (kept outputs,) to the output of a layer's twin, where there is room: its bias, a moving mean."""
-    linear = linear_of(rebuilt.twin(call))
+    linear = known_linear(rebuilt.twin(call))
     bias = linear.weight(linear.bias)
     if bias is not None:
         bias.assign_add(constant)
     elif outlet.normalization is not None:
-        statistics = statistics_of(rebuilt.twin(outlet.normalization))
-        statistics.weight(statistics.mean).assign_add(-constant)
+        statistics = known_statistics(rebuilt.twin(outlet.normalization))
+        statistics.weights[statistics.mean].assign_add(-constant)

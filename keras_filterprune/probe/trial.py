@@ -78,10 +78,11 @@ class Trial:
 
     def __init__(self, graph: ChannelGraph, data: Any, measure: str, progress: bool = True):
         check_measurable(graph.view, data, measure)
+        self._labels: np.ndarray | None = None
         if measure == "accuracy":
             self._inputs, self._labels = labelled_inputs(data, graph.view, "'accuracy'", SAMPLES)
         else:
-            self._inputs, self._labels = calibration_inputs(data, graph.view, SAMPLES), None
+            self._inputs = calibration_inputs(data, graph.view, SAMPLES)
         self._graph, self._measure = graph, measure
         self._ids = {
             call.path: inputs[0].ids
@@ -157,7 +158,7 @@ class Trial:
     def _values(
         self, path: str, linear: Linear, kernel: np.ndarray, constant: np.ndarray
     ) -> list[tuple[str, Any, Any]]:
-        variable, own = linear.weight(linear.kernel), linear.weight(linear.bias)
+        variable, own = linear.summed, linear.weight(linear.bias)
         values = [(path, variable, keras.ops.convert_to_tensor(linear.stored(kernel), variable.dtype))]
         normalization = self._outlets[path].normalization
         if own is not None:
@@ -167,8 +168,8 @@ class Trial:
             row += constant.astype(bias.dtype)
             values.append((path, own, keras.ops.convert_to_tensor(bias, own.dtype)))
         elif normalization is not None:
-            statistics = statistics_of(normalization.op)
-            mean = statistics.weight(statistics.mean)
+            statistics = known_statistics(normalization.op)
+            mean = statistics.weights[statistics.mean]
             values.append((normalization.path, mean, mean.value - constant.astype(np.float32)))
         return values
 

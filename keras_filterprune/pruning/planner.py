@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import keras
 import numpy as np
@@ -59,16 +58,19 @@ class Planner:
 
     def problem(self, limit: int | None = None) -> Allocation:
         """What the allocator is given; `limit` is the most that may be spent (None: the budget's)."""
-        found = self.task.allocation(self.refused, limit)
-        measured = self.trial is not None
-        return replace(
-            found,
-            scores=self._scores,
-            evaluate=self._evaluate if measured else None,
-            evaluate_all=self._evaluate_all if measured else None,
-            key=self._key(found.rungs),
-            progress=self.task.run.progress,
-        )
+        task, trial = self.task, self.trial
+        found = task.allocation(self.refused, limit)
+        found = replace(found, scores=self._scores, key=self._key(found.rungs), progress=task.run.progress)
+        if trial is None:
+            return found
+
+        def evaluate(counts: np.ndarray) -> float:
+            return trial(self.select(counts))
+
+        def evaluate_all(choices: Sequence[np.ndarray]) -> Iterator[float]:
+            return spread(task.model, trial, map(self.select, choices), task.recipe.allocator.executor)
+
+        return replace(found, evaluate=evaluate, evaluate_all=evaluate_all)
 
     def counts(self, limit: int | None = None) -> np.ndarray:
         """Kept units of every group, int64 of shape (n_groups,), under the budget or another limit."""
@@ -117,12 +119,6 @@ class Planner:
         group = self.task.graph.groups[number]
         return check_scores(self.criterion, group, self.criterion.scores(group, self.task.weights))
 
-    def _evaluate(self, counts: np.ndarray) -> float:
-        return self.trial(self.select(counts))
-
-    def _evaluate_all(self, choices: Sequence[np.ndarray]) -> Iterator[Any]:
-        return spread(self.task.model, self.trial, map(self.select, choices), self.task.recipe.allocator.executor)
-
     def _select(self, number: int, count: int) -> np.ndarray:
         group = self.task.graph.groups[number]
         if count == group.size:
@@ -134,4 +130,5 @@ class Planner:
 
     def _redundant(self, group: Group) -> int:
         """Units of a group that the criterion calls redundant, none where it may not shrink."""
-        return 0 if group.name in self.refused else self.criterion.redundant(group, self.task.weights)
+        found = None if group.name in self.refused else self.criterion.redundant(group, self.task.weights)
+        return found or 0

@@ -78,12 +78,11 @@ class _Goal:
 class _TrainedSearch:
     """Search round by round: cut `beta` units, rebuild, train, measure anew, until the budget is met.
 
-    The recipe's allocator is a `Search`; a checkpoint of it is taken up.
+    A checkpoint of the recipe's allocator, `search`, is taken up.
     """
 
-    def __init__(self, planner: Planner):
-        self._search: Search = planner.task.recipe.allocator
-        self._first = planner
+    def __init__(self, planner: Planner, search: Search):
+        self._search, self._first = search, planner
         start = planner.problem()
         self._key = start.key + " with fine-tuning"
         found = self._search.resume(self._key)

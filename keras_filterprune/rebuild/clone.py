@@ -237,7 +237,7 @@ class _Resizer(Cloner):
         shape = list(super().input_shape(model, index))
         fed = self.view.nested_inputs.get(id(model))
         traced = self.kept.graph.tensors[fed[index].call][1][fed[index].index] if fed else None
-        if traced is not None and traced.tracked and shape[traced.axis] is not None:
+        if traced is not None and traced.axis is not None and shape[traced.axis] is not None:
             shape[traced.axis] = int(self.kept.alive[traced.ids].sum())
         return tuple(shape)
 

@@ -150,13 +150,14 @@ def units_of(plan: PruningPlan, graph: ChannelGraph) -> Kept:
             raise PlanMismatchError(
                 f"the plan's group {name!r} has {size} units, the model's has {found}. It was made for another model."
             )
-        whole = isinstance(units, list) and len(units) > 0 and all(type(unit) is int for unit in units)
-        if not whole or units != sorted(set(units)) or units[0] < 0 or units[-1] >= group.size:
+        whole = isinstance(units, list) and all(type(unit) is int for unit in units)
+        rising = sorted({*units} & {*range(group.size)}) if units and whole else []
+        if not rising or units != rising:
             raise PlanMismatchError(
                 f"group '{name}' of the plan: kept is a list of increasing integers within 0..{group.size - 1}, "
                 f"not empty. Received: {units!r}."
             )
-        kept[name] = np.array(units, int)
+        kept[group.name] = np.array(rising, int)
     return Kept(graph, kept)
 
 

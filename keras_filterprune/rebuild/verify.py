@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.kept import Kept
-from keras_filterprune.graph.types import Call, ModelView, Tensor
+from keras_filterprune.graph.types import Call, ModelView, Tensor, TensorRef
 from keras_filterprune.handlers.base import describe
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.probe.execute import Executor, masked_apply, masked_weights, random_inputs
@@ -64,7 +64,7 @@ def verify(rebuilt: Rebuilt, seed: int = 0, progress: bool = False) -> float:
         surviving = []
         for index, (expected, received) in enumerate(zip(left.step(number), right.step(number), strict=True)):
             # An output that nobody reads is not traced.
-            if index < len(r.outputs) and r.outputs[index].shape is not None:
+            if TensorRef(number, index) in view.readers:
                 expected = _surviving(expected, r.outputs[index], alive)
                 worst = max(worst, _compare(r.call, expected, received, original.draws))
             surviving.append(expected)

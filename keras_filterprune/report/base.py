@@ -19,6 +19,8 @@ _RENDERERS = {".html": html.render, ".md": markdown.render}
 class SavedReport(abc.ABC):
     """A report that can be written as one HTML file, or as Markdown."""
 
+    prices: Prices | None
+
     def save(
         self,
         path: str | os.PathLike,

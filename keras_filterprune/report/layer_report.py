@@ -125,8 +125,10 @@ def _layer_sections(report: LayerReport, prices: Prices | None) -> list[Section]
     others = {unit: pair for unit, pair in report.cost.items() if unit not in ("macs", "params")}
     rows += [(unit, count(before), count(after), share(after, before)) for unit, (before, after) in others.items()]
     gone = ", ".join(report.removed) or "nothing"
-    text = (f"{len(report.removed)} of {len(report.units)} units removed: {gone}.",)
-    text += prediction.notes if prediction else ()
+    text = (
+        f"{len(report.removed)} of {len(report.units)} units removed: {gone}.",
+        *(prediction.notes if prediction else ()),
+    )
     sections = [Section("At a glance", text, Table(COST_COLUMNS, tuple(rows))), _units(report)]
     if report.unremovable:
         table = Table(("layer", "because it"), tuple(report.unremovable.items()))

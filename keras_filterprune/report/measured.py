@@ -68,8 +68,8 @@ def benchmark_section(benchmark: Any) -> Section | None:
             f"Measured on {machine['cpu']}, {runs}. Times in ms.",
             *(f"{note[:1].upper()}{note[1:]}." for note in content.get("notes", ())),
         )
-    columns = ("file", f"{key.removesuffix('_ms')}, of the first", "p50", "p90", "mean", "fastest", "load")
-    columns += ("times the first", "range over rounds")
+    figures = ("p50", "p90", "mean", "fastest", "load", "times the first", "range over rounds")
+    columns = ("file", f"{key.removesuffix('_ms')}, of the first", *figures)
     return Section("Measured latency", text, without_empty_columns(Table(columns, rows)))
 
 
@@ -98,8 +98,10 @@ def exports_section(exports: Iterable[Any]) -> Section | None:
         )
     if not rows:
         return None
-    columns = ("file", "bytes, of the first", "data type", "bytes", "largest difference from Keras", "same class")
-    columns += ("operators",)
+    columns = (
+        *("file", "bytes, of the first", "data type", "bytes", "largest difference from Keras"),
+        *("same class", "operators"),
+    )
     return Section("Files", text, without_empty_columns(Table(columns, rows)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from keras_filterprune.latency import Prices, SizedOperators
@@ -57,13 +58,13 @@ def predict(operators: tuple[SizedOperators, SizedOperators] | None, prices: Pri
     return Prediction(what, whole, before, after, tuple(notes), ",.0f" if prices.exact else ",.2f")
 
 
-def cost_rows(macs: tuple[int, int], params: tuple[int, int], prediction: Prediction | None) -> list[tuple[Cell, ...]]:
+def cost_rows(macs: Sequence[float], params: Sequence[float], prediction: Prediction | None) -> list[tuple[Cell, ...]]:
     """What the whole model costs: (what, before, after, what is left)."""
-    rows = [
-        ("multiply-accumulates (MACs)", *macs),
-        ("parameters", *params),
-        ("bytes of the weights, float32", *(FLOAT32 * n for n in params)),
-        ("bytes of the weights, int8 (estimate: one per parameter)", *(INT8 * n for n in params)),
-    ]
-    cells = [(what, count(a), count(b), share(b, a)) for what, a, b in rows]
-    return cells + ([prediction.whole] if prediction else [])
+    rows = {
+        "multiply-accumulates (MACs)": macs,
+        "parameters": params,
+        "bytes of the weights, float32": [FLOAT32 * n for n in params],
+        "bytes of the weights, int8 (estimate: one per parameter)": [INT8 * n for n in params],
+    }
+    cells: list[tuple[Cell, ...]] = [(what, count(a), count(b), share(b, a)) for what, (a, b) in rows.items()]
+    return [*cells, prediction.whole] if prediction else cells

@@ -175,7 +175,7 @@ def _prune_closing(report: PruneReport) -> list[Section]:
 
 def _glance(report: PruneReport, prediction: Prediction | None) -> Section:
     cost = report.plan.cost
-    rows = cost_rows(tuple(cost["macs"]), tuple(cost["params"]), prediction)
+    rows = cost_rows(cost["macs"], cost["params"], prediction)
     units = [(g["size"], len(g["kept"])) for g in report.plan.groups]
     before, after = (sum(side) for side in zip(*units, strict=True)) if units else (0, 0)
     rows.insert(0, ("units (filters that go together)", count(before), count(after), share(after, before)))
@@ -234,8 +234,10 @@ def _costly(report: PruneReport, prediction: Prediction | None) -> Section:
 def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) -> Section:
     rows = tuple(_layer(row, prediction, tiles) for row in report.layers)
     what = prediction.what if prediction else "predicted"
-    columns = ("layer", "channels", "kept", "removed", "pinned: it", "free", "room", "MACs, before", "after")
-    columns += ("float32 bytes, before", "after", "int8 bytes (estimate)", f"{what}, before", "after")
+    columns = (
+        *("layer", "channels", "kept", "removed", "pinned: it", "free", "room", "MACs, before", "after"),
+        *("float32 bytes, before", "after", "int8 bytes (estimate)", f"{what}, before", "after"),
+    )
     text = ["Every layer with weights, in the order of the model."]
     if tiles.step > 1:
         text.append(
@@ -245,25 +247,26 @@ def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) ->
     if prediction:
         named = {row.layer for row in report.layers}
         rest = (sum(v for n, v in side.items() if n not in named) for side in (prediction.before, prediction.after))
-        a, b = (prediction.cell(value).text for value in rest)
+        a, b = (format(value, prediction.digits) for value in rest)
         text.append(f"Layers without weights (sums, pooling ...), {prediction.what}: {a} before, {b} after.")
     return Section("Layers", tuple(text), without_empty_columns(Table(columns, rows)))
 
 
 def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles) -> tuple[Cell, ...]:
-    channels, kept = (row.channels, row.kept) if row.channels else (None, None)
-    stepped = tiles.step > 1 and row.macs_after and kept
-    times = (None, None)
+    widths: tuple[Cell, ...] = (None, None, None)
+    if row.channels:
+        widths = count(row.channels), count(row.kept), count(row.channels - row.kept)
+    steps: tuple[Cell, ...] = (None, None)
+    if tiles.step > 1 and row.macs_after and row.channels and row.kept:
+        steps = count(row.kept - tiles.before(row.kept, 1) - 1), count(tiles.ceil(row.kept) - row.kept)
+    times: tuple[Cell, ...] = (None, None)
     if prediction:
-        times = (prediction.cell(side.get(row.layer)) for side in (prediction.before, prediction.after))
+        times = prediction.cell(prediction.before.get(row.layer)), prediction.cell(prediction.after.get(row.layer))
     return (
         row.layer,
-        count(channels),
-        count(kept),
-        count(channels - kept) if channels else None,
+        *widths,
         row.pinned,
-        count(kept - tiles.before(kept, 1) - 1) if stepped else None,
-        count(tiles.ceil(kept) - kept) if stepped else None,
+        *steps,
         count(row.macs),
         count(row.macs_after),
         *(count(bytes_each * n) for bytes_each, n in ((FLOAT32, row.params), (FLOAT32, row.params_after))),

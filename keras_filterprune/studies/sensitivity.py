@@ -33,7 +33,7 @@ from keras_filterprune.rebuild.plan import fingerprint
 from keras_filterprune.studies.sensitivity_table import Cut, SensitivityTable
 
 _RESAMPLES = 1000
-Metric = Callable[[Any, np.ndarray], np.ndarray]
+Metric = Callable[[Any, Any], np.ndarray]
 
 
 @interruptible()
@@ -195,7 +195,7 @@ class Measured:
         flat = side_by_side(outputs)
         if self._metric == "accuracy":
             return (class_numbers(flat) == self._labels).astype(np.float64)
-        if self._metric == "error":
+        if isinstance(self._metric, str):
             spread = np.square(self._whole - self._whole.mean(axis=0)).sum() / len(self._whole)
             return -np.square(flat - self._whole).sum(axis=1) / max(spread, np.finfo(float).tiny)
         found = outputs[0] if len(outputs) == 1 else outputs

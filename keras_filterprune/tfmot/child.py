@@ -39,6 +39,12 @@ def _save(job: Job, twin: Any) -> dict[str, Any]:
         return {"content": path.read_bytes()}
 
 
+def _function(job: Job) -> FunctionRef:
+    if job.function is None:
+        raise ExportError(f"no function was given that trains the twin of model '{job.name}'.")
+    return job.function
+
+
 def _train(job: Job, twin: Any) -> dict[str, Any]:
     trained = _trained(job, twin)
     found = {layer.name: layer.get_weights() for layer in trained.layers}
@@ -49,7 +55,7 @@ def _train(job: Job, twin: Any) -> dict[str, Any]:
         if expected != actual:
             raise ExportError(
                 f"layer '{spec.name}' has weights of shapes {expected}, and {actual or 'none'} in the model that "
-                f"{job.function.name}() returned. Strip what tfmot has added (strip_pruning, strip_clustering); a "
+                f"{_function(job).name}() returned. Strip what tfmot has added (strip_pruning, strip_clustering); a "
                 "quantization-aware model goes to export_qat()."
             )
         if expected:
@@ -61,7 +67,7 @@ def _export(job: Job, twin: Any) -> dict[str, Any]:
     trained = _trained(job, twin)
     if not any(type(layer).__name__.startswith("Quantize") for layer in trained.layers):
         raise ExportError(
-            f"{job.function.name}() returned a model without quantization-aware layers. Start from "
+            f"{_function(job).name}() returned a model without quantization-aware layers. Start from "
             "tfmot.quantization.keras.quantize_model(twin), and return that model."
         )
     try:
@@ -77,16 +83,15 @@ def _trained(job: Job, twin: Any) -> Any:
     """What the user's function makes of the twin."""
     import tf_keras
 
+    function = _function(job)
     try:
-        trained = _imported(job.function)(twin, *job.arguments)
+        trained = _imported(function)(twin, *job.arguments)
     # The function is the user's: whatever it raises belongs to the process that asked for it.
     except Exception as error:
-        raise ExportError(
-            f"{job.function.name}() failed in the process of tf_keras:\n{traceback.format_exc()}"
-        ) from error
+        raise ExportError(f"{function.name}() failed in the process of tf_keras:\n{traceback.format_exc()}") from error
     if not isinstance(trained, tf_keras.Model):
         raise ExportError(
-            f"{job.function.name}() is to return the trained tf_keras model. Received: {type(trained).__name__}."
+            f"{function.name}() is to return the trained tf_keras model. Received: {type(trained).__name__}."
         )
     return trained
 

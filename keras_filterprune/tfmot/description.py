@@ -100,7 +100,8 @@ def _spec(call: Call, specs: dict[int, LayerSpec]) -> InputSpec | LayerSpec:
 
 
 def _layer_spec(call: Call) -> LayerSpec:
-    layer, known, kind = call.op, keras_class(call.op), keras_name(call.op)
+    layer, kind = call.op, keras_name(call.op)
+    known = keras_class(layer)
     if not isinstance(layer, keras.layers.Layer):
         raise UnsupportedModelError(
             f"'{call.path}' is a bare operation ({kind}), and tf_keras has layers alone: write it as one, such as "
@@ -117,7 +118,7 @@ def _layer_spec(call: Call) -> LayerSpec:
             "model in float32 and copy the weights with set_weights(model.get_weights())."
         )
     config = {key: _value(call.path, key, value) for key, value in layer.get_config().items() if _matters(key)}
-    parameters = inspect.signature(known.__init__).parameters.values()
+    parameters = inspect.signature(getattr(keras.layers, kind).__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     return LayerSpec(call.path, kind, config, defaults, layer.get_weights())
 

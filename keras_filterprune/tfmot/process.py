@@ -70,11 +70,11 @@ def find_function(train: Train) -> FunctionRef:
         if not (module and colon and name):
             raise InvalidValueError(f"train is a function or 'module:function'. Received: train={train!r}.")
         return FunctionRef(module, name, script=False)
-    module, name = getattr(train, "__module__", None), getattr(train, "__qualname__", "")
-    if module is None or not name.isidentifier():
+    home, name = getattr(train, "__module__", None), getattr(train, "__qualname__", "")
+    if home is None or not name.isidentifier():
         raise InvalidValueError(f"another process cannot import train={train!r}. {advice}")
-    if module != "__main__":
-        return FunctionRef(module, name, script=False)
+    if home != "__main__":
+        return FunctionRef(home, name, script=False)
     file = getattr(sys.modules["__main__"], "__file__", None)
     if file is None:
         raise InvalidValueError(f"another process cannot import '{name}' from a notebook or a prompt. {advice}")

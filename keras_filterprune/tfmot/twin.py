@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,8 @@ class _Layer:
                 f"layer '{spec.name}' is a {spec.kind}, which tf_keras does not have. Replace it by other layers."
             )
         config = _known_options(spec, kind)
-        pieces, self._product = [], None
+        pieces: Sequence[tuple[str, dict[str, Any]]] = ()
+        self._product = None
         for key in [key for key in config if key.endswith("activation")]:
             recurrent = "recurrent_activation" in config or spec.kind == "SimpleRNN"
             if config[key] in _COMPOSED and not recurrent:
@@ -116,7 +118,7 @@ class _Layer:
                 "equal function. Use another one."
             ) from error
 
-    def _made(self, kind: type, config: dict[str, Any]) -> Any:
+    def _made(self, kind: Any, config: dict[str, Any]) -> Any:
         try:
             return kind.from_config(config | {"name": self._spec.name, "dtype": "float32"})
         except (TypeError, ValueError) as error:
@@ -142,7 +144,7 @@ class _Layer:
             self._layer.finalize_state()
 
 
-def _known_options(spec: LayerSpec, kind: type) -> dict[str, Any]:
+def _known_options(spec: LayerSpec, kind: Any) -> dict[str, Any]:
     """The configuration in tf_keras' words; an option it does not know has to be off or at its default."""
     known = {name for base in kind.__mro__ for name in inspect.signature(base.__init__).parameters} | {"trainable"}
     config = {}

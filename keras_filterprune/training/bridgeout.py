@@ -10,7 +10,7 @@ import keras
 
 from keras_filterprune.checks import check_callable, check_integer, check_number
 from keras_filterprune.errors import InvalidValueError, UnsupportedLayerError, UnsupportedModelError
-from keras_filterprune.handlers.registry import linear_of, register_handler, taught_by
+from keras_filterprune.handlers.registry import known_linear, linear_of, register_handler, taught_by
 from keras_filterprune.training.base import TrainingWrapper, Transparent, wrappers_of
 from keras_filterprune.training.callback import TrainingCallback
 
@@ -90,8 +90,8 @@ class BatchBridgeout(TrainingWrapper):
     def call(self, inputs: Any, training: bool = False, **kwargs) -> Any:
         if not training:
             return self.layer(inputs, **kwargs)
-        linear = linear_of(self.layer)
-        axes = {id(linear.weight(name)): pair for name, pair in linear.kernels.items()}
+        linear = known_linear(self.layer)
+        axes = {id(linear.weights[name]): pair for name, pair in linear.kernels.items()}
         values = [(v, self._perturbed(v, *axes[id(v)]) if id(v) in axes else v.value) for v in self.layer.variables]
         with keras.StatelessScope(state_mapping=values):
             return self.layer(inputs, **kwargs)

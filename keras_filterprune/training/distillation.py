@@ -167,12 +167,12 @@ def _pairs(student: keras.Model, teacher: keras.Model, features: Any) -> list[tu
         else [(name, name) for name in names]
     )
     check_names("features", [theirs for _, theirs in pairs])
-    for side, model, names in (
+    for side, model, asked in (
         ("student", student, [ours for ours, _ in pairs]),
         ("teacher", teacher, [theirs for _, theirs in pairs]),
     ):
         known = {layer.name: layer for layer in model.layers}
-        for name in names:
+        for name in asked:
             if name not in known:
                 raise UnknownNameError(f"the {side} '{model.name}' has no layer '{name}'. It has: {', '.join(known)}.")
             if len(known[name].output.shape) < 3:

@@ -1,23 +1,20 @@
-"""A layer that is registered like one of Keras counts as that one everywhere; one that is not, nowhere."""
+"""A layer that is registered like one of Keras counts as that one everywhere."""
 
 from __future__ import annotations
 
 import keras
 import numpy as np
 import pytest
-from alike import NETS, Maker, build, samples, subclasses, teach
+from alike import FAMILIES, NETS, Maker, around, build, samples, subclasses, teach
 from builders import array
-from keras import layers
 from zoo import randomise
 
 import keras_filterprune as kfp
-from keras_filterprune import errors
 from keras_filterprune.budgets import LatencyBudget, RedundancyBudget
 from keras_filterprune.compensators import by_name
 from keras_filterprune.export.image_constants import stored_by_column
-from keras_filterprune.handlers import activation, registry
+from keras_filterprune.handlers import registry
 from keras_filterprune.latency.operators import list_operators
-from keras_filterprune.latency.sized import SizedOperators
 from keras_filterprune.layer_pruning.units import find_units
 from keras_filterprune.probe.gaussian import gaussian_inputs
 from keras_filterprune.rebuild.adapters import wrappable
@@ -200,6 +197,13 @@ def test_what_filters_are_scaled_by_is_penalised(nets):
 # ------------------------------------------------------------------------------------------------------- other formats
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tf_keras_is_told_of_the_same_layers(like, family):
+    own, mine = ([vars(call.op) for call in describe(around(family, classes)).view.calls] for classes in (None, like))
+    for a, b in zip(own, mine, strict=True):
+        assert a | {"weights": 0} == b | {"weights": 0}
+
+
 def test_values_of_images_are_stored_by_column(nets):
     for model in nets["image"]:
         layer = next(layer for layer in model.layers if "normalization_1" in layer.name)
@@ -218,206 +222,3 @@ def test_advice_on_a_file_names_the_same_problems(like, tmp_path):
         result = kfp.export_tflite(model, tmp_path / f"{len(problems)}.tflite")
         problems.append([str(warning) for warning in result.warnings])
     assert problems[0] == problems[1] != []
-
-
-# ------------------------------------------------------------------------------------------------------- unregistered
-
-
-def double(self, inputs):
-    return 2 * super(type(self), self).call(inputs)
-
-
-STRANGE = subclasses("Strange", call=double)
-# One layer of every family that keeps the rank of images.
-FAMILIES = {
-    "Conv2D": lambda make: make.Conv2D(5, 3, padding="same", activation="relu", name="strange"),
-    "DepthwiseConv2D": lambda make: make.DepthwiseConv2D(3, padding="same", name="strange"),
-    "SeparableConv2D": lambda make: make.SeparableConv2D(5, 3, name="strange"),
-    "Conv2DTranspose": lambda make: make.Conv2DTranspose(5, 3, name="strange"),
-    "Dense": lambda make: make.Dense(5, activation="relu", name="strange"),
-    "BatchNormalization": lambda make: make.BatchNormalization(name="strange"),
-    "ReLU": lambda make: make.ReLU(name="strange"),
-    "Activation": lambda make: make.Activation("relu", name="strange"),
-    "MaxPooling2D": lambda make: make.MaxPooling2D(2, 1, name="strange"),
-    "ZeroPadding2D": lambda make: make.ZeroPadding2D(1, name="strange"),
-    "UpSampling2D": lambda make: make.UpSampling2D(interpolation="bilinear", name="strange"),
-    "Dropout": lambda make: make.Dropout(0.1, name="strange"),
-    "Rescaling": lambda make: make.Rescaling(2.0, name="strange"),
-}
-every_family = pytest.mark.parametrize("family", FAMILIES)
-
-
-def around(family: str, classes: dict[str, type] | None = None) -> keras.Model:
-    """A layer between convolutions of equal shape, whose filters it reads and whose inputs it makes."""
-    keras.utils.set_random_seed(0)
-    inputs, make = keras.Input((8, 8, 3), name="input"), Maker(classes)
-    x = layers.Conv2D(5, 3, padding="same", name="before")(layers.Conv2D(6, 3, padding="same", name="first")(inputs))
-    x = layers.BatchNormalization(name="normalised")(FAMILIES[family](make)(x))
-    x = layers.Conv2D(8, 3, padding="same", name="behind")(layers.Conv2D(6, 3, padding="same", name="after")(x))
-    x = layers.GlobalAveragePooling2D(name="pooled")(x)
-    return randomise(keras.Model(inputs, layers.Dense(3, name="head")(x)), seed=1)
-
-
-@every_family
-def test_unregistered_subclass_is_known_to_nobody(family):
-    model = around(family, STRANGE)
-    layer, graph = model.get_layer("strange"), kfp.analyze(model)
-    assert registry.keras_class(layer) is registry.linear_of(layer) is registry.statistics_of(layer) is None
-    assert not activation.is_relu(layer)
-    assert not activation.is_activation(layer)
-    assert [pin.reason for pin in graph.pinned if pin.layer == "before"] == [
-        f"feeds unsupported layer 'strange' (Strange{family}); register_handler(Strange{family}, like=...) teaches it"
-    ]
-    assert "strange" not in wrappable(graph)
-    assert not any("strange" in unit.layers for unit in find_units(graph)[0])
-    assert SizedOperators.of(graph, graph_sizes(graph)).unknown == {"strange": f"Strange{family}"}
-    with pytest.raises(
-        errors.UnsupportedLayerError, match=f"which has no kernel .*Strange{family}, like=...\\) teaches"
-    ):
-        kfp.layers.BatchBridgeout(layer)
-    with pytest.raises(errors.UnsupportedModelError, match=f"layer 'strange' is a .*Strange{family}, which tf_keras"):
-        describe(model)
-
-
-@every_family
-def test_the_layer_of_keras_is_known(family):
-    """So that it is the missing registration that hides the subclass."""
-    graph = kfp.analyze(around(family))
-    assert "before" in {group.name for group in graph.groups}
-    assert SizedOperators.of(graph, graph_sizes(graph)).unknown == {}
-
-
-@every_family
-def test_tf_keras_is_told_of_the_same_layers(like, family):
-    own, mine = ([vars(call.op) for call in describe(around(family, classes)).view.calls] for classes in (None, like))
-    for a, b in zip(own, mine, strict=True):
-        assert a | {"weights": 0} == b | {"weights": 0}
-
-
-def graph_sizes(graph) -> np.ndarray:
-    return np.array([group.size for group in graph.groups])
-
-
-@pytest.mark.parametrize("family", list(FAMILIES)[:6])
-@pytest.mark.parametrize("compensate", COMPENSATORS)
-def test_no_compensator_touches_an_unregistered_subclass(family, compensate):
-    model, (x, _) = around(family, STRANGE), samples("image")
-    small = kfp.prune_model(model, "l2", 0.9, data=x, compensate=compensate, progress=False)
-    assert small.count_params() < model.count_params()
-    for old, new in zip(model.get_layer("strange").weights, small.get_layer("strange").weights, strict=True):
-        np.testing.assert_array_equal(array(old.value), array(new.value))
-
-
-def test_bridgeout_leaves_unregistered_subclasses_out():
-    wrapped = kfp.apply_bridgeout(around("Conv2D", STRANGE))
-    names = [layer.name for layer in wrapped.layers if isinstance(layer, kfp.layers.BatchBridgeout)]
-    assert names == [f"{name}_bridgeout" for name in ("first", "before", "after", "behind")]
-
-
-# ---------------------------------------------------------------------------------------------------------- incomplete
-
-
-class Bare(keras.layers.Layer):
-    """A layer that has next to nothing of what it is registered like."""
-
-    weights_of: tuple[str, ...] = ()
-
-    def build(self, shape):
-        for name in self.weights_of:
-            self.add_weight((1, 1, shape[-1], shape[-1]) if "kernel" in name else (shape[-1],), name=name)
-
-    def call(self, x):
-        return x
-
-
-STATISTICS = ("moving_mean", "moving_variance")
-
-
-@pytest.mark.usefixtures("registry")
-@pytest.mark.parametrize(
-    ("kind", "weights", "has", "missing"),
-    [
-        ("BatchNormalization", STATISTICS, {"epsilon": 1e-3}, "attribute 'axis'"),
-        ("BatchNormalization", STATISTICS, {"axis": -1}, "attribute 'epsilon'"),
-        ("BatchNormalization", STATISTICS[:1], {"axis": -1, "epsilon": 1e-3}, "weight 'moving_variance'"),
-        (
-            "Conv2D",
-            ("kernel",),
-            {"kernel_size": (1, 1), "strides": (1, 1), "padding": "same", "groups": 1},
-            "attribute 'dilation_rate'",
-        ),
-        ("Dense", (), {"units": 5}, "weight 'kernel'"),
-        ("Dense", ("kernel",), {}, "attribute 'units'"),
-    ],
-)
-def test_what_a_registered_layer_lacks_is_said(kind, weights, has, missing):
-    mine = type("Mine", (Bare,), {"weights_of": weights} | has)
-    kfp.register_handler(mine, like=getattr(layers, kind))
-    inputs = keras.Input((8, 8, 3))
-    model = keras.Model(inputs, layers.Conv2D(4, 1)(mine(name="odd")(layers.Conv2D(5, 3)(inputs))))
-    sentence = (
-        rf"layer 'odd' \(Mine\) is registered with handler \w+, like {kind}, which expects a layer with {missing}\. "
-        r"Received: one without\. Give it to the layer, or register a handler of its own \(kfp\.handlers\.Handler\)\."
-    )
-    with pytest.raises(errors.UnsupportedLayerError, match=sentence):
-        kfp.analyze(model)
-
-
-@pytest.mark.usefixtures("registry")
-def test_what_prices_lack_of_a_registered_layer_is_said():
-    mine = type("Pool", (Bare,), {})
-    kfp.register_handler(mine, like=layers.MaxPooling2D)
-    inputs = keras.Input((8, 8, 3))
-    model = keras.Model(inputs, layers.Conv2D(4, 1)(mine(name="odd")(layers.Conv2D(5, 3)(inputs))))
-    with pytest.raises(
-        errors.UnsupportedLayerError, match=r"'odd' \(Pool\) .* like MaxPooling2D.* attribute 'pool_size'"
-    ):
-        list_operators(kfp.analyze(model))
-
-
-@pytest.mark.usefixtures("registry")
-def test_mistakes_of_a_handler_are_not_blamed_on_the_layer():
-    class Mine(Bare):
-        pass
-
-    @kfp.register_handler(Mine)
-    class Mistaken(kfp.handlers.Handler):
-        def trace(self, call, inputs, t):
-            return self.nothing
-
-    inputs = keras.Input((4,))
-    with pytest.raises(AttributeError, match="'Mistaken' object has no attribute 'nothing'"):
-        kfp.analyze(keras.Model(inputs, Mine()(inputs)))
-
-
-@pytest.mark.usefixtures("registry")
-def test_the_last_registration_holds():
-    class Mine(layers.Conv2D):
-        pass
-
-    class Other(Mine):
-        pass
-
-    kfp.register_handler(Mine, like=layers.Conv2D)
-    kfp.register_handler(Other, like=Mine)
-    assert registry.keras_class(Other(1, 1)) is layers.Conv2D
-    kfp.register_handler(Mine)(type("Own", (kfp.handlers.Elementwise,), {}))
-    assert registry.keras_class(Mine(1, 1)) is None
-    assert type(registry.handler_for(Mine(1, 1))).__name__ == "Own"
-    assert registry.keras_class(Other(1, 1)) is layers.Conv2D
-
-
-@pytest.mark.usefixtures("registry")
-def test_relu_is_what_has_the_attributes_of_one():
-    class Mine(layers.ReLU):
-        pass
-
-    class Halve(Bare):
-        pass
-
-    kfp.register_handler(Mine, Halve, like=layers.ReLU)
-    assert activation.is_relu(Mine())
-    assert not activation.is_relu(Mine(6.0))
-    assert activation.rectifier(Mine(6.0)) == "relu6"
-    assert not activation.is_relu(Mine(negative_slope=0.1))
-    assert activation.rectifier(Halve()) is None

@@ -13,6 +13,8 @@ import keras_filterprune as kfp
 from keras_filterprune.handlers.registry import linear_of, statistics_of
 from keras_filterprune.probe.consumers import draw_places, rows_at
 
+pytestmark = pytest.mark.portable
+
 LAYERS = {
     "Conv1D": (lambda: layers.Conv1D(4, 3, padding="causal", dilation_rate=2, activation="relu"), (9, 5)),
     "Conv2D": (lambda: layers.Conv2D(4, (3, 2), strides=2, padding="same", activation="tanh"), (9, 8, 5)),

@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from tflite_bench.errors import BenchError
 
@@ -128,7 +129,7 @@ def _checked(block: PhoneBlock, source: str) -> PhoneBlock:
     return block
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Yield (field number, value) of a protocol buffer; numbers of fixed size and submessages come as bytes."""
     position = 0
     while position < len(message):

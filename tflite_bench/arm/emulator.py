@@ -144,14 +144,14 @@ class Emulator:
         counts = folder / "counts"
         counts.write_bytes(bytes(8))
         self._make_root(folder / "root")
-        command = ["qemu-aarch64", "-cpu", self.cpu, "-L", folder / "root"]
+        command: list[str | Path] = ["qemu-aarch64", "-cpu", self.cpu, "-L", folder / "root"]
         # A comma within a path is doubled for QEMU.
         plugin, shared = (str(path).replace(",", ",,") for path in (self._files / "counter.so", counts))
         command += ["-plugin", f"{plugin},counts={shared}"]
         command += [self._files / "driver", counts, folder, str(len(names))]
         found: list[Count] = []
         with (folder / "log").open("w+", encoding="utf-8", errors="replace") as log, _started(command, log) as process:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 found.append(Count(*map(int, line.split())))
                 advance(names[len(found) - 1])
             if process.wait() or len(found) < len(names):
@@ -199,7 +199,7 @@ def _described(dtype: Any, shape: Sequence[int]) -> str:
 @contextmanager
 def _started(command: Sequence[str | Path], log: Any) -> Iterator[subprocess.Popen]:
     """A process that ends with the block, also when that is interrupted."""
-    with subprocess.Popen(list(map(os.fspath, command)), stdout=subprocess.PIPE, stderr=log, text=True) as process:
+    with subprocess.Popen([os.fspath(c) for c in command], stdout=subprocess.PIPE, stderr=log, text=True) as process:
         try:
             yield process
         finally:

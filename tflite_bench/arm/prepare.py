@@ -43,7 +43,7 @@ def qemu_version() -> str:
         BenchError: QEMU is not installed.
     """
     _require(_QEMU)
-    return re.search(r"version (\S+)", _output(["qemu-aarch64", "--version"])).group(1)
+    return re.findall(r"version (\S+)", _output(["qemu-aarch64", "--version"]))[0]
 
 
 def prepared_folder() -> Path:
@@ -164,7 +164,7 @@ def _download_litert(path: Path) -> None:
 
 
 def _output(command: Sequence[str | os.PathLike[str]]) -> str:
-    words = list(map(os.fspath, command))
+    words = [os.fspath(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         said = "; ".join(done.stderr.strip().splitlines()[-2:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 from tflite_bench.checks import wrong
 from tflite_bench.errors import BenchError
@@ -73,7 +74,7 @@ class Operator:
     kind: str
     channels: int
     size: tuple[int, int] = (1, 1)
-    filters: int | None = None
+    filters: int = None  # type: ignore[assignment]  # As many as channels, once it is made.
     kernel: tuple[int, int] = (1, 1)
     strides: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
@@ -135,7 +136,7 @@ class Operator:
             length -= (kernel - 1) * self.dilation[axis]
         return -(-length // stride)
 
-    def _integers(self, field: str, values: Sequence[object], expected: str) -> tuple[int, ...]:
+    def _integers(self, field: str, values: Sequence[Any], expected: str) -> tuple[int, ...]:
         smallest = 0 if (self.kind, field) == ("PAD", "kernel") else 1
         for value in values:
             if not isinstance(value, Integral) or isinstance(value, bool) or value < smallest:

@@ -1,0 +1,76 @@
+"""Regressions equal `numpy.linalg.lstsq`, at any scale and for columns that depend on each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from keras_filterprune.probe.regression import coefficients, mixed_by_all, refit, regression
+
+
+def test_refit_is_least_squares_with_an_intercept_at_the_targets_variance():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 7)) @ rng.normal(size=(7, 7)) + rng.normal(size=7)
+    kernel, kept = rng.normal(size=(1, 7, 3)), np.array([1, 1, 0, 1, 0, 1, 1], bool)
+    y = x @ kernel[0]
+    found = np.linalg.lstsq(np.column_stack([x[:, kept], np.ones(500)]), y, rcond=None)[0][:-1]
+    found *= y.std(axis=0) / (x[:, kept] @ found).std(axis=0)
+    covariance = np.cov(x.T, bias=True)
+    new, constant = refit(x.mean(axis=0), covariance, kernel, kept, mixed_by_all(covariance, kept, 0.0))
+    assert new[0] == pytest.approx(found)
+    assert constant == pytest.approx((y - x[:, kept] @ found).mean(axis=0))
+    everything = np.ones(7, bool)
+    whole, nothing = refit(x.mean(axis=0), covariance, kernel, everything, mixed_by_all(covariance, everything, 0.0))
+    assert whole == pytest.approx(kernel)
+    assert nothing == pytest.approx(0, abs=1e-9)
+
+
+def test_refit_of_several_taps_sums_their_constants():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(500, 5)) @ rng.normal(size=(5, 5)) + 1
+    kernel, kept = rng.normal(size=(4, 5, 3)), np.array([1, 0, 1, 1, 0], bool)
+    covariance = np.cov(x.T, bias=True)
+    new, constant = refit(x.mean(axis=0), covariance, kernel, kept, mixed_by_all(covariance, kept, 0.0))
+    share = np.linalg.lstsq(np.column_stack([x[:, kept], np.ones(500)]), x, rcond=None)[0][:-1]
+    for received, tap in zip(new, kernel, strict=True):
+        # Up to the factor that restores the variance, the same for all taps.
+        ratio = received / (share @ tap)
+        assert ratio == pytest.approx(np.tile(ratio[:1], (3, 1)))
+    together = (x @ kernel).sum(axis=0) - (x[:, kept] @ new).sum(axis=0)
+    assert constant == pytest.approx(together.mean(axis=0))
+
+
+def test_regression_is_least_squares_and_ridge_is_relative():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(100, 6)), rng.normal(size=(100, 2))
+    assert regression(x.T @ x, x.T @ y, 0.0) == pytest.approx(np.linalg.lstsq(x, y, rcond=None)[0])
+    once, scaled = (regression(s * x.T @ x, s * x.T @ y, 0.1) for s in (1.0, 1e4))
+    assert once == pytest.approx(scaled)
+    stacked = np.vstack([x, np.sqrt(0.1 * (x**2).sum() / 6) * np.eye(6)])
+    ridge = np.linalg.lstsq(stacked, np.vstack([y, np.zeros((6, 2))]), rcond=None)[0]
+    assert once == pytest.approx(ridge)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e-4])
+def test_coefficients_are_least_squares_at_any_scale_and_in_any_order(scale):
+    rng = np.random.default_rng(3)
+    columns = rng.normal(size=(30, 9))
+    columns[:, 4] *= scale
+    columns[:, 7] = 0
+    kept = np.array([5, 0, 4, 8])
+    found = coefficients(columns.T @ columns, kept)
+    wanted = np.linalg.lstsq(columns[:, kept], columns, rcond=None)[0].T
+    wanted[kept] = np.eye(4)
+    assert found == pytest.approx(wanted, rel=1e-6, abs=1e-9 * max(scale, 1 / scale))
+    order = [2, 0, 3, 1]
+    np.testing.assert_allclose(coefficients(columns.T @ columns, kept[order]), found[:, order], atol=1e-9)
+
+
+def test_coefficients_of_kept_columns_that_depend_on_each_other():
+    """Each stands for itself alone; what both can say of a third they share."""
+    columns = np.random.default_rng(4).normal(size=(30, 5))
+    columns[:, 3] = 2 * columns[:, 1]
+    columns[:, 4] = columns[:, 0] - columns[:, 1]
+    found = coefficients(columns.T @ columns, np.array([0, 1, 3]))
+    assert found[[0, 1, 3]].tolist() == np.eye(3).tolist()
+    assert columns[:, [0, 1, 3]] @ found[4] == pytest.approx(columns[:, 4], abs=1e-6)
