@@ -88,6 +88,8 @@ class Checkpoint:
         Raises:
             FileError: it is missing, or another one than was written.
         """
+        if self.path is None:
+            raise FileError(f"a {self._work} without a checkpoint has kept no model.")
         path = self.path.with_name(more["model"])
         try:
             if path.is_file() and _digest(path) != more["model_sha256"]:

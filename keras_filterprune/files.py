@@ -133,8 +133,8 @@ def _check_archive(path: Path) -> None:
         for part in archive.infolist():
             if part.filename.endswith(".json") and part.file_size > files.LARGEST:
                 raise FileError(f"{part.filename} has {part.file_size:,} bytes, more than any model's.")
-        if (part := archive.testzip()) is not None:
-            raise FileError(f"it is damaged, {part} has another checksum.")
+        if (damaged := archive.testzip()) is not None:
+            raise FileError(f"it is damaged, {damaged} has another checksum.")
 
 
 @contextlib.contextmanager

@@ -71,8 +71,8 @@ def carry_out(
     console = Console()
     for item in shown:
         # A sentence is one line, however long, and names in it may hold brackets.
-        plain = {"markup": False, "highlight": False, "soft_wrap": True} if isinstance(item, str) else {}
-        console.print(item, **plain)
+        how: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True} if isinstance(item, str) else {}
+        console.print(item, **how)
     return 0
 
 

@@ -13,7 +13,6 @@ from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.least_squares import LeastSquares
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.convolution import Conv
-from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import handler_for, known_linear
 from keras_filterprune.probe.regression import coefficients
@@ -29,11 +28,6 @@ class Adapted:
     core: Call
     after: Call | None
 
-    @property
-    def linears(self) -> tuple[Linear | None, Linear, Linear | None]:
-        """What they multiply."""
-        return tuple(call and linear_of(call.op) for call in (self.before, self.core, self.after))
-
 
 def adapted_convolutions(view: ModelView) -> dict[str, Adapted]:
     """{path of the convolution: it and its adapters}, recognised by their names and by what they are."""
@@ -41,30 +35,26 @@ def adapted_convolutions(view: ModelView) -> dict[str, Adapted]:
     number_of = {call.path: number for number, call in enumerate(view.calls) if calls[call.path] == 1}
     read = Counter([ref for call in view.calls for ref in call.inputs] + list(view.outputs))
 
-    def leads(source: int | None, target: int | None) -> bool:
-        """Whether a plain convolution hands its outputs to another one, and to nothing else."""
-        if source is None or target is None or not {source, target} <= convolutions or _ends(view.calls[source].op):
-            return False
-        return view.calls[target].inputs == (TensorRef(source, 0),) and read[TensorRef(source, 0)] == 1
+    def adapter(path: str, core: int) -> Call | None:
+        """The call of this name, if it is an adapter of a convolution."""
+        number = number_of.get(path)
+        if number is None or not {number, core} <= convolutions:
+            return None
+        call, op = view.calls[number], view.calls[core].op
+        source, target = (number, core) if path.endswith(BEFORE) else (core, number)
+        # A plain convolution that hands its outputs to the other one, and to nothing else.
+        chained = view.calls[target].inputs == (TensorRef(source, 0),) and read[TensorRef(source, 0)] == 1
+        pointwise = type(call.op) is type(op) and {*call.op.kernel_size, *call.op.strides} == {1}
+        return call if chained and pointwise and not _ends(view.calls[source].op) else None
 
-    convolutions = {number for number in number_of.values() if is_convolution(view.calls[number].op)}
+    operations = {number: view.calls[number].op for number in number_of.values()}
+    convolutions = {number for number, op in operations.items() if is_convolution(op) and op.groups == 1}
     found = {}
     for path, core in number_of.items():
-        before, after = (number_of.get(path + suffix) for suffix in (BEFORE, AFTER))
-        adapters = (
-            before if leads(before, core) and _is_adapter(view, before, core) else None,
-            after if leads(core, after) and _is_adapter(view, after, core) else None,
-        )
-        if adapters != (None, None):
-            found[path] = Adapted(*(None if n is None else view.calls[n] for n in (adapters[0], core, adapters[1])))
+        before, after = (adapter(path + suffix, core) for suffix in (BEFORE, AFTER))
+        if before is not None or after is not None:
+            found[path] = Adapted(before, view.calls[core], after)
     return found
-
-
-def _is_adapter(view: ModelView, number: int, core: int) -> bool:
-    op, linear = view.calls[number].op, linear_of(view.calls[number].op)
-    window = linear.window
-    pointwise = set(window.kernel_size) == set(window.strides) == {1} and linear.groups == 1
-    return pointwise and type(op) is type(view.calls[core].op)
 
 
 def _ends(op: Any) -> bool:
@@ -108,18 +98,17 @@ class Adapters(Compensator):
         tensors = {id(call): t for call, t in zip(rebuilt.graph.view.calls, rebuilt.graph.tensors, strict=True)}
         adapted = adapted_convolutions(rebuilt.graph.view)
         for found in adapted.values():
-            before, core, after = found.linears
-            kernel = core.matrix
+            kernel = known_linear(found.core.op).slices
             (inputs, *_), (outputs, *_) = tensors[id(found.core)]
             kept_in, kept_out = (np.flatnonzero(alive[t.ids]) for t in (inputs, outputs))
-            if after is not None:
+            if found.after is not None:
                 filters = kernel.reshape(-1, kernel.shape[-1])
                 onto = coefficients(filters.T @ filters, kept_out)
-                linear_of(rebuilt.twin(found.after)).assign(onto.T @ after.matrix[0])
-            if before is not None:
+                known_linear(rebuilt.twin(found.after)).assign(onto.T @ known_linear(found.after.op).slices[0])
+            if found.before is not None:
                 # The input slices are those of the filters that stay.
                 slices = np.moveaxis(kernel[..., kept_out], 1, -1).reshape(-1, kernel.shape[1])
                 into = coefficients(slices.T @ slices, kept_in)
-                linear_of(rebuilt.twin(found.before)).assign(before.matrix[0] @ into)
+                known_linear(rebuilt.twin(found.before)).assign(known_linear(found.before.op).slices[0] @ into)
         done = f"1x1 convolutions around {len(adapted)} layers make up for removed filters and inputs"
         return done if data is None else f"{done}; {LeastSquares().apply(rebuilt, data, progress)}"

@@ -13,7 +13,7 @@ from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import linear_of, statistics_of
+from keras_filterprune.handlers.registry import known_statistics, linear_of
 from keras_filterprune.probe.consumers import Places, draw_places, moments, rows_at
 from keras_filterprune.probe.outlets import Outlet, add_constant
 from keras_filterprune.probe.regression import rectified_regression, regression, scale_to
@@ -79,7 +79,7 @@ class _Run(SideBySide):
             self.shifted += self.match_mean(call, twin, before, after)
             return
         places = draw_places(call.path, theirs, before, before.shape[0])
-        self._refit(call, ours, places, rows_at(theirs, before, places), rows_at(ours, after, places), theirs.matrix)
+        self._refit(call, ours, places, rows_at(theirs, before, places), rows_at(ours, after, places), theirs.slices)
         if theirs.transposed:
             # Rows are input pixels: what their constants add up to depends on how windows overlap.
             self.match_mean(call, twin, before, after)
@@ -105,8 +105,8 @@ class _Run(SideBySide):
             if self.settings.rectified and outlet.rectified and intercept and other is not None:
                 threshold = (-(offset + other) / scale).astype(np.float32)
         if x.shape[1] > LARGEST:
-            channels = (rows.reshape(-1, rows.shape[-1]) for rows in (after, before))
-            weights = (self._solve(*channels, intercept) @ kernel).reshape(x.shape[1], -1)
+            ours_x, theirs_x = (rows.reshape(-1, rows.shape[-1]) for rows in (after, before))
+            weights = (self._solve(ours_x, theirs_x, intercept) @ kernel).reshape(x.shape[1], -1)
             weights, constant = self._rescaled(weights, x, y, intercept)
         elif threshold is not None:
             weights, constant = rectified_regression(x, y, threshold, scale > 0, self.settings.ridge)

@@ -11,7 +11,7 @@ from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import statistics_of
+from keras_filterprune.handlers.registry import known_statistics, statistics_of
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.inputs import calibration_inputs
 from keras_filterprune.progress import track

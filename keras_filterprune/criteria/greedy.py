@@ -97,7 +97,7 @@ def backward_order(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) ->
     remaining = np.arange(len(problems[0][2]))
     order, increase = [], []
     while len(remaining):
-        cost = sum(elimination.costs(remaining) for elimination in eliminations)
+        cost = sum((elimination.costs(remaining) for elimination in eliminations), np.zeros(len(remaining)))
         pick = int(np.argmin(cost))
         unit = remaining[pick]
         order.append(unit)

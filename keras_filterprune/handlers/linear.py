@@ -130,7 +130,7 @@ class Linear:
     @property
     def arranged(self) -> np.ndarray:
         """`slices` in the kernel's own precision, not to be written."""
-        kernel = keras.ops.convert_to_numpy(self.weight(self.kernel).value)
+        kernel = keras.ops.convert_to_numpy(self.summed.value)
         channels = kernel.shape[self.channels]
         kernel = kernel.transpose(self._order(kernel.ndim))
         return kernel.reshape(1, channels, -1) if self.transposed else kernel.reshape(-1, channels, kernel.shape[-1])

@@ -28,6 +28,42 @@ from keras_filterprune.rebuild.outcome import Run
 from keras_filterprune.report import LayerReport, UnitRow
 
 
+@overload
+def prune_layers(
+    model: keras.Model,
+    n_layers: int | None = None,
+    budget: float | Budget | None = None,
+    *,
+    method: str | Criterion | Importance = "l2",
+    data: Any = None,
+    projections: bool = False,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    return_report: Literal[True],
+    progress: bool = True,
+) -> tuple[keras.Model, LayerReport]: ...
+
+
+@overload
+def prune_layers(
+    model: keras.Model,
+    n_layers: int | None = None,
+    budget: float | Budget | None = None,
+    *,
+    method: str | Criterion | Importance = "l2",
+    data: Any = None,
+    projections: bool = False,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    return_report: Literal[False] = False,
+    progress: bool = True,
+) -> keras.Model: ...
+
+
 @interruptible()
 @renamed_arguments(criterion="method")
 def prune_layers(

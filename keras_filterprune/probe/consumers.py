@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.handlers.linear import Linear, Window
 
 ROWS = 32_768
@@ -55,7 +56,7 @@ def draw_places(path: str, linear: Linear, x: Any, count: int) -> Places:
     if window is not None and not linear.transposed:
         inner = tuple(size for _, size in _margins(window, inner))
         columns *= math.prod(window.kernel_size) if linear.depthwise is None else 1
-    columns = max(columns, linear.weight(linear.kernel).shape[linear.filters])
+    columns = max(columns, linear.summed.shape[linear.filters])
     generator = np.random.default_rng([*path.encode()])
     per_sample = max(1, min(min(ROWS, _MOST_VALUES // columns) // count, math.prod(inner)))
     samples = np.repeat(np.arange(count), per_sample)

@@ -6,7 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, overload
 
 import keras
 import numpy as np
@@ -245,8 +245,8 @@ def class_numbers_of(labels: Any) -> np.ndarray | None:
 def _warn_if_sorted(labels: list[Any], view: ModelView) -> bool:
     """Warn where the first samples, which alone are read, are sorted by class: they are those of the first classes."""
     classes = classes_of(view)
-    parts = [class_numbers_of(part) for part in labels]
-    if classes is None or any(part is None for part in parts):
+    parts = [part for part in map(class_numbers_of, labels) if part is not None]
+    if classes is None or len(parts) < len(labels):
         return False
     numbers = np.concatenate(parts)
     found = len(np.unique(numbers))

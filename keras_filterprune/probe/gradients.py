@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from keras_filterprune.errors import MissingPackageError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.activation import is_activation, named
+from keras_filterprune.handlers.base import volume
 from keras_filterprune.handlers.registry import keras_name
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.inputs import Inputs, check_class_scores, labelled_inputs
@@ -51,7 +53,7 @@ def output_sensitivity(
     if all(deviation is None for deviation in deviations):
         return {path: np.ones(1) for path in layers}
     first = {call.path: call for call in reversed(view.calls)}
-    total = {path: np.zeros(first[path].output_shapes[0][-1]) for path in layers}
+    total = {path: np.zeros(volume(first[path].output_shapes[0][-1:])) for path in layers}
 
     def objective(sums: Tensors, part: slice) -> Any:
         def probed(call: Call, args: tuple, kwargs: dict) -> Any:
@@ -70,7 +72,7 @@ def output_sensitivity(
     parts = inputs.differentiable(samples)
     for part in track(parts, "differentiating", len(parts), progress):
         zeros = {path: keras.ops.zeros(len(value)) for path, value in total.items()}
-        for path, found in gradients(lambda sums, part=part: objective(sums, part), zeros).items():
+        for path, found in gradients(partial(objective, part=part), zeros).items():
             total[path] += _array(found)
     return {path: value / samples.stop for path, value in total.items()}
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from keras_filterprune.graph.types import ModelView, TensorRef
+from keras_filterprune.handlers.base import volume
 
 # Values of all activations that are alive at one time, in float32: 512 MiB. A larger number is faster by little.
 MOST_VALUES = 2**27
@@ -45,7 +46,7 @@ def all_values(view: ModelView, inputs: int) -> int:
 
 def _sizes(view: ModelView) -> dict[TensorRef, int]:
     return {
-        TensorRef(number, index): math.prod(shape[1:]) if shape else 0
+        TensorRef(number, index): volume(shape[1:]) if shape else 0
         for number, call in enumerate(view.calls)
         for index, shape in enumerate(call.output_shapes)
     }

@@ -14,7 +14,7 @@ from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.linear import Linear
-from keras_filterprune.handlers.registry import linear_of, statistics_of
+from keras_filterprune.handlers.registry import known_statistics, linear_of
 from keras_filterprune.probe.consumers import Moments, Places, draw_places, rows_at
 from keras_filterprune.probe.execute import Executor, Values, masked_apply, masked_weights, watched
 from keras_filterprune.probe.inputs import Inputs, calibration_inputs, check_class_scores, labelled_inputs
@@ -34,7 +34,7 @@ class _Consumer:
     """A layer that reads channels: ids and moments of its input columns, and its kernel (taps, columns, outputs)."""
 
     def __init__(self, linear: Linear, ids: np.ndarray, places: Places):
-        self.linear, self.ids, self.kernel = linear, ids, linear.matrix
+        self.linear, self.ids, self.kernel = linear, ids, linear.slices
         taps, columns, outputs = self.kernel.shape
         if taps * columns <= _MOST_COLUMNS:
             self.ids, self.kernel = np.tile(ids, taps), self.kernel.reshape(1, -1, outputs)

@@ -35,6 +35,46 @@ from keras_filterprune.report import PruneReport
 from keras_filterprune.report.build import prune_report
 
 
+@overload
+def prune_model(
+    model: keras.Model,
+    method: str | Method | Criterion = "l2",
+    budget: float | Budget = 0.5,
+    *,
+    data: Any = None,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    min_filters: int = 1,
+    channel_multiple: int | str = 1,
+    compensate: str | Compensator = "auto",
+    finetune: Callable[[keras.Model], Any] | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    return_report: Literal[True],
+    progress: bool = True,
+) -> tuple[keras.Model, PruneReport]: ...
+
+
+@overload
+def prune_model(
+    model: keras.Model,
+    method: str | Method | Criterion = "l2",
+    budget: float | Budget = 0.5,
+    *,
+    data: Any = None,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    min_filters: int = 1,
+    channel_multiple: int | str = 1,
+    compensate: str | Compensator = "auto",
+    finetune: Callable[[keras.Model], Any] | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    return_report: Literal[False] = False,
+    progress: bool = True,
+) -> keras.Model: ...
+
+
 @interruptible()
 def prune_model(
     model: keras.Model,
@@ -161,6 +201,32 @@ def plan_pruning(
     check_data(data, costs.graph.view)
     planner = Planner(Task(model, costs, recipe, budget, options, run))
     return planner.plan(_name(method, recipe), choose(planner))
+
+
+@overload
+def apply_plan(
+    model: keras.Model,
+    plan: PruningPlan,
+    *,
+    data: Any = None,
+    compensate: str | Compensator = "auto",
+    verify: bool = True,
+    return_report: Literal[True],
+    progress: bool = True,
+) -> tuple[keras.Model, PruneReport]: ...
+
+
+@overload
+def apply_plan(
+    model: keras.Model,
+    plan: PruningPlan,
+    *,
+    data: Any = None,
+    compensate: str | Compensator = "auto",
+    verify: bool = True,
+    return_report: Literal[False] = False,
+    progress: bool = True,
+) -> keras.Model: ...
 
 
 @interruptible()

@@ -37,7 +37,7 @@ def carry_out(planner: Planner) -> Outcome:
     if task.recipe.one_by_one:
         return _one_by_one(planner, run)
     if isinstance(task.recipe.allocator, Search):
-        return _TrainedSearch(planner).result()
+        return _TrainedSearch(planner, task.recipe.allocator).result()
     outcome, planner, counts = _before_last(planner, run)
     return _cut(outcome, planner, counts, run)
 

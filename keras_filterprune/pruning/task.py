@@ -143,8 +143,8 @@ class Task:
         whole = max(1, sum(spent.values()))
         pinned = sorted(self.graph.pinned, key=lambda pin: -spent[pin.layer])[:_NAMED]
         reasons = [f"'{p.layer}' ({100 * spent[p.layer] / whole:.0f} % of the {what}) {p.reason}" for p in pinned]
-        reasons = "; ".join(reasons or ["no layer with a handler makes filters"])
-        return f"model '{self.graph.view.name}' has no filter that can be removed: {reasons}."
+        why = "; ".join(reasons or ["no layer with a handler makes filters"])
+        return f"model '{self.graph.view.name}' has no filter that can be removed: {why}."
 
     def _check_data(self) -> None:
         criterion, allocator, data = self.recipe.criterion, self.recipe.allocator, self.run.data

@@ -35,13 +35,13 @@ class Convolutions:
     """
 
     def __init__(self, adapted: Sequence[Adapted], params: bool):
-        kernels = [tuple(call and call.op.kernel.shape for call in (f.before, f.core, f.after)) for f in adapted]
-        self.narrow = tuple(np.array([core[axis] for _, core, _ in kernels], int) for axis in (-2, -1))
+        kernels = [found.core.op.kernel.shape for found in adapted]
+        self.narrow = tuple(np.array([kernel[axis] for kernel in kernels], int) for axis in (-2, -1))
         self.wide = (
-            np.array([(before or core)[-2] for before, core, _ in kernels], int),
-            np.array([(after or core)[-1] for _, core, after in kernels], int),
+            np.array([(found.before or found.core).op.kernel.shape[-2] for found in adapted], int),
+            np.array([(found.after or found.core).op.kernel.shape[-1] for found in adapted], int),
         )
-        taps = np.array([math.prod(core[:-2]) for _, core, _ in kernels], int)
+        taps = np.array([math.prod(kernel[:-2]) for kernel in kernels], int)
         shapes = [(found.core.input_shapes[0], found.core.output_shapes[0]) for found in adapted]
         self._inputs, self._outputs = (
             np.array([1 if params else volume(pair[n][1:-1]) for pair in shapes], int) for n in (0, 1)
@@ -81,14 +81,14 @@ class AdaptedCost(Cost):
         self.unknown, self._sizes = self._cost.unknown, graph.sizes
         self._convolutions = Convolutions(adapted, counts_params(repr(budget)))
         number_of = {layer: number for number, group in enumerate(graph.groups) for layer in group.producers}
-        befores = [(place, found.before, found.before) for place, found in enumerate(adapted)]
-        afters = [(place, found.core, found.after) for place, found in enumerate(adapted)]
+        befores = [(place, found.before, found.before) for place, found in enumerate(adapted) if found.before]
+        afters = [(place, found.core, found.after) for place, found in enumerate(adapted) if found.after]
         # (places of the convolutions, groups between them and their adapters, names of these) before and behind.
         self._before, self._after = (
             (
-                np.array([place for place, _, adapter in side if adapter], int),
-                np.array([number_of[maker.path] for _, maker, adapter in side if adapter], int),
-                np.array([adapter.path for _, _, adapter in side if adapter], object),
+                np.array([place for place, _, _ in side], int),
+                np.array([number_of[maker.path] for _, maker, _ in side], int),
+                np.array([adapter.path for _, _, adapter in side], object),
             )
             for side in (befores, afters)
         )

@@ -14,7 +14,7 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions, is_convolution
 from keras_filterprune.graph.keras_view import copy_value, named_weights
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.handlers.registry import linear_of
+from keras_filterprune.handlers.registry import known_linear
 from keras_filterprune.rebuild.adapter_costs import Convolutions
 from keras_filterprune.rebuild.clone import Cloner, without_old_shapes
 from keras_filterprune.rebuild.verify import rounding
@@ -39,7 +39,7 @@ def wrappable(graph: ChannelGraph) -> list[str]:
     """
     calls = Counter(call.path for call in graph.view.calls)
     adapted = adapted_convolutions(graph.view)
-    found = [(call, linear_of(call.op)) for call in graph.view.calls if is_convolution(call.op)]
+    found = [call for call in graph.view.calls if is_convolution(call.op)]
 
     def free(path: str) -> bool:
         """Whether the names of the adapters that it lacks are nobody's."""
@@ -49,8 +49,8 @@ def wrappable(graph: ChannelGraph) -> list[str]:
 
     return [
         call.path
-        for call, linear in found[1:]
-        if math.prod(linear.window.kernel_size) > 1 and linear.groups == 1 and calls[call.path] == 1 and free(call.path)
+        for call in found[1:]
+        if math.prod(call.op.kernel_size) > 1 and call.op.groups == 1 and calls[call.path] == 1 and free(call.path)
     ]
 
 
@@ -65,12 +65,8 @@ def add_adapters(model: keras.Model, graph: ChannelGraph, paths: Collection[str]
         paths: of convolutions, among those that are `wrappable`.
     """
     adapted = adapted_convolutions(graph.view)
-    bare = Adapted(None, None, None)
-    lacking = {
-        id(call.op): tuple(side is None for side in (found.before, found.after))
-        for call in graph.view.calls
-        if call.path in paths and (found := adapted.get(call.path, bare))
-    }
+    chosen = [adapted.get(call.path, Adapted(None, call, None)) for call in graph.view.calls if call.path in paths]
+    lacking = {id(found.core.op): (found.before is None, found.after is None) for found in chosen}
     return _Adder(graph, lacking).result(model)
 
 
@@ -133,7 +129,7 @@ class _Adder(_InPlace):
                 copy_value(own[name], variable)
             for adapter in (before, after):
                 if adapter is not None:
-                    linear_of(adapter).assign(np.eye(adapter.filters))
+                    known_linear(adapter).assign(np.eye(adapter.filters))
             if op.use_bias and after is not None:
                 copy_value(op.bias, after.bias)
 
@@ -143,16 +139,18 @@ class _Merger(_InPlace):
         super().__init__(graph.view)
         # Products of kernels round, as no copy does.
         self.tolerance = max(1e-3, rounding(graph.view))
-        self._cores: dict[int, tuple[Adapted, bool, bool]] = {}
+        # By convolution, with the adapters that go.
+        self._merged: dict[int, Adapted] = {}
         self._gone: set[int] = set()
         self._skipped: set[int] = set()
         adapted = list(adapted_convolutions(graph.view).values())
         widths = Convolutions(adapted, params)
         for found, into, onto in zip(adapted, *widths.merged(*widths.narrow), strict=True):
-            into, onto = into and found.before is not None, onto and found.after is not None
-            if into or onto:
-                self._cores[id(found.core.op)] = found, into, onto
-            self._gone |= {id(call.op) for call, merge in ((found.before, into), (found.after, onto)) if merge}
+            merged = Adapted(found.before if into else None, found.core, found.after if onto else None)
+            gone = {id(call.op) for call in (merged.before, merged.after) if call is not None}
+            if gone:
+                self._merged[id(found.core.op)] = merged
+            self._gone |= gone
 
     def _clone(self, op: Any) -> Any:
         if id(op) in self._gone:
@@ -160,12 +158,11 @@ class _Merger(_InPlace):
             self._skipped.add(id(placeholder))
             # Kept alive by `twins`, so that its id stays its own.
             return placeholder
-        if id(op) not in self._cores:
+        if id(op) not in self._merged:
             return super()._clone(op)
-        found, _, onto = self._cores[id(op)]
-        config = without_old_shapes(self.config(op))
-        if onto:
-            behind = without_old_shapes(self.config(found.after.op))
+        after, config = self._merged[id(op)].after, without_old_shapes(self.config(op))
+        if after is not None:
+            behind = without_old_shapes(self.config(after.op))
             config |= {"filters": behind["filters"]} | {name: behind[name] for name in _AFTER_KERNEL}
         return self.live.build(type(op), config)
 
@@ -173,14 +170,13 @@ class _Merger(_InPlace):
         return args[0] if id(twin) in self._skipped else super().call(twin, *args, **kwargs)
 
     def write(self) -> None:
-        for found, into, onto in self._cores.values():
-            before, core, after = found.linears
-            kernel = core.matrix
-            if into:
-                kernel = before.matrix[0] @ kernel
-            if onto:
-                kernel = kernel @ after.matrix[0]
-            twin = self.twins[id(found.core.op)]
-            linear_of(twin).assign(kernel)
+        for merged in self._merged.values():
+            kernel = known_linear(merged.core.op).slices
+            if merged.before is not None:
+                kernel = known_linear(merged.before.op).slices[0] @ kernel
+            if merged.after is not None:
+                kernel = kernel @ known_linear(merged.after.op).slices[0]
+            twin = self.twins[id(merged.core.op)]
+            known_linear(twin).assign(kernel)
             if twin.use_bias:
-                copy_value((found.after if onto else found.core).op.bias, twin.bias)
+                copy_value((merged.after or merged.core).op.bias, twin.bias)

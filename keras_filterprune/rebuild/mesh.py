@@ -34,5 +34,6 @@ def check_mesh(kept: Kept) -> None:
 
 def _parts(layout: keras.distribution.TensorLayout | None, axis: int) -> int:
     """Among how many devices an axis is divided."""
-    name = None if layout is None else layout.axes[axis]
-    return 1 if name is None else layout.device_mesh.shape[layout.device_mesh.axis_names.index(name)]
+    if layout is None or (name := layout.axes[axis]) is None:
+        return 1
+    return layout.device_mesh.shape[layout.device_mesh.axis_names.index(name)]

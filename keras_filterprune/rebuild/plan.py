@@ -32,7 +32,7 @@ _FIELDS = {
     "pinned": list,
     "cost": dict,
 }
-_ENTRIES = {
+_ENTRIES: dict[str, dict[str, type]] = {
     "model": {"name": str, "topology": str, "weights": str},
     "cost": {"macs": list, "params": list},
     "layers": {"channels": int, "kept": list},

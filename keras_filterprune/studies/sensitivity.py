@@ -208,5 +208,5 @@ class Measured:
         return values
 
     def payload(self) -> tuple:
-        inputs = [keras.ops.convert_to_numpy(x) for x in self._inputs]
+        inputs = self._inputs.arrays()
         return inputs if self._labels is None else (inputs, self._labels), self._metric, len(inputs[0])

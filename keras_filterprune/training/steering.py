@@ -166,11 +166,12 @@ class PenaltySchedule(_Steered):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         before = self._spent
         super().on_epoch_end(epoch, logs)
-        left = max(1, self.params["epochs"] - epoch - 1)
-        if before - self._spent < (self._spent - self._limit) / left:
-            self._strengthen(self.step)
-        elif self._spent < self._limit:
-            self._strengthen(-self.step)
+        if before is not None and self._spent is not None:
+            left = max(1, self.params["epochs"] - epoch - 1)
+            if before - self._spent < (self._spent - self._limit) / left:
+                self._strengthen(self.step)
+            elif self._spent < self._limit:
+                self._strengthen(-self.step)
         if logs is not None:
             logs["strength"] = max(penalty.strength for penalty in self._penalties)
 
