@@ -14,10 +14,11 @@ import keras_filterprune as kfp
 from keras_filterprune import criteria
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe.gradients import output_sensitivity
+from keras_filterprune.probe.inputs import calibration_inputs
 
 
 def sensitivities(model: keras.Model, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-    return output_sensitivity(view_model(model), [keras.ops.convert_to_tensor(x)], names, False)
+    return output_sensitivity(view_model(model), calibration_inputs(x, view_model(model)), names, False)
 
 
 def test_the_sensitivity_of_a_linear_network_is_the_norm_of_its_jacobian():
