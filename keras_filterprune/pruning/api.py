@@ -105,8 +105,7 @@ def prune_model(
             ("l2").
         budget: the fraction of multiply-accumulates to keep, in (0, 1]; or a `MacsBudget`, `ParamsBudget`,
             `BopsBudget`, `LatencyBudget`, `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one
-            unit (one `channel_multiple`). A latency is also measured, and refused if it is not below the original's
-            (0.5).
+            unit (one `channel_multiple`). A latency is also measured, and refused if not below the original's (0.5).
         data: calibration inputs: array(s), `(x, y)`, `tf.data.Dataset`, `PyDataset`, a PyTorch loader or batches, of
             which the first 2 048 samples are read, once. Labels are looked at by methods that need them alone (None,
             which is fine for methods that need nothing).
