@@ -65,6 +65,14 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileError: there is no such file, or nothing in it that this library wrote.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> metadata = kfp.Metadata(labels=["cat", "dog"])
+        >>> _ = kfp.export_tflite(model, "pets.tflite", metadata=metadata, overwrite=True)
+        >>> kfp.read_metadata("pets.tflite")["labels"]
+        ['cat', 'dog']
     """
     path = check_path("path", path)
     try:

@@ -57,6 +57,13 @@ class ExportResult:
         top1_agreement: share of the compared samples with the same highest class, 0 to 1; None with
             `verify=False` or when the output is not a single (batch, classes) tensor.
         warnings: what makes the file slow, by which layer, and what to do about it.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()])
+        >>> result = kfp.export_tflite(model, "model.tflite", quantize="float16", overwrite=True)
+        >>> result.quantize, result.relative_difference < 1e-2, result.warnings
+        ('float16', True, ())
     """
 
     path: Path
