@@ -1,5 +1,7 @@
 """What the exchangeable parts of a method have in common."""
 
+from __future__ import annotations
+
 
 class Part:
     """A criterion, an allocator or a compensator, shown by its class and its public attributes.

@@ -68,7 +68,7 @@ MADE_HERE = (
     "ActivationCriterion Allocation Allocator BopsTable Budget Call ChannelGraph Compensator Cost CostModel "
     "CountBudget Criterion Elementwise ExportResult Group Handler Kept LayerReport Linear Member MemberCriterion "
     "Prices PruneReport PruningPlan Rebuilt Resize SensitivityTable Statistics Tensor TensorRef Tracer Weights Window "
-    "handler_for last_axis_ids multiply_accumulates read_filters"
+    "count_macs handler_for read_filters read_last_axis"
 ).split()
 METHODS = (
     "LatencyTable.load LatencyTable.predict LatencyTable.save PruneReport.save PruningPlan.load PruningPlan.save "
@@ -179,7 +179,7 @@ def test_a_bad_value_gets_a_sentence_and_changes_nothing(world, name, argument, 
     with pytest.raises(kfp.FilterPruneError) as caught:
         world.call(name, public()[name], **{argument: value})
     said = str(caught.value)
-    assert "Received" in said or f"{argument}=" in said or str(value) in said or f"cannot write {value}" in said
+    assert any(word in said for word in ("Received", f"{argument}=", "calibration data", str(value), repr(value)))
     assert list(tmp_path.iterdir()) == []
     for old, new in zip(before, world.model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from keras_filterprune.allocators import Allocator, Sensitivity, Uniform
-from keras_filterprune.checks import check_flags, check_integer, unknown_name
+from keras_filterprune.checks import check_flags, check_integer, unknown_name, wrong
 from keras_filterprune.compensators import BNRecalibration, Compensator
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InvalidValueError
@@ -79,6 +79,9 @@ def register_method(name: str) -> Callable[[Recipe], Recipe]:
         A decorator for `recipe(seed, data)`, which returns a `Method`: `seed` is that of everything random, `data`
         whether there is calibration data. The first line of its docstring stands in the table of methods.
 
+    Raises:
+        InvalidValueError: the name is no line of text.
+
     Example:
         >>> import keras_filterprune as kfp
         >>> @kfp.register_method("l1_global")
@@ -89,6 +92,8 @@ def register_method(name: str) -> Callable[[Recipe], Recipe]:
         >>> kfp.list_methods()[-1]
         ('l1_global', 'nothing', 'Sum of absolute weights of a filter, ranked globally')
     """
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise wrong("name", name, "a line of text")
 
     def decorator(recipe: Recipe) -> Recipe:
         _METHODS[name] = recipe

@@ -87,7 +87,9 @@ class Samples:
 def check_data(data: Any, view: ModelView) -> None:
     """Look at arrays before any work starts; streams of batches are looked at as they come."""
     data = data._data if isinstance(data, Samples) else data
-    if data is not None and _is_one_batch(data, view) and next(_slices(data, view), None) is None:
+    if data is not None and not _is_one_batch(data, view):
+        _batches(data)
+    elif data is not None and next(_slices(data, view), None) is None:
         raise _nothing()
 
 
