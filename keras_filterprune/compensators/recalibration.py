@@ -60,7 +60,8 @@ class BNRecalibration(Compensator):
             y = ops.batch_normalization(ops.cast(x, "float32"), mean, variance, axis, offset, scale, statistics.epsilon)
             return ops.cast(y, op.compute_dtype)
 
-        inputs = calibration_inputs(data, view)
+        # The positions of one image are samples enough.
+        inputs = calibration_inputs(data, view, least=1)
         slices = inputs.slices(_BATCH)
         for part in track(slices, "recalibrating batch normalization", len(slices), progress):
             Executor(view, measure, check=True).run(inputs[part])

@@ -22,17 +22,18 @@ class Inputs:
     Args:
         parts: what `Samples.read` gives.
         view: the model the data is for.
+        least: samples that are needed (2: a single one has no variance).
 
     Raises:
-        CalibrationDataError: there is a single sample, which has no variance.
+        CalibrationDataError: there are fewer.
     """
 
-    def __init__(self, parts: Sequence[Part], view: ModelView):
+    def __init__(self, parts: Sequence[Part], view: ModelView, least: int = 2):
         self._parts = [arrays for arrays, _ in parts]
         self._dtypes = [view.calls[ref.call].op.dtype for ref in view.inputs]
         self._starts = np.cumsum([0, *(len(arrays[0]) for arrays in self._parts)])
         self._view = view
-        if len(self) < 2:
+        if len(self) < least:
             raise CalibrationDataError("calibration needs at least 2 samples, better a few hundred. Received: 1.")
 
     def __len__(self) -> int:
@@ -73,13 +74,13 @@ class Inputs:
         return [slice(start + part.start, start + part.stop) for part in even_slices(stop - start, size)]
 
 
-def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES) -> Inputs:
-    """The first samples, at most `most` (2 048), without their labels.
+def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES, least: int = 2) -> Inputs:
+    """The first samples, at least `least` (2) and at most `most` (2 048), without their labels.
 
     Raises:
         CalibrationDataError: see `Samples` and `Inputs`.
     """
-    return Inputs(Samples.of(data).read(view, most), view)
+    return Inputs(Samples.of(data).read(view, most), view, least)
 
 
 def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[Inputs, np.ndarray]:

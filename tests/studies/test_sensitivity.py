@@ -307,7 +307,7 @@ def test_data_that_is_missing_or_unlabelled(trained):
 
 def test_metrics_that_are_none(trained):
     x, y = digits(50)
-    with pytest.raises(errors.UnknownNameError, match="metric is accuracy, error, or a function"):
+    with pytest.raises(errors.UnknownNameError, match="metric is one of accuracy, error, or a function"):
         kfp.measure_sensitivity(trained, (x, y), "f1")
     with pytest.raises(errors.InvalidValueError, match=r"one number per sample, shape \(50,\)"):
         kfp.measure_sensitivity(trained, (x, y), lambda labels, outputs: outputs.mean())
