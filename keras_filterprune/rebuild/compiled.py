@@ -49,6 +49,11 @@ def compile_like(model: keras.Model, twin: keras.Model, variables: Mapping[int, 
     Returns:
         What could not be carried over, in sentences.
     """
+    if hasattr(model.optimizer, "optimizers"):
+        return [
+            f"The result is not compiled, because {type(model.optimizer).__name__} knows by the paths of variables "
+            "which optimizer is whose. Call compile() again, with optimizers of its own."
+        ]
     try:
         arguments = compile_arguments(model)
         optimizer = LiveObjects().clone(model.optimizer)

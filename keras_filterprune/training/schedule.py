@@ -212,6 +212,8 @@ class SoftPruning(_Gradual):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
+        # Counted from the first epoch of all, a training that is resumed shrinks at the same steps.
+        self._steps = epoch * self.epoch_steps if self.epoch_steps else self._steps
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         before, self._steps = self._steps, self._steps + self.steps(batch)

@@ -239,8 +239,8 @@ class BudgetGates(_Steered):
         self._wrappers = [wrapper for wrapper, _ in readers.values()]
         if frozen := [wrapper.name for wrapper in self._wrappers if not wrapper.mask.trainable]:
             warnings.warn(
-                f"BudgetGates: the loss does not move the gates of {', '.join(frozen)}, which are frozen; they close by "
-                "what filters cost alone. Freeze the layer inside: wrapper.trainable = True, then "
+                f"BudgetGates: the loss does not move the gates of {', '.join(frozen)}, which are frozen; they close "
+                "by what filters cost alone. Freeze the layer inside: wrapper.trainable = True, then "
                 "wrapper.layer.trainable = False, and compile() again.",
                 stacklevel=2,
             )
@@ -275,7 +275,7 @@ class BudgetGates(_Steered):
                 break
             self._gates = self._moved(trained)
             self._met = self._price(self.counts()) <= self._limit
-            # The optimizer's steps that Keras took at once are known together; the hinge takes one for each.
+            # The optimizer's steps are known together, the hinge takes one for each.
             trained = self._values()
         averages = _averages(getattr(self._trainer, "optimizer", None))
         for wrapper, part in zip(self._wrappers, np.split(self._values(), self._ends[:-1]), strict=True):
