@@ -80,7 +80,9 @@ def compile_like(model: keras.Model, twin: keras.Model, variables: Mapping[int, 
             arguments[kind] = _in_order(arguments[kind], model.output_names)
         twin.output_names = list(model.output_names)
     twin.compile(optimizer, **arguments)
-    twin.optimizer.build(twin.trainable_variables)
+    if model.optimizer.built:
+        # Otherwise fit() does, when activations with weights are built too.
+        twin.optimizer.build(twin.trainable_variables)
     return notes
 
 

@@ -94,6 +94,21 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("trained", [False, True])
+def test_weights_of_activations_are_trained_in_copies_of_fresh_models_too(copy, trained):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    h = layers.Conv2D(8, 3)(layers.Conv2D(4, 3, activation=layers.PReLU())(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(h)))
+    model.compile("adam", focal(2.0))
+    if trained:
+        model.fit(X, Y, verbose=0)
+    twin = COPIES[copy](model)
+    twin.fit(X, Y, verbose=0)
+    assert any("alpha" in v.path for v in twin.trainable_variables)
+
+
+@pytest.mark.parametrize("copy", COPIES)
 def test_sequential_models_are_compiled_like_the_original(copy):
     keras.utils.set_random_seed(0)
     stack = [keras.Input((8, 8, 3)), layers.Conv2D(8, 3, activation="relu"), layers.Conv2D(8, 3), layers.Flatten()]
