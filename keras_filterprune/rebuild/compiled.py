@@ -49,6 +49,11 @@ def compile_like(model: keras.Model, twin: keras.Model, variables: Mapping[int, 
     Returns:
         What could not be carried over, in sentences.
     """
+    if hasattr(model.optimizer, "optimizers"):
+        return [
+            f"The result is not compiled, because {type(model.optimizer).__name__} knows by the paths of variables "
+            "which optimizer is whose. Call compile() again, with optimizers of its own."
+        ]
     try:
         arguments = compile_arguments(model)
         optimizer = LiveObjects().clone(model.optimizer)
@@ -75,7 +80,9 @@ def compile_like(model: keras.Model, twin: keras.Model, variables: Mapping[int, 
             arguments[kind] = _in_order(arguments[kind], model.output_names)
         twin.output_names = list(model.output_names)
     twin.compile(optimizer, **arguments)
-    twin.optimizer.build(twin.trainable_variables)
+    if model.optimizer.built:
+        # Otherwise fit() does, when activations with weights are built too.
+        twin.optimizer.build(twin.trainable_variables)
     return notes
 
 

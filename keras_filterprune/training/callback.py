@@ -41,9 +41,16 @@ class TrainingCallback(keras.callbacks.Callback):
 
     def steps(self, batch: int) -> int:
         """Steps since the last call; with `steps_per_execution`, Keras calls after the last of several alone."""
+        # Keras names the step at which the last call of an epoch would have ended.
+        batch = min(batch, (self.epoch_steps or batch + 1) - 1)
         steps = batch - self._batch if batch > self._batch else batch + 1
         self._batch = batch
         return steps
+
+    @property
+    def epoch_steps(self) -> int | None:
+        """Steps of an epoch, where Keras knows them before."""
+        return (self.params or {}).get("steps")
 
     def settle(self, epoch: int) -> None:
         """Note, before other callbacks save weights, that those of this epoch and the next keep what is promised."""

@@ -113,7 +113,10 @@ class PruningSchedule(_Gradual):
     At the beginning of every epoch whose fraction is a new one, filters are chosen as `prune_model` would, those masked
     before among them, and masked in all their readers. After training, `strip_wrappers` gives a plain model with the
     same outputs, and `prune_model(plain, "dead", RedundancyBudget())` the smaller one. Adds `kept_filters`,
-    `filter_sparsity` and `macs_if_pruned` to the logs of every epoch.
+    `filter_sparsity` and `macs_if_pruned` to the logs of every epoch, for loggers before it in the list too.
+
+    Masked filters stay masked, in a second `fit` as well. Callbacks that look for the best epoch find one from before
+    the last cut: a warning says so. Give them to a second `fit`, or `EarlyStopping(start_from_epoch=)` the last cut's.
 
     Args:
         keep: fraction of the multiply-accumulates that is kept; or one per epoch, never rising, the last of which
@@ -212,6 +215,8 @@ class SoftPruning(_Gradual):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
+        # Counted from the first epoch of all, a training that is resumed shrinks at the same steps.
+        self._steps = epoch * self.epoch_steps if self.epoch_steps else self._steps
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         before, self._steps = self._steps, self._steps + self.steps(batch)

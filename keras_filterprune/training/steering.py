@@ -192,7 +192,9 @@ class BudgetGates(_Steered):
     allowed falls to the budget on a straight line. There, on the budget to one filter, gates stay as they are; the rest
     of the training is fine-tuning. Adds `kept_filters`, `filter_sparsity` and `macs_if_pruned` to the logs of every
     epoch. After training, `strip_wrappers` gives a plain model with the same outputs, and
-    `prune_model(plain, "dead", RedundancyBudget())` the smaller one.
+    `prune_model(plain, "dead", RedundancyBudget())` the smaller one. An optimizer that averages weights has the gates
+    themselves as their averages. Gates move in every `fit`: give it this callback, in a second one too. Callbacks that
+    look for the best epoch do well to begin when the budget is met; a warning says where they undid it.
 
     Args:
         budget: what the open filters may cost: a fraction of the multiply-accumulates, `MacsBudget` or `ParamsBudget`.
@@ -276,7 +278,7 @@ class BudgetGates(_Steered):
                 break
             self._gates = self._moved(trained)
             self._met = self._price(self.counts()) <= self._limit
-            # The optimizer's steps that Keras took at once are known together; the hinge takes one for each.
+            # The optimizer's steps are known together, the hinge takes one for each.
             trained = self._values()
         averages = _averages(getattr(self._trainer, "optimizer", None))
         for wrapper, part in zip(self._wrappers, np.split(self._values(), self._ends[:-1]), strict=True):

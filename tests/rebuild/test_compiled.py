@@ -94,6 +94,31 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("trained", [False, True])
+def test_weights_of_activations_are_trained_in_copies_of_fresh_models_too(copy, trained):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    h = layers.Conv2D(8, 3)(layers.Conv2D(4, 3, activation=layers.PReLU())(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(h)))
+    model.compile("adam", focal(2.0))
+    if trained:
+        model.fit(X, Y, verbose=0)
+    twin = COPIES[copy](model)
+    twin.fit(X, Y, verbose=0)
+    assert any("alpha" in v.path for v in twin.trainable_variables)
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_sequential_models_are_compiled_like_the_original(copy):
+    keras.utils.set_random_seed(0)
+    stack = [keras.Input((8, 8, 3)), layers.Conv2D(8, 3, activation="relu"), layers.Conv2D(8, 3), layers.Flatten()]
+    model = keras.Sequential([*stack, layers.Dense(3)])
+    model.compile("adam", focal(2.0), metrics=[own_metric])
+    wanted = model.evaluate(X, Y, verbose=0, return_dict=True)
+    assert COPIES[copy](model).evaluate(X, Y, verbose=0, return_dict=True) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("copy", COPIES)
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_copies_are_evaluated_like_the_original(settings, copy):
     model, settings = network(), SETTINGS[settings]
@@ -200,6 +225,21 @@ def test_what_cannot_be_carried_over_is_said():
     assert twin.compiled and twin.loss is model.loss
     _, report = kfp.prune_model(model, "l2", 0.6, progress=False, return_report=True)
     assert any("without metrics" in note for note in report.notes)
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has none")
+@pytest.mark.parametrize("chosen", ["by patterns", "by a function"])
+def test_several_optimizers_are_not_shared(chosen):
+    model, optimizers = network(), [keras.optimizers.SGD(0.1), keras.optimizers.Adam()]
+    choose = keras.optimizers.OptimizerMap(optimizers[0], {"first.*": optimizers[1]})
+    if chosen == "by a function":
+        choose = lambda v: optimizers["first" in v.path]  # noqa: E731
+    model.compile(keras.optimizers.MultiOptimizer(choose), focal(2.0))
+    model.fit(X, Y, verbose=0)
+    with pytest.warns(UserWarning, match="not compiled, because MultiOptimizer knows by the paths"):
+        twin = kfp.apply_bridgeout(model)
+    assert not twin.compiled
+    model.fit(X, Y, verbose=0)
 
 
 def test_where_keras_keeps_what_it_compiled():
