@@ -15,7 +15,8 @@ import numpy as np
 
 from keras_filterprune.handlers.linear import Linear, Window
 
-ROWS = 32_768
+# Rows that are sampled of what a consumer reads: so many per column, and bounds of it.
+PER_COLUMN, FEWEST, ROWS = 1000, 4096, 32_768
 # The most values of one sample of rows, in float32: 128 MiB.
 _MOST_VALUES = 2**25
 
@@ -55,9 +56,10 @@ def draw_places(path: str, linear: Linear, x: Any, count: int) -> Places:
     if window is not None and not linear.transposed:
         inner = tuple(size for _, size in _margins(window, inner))
         columns *= math.prod(window.kernel_size) if linear.depthwise is None else 1
+    rows = min(ROWS, max(FEWEST, PER_COLUMN * columns))
     columns = max(columns, linear.weight(linear.kernel).shape[linear.filters])
     generator = np.random.default_rng([*path.encode()])
-    per_sample = max(1, min(min(ROWS, _MOST_VALUES // columns) // count, math.prod(inner)))
+    per_sample = max(1, min(min(rows, _MOST_VALUES // columns) // count, math.prod(inner)))
     samples = np.repeat(np.arange(count), per_sample)
     return Places(
         samples, np.array([generator.integers(0, n, len(samples)) for n in inner], int).reshape(-1, len(samples))
