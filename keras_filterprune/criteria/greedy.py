@@ -218,6 +218,8 @@ class _Elimination:
 
     def _blocks(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Diagonal blocks (n_units, m, m) of a^T b, from two panels (m, columns)."""
+        if self._m == 1:
+            return (a * b).T[:, :, None]
         a, b = (panel.reshape(self._m, -1, self._m) for panel in (a, b))
         return np.einsum("knm,knl->nml", a, b)
 
