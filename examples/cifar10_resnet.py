@@ -1,6 +1,6 @@
 """A ResNet on CIFAR-10: prune to half the MACs, distil, export to float32 and int8, benchmark; one table.
 
-python examples/cifar10_resnet.py [--model resnet20.keras] [--data-dir DIR] [--method fp_omp] [--keep-macs 0.5]
+python examples/cifar10_resnet.py [--model resnet20.keras] [--data-dir DIR] [--method pursuit] [--keep-macs 0.5]
 
 Without --model it trains a ResNet-20 itself first (--train-epochs, about 2 minutes an epoch on two cores).
 """
@@ -78,7 +78,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data-dir", help="tensorflow_datasets folder (KFP_DATA_DIR, else TFDS's default)")
     parser.add_argument("--train-epochs", type=int, default=20, help="epochs for its own network (%(default)s)")
     parser.add_argument("--epochs", type=int, default=1, help="fine-tuning epochs (%(default)s)")
-    parser.add_argument("--method", default="fp_omp", help="pruning method (%(default)s)")
+    parser.add_argument("--method", default="pursuit", help="pruning method (%(default)s)")
     parser.add_argument("--keep-macs", type=float, default=0.5, help="fraction of MACs kept (%(default)s)")
     parser.add_argument("--channel-multiple", default="arm64", help="target whose steps widths fit (%(default)s)")
     parser.add_argument("--out", default="kfp-cifar10", help="folder for the results (./%(default)s)")

@@ -4,7 +4,7 @@ python examples/latency_vs_accuracy.py --model resnet56.keras [--data-dir DIR] [
     [--seeds 1] [--out DIR]
 
 Every network is pruned to the same shares of the dense one's milliseconds, by a table that is measured first: its
-filters (l2, fp_omp), its blocks (by every criterion of LayerPrune), or both, half of the way each. Then all train for
+filters (l2, pursuit), its blocks (by every criterion of LayerPrune), or both, half of the way each. Then all train for
 the same number of steps, in as many orders as there are seeds, and all files are timed together. Runs that are in the
 results already are not repeated.
 """
@@ -82,9 +82,12 @@ def variants(dense: keras.Model, table: kfp.LatencyTable, keep: float, data: tup
 
     whole = table.predict(dense)
     return (
-        {f"filters {method}": lambda method=method: filters(dense, method, keep * whole) for method in ("l2", "fp_omp")}
+        {
+            f"filters {method}": lambda method=method: filters(dense, method, keep * whole)
+            for method in ("l2", "pursuit")
+        }
         | {f"layers {criterion}": lambda criterion=criterion: layers(criterion, keep) for criterion in LAYERS}
-        | {"both": lambda: filters(layers("bn_scale", keep**0.5), "fp_omp", keep * whole)}
+        | {"both": lambda: filters(layers("bn_scale", keep**0.5), "pursuit", keep * whole)}
     )
 
 

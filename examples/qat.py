@@ -55,7 +55,7 @@ def one_run(seed: int, keep: float, epochs: int, out: Path) -> dict[str, tuple[f
     dense = network(keras)
     fit(keras, dense, x, y, 2 * epochs, 2 * RATE)
     add("dense float32", kfp.export_tflite(dense, out / "dense.tflite", overwrite=True))
-    half = kfp.prune_model(dense, "fp_omp", keep, channel_multiple=8, data=x[:512], progress=False)
+    half = kfp.prune_model(dense, "pursuit", keep, channel_multiple=8, data=x[:512], progress=False)
     fit(keras, half, x, y, epochs - epochs // 2, RATE)
     whole = keras.models.clone_model(half)
     whole.set_weights(half.get_weights())

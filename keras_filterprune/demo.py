@@ -40,7 +40,7 @@ def run_demo(folder: Path) -> tuple[dict[str, Any], Table]:
     (x, y), test = _digits()
     dense = residual_net()
     _fit(dense, x, y, _EPOCHS, 2e-3, "training")
-    pruned, report = prune_model(dense, "fp_omp", 0.5, channel_multiple=16, data=x[:512], return_report=True)
+    pruned, report = prune_model(dense, "auto", 0.5, channel_multiple=16, data=x[:512], return_report=True)
     tuned = keras.models.clone_model(pruned)
     tuned.set_weights(pruned.get_weights())
     _fit(tuned, x, y, _FINE_TUNE_EPOCHS, 1e-3, "fine-tuning")

@@ -100,7 +100,7 @@ DATA = np.zeros((8, 6, 6, 3), "float32")
 SEARCH = kfp.Method(kfp.criteria.L2(), kfp.allocators.Search(measure="error"))
 JOBS = {
     "verification": lambda m: kfp.prune_model(m, "l2", progress=False),
-    "observing": lambda m: kfp.prune_model(m, "fp_omp", data=DATA, verify=False, progress=False),
+    "observing": lambda m: kfp.prune_model(m, "pursuit", data=DATA, verify=False, progress=False),
     "search": lambda m: kfp.prune_model(m, SEARCH, data=DATA, verify=False, progress=False),
     "planning": lambda m: kfp.plan_pruning(m, SEARCH, data=DATA, progress=False),
     "sensitivity": lambda m: kfp.measure_sensitivity(m, DATA, "error", progress=False),

@@ -75,7 +75,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("method", ["l2", "fp_omp", "energy", "cap"])
+@pytest.mark.parametrize("method", ["l2", "pursuit", "energy", "cap"])
 @pytest.mark.parametrize("name", MODELS)
 def test_words_and_numbers(name, method):
     build, data = MODELS[name]

@@ -1,6 +1,6 @@
 """Bytes, accuracy and latency of every export mode, before and after pruning.
 
-python examples/benchmarks/export.py --model resnet20.keras [--data-dir DIR] [--method fp_omp] [--out DIR]
+python examples/benchmarks/export.py --model resnet20.keras [--data-dir DIR] [--method pursuit] [--out DIR]
 
 The network is pruned to half of its MACs, and to half of its parameters, without training; training images choose,
 refit and calibrate, all 10 000 test images are for the accuracies. Files run interleaved, on one thread; int16x8 is
@@ -83,7 +83,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a trained .keras file that takes raw images")
     parser.add_argument("--data-dir", help="tensorflow_datasets folder (KFP_DATA_DIR, else TFDS's default)")
-    parser.add_argument("--method", default="fp_omp", help="pruning method (%(default)s)")
+    parser.add_argument("--method", default="pursuit", help="pruning method (%(default)s)")
     parser.add_argument("--channel-multiple", default="arm64", help="target whose steps widths fit (%(default)s)")
     parser.add_argument("--runs", type=int, default=1000, help="timed runs of each file (%(default)s)")
     parser.add_argument("--out", default="examples/benchmarks/results", help="folder for the results (%(default)s)")

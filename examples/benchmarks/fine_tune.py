@@ -1,7 +1,7 @@
 """Accuracy on CIFAR-10 after pruning and a little training: L2 against the default recipe, over wall time.
 
 python examples/benchmarks/fine_tune.py --model resnet20.keras [--data-dir DIR] [--keep 0.5] [--epochs 0 1 3]
-    [--seeds 3] [--methods l2 fp_omp fp_omp+distillation] [--out DIR]
+    [--seeds 3] [--methods l2 pursuit pursuit+distillation] [--out DIR]
 
 Training: SGD 0.02 with momentum 0.9 and a cosine schedule, batches of 128, flips and crops, all training images; with
 "+distillation" the network before pruning is the teacher (temperature 4, 70 % of the loss).
@@ -87,7 +87,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--keep", type=float, default=0.5, help="fraction of MACs kept (%(default)s)")
     parser.add_argument("--epochs", type=int, nargs="+", default=[0, 1, 3], help="epochs of training (0 1 3)")
     rows = [name + how for name in methods for how in ("", "+distillation")]
-    chosen = ["l2", "fp_omp", "fp_omp+distillation"]
+    chosen = ["l2", "pursuit", "pursuit+distillation"]
     parser.add_argument("--methods", nargs="+", choices=rows, default=chosen, help=f"methods ({' '.join(chosen)})")
     parser.add_argument("--seeds", type=int, default=3, help="runs (%(default)s)")
     parser.add_argument("--out", default="examples/benchmarks/results", help="folder for the table (%(default)s)")

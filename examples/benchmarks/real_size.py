@@ -1,6 +1,6 @@
 """Seconds and memory of pruning on data, on networks and images of the size that people have.
 
-    python examples/benchmarks/real_size.py [--networks ResNet50 ...] [--methods fp_omp ...] [--images 64 256 1024]
+    python examples/benchmarks/real_size.py [--networks ResNet50 ...] [--methods pursuit ...] [--images 64 256 1024]
 
 Every row is a process of its own: a network with random weights and calibrated batch normalization, smooth random
 images, half the MACs.
@@ -44,7 +44,7 @@ NETWORKS = [
     "UNet",
 ]
 METHODS = {
-    "fp_omp": {"method": "fp_omp"},
+    "pursuit": {"method": "pursuit"},
     "cap": {"method": "cap"},
     "genetic": {"method": "genetic"},
     "taylor": {"method": "taylor"},

@@ -37,8 +37,7 @@ class Global(Allocator):
     """One ranking over all groups: the units with the least score per cost go first, wherever they are.
 
     Args:
-        alpha: units are ranked by score / cost^alpha (Lin et al. 2022, "CLR-RNF"); 0 ranks by score alone, 1 by score
-            per multiply-accumulate (0.5).
+        alpha: units are ranked by score / cost^alpha (0.5); 0 ranks by score alone, 1 by score per multiply-accumulate.
 
     Raises:
         InvalidValueError: alpha is below 0.

@@ -14,6 +14,7 @@ from keras_filterprune.checks import check_flags, check_integer, renamed_argumen
 from keras_filterprune.cost import Budget, Cost, CostModel, as_cost_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InfeasibleBudgetError
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.latency import SizedOperators
@@ -279,6 +280,8 @@ def _report(
     )
     spent = {kind: _Spent(cost, costs) for kind, cost in (("macs", costs.macs), ("params", costs.params))}
     whole = SizedOperators.of(costs.graph, costs.sizes)
+    dropped = {layer for unit in gone for layer in unit.layers}
+    channels = {name: c["channels"] for name, c in Kept(costs.graph).channels.items()}
     return LayerReport(
         model=costs.graph.view.name,
         criterion=found.criterion,
@@ -288,6 +291,7 @@ def _report(
         unit="MACs" if goal.budget is None else goal.budget.unit,
         verification=difference,
         notes=notes,
-        operators=(whole, whole.without(layer for unit in gone for layer in unit.layers)),
+        kept={name: np.arange(0 if name in dropped else width) for name, width in channels.items()},
+        operators=(whole, whole.without(dropped)),
         prices=None if goal.budget is None else goal.budget.prices,
     )

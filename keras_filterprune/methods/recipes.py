@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from keras_filterprune.allocators import Global, Search, Sensitivity
-from keras_filterprune.compensators import LeastSquares, Linear, Merge
+from keras_filterprune.compensators import Adapters, LeastSquares, Linear, Merge
 from keras_filterprune.criteria import (
     FPGM,
     FPOMP,
@@ -53,16 +53,22 @@ def bn_scale(seed: int, data: bool) -> Method:
     return Method(BNScale(), Global(0.0))
 
 
+@register_method("auto")
+def auto(seed: int, data: bool) -> Method:
+    """The best that was measured without training: `pursuit` with inputs, `l2` with `linear` without.
+
+    Figures are in examples/benchmarks/no_training.py.
+    """
+    return pursuit(seed, data) if data else Method(L2(), compensator=Linear())
+
+
 @register_method("fp_omp")
 def fp_omp(seed: int, data: bool) -> Method:
-    """Orthogonal matching pursuit over the filters (Purohit et al. 2022); with inputs, over their effect on outputs.
+    """Orthogonal matching pursuit over the filters (Purohit et al. 2022).
 
-    Without data it is the paper's selection, compensated from the weights. With data it is the best that was measured
-    without training on CIFAR-10: settings chosen on training images, figures in examples/benchmarks/no_training.py.
+    The selection is the paper's, with and without data; so is the compensation with `compensate="adapter"`.
     """
-    if data:
-        return Method(OutputPursuit(), Global(0.7), LeastSquares(), rounds=2)
-    return Method(FPOMP(), compensator=Linear())
+    return Method(FPOMP(), compensator=LeastSquares() if data else Linear())
 
 
 @register_method("lrf")
@@ -127,8 +133,17 @@ def energy(seed: int, data: bool) -> Method:
 
 @register_method("cap")
 def cap(seed: int, data: bool) -> Method:
-    """Error of the consumers' outputs after least squares (Xie et al. 2021)."""
+    """Error of the consumers' outputs after least squares, eliminating backwards (after Xie et al. 2021)."""
     return Method(CaP(), Global(0.7), LeastSquares())
+
+
+@register_method("pursuit")
+def pursuit(seed: int, data: bool) -> Method:
+    """Error of the consumers' outputs after least squares, weighed by what it does to the network's, in two rounds.
+
+    Its settings were chosen on training images.
+    """
+    return Method(OutputPursuit(), Global(0.7), LeastSquares(), rounds=2)
 
 
 @register_method("genetic")
@@ -145,10 +160,13 @@ def hu_ga(seed: int, data: bool) -> Method:
 
 @register_method("fp_omp_search")
 def fp_omp_search(seed: int, data: bool) -> Method:
-    """Accuracy after trial cuts, round by round (Purohit et al. 2022).
+    """Accuracy after trial cuts of fp_omp between 1x1 convolutions, round by round (Purohit et al. 2022)."""
+    return Method(FPOMP(), Search(alpha=0.0, exhaustive=True), Adapters())
 
-    Cuts in the order of CaP, which was measured to keep 7 points more than that of FPOMP.
-    """
+
+@register_method("search")
+def search(seed: int, data: bool) -> Method:
+    """Accuracy after trial cuts, per cost saved, round by round, in the order of `cap`."""
     return Method(CaP(), Search(), LeastSquares())
 
 

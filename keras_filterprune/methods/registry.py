@@ -21,8 +21,9 @@ class Method:
         criterion: which units of a group stay.
         allocator: how many units each group keeps (`Uniform()`).
         compensator: what makes up for the removed ones, if what it needs is there (`BNRecalibration()`).
-        rounds: the budget is reached in so many cuts by equal factors (1); scores are measured anew on the compensated
-            network between them, and `prune_model(finetune=)` trains it there.
+        rounds: the budget is reached in so many cuts by equal factors (1), of the cost, or of every group's filters
+            where the budget settles these. Scores are measured anew on the compensated network between them, and
+            `prune_model(finetune=)` trains it there.
         one_by_one: cut one group after the other (False), the one first whose own cut costs least, each chosen on the
             network as it is then; `prune_model(finetune=)` trains it there.
 

@@ -44,7 +44,7 @@ class Places:
 
 
 def draw_places(path: str, linear: Linear, x: Any, count: int) -> Places:
-    """Places of 32 rows per column, from 4 096 to 32 768, and at most 128 MiB of rows; the same for original and pruned network.
+    """Places of 32 rows per column, from 4 096 to 32 768 and 128 MiB; the same for original and pruned network.
 
     Args:
         path: of the consumer, which decides what is drawn.

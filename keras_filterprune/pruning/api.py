@@ -95,9 +95,9 @@ def prune_model(
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
     """Rebuild a model with fewer filters, within a budget, and prove that nothing else changed.
 
-    The best result without training is `method="fp_omp"` with `data=`: filters go by what `OutputPursuit` measures,
-    widths follow from one ranking (`Global(0.7)`) in two rounds, `LeastSquares` refits what stays; all three chosen by
-    measurement. Without data, `"fp_omp"` selects as Purohit et al. 2022 do, compensated from the weights (`Linear`).
+    The best result without training is `method="auto"` with `data=`, which is `"pursuit"`: filters go by what
+    `OutputPursuit` measures, widths follow from one ranking (`Global(0.7)`) in two rounds, `LeastSquares` refits what
+    stays; all three chosen by measurement.
 
     Args:
         model: a built functional or Sequential model, channels last. It is not modified.
@@ -117,9 +117,9 @@ def prune_model(
             or 16), "x86-avx512-int8" (16).
         compensate: "auto" (default), the method's compensator, if it has the data it needs; "none"; a name
             ("least_squares", "bn", "mean_shift", "linear", "merge", "adapter"); or a compensator object.
-        finetune: called with the smaller model after every round of `"fp_omp_search"`, every group of `"hu_ga"`, and
-            every round of a `Method` with `rounds`, to train it in place, say with `fit` (None). After any other
-            method, train the result.
+        finetune: called with the smaller model after every round of `"pursuit"`, `"search"` and `"fp_omp_search"`, of
+            every group of `"hu_ga"` and of a `Method` with `rounds`, to train it in place, say with `fit` (None). After
+            any other method, train the result.
         seed: seed of everything random (0).
         verify: compare with the masked original on a random batch (True).
         return_report: return `(model, PruneReport)` (False).
@@ -198,7 +198,7 @@ def plan_pruning(
     options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
     costs = CostModel(analyze(model))
     check_data(data, costs.graph.view)
-    planner = Planner(Task(model, costs, recipe, budget, options, run))
+    planner = Planner(task_for(model, costs, recipe, budget, options, run))
     return planner.plan(_name(method, recipe), choose(planner))
 
 
@@ -299,7 +299,7 @@ def _checked(finetune: Any, recipe: Method) -> Any:
     in_steps = isinstance(recipe.allocator, Search) or recipe.rounds > 1 or recipe.one_by_one
     if finetune is not None and not in_steps:
         raise InvalidValueError(
-            f"finetune= is for methods that cut in steps, 'fp_omp_search', 'hu_ga' or Method(..., rounds=3); "
+            f"finetune= is for methods that cut in steps, 'search', 'hu_ga' or Method(..., rounds=3); "
             f"{recipe.name} prunes in one go. Train the result instead."
         )
     return finetune

@@ -50,8 +50,8 @@ class PruningPlan:
         seed: seed it was made with.
         versions: of keras_filterprune, keras, numpy and python.
         groups: per group {"name", "size", "kept": unit indices, "members": [{"layer", "weight", "axis"}]}.
-        layers: {layer: {"channels": n, "kept": indices of its own channels}}, normalization layers included, of every
-            layer that loses channels.
+        layers: {layer: {"channels": n, "kept": indices of its own channels}} of every layer that has channels of its
+            own, normalization layers included, whole or not.
         pinned: [{"layer", "channels", "reason"}].
         cost: {"macs": [before, after], "params": [before, after]}.
 
@@ -79,7 +79,7 @@ class PruningPlan:
 
     @property
     def kept(self) -> dict[str, np.ndarray]:
-        """{layer: indices of its own output channels that stay}."""
+        """{layer: indices of its own output channels that stay}, all of them where a layer stays whole."""
         return {layer: np.array(entry["kept"], int) for layer, entry in self.layers.items()}
 
     @property
@@ -174,7 +174,7 @@ def refreshed(plan: PruningPlan, cost: CostModel, kept: Kept) -> PruningPlan:
             }
             for group in kept.graph.groups
         ],
-        layers={name: c for name, c in kept.channels.items() if len(c["kept"]) < c["channels"]},
+        layers=kept.channels,
         cost={kind: [c(cost.sizes), c(kept.counts)] for kind, c in (("macs", cost.macs), ("params", cost.params))},
     )
 

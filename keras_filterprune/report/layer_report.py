@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import rich.table
 from rich.text import Text
 
@@ -50,6 +51,7 @@ class LayerReport(SavedReport):
         unit: of `UnitRow.cost`.
         verification: largest relative difference to the original without the units, None when `verify=False`.
         notes: everything else worth knowing.
+        kept: {layer: indices of its own output channels that stay}, as in `PruningPlan.kept`: all of them, or none.
         operators: of the LiteRT files before and after, for predictions (None: not known).
         prices: those behind the budget, None where there are none.
 
@@ -73,6 +75,7 @@ class LayerReport(SavedReport):
     unit: str
     verification: float | None
     notes: list[str] = field(default_factory=list)
+    kept: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     operators: tuple[SizedOperators, SizedOperators] | None = field(default=None, repr=False, compare=False)
     prices: Prices | None = field(default=None, compare=False)
 
@@ -83,8 +86,8 @@ class LayerReport(SavedReport):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        content = asdict(replace(self, operators=None, prices=None))
-        return {name: value for name, value in content.items() if name not in ("operators", "prices")}
+        content = asdict(replace(self, operators=None, prices=None, kept={}))
+        return {name: value for name, value in content.items() if name not in ("operators", "prices", "kept")}
 
     def summary(self) -> str:
         """What went, cost before and after, proof, notes."""

@@ -131,7 +131,7 @@ def test_both_sides_of_a_convolution_are_groups_of_their_own():
     model = chain(widths=(8, 10, 6))
     data = labelled(model, images())
     small, report = kfp.prune_model(
-        model, "fp_omp_search", 0.6, data=data, compensate="adapter", return_report=True, progress=False
+        model, "search", 0.6, data=data, compensate="adapter", return_report=True, progress=False
     )
     sizes = {group["name"]: group["size"] for group in report.plan.groups}
     assert {"conv2": 10, "conv2_before": 8, "conv3": 6, "conv3_before": 10}.items() <= sizes.items()

@@ -112,7 +112,7 @@ def test_factors_are_whole_numbers(factor):
 # ---------------------------------------------------------------------------------------- wherever budgets go
 
 
-@pytest.mark.parametrize("method", ["l2", "taylor_gate", kfp.Method(criteria.L2(), rounds=3), "fp_omp"], ids=str)
+@pytest.mark.parametrize("method", ["l2", "taylor_gate", kfp.Method(criteria.L2(), rounds=3), "pursuit"], ids=str)
 @pytest.mark.parametrize("keep", [0.3, 0.7])
 def test_filters_are_pruned_within_it(method, keep):
     model, data = network(), labelled_images() if method == "taylor_gate" else None

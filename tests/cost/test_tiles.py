@@ -163,9 +163,9 @@ def test_a_checkpoint_of_other_tiles_is_refused(tmp_path):
         kfp.plan_pruning(model, search, 0.6, channel_multiple=AVX512, **options)
 
 
-@pytest.mark.parametrize("method", ["l2", "bn_scale", "fp_omp", "energy"])
+@pytest.mark.parametrize("method", ["l2", "bn_scale", "pursuit", "energy"])
 def test_arm64_is_multiples_of_8(method):
-    model, x = chain(WIDTHS), data()[0] if method in ("fp_omp", "energy") else None
+    model, x = chain(WIDTHS), data()[0] if method in ("pursuit", "energy") else None
     named, number = (
         kfp.prune_model(model, method, 0.6, data=x, channel_multiple=c, return_report=True, progress=False)
         for c in ("arm64", 8)

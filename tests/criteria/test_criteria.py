@@ -12,12 +12,11 @@ from keras_filterprune.methods import as_method
 from keras_filterprune.probe import Weights
 
 AGGREGATES = ("mean", "sum", "max", "prod", "first")
-NAMES = [name for name, *_ in kfp.list_methods() if name not in ("fp_omp_search", "hu_ga")]
+NAMES = [name for name, *_ in kfp.list_methods() if name not in ("auto", "fp_omp_search", "search", "hu_ga")]
 
 
 def registered():
-    with_data = {"fp_omp with data": as_method("fp_omp", 0, data=True).criterion}
-    return {name: as_method(name, 0).criterion for name in NAMES} | with_data
+    return {name: as_method(name, 0).criterion for name in NAMES}
 
 
 def all_criteria():

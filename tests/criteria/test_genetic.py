@@ -339,7 +339,7 @@ def test_a_killed_run_goes_on_where_it_was(trained, tmp_path, at):
 
 
 def test_a_budget_that_cuts_nothing_gives_a_copy(trained):
-    for method in ("hu_ga", "fp_omp_search"):
+    for method in ("hu_ga", "search"):
         same, report = kfp.prune_model(
             trained, method, 1.0, data=digits(), finetune=lambda m: None, return_report=True, progress=False
         )

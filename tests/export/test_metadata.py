@@ -185,7 +185,7 @@ def test_metadata_of_several_inputs_and_outputs_need_names():
 @pytest.mark.parametrize(
     ("method", "size", "settings"),
     [
-        ("fp_omp", 8, {"data": np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32")}),
+        ("pursuit", 8, {"data": np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32")}),
         ("lrf", 8, {"compensate": "adapter"}),
         ("similarity", 8, {}),
         ("l2", None, {}),

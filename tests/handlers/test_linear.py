@@ -173,7 +173,7 @@ X = np.random.default_rng(5).normal(size=(64, 6)).astype("float32")
 
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("compensate", ["none", "least_squares", "mean_shift", "linear", "merge"])
-@pytest.mark.parametrize("method", ["cap", "fp_omp", "apoz", "energy"])
+@pytest.mark.parametrize("method", ["cap", "pursuit", "apoz", "energy"])
 def test_a_layer_with_a_handler_of_its_own_is_treated_like_its_twin(method, compensate):
     kfp.register_handler(Rows)(RowsHandler)
     dense, mine = twins()

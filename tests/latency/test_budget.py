@@ -22,7 +22,7 @@ METHODS = {
     "l2": "l2",
     "global": kfp.Method(criteria.L2(), allocators.Global()),
     "two rounds": kfp.Method(criteria.L2(), allocators.Global(0.7), rounds=2),
-    "fp_omp": "fp_omp",
+    "pursuit": "pursuit",
 }
 
 
@@ -39,7 +39,7 @@ def test_a_budget_is_kept_and_spent_up_to_a_measured_width(method, keep):
     # Prices are rounded to nanoseconds.
     assert 1e6 * table.predict(pruned) <= limit + 10
     assert all(n % 8 == 0 for n in found)
-    in_rounds = method in ("fp_omp", METHODS["two rounds"])
+    in_rounds = method in ("pursuit", METHODS["two rounds"])
     # What went in an earlier round does not come back.
     for group in () if in_rounds else range(len(found)):
         more = found.copy()

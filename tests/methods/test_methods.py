@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from builders import assert_all_equal, chain, images, values
 
 import keras_filterprune as kfp
 from keras_filterprune.methods import registry
@@ -62,3 +63,40 @@ def test_every_method_has_one_line_and_parts_of_its_own(name):
     assert line and not line.endswith(".") and "\n" not in line
     one, other = (registry.as_method(name, 0, True) for _ in range(2))
     assert one.criterion is not other.criterion and one.allocator is not other.allocator
+
+
+def test_a_papers_name_is_the_papers_selection_with_and_without_data():
+    model, x = chain((12, 10, 8)), images(64, (6, 6, 3))
+    budget = kfp.FiltersBudget(0.5)
+    with_data, without = (kfp.plan_pruning(model, "fp_omp", budget, data=data, progress=False) for data in (x, None))
+    assert with_data.groups == without.groups
+    for selected in (criteria.FPOMP(), kfp.Method(criteria.FPOMP())):
+        assert kfp.plan_pruning(model, selected, budget, data=x, progress=False).groups == without.groups
+
+
+@pytest.mark.parametrize(
+    ("data", "same"),
+    [
+        (None, kfp.Method(criteria.L2(), compensator=kfp.compensators.Linear())),
+        (images(64, (6, 6, 3)), "pursuit"),
+    ],
+    ids=["nothing", "inputs"],
+)
+def test_auto_is_the_best_that_was_measured_for_what_is_given(data, same):
+    model = chain((12, 10, 8))
+    auto, named = (kfp.prune_model(model, name, 0.6, data=data, progress=False) for name in ("auto", same))
+    assert_all_equal(values(auto), values(named))
+    assert kfp.plan_pruning(model, "auto", 0.6, data=data, progress=False).method == "auto"
+
+
+def test_the_papers_search_is_plain_accuracy_of_every_group_between_1x1_convolutions():
+    recipe = registry.as_method("fp_omp_search", 0, True)
+    search = recipe.allocator
+    assert (search.beta, search.alpha, search.exhaustive, search.measure) == (5, 0.0, True, "accuracy")
+    model = chain((12, 10, 8))
+    data = images(32, (6, 6, 3)), np.arange(32) % 3
+    small, report = kfp.prune_model(model, "fp_omp_search", 0.7, data=data, return_report=True, progress=False)
+    assert {"conv1_before", "conv2_before"} <= {group["name"] for group in report.plan.groups}
+    plan = kfp.plan_pruning(model, "fp_omp_search", 0.7, data=data, progress=False)
+    assert plan.groups == report.plan.groups
+    assert_all_equal(values(small), values(kfp.apply_plan(model, plan, data=data, progress=False)))

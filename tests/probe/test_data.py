@@ -172,7 +172,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("method", ["l2", "fp_omp", "energy", "apoz", "taylor", "genetic", "fp_omp_search"])
+@pytest.mark.parametrize("method", ["l2", "pursuit", "energy", "apoz", "taylor", "genetic", "search"])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_method_takes_every_form(form, method):
     small = kfp.prune_model(ZOO["conv_bn_relu_chain"](), method, 0.6, data=FORMS[form](), progress=False)
@@ -187,7 +187,7 @@ def test_data_is_read_once_and_no_further_than_documented():
             seen.append(i)
             yield X, Y % 3
 
-    kfp.prune_model(ZOO["conv_bn_relu_chain"](), "fp_omp", 0.6, data=counted(), progress=False)
+    kfp.prune_model(ZOO["conv_bn_relu_chain"](), "pursuit", 0.6, data=counted(), progress=False)
     assert seen == list(range(-(-probe_data.SAMPLES // SAMPLES)))
 
 

@@ -108,11 +108,11 @@ def test_a_compensator_by_name_without_its_data(chain, compensate):
 @pytest.mark.parametrize(
     ("method", "measure"),
     [
-        ("fp_omp_search", "accuracy"),
+        ("search", "accuracy"),
         (kfp.Method(criteria.L2(), allocators.Search(measure="error")), "error"),
         (kfp.Method(criteria.L2(), allocators.Tolerance()), "accuracy"),
     ],
-    ids=["fp_omp_search", "search", "tolerance"],
+    ids=["by name", "search", "tolerance"],
 )
 def test_a_measure_without_data(chain, method, measure):
     sentence = rf"(measure='{measure}' needs samples to measure on|needs calibration inputs): pass data="
@@ -146,7 +146,7 @@ def test_accuracy_without_labels(chain, allocator):
         sentence,
         kfp.prune_model,
         chain,
-        "fp_omp_search",
+        "search",
         data=images(8, (12, 12, 3)),
         progress=False,
     )
@@ -196,8 +196,8 @@ def test_accuracy_of_a_model_that_gives_no_single_class(bad, name):
 
 @pytest.mark.parametrize(
     "method",
-    ["fp_omp", "energy", "cap", kfp.Method(criteria.L2(), allocators.Search(measure="error"))],
-    ids=["fp_omp", "energy", "cap", "search"],
+    ["pursuit", "energy", "cap", kfp.Method(criteria.L2(), allocators.Search(measure="error"))],
+    ids=["pursuit", "energy", "cap", "search"],
 )
 def test_one_image_for_a_method(chain, method):
     sentence = r"calibration needs at least 2 samples, better a few hundred\. Received: 1\."
@@ -234,7 +234,7 @@ COMPENSATORS = ["least_squares", "bn", "mean_shift", "linear", "adapter"]
 
 @pytest.mark.parametrize(
     ("method", "compensate"),
-    [*(("l2", name) for name in COMPENSATORS), *((name, "none") for name in ("energy", "cap", "fp_omp", "lrf"))],
+    [*(("l2", name) for name in COMPENSATORS), *((name, "none") for name in ("energy", "cap", "pursuit", "lrf"))],
 )
 def test_constant_channels_give_finite_weights(bad, method, compensate):
     """Filters of zeros, scales of zero, channels that a ReLU switches off, and images that are all the same."""
@@ -287,11 +287,11 @@ def test_activations_that_are_not_finite_for_a_compensator(bad, compensate):
     [
         "energy",
         "cap",
-        "fp_omp",
+        "pursuit",
         kfp.Method(criteria.L2(), allocators.Search(measure="error")),
         kfp.Method(criteria.L2(), allocators.Tolerance(measure="error")),
     ],
-    ids=["energy", "cap", "fp_omp", "search", "tolerance"],
+    ids=["energy", "cap", "pursuit", "search", "tolerance"],
 )
 def test_activations_that_are_not_finite_for_a_method(bad, method):
     model = bad.use(logarithms())

@@ -120,6 +120,21 @@ def test_kept_indices_are_those_of_the_layers_own_weights(name):
     assert checked > 2
 
 
+@pytest.mark.parametrize("name", ["residual_projection", "shufflenet_v2", "depthwise", "sequential", "unet"])
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_kept_knows_every_layer_that_makes_or_normalises_channels(name, keep):
+    """Those that stay whole, the classifier's and those that nothing may go from among them."""
+    model = ZOO[name]()
+    pinned = [p.layer for p in kfp.analyze(model).pinned]
+    plan = kfp.plan_pruning(model, "l2", kfp.FiltersBudget(keep))
+    small = kfp.apply_plan(model, plan, progress=False)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense | keras.layers.BatchNormalization):
+            assert len(plan.kept[layer.name]) == small.get_layer(layer.name).output.shape[-1]
+            assert plan.layers[layer.name]["channels"] == layer.output.shape[-1]
+    assert set(pinned) & set(plan.kept)
+
+
 # ------------------------------------------------------------------------------------------------ fingerprint
 
 

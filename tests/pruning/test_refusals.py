@@ -13,7 +13,7 @@ MEASURING = {
     "tolerance": kfp.Method(criteria.L2(), allocators.Tolerance()),
     "evolution": kfp.Method(criteria.L2(), allocators.Evolution(10, 1, measure="error")),
 }
-METHODS = {name: name for name in ("cap", "fp_omp", "apoz", "genetic", "taylor", "fp_omp_search", "hu_ga")} | MEASURING
+METHODS = {name: name for name in ("cap", "pursuit", "apoz", "genetic", "taylor", "search", "hu_ga")} | MEASURING
 # The same pattern matches no layer that multiplies, none that can be pruned, and none at all.
 REFUSED = {
     "a budget below the floors": ({"budget": 1e-4}, errors.InfeasibleBudgetError),
@@ -74,13 +74,13 @@ def test_before_data_is_read(verb, method, case):
 
 
 @pytest.mark.parametrize("case", PRUNING_ONLY)
-@pytest.mark.parametrize("method", ["cap", "fp_omp_search"])
+@pytest.mark.parametrize("method", ["cap", "search"])
 def test_before_data_is_read_by_what_prunes(method, case):
     options, error = PRUNING_ONLY[case]
     refused(kfp.prune_model, network(), method, error=error, **options)
 
 
-@pytest.mark.parametrize("method", ["cap", "taylor", "fp_omp_search"])
+@pytest.mark.parametrize("method", ["cap", "taylor", "search"])
 def test_the_check_can_fail(method):
     data = Watched()
     kfp.plan_pruning(network(), method, 0.7, data=data, **QUIET)
@@ -91,7 +91,7 @@ def test_accuracy_wants_class_scores_before_data():
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(4, 3, name="conv1")(inputs)
     model = keras.Model(inputs, keras.layers.Conv2D(3, 3)(x))
-    for method in ("fp_omp_search", "hu_ga", MEASURING["tolerance"]):
+    for method in ("search", "hu_ga", MEASURING["tolerance"]):
         text = refused(kfp.prune_model, model, method, error=errors.CalibrationDataError)
         assert "needs a model with one output of class scores" in text
 

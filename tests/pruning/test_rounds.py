@@ -24,7 +24,7 @@ def test_rounds_go_by_equal_factors_of_the_cost(rounds, keep):
     assert all(0.97 * limit < macs <= limit for limit, macs in zip(limits, seen, strict=True))
 
 
-@pytest.mark.parametrize("method", [Method(criteria.L2(), rounds=3), "hu_ga", "fp_omp_search"], ids=str)
+@pytest.mark.parametrize("method", [Method(criteria.L2(), rounds=3), "hu_ga", "search"], ids=str)
 def test_what_stays_is_counted_in_filters_of_the_original(method):
     model, data = chain((12, 10, 8)), (images(32, (6, 6, 3)), np.arange(32) % 3)
     small, report = kfp.prune_model(

@@ -150,7 +150,7 @@ def test_masked_filters_stay_masked_when_the_criterion_would_want_them_back():
 
 
 @pytest.mark.parametrize(
-    "method", ["fp_omp", "cap", criteria.FPGM(), kfp.Method(criteria.L1(), allocators.Global(1.0))]
+    "method", ["pursuit", "cap", criteria.FPGM(), kfp.Method(criteria.L1(), allocators.Global(1.0))]
 )
 def test_any_method_chooses(method):
     model = compiled(kfp.apply_filter_pruning(network()))
