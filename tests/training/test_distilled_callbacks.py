@@ -27,7 +27,7 @@ CALLBACKS = {
         lambda data: kfp.callbacks.PruningSchedule(0.5, "energy", data=data[0]),
         "macs_if_pruned",
     ),
-    "gates": (kfp.apply_filter_gates, lambda data: kfp.callbacks.BudgetGates(0.5, strength=0.1), "macs_if_pruned"),
+    "gates": (kfp.apply_filter_gates, lambda data: kfp.callbacks.BudgetGates(0.5, strength=1.0), "macs_if_pruned"),
     "soft": (lambda m: m, lambda data: kfp.callbacks.SoftPruning(0.5), "macs_if_pruned"),
     "soft, every step": (lambda m: m, lambda data: kfp.callbacks.SoftPruning(0.5, rho=0.9, every=1), "macs_if_pruned"),
     "penalties": (
