@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.export.signature import InputPort
+from keras_filterprune.probe.data import SAMPLES
 
 
 def calibration_samples(ports: Sequence[InputPort], data: Any) -> dict[str, np.ndarray]:
@@ -17,7 +19,8 @@ def calibration_samples(ports: Sequence[InputPort], data: Any) -> dict[str, np.n
     Args:
         ports: the model's inputs.
         data: an array of shape `(samples, *input_shape)`, a list or tuple of one array per input, or a
-            dict of them by input name.
+            dict of them by input name; or a function that yields batches of these, of which 2 048 are read, as
+            `tf.lite.TFLiteConverter.representative_dataset` is.
 
     Returns:
         `{port.key: array}`, each in the input's dtype and all with the same number of samples.
@@ -25,6 +28,8 @@ def calibration_samples(ports: Sequence[InputPort], data: Any) -> dict[str, np.n
     Raises:
         CalibrationDataError: the data is empty, not finite, not numeric, or does not fit the inputs.
     """
+    if callable(data):
+        data = _gathered(data)
     arrays = {port.key: _checked(port, value) for port, value in zip(ports, _by_port(ports, data), strict=True)}
     counts = {port.name: len(arrays[port.key]) for port in ports}
     if len(set(counts.values())) > 1:
@@ -50,6 +55,24 @@ def random_samples(ports: Sequence[InputPort], count: int, seed: int = 0) -> dic
         drawn = generator.standard_normal(shape) if port.dtype.startswith("float") else generator.integers(0, 2, shape)
         samples[port.key] = drawn.astype(port.dtype)
     return samples
+
+
+def _gathered(function: Callable[[], Iterable[Any]]) -> Any:
+    """The first batches that a function yields, put together; it may never end."""
+    batches, count = [], 0
+    for batch in function():
+        batches.append(batch if isinstance(batch, Mapping | list | tuple) else [batch])
+        count += max([1, *(len(array) for array in keras.tree.flatten(batch) if np.ndim(array))])
+        if count >= SAMPLES:
+            break
+    try:
+        if batches and isinstance(batches[0], Mapping):
+            return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        return [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CalibrationDataError(
+            f"batches of data differ: {error!r}. Expected [one array of shape (samples, ...) per input] each time."
+        ) from error
 
 
 def _by_port(ports: Sequence[InputPort], data: Any) -> list[Any]:

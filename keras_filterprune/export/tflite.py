@@ -124,7 +124,8 @@ def export_tflite(
         path: the file to write.
         quantize: a mode from the table (None).
         data: inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one
-            array per input, or a dict by input name. Its first 16 samples also serve the check (None: the check
+            array per input, a dict by input name, or a function that yields batches of these (TensorFlow's
+            `representative_dataset`). Its first 16 samples also serve the check (None: the check
             draws seeded random inputs).
         keep_float: operators (TFLite's names, such as `"HARD_SWISH"`) and layers that an integer mode leaves in
             float32, because they are slow or inaccurate in integers (none).

@@ -34,7 +34,8 @@ class Samples:
         data: an array of shape (samples, ...); a list with one array per input or a dict by input name; a tuple
             `(inputs, labels)` or `(inputs, labels, sample weights)`; or batches of these: a list, a generator, a
             `tf.data.Dataset`, a `keras.utils.PyDataset` (of unknown length, too), a PyTorch `DataLoader`, or any other
-            iterable. Weights of samples are not looked at.
+            iterable; or a function that yields batches (TensorFlow Lite's `representative_dataset`). Weights of samples
+            are not looked at.
     """
 
     def __init__(self, data: Any):
@@ -205,6 +206,8 @@ def _batches(data: Any) -> Iterable[Any]:
     if isinstance(data, keras.utils.PyDataset):
         count = data.num_batches
         return (data[i] for i in (itertools.count() if count is None else range(count)))
+    if callable(data) and not isinstance(data, Iterable):
+        data = data()
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise CalibrationDataError(
             f"calibration data is an array, a list or dict of arrays, (x, y), or batches of them. Received: "

@@ -1,6 +1,7 @@
 """export_tflite: the file computes what the model computes, or there is no file and the error says why."""
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from keras_filterprune.errors import (
     UnsupportedModelError,
 )
 from keras_filterprune.export import export_tflite
+from keras_filterprune.export.calibration import calibration_samples
 from keras_filterprune.export.parity import measure_parity
 from keras_filterprune.export.signature import input_ports
 
@@ -209,6 +211,25 @@ def test_int8_takes_calibration_by_name_or_by_position(tmp_path):
     # Keras flattens dicts by sorted key.
     listed = export_tflite(model, tmp_path / "b.tflite", quantize="int8", data=[extra, image])
     assert named.path.read_bytes() == listed.path.read_bytes()
+
+
+def test_calibration_by_a_function_that_yields_batches():
+    """TensorFlow's `representative_dataset`, of one sample each or of several, endless ones too."""
+    ports = input_ports(two_inputs())
+    extra, image = np.arange(40.0).reshape(10, 4), np.zeros((10, 8, 8, 3))
+    wanted = calibration_samples(ports, [extra, image])
+
+    def same(function, times=1):
+        found = calibration_samples(ports, function)
+        return all(np.array_equal(np.concatenate([wanted[key]] * times), found[key]) for key in wanted)
+
+    assert same(lambda: ([extra[i : i + 1], image[i : i + 1]] for i in range(10)))
+    assert same(lambda: ({"extra": extra[i : i + 5], "image": image[i : i + 5]} for i in (0, 5)))
+    assert same(lambda: itertools.repeat((extra, image)), 205)
+    with pytest.raises(CalibrationDataError, match="0 arrays"):
+        calibration_samples(ports, lambda: iter(()))
+    with pytest.raises(CalibrationDataError, match="batches of data differ"):
+        calibration_samples(ports, lambda: iter([[extra, image], [extra]]))
 
 
 @pytest.mark.parametrize(

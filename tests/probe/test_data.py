@@ -183,6 +183,7 @@ FORMS = {
     "endless dataset": lambda: dataset(X, Y % 3).repeat(),
     "PyDataset without length": lambda: Endless(X, Y % 3, 8),
     "PyTorch loader": loader,
+    "function": lambda: lambda: ([X[i : i + 8], Y[i : i + 8] % 3] for i in (0, 8, 16)),
 }
 
 
