@@ -21,7 +21,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-_PACKAGE = "keras_filterprune"
+_PACKAGES = ("keras_filterprune", "tflite_bench")
 
 
 def run_elsewhere(
@@ -92,8 +92,8 @@ def _import_path(modules: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     path = [os.path.abspath(entry) for entry in sys.path if entry and os.path.realpath(entry) not in unsafe]
     names = {name.partition(".")[0] for name in (*sys.modules, *modules)}
     folders = {name: folder for name in sorted(names) for folder in _folders_of(name) if folder in unsafe}
-    # This package is the one that runs here, whatever else is installed.
-    return path, folders | {_PACKAGE: os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+    # Our packages are those that run here, whatever else is installed.
+    return path, folders | dict.fromkeys(_PACKAGES, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def _folders_of(name: str) -> list[str]:
@@ -135,7 +135,7 @@ def _answer(folder: Path) -> None:
     """The other side of `run_elsewhere`."""
     with (folder / "request").open("rb") as file:
         sys.path[:], folders = pickle.load(file)
-        sys.meta_path.insert(0, _Finder({_PACKAGE: folders.pop(_PACKAGE)}))
+        sys.meta_path.insert(0, _Finder({package: folders.pop(package) for package in _PACKAGES}))
         # Last: what is installed goes before what lies in the user's folders.
         sys.meta_path.append(_Finder(folders))
         from keras_filterprune.errors import FilterPruneError

@@ -227,3 +227,13 @@ def test_white_space_does_not_count(readers, name, tmp_path):
     reader, path = readers[name], tmp_path / readers[name].path.name
     path.write_text(json.dumps(json.loads(reader.path.read_text()), indent=3, sort_keys=True))
     assert same(reader.read(path), reader.read(reader.path))
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "cache"])
+def test_checkpoints_without_a_digest_are_refused(readers, name, tmp_path):
+    content = json.loads(readers[name].path.read_text())
+    del content["sha256"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(kfp.errors.FileError, match=r"is no checkpoint of a search: .*sha256.* Delete it"):
+        readers[name].read(path)

@@ -79,7 +79,7 @@ def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
         Float array of shape (samples, *output shape).
 
     Raises:
-        FileError: there is no such file, or LiteRT cannot read it.
+        FileError: there is no such file, or LiteRT cannot read or run it.
         InvalidValueError: the file has several inputs, or x does not fit its input.
         MissingPackageError: LiteRT is not installed.
 
@@ -101,4 +101,8 @@ def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
         raise InvalidValueError(f"predict_tflite expects a file with one input. Received: {', '.join(run.inputs)}.")
     (name,) = run.inputs
     x = _samples(x, run.shapes[name])
-    return np.concatenate([next(iter(run({name: sample[None]}).values())) for sample in x])
+    try:
+        return np.concatenate([next(iter(run({name: sample[None]}).values())) for sample in x])
+    # LiteRT looks at some of a damaged file only when it runs.
+    except (ValueError, RuntimeError, StopIteration) as error:
+        raise FileError(f"LiteRT cannot run '{path}': {error}.") from error

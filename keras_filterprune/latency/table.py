@@ -30,6 +30,7 @@ _INT8_INPUTS = 8
 _CANDIDATES = (Tiles(32), Tiles(32, first=16), Tiles(16), Tiles(16, first=8), Tiles(8))
 _FORMAT = 1
 _DATA_TYPES = ("float32", "int8")
+_FIELDS = {"format", "unit", "machine", "settings", "call_floor_us", "call_floor_kilo_instructions", "operators"}
 # Unit of operators in a report: `Prices.units`.
 _UNITS = {
     "us": ("ns", "µs", "ms"),
@@ -194,6 +195,9 @@ class LatencyTable(Prices):
     def __init__(self, content: dict[str, Any]):
         try:
             content = unsealed(content)
+            # Else a digest whose name is damaged would not be missed.
+            if unknown := content.keys() - _FIELDS:
+                raise ValueError(f"tables have no {', '.join(sorted(unknown))}")
             self.device = str(content["machine"]["cpu"])
             self.threads = _checked("threads", content["settings"]["threads"], Integral, 1)
             own_unit = content.get("unit", "us")

@@ -113,6 +113,9 @@ class PruningPlan:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise FileError(f"'{path}' is no plan of format {FORMAT}. Received: format={found!r}.")
+        # Else a digest whose name is damaged would not be missed.
+        if unknown := content.keys() - {"format", *_FIELDS}:
+            raise FileError(f"'{path}' is no plan: plans have no {', '.join(sorted(unknown))}.")
         missing = [name for name in _FIELDS if name not in content]
         if missing:
             raise FileError(f"'{path}' is no complete plan: {', '.join(missing)} missing.")

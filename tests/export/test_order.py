@@ -34,7 +34,8 @@ def two_inputs():
 
 
 def dict_of_both():
-    x, h = image()
+    x = keras.Input((8, 8, 3), name="z")
+    h = L.GlobalAveragePooling2D()(L.Conv2D(8, 3, activation="relu")(x))
     meta = keras.Input((4,), name="b")
     y = L.Concatenate()([h, L.Dense(4)(meta)])
     outputs = {"z": L.Dense(3)(y), "a": L.Dense(5)(y), "m": [L.Dense(6)(y), L.Dense(4)(y)]}

@@ -81,6 +81,9 @@ class OperatorReport(JsonResult):
             raise _unreadable(path, f"a JSON file could not be read ({error})") from error
         if not isinstance(content, dict) or content.get("format") != 1 or "operators" not in content:
             raise _unreadable(path, 'it has no "format": 1 or no "operators"')
+        # Else a digest whose name is damaged would not be missed.
+        if unknown := content.keys() - {"format", *cls.__dataclass_fields__}:
+            raise _unreadable(path, f"such files have no {', '.join(sorted(unknown))}")
         try:
             return cls(
                 machine=dict(content["machine"]),
