@@ -95,9 +95,8 @@ def prune_model(
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
     """Rebuild a model with fewer filters, within a budget, and prove that nothing else changed.
 
-    The best result without training is `method="auto"` with `data=`, which is `"pursuit"`: filters go by what
-    `OutputPursuit` measures, widths follow from one ranking (`Global(0.7)`) in two rounds, `LeastSquares` refits what
-    stays; all three chosen by measurement.
+    The best result without training is `method="auto"` with `data=`: `"pursuit"`, whose filters go by what
+    `OutputPursuit` measures, widths by one ranking in two rounds, and whose layers `LeastSquares` refits.
 
     Args:
         model: a built functional or Sequential model, channels last. It is not modified.

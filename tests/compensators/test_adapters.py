@@ -447,29 +447,56 @@ def wider(price, wide, counts, budget):
     for number, group in enumerate(wide.groups):
         rungs = price.worthwhile(number, [n for n in range(1, group.size + 1) if n % steps == 0 or n == group.size])
         above = [n for n in rungs if n > counts[number]]
-        if above and group.name.removesuffix("_before") in ("conv2", "conv3", "conv4", "conv5"):
+        if above and between(group.name):
             more = counts.copy()
             more[number] = above[0]
             yield more
 
 
-@pytest.mark.parametrize("budget", [kfp.MacsBudget, kfp.ParamsBudget, Energy])
-def test_what_is_merged_has_lost_nothing(budget):
+class ByHand(allocators.Allocator):
+    """So few inputs of conv5 that an adapter behind it saves nothing at 21 filters, which it does at all inputs."""
+
+    def allocate(self, problem):
+        kept = problem.sizes.copy()
+        kept[-3:-1] = 4, 21
+        return kept
+
+
+def test_what_is_merged_has_lost_nothing():
     """Between a kernel and an adapter that does not pay, filters cost nothing."""
-    model, merged = unequal(), 0
-    for keep in (0.6, 0.9):
-        small, report = kfp.prune_model(
-            model, kfp.Method(criteria.L2(), allocators.Global(0.7)), budget(keep), compensate="adapter", verify=False,
-            return_report=True, progress=False,
-        )  # fmt: skip
-        names = {layer.name for layer in small.layers}
-        for group in report.plan.groups:
-            path = group["name"].removesuffix("_before")
-            adapter = group["name"] if path != group["name"] else path + "_after"
-            if path in wrappable(kfp.analyze(model)):
-                assert (adapter in names) == (len(group["kept"]) < group["size"])
-                merged += adapter not in names
-    assert merged
+    small, report = kfp.prune_model(
+        unequal(),
+        kfp.Method(criteria.L2(), ByHand(), compensators.Adapters()),
+        0.9,
+        verify=False,
+        return_report=True,
+        progress=False,
+    )
+    kept = {group["name"]: len(group["kept"]) for group in report.plan.groups}
+    assert (kept["conv5_before"], kept["conv5"]) == (4, 24)
+    assert adapters(small) == ["conv5_before"]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_raising_is_free_and_goes_as_far_as_that(budget):
+    model, rng = unequal(), np.random.default_rng(0)
+    wide = kfp.analyze(add_adapters(model, kfp.analyze(model), wrappable(kfp.analyze(model))))
+    price, inner = AdaptedCost(BUDGETS[budget](0.5), wide), [n for n, g in enumerate(wide.groups) if between(g.name)]
+    raised = 0
+    for _ in range(30):
+        keep = wide.sizes.copy()
+        keep[inner] = rng.integers(1, wide.sizes[inner] + 1)
+        more = price.raised(keep)
+        assert price(more) == price(keep) and (more >= keep).all()
+        assert (price.raised(more) == more).all()
+        raised += (more > keep).sum()
+        for number in (n for n in inner if keep[n] < wide.sizes[n] and more[n] == keep[n] and budget == "macs"):
+            assert price(np.where(np.arange(len(more)) == number, wide.sizes, more)) > price(more)
+    assert raised > 30
+
+
+def between(name: str) -> bool:
+    return name.removesuffix("_before") in ("conv2", "conv3", "conv4", "conv5")
 
 
 def test_the_smallest_reachable_budget_is_named_as_a_share_of_the_original():
