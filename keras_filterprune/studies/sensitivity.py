@@ -60,8 +60,8 @@ def measure_sensitivity(
         data: labelled samples, `(x, y)` or batches of them, of a validation split; inputs alone for "error".
         metric: "accuracy"; "error" (minus the squared error of the outputs, relative to their variance); or a function
             of (labels, outputs) that returns one number per sample, higher = better. It gets labels of any kind as the
-            data gives them (class numbers, masks, numbers, a dict of arrays) and the output as the model gives it (a
-            list of arrays where there are several), one row per sample.
+            data gives them (class numbers, masks, numbers, a dict of arrays), and the output flat, (samples, values),
+            or a list of such where there are several.
         keep: fractions of the filters kept, falling, in (0, 1) ((0.75, 0.5, 0.25)); at least one filter stays.
         method: its criterion chooses the filters that stay ("l2").
         samples: at most so many, the first ones (1 024).
@@ -198,7 +198,8 @@ class Measured:
         if isinstance(self._metric, str):
             spread = np.square(self._whole - self._whole.mean(axis=0)).sum() / len(self._whole)
             return -np.square(flat - self._whole).sum(axis=1) / max(spread, np.finfo(float).tiny)
-        found = outputs[0] if len(outputs) == 1 else outputs
+        rows = [output.reshape(len(output), -1).astype(np.float64) for output in outputs]
+        found = rows[0] if len(rows) == 1 else rows
         values = np.asarray(self._metric(self._labels, found), np.float64)
         if values.shape != (len(flat),):
             raise InvalidValueError(

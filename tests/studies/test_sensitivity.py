@@ -115,6 +115,35 @@ def test_any_function_of_labels_and_outputs(trained):
     assert table.base == pytest.approx(minus_entropy(y, outputs).mean(), rel=1e-4)
 
 
+def squared(labels, outputs):
+    return -np.square(labels.reshape(len(labels), -1) - outputs).mean(axis=1)
+
+
+def squared_of_two(labels, outputs):
+    return squared(labels["mask"], outputs[0]) + squared(labels["number"], outputs[1])
+
+
+@pytest.mark.parametrize("kind", ["masks", "numbers", "both"])
+def test_labels_of_any_kind(kind):
+    """Each as the data gives them, next to the outputs as `predict` has them, flat."""
+    rng = np.random.default_rng(0)
+    x, mask, number = rng.normal(size=(40, 8, 8, 3)), rng.integers(0, 2, (40, 8, 8, 1)), rng.normal(size=40)
+    inputs = keras.Input((8, 8, 3))
+    y = layers.Conv2D(6, 3, padding="same", activation="relu", name="conv")(inputs)
+    outputs = {"masks": layers.Conv2D(1, 1)(y), "numbers": layers.Dense(1)(layers.GlobalAveragePooling2D()(y))}
+    labels, metric = {
+        "masks": (mask, squared),
+        "numbers": (number, squared),
+        "both": ({"mask": mask, "number": number}, squared_of_two),
+    }[kind]
+    model = randomise(keras.Model(inputs, outputs.get(kind, list(outputs.values()))))
+    table = kfp.measure_sensitivity(model, (x, labels), metric, (0.5,), progress=False)
+    found = model.predict(x, verbose=0)
+    found = [a.reshape(40, -1) for a in found] if kind == "both" else found.reshape(40, -1)
+    assert table.base == pytest.approx(metric(labels, found).mean(), rel=1e-4)
+    assert len(table.cuts) == 1
+
+
 def test_names_and_methods(trained):
     x, y = digits(200)
     renamed = network("z_")
