@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from builders import digits
 from keras import layers
-from zoo import ZOO, random_inputs
+from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp
 from keras_filterprune import allocators, compensators, criteria, errors
