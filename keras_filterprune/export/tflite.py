@@ -130,10 +130,9 @@ def export_tflite(
         model: a built functional or Sequential model with fixed input sizes; compiled or not; not modified.
         path: the file to write.
         quantize: a mode from the table (None).
-        data: inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one
-            array per input, a dict by input name, or a function that yields batches of these (TensorFlow's
-            `representative_dataset`). Its first 16 samples also serve the check (None: the check
-            draws seeded random inputs).
+        data: inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one array per
+            input, a dict by input name, or a function that yields batches of these (TensorFlow's
+            `representative_dataset`). The first 16 also serve the check (None: it draws seeded random inputs).
         keep_float: operators (TFLite's names, such as `"HARD_SWISH"`) and layers that an integer mode leaves in
             float32, because they are slow or inaccurate in integers (none).
         integer_io: inputs and outputs of an integer mode are integers too (int8 or int16), for callers without
@@ -154,8 +153,7 @@ def export_tflite(
         FileError, MissingPackageError: the file exists, or cannot be written; a package of `tflite` is missing.
         InvalidValueError: an option is out of range or belongs to another mode, or the metadata do not fit the model.
         CalibrationDataError: `data` is missing for an integer mode, empty, not finite or of the wrong shape.
-        PlanMismatchError: the plan in `metadata` was made for another model.
-        UnsupportedModelError: the model is subclassed or not built.
+        PlanMismatchError, UnsupportedModelError: the plan is of another model; the model is subclassed or not built.
         UnknownNameError: `quantize` is not a known mode, or `keep_float` names nothing in the file.
 
     Example:

@@ -92,7 +92,7 @@ class Handler(abc.ABC):
         ...
         >>> layers = [keras.layers.Conv2D(8, 3, name="conv"), Scale(name="scale"), keras.layers.Conv2D(2, 1)]
         >>> small = kfp.prune_model(keras.Sequential([keras.Input((8, 8, 3)), *layers]), "l2", 0.5)
-        >>> small.get_layer("conv").filters, small.get_layer("scale").gamma.shape
+        >>> small.get_layer("conv").filters, tuple(small.get_layer("scale").gamma.shape)
         (4, (4,))
     """
 

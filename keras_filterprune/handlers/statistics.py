@@ -27,7 +27,7 @@ class Statistics:
         >>> layer = keras.layers.BatchNormalization(scale=False)
         >>> layer.build((None, 4))
         >>> statistics = kfp.handlers.Statistics(layer, axis=-1, epsilon=layer.epsilon)
-        >>> statistics.weight("moving_mean").shape, statistics.weight("gamma")
+        >>> tuple(statistics.weight("moving_mean").shape), statistics.weight("gamma")
         ((4,), None)
     """
 

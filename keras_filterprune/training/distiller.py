@@ -15,6 +15,11 @@ from keras_filterprune.training.imitation import AttentionTransfer, Imitation, S
 
 
 @dataclass(frozen=True)
+def _inputs(model: keras.Model) -> Any:
+    """The inputs of a model in their structure. A Sequential model that was never called has none to give away."""
+    return model.inputs if isinstance(model, keras.Sequential) else model.input
+
+
 class Taught:
     """An output that the student learns: its number and the teacher's, the loss, and its weight among others."""
 
@@ -48,10 +53,10 @@ class Distiller(keras.distillation.Distiller):
         self.output_names = output_names(student)
         self._taught, self._alpha, self._attention = tuple(taught), alpha, attention
         self._teaching = keras.Model(
-            teacher.input, [*teacher.outputs, *(teacher.get_layer(theirs).output for _, theirs in features)]
+            _inputs(teacher), [*teacher.outputs, *(teacher.get_layer(theirs).output for _, theirs in features)]
         )
         watched = [student.get_layer(ours).output for ours, _ in features]
-        self._watched = keras.Model(student.input, watched) if features else None
+        self._watched = keras.Model(_inputs(student), watched) if features else None
         self._transfer, self._scaled = AttentionTransfer(), Scaled()
         # Both networks are, and BackupAndRestore asks.
         self.built = True

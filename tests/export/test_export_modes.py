@@ -158,7 +158,8 @@ def test_half_precision_models_are_exported_in_float32(tmp_path):
     x = random_inputs(model, 4)
     expected = model.predict(x, verbose=0)
     np.testing.assert_allclose(predict_tflite(result.path, x), expected, rtol=0.05, atol=0.02)
-    assert result.relative_difference < 1e-5
+    # The file computes in float32; what it is compared with, the model that was given, does not.
+    assert 1e-6 < result.relative_difference < 2e-3
     assert [layer.name for layer in model.layers if layer.compute_dtype == "float16"] == half
 
 
