@@ -15,11 +15,6 @@ from keras_filterprune.training.imitation import AttentionTransfer, Imitation, S
 
 
 @dataclass(frozen=True)
-def _inputs(model: keras.Model) -> Any:
-    """The inputs of a model in their structure. A Sequential model that was never called has none to give away."""
-    return model.inputs if isinstance(model, keras.Sequential) else model.input
-
-
 class Taught:
     """An output that the student learns: its number and the teacher's, the loss, and its weight among others."""
 
@@ -135,3 +130,8 @@ class Distiller(keras.distillation.Distiller):
         if hasattr(self, "jax_state_sync"):
             self.jax_state_sync()
         return self.student
+
+
+def _inputs(model: keras.Model) -> Any:
+    """The inputs of a model in their structure. A Sequential model that was never called has none to give away."""
+    return model.inputs if isinstance(model, keras.Sequential) else model.input
