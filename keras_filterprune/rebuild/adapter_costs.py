@@ -83,14 +83,15 @@ class AdaptedCost(Cost):
         number_of = {layer: number for number, group in enumerate(graph.groups) for layer in group.producers}
         befores = [(place, found.before, found.before) for place, found in enumerate(adapted) if found.before]
         afters = [(place, found.core, found.after) for place, found in enumerate(adapted) if found.after]
-        # (places of the convolutions, groups between them and their adapters, names of these) before and behind.
+        # (places of the convolutions, groups between them and their adapters, names of these) before and behind; what
+        # is pinned there is in no group.
         self._before, self._after = (
             (
                 np.array([place for place, _, _ in side], int),
                 np.array([number_of[maker.path] for _, maker, _ in side], int),
                 np.array([adapter.path for _, _, adapter in side], object),
             )
-            for side in (befores, afters)
+            for side in ([entry for entry in found if entry[1].path in number_of] for found in (befores, afters))
         )
 
     def __call__(self, keep: np.ndarray) -> int:

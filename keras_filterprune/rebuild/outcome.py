@@ -14,7 +14,7 @@ from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.probe.data import Samples
-from keras_filterprune.rebuild.clone import rebuild
+from keras_filterprune.rebuild.clone import rebuild, scope_of
 from keras_filterprune.rebuild.verify import verify
 
 
@@ -81,6 +81,8 @@ def operate(model: keras.Model, cost: CostModel, kept: Kept, run: Run) -> Outcom
     found, predicted = rebuilt.model.count_params(), cost.params(kept.counts)
     if found != predicted:
         raise SurgeryError(f"surgery failed: the rebuilt model has {found:,} parameters, {predicted:,} were predicted.")
-    difference = verify(rebuilt, run.seed, run.progress) if run.verify else None
-    compensation = "none" if run.compensator is None else run.compensator.apply(rebuilt, run.data, run.progress)
+    # What Keras builds at the first call on numbers, activations with weights, belongs to the strategy as well.
+    with scope_of(model):
+        difference = verify(rebuilt, run.seed, run.progress) if run.verify else None
+        compensation = "none" if run.compensator is None else run.compensator.apply(rebuilt, run.data, run.progress)
     return Outcome(rebuilt.model, kept, difference, compensation, tuple(rebuilt.notes))

@@ -70,7 +70,8 @@ def test_threads_share_what_was_sent(measured):
         executor = Counting(pool)
         found = list(workers.spread(model, trial, choices, executor))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
-    assert sum(size > 20_000 for size in executor.sizes) == 1
+    # One that waited for the lock may have been told before that it is missing.
+    assert sum(size > 20_000 for size in executor.sizes) <= 2
 
 
 def test_choices_are_made_as_they_are_needed(measured):
