@@ -30,6 +30,9 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace], Answer]
 
 
+_OUT = Console()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; without arguments, show what there is to be done.
 
@@ -59,13 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         sys.stdout.write(json.dumps(content, indent=1) + "\n")
         return 0
-    console = Console()
     for item in shown:
         if isinstance(item, str):
             # A sentence is one line, however long, and names in it may hold brackets.
-            console.print(item, markup=False, highlight=False, soft_wrap=True)
+            _OUT.print(item, markup=False, highlight=False, soft_wrap=True)
         else:
-            console.print(item)
+            _OUT.print(item)
     return 0
 
 

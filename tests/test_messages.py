@@ -352,11 +352,6 @@ def test_channels_first(bad):
 # -------------------------------------------------------------------------------------------------------------- options
 
 
-def test_training_between_the_rounds_of_a_method_that_has_none(chain):
-    sentence = r"finetune= is for methods that .* prunes in one go\. Train the result instead\."
-    fails(errors.InvalidValueError, ValueError, sentence, kfp.prune_model, chain, "l2", finetune=lambda model: None)
-
-
 def test_training_that_cannot_be_called(chain):
     method = kfp.Method(criteria.L2(), allocators.Search())
     data = images(8, (12, 12, 3)), np.zeros(8, int)

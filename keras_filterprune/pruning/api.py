@@ -8,14 +8,13 @@ from typing import Any, Literal, overload
 
 import keras
 
-from keras_filterprune.allocators import Search
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import check_callable, check_flags, wrong
+from keras_filterprune.checks import check_flags, wrong
 from keras_filterprune.compensators import Adapters, Compensator
 from keras_filterprune.compensators.by_name import as_compensator
 from keras_filterprune.cost import Budget, CostModel, as_budget
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import CalibrationDataError, InvalidValueError
+from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.latency import Prices
 from keras_filterprune.measuring import require_faster
@@ -116,9 +115,9 @@ def prune_model(
             or 16), "x86-avx512-int8" (16).
         compensate: "auto" (default), the method's compensator, if it has the data it needs; "none"; a name
             ("least_squares", "bn", "mean_shift", "linear", "merge", "adapter"); or a compensator object.
-        finetune: called with the smaller model after every round of `"pursuit"`, `"search"` and `"fp_omp_search"`, of
-            every group of `"hu_ga"` and of a `Method` with `rounds`, to train it in place, say with `fit` (None). After
-            any other method, train the result.
+        finetune: called with the smaller model after every round of the method (most have one; `"pursuit"`,
+            `"search"`, `"fp_omp_search"` and a `Method` with `rounds` have more) and every group of `"hu_ga"`, to train
+            it in place, say with `fit` (None).
         seed: seed of everything random (0).
         verify: compare with the masked original on a random batch (True).
         return_report: return `(model, PruneReport)` (False).
@@ -144,7 +143,7 @@ def prune_model(
         8
     """
     recipe = as_method(method, seed, data is not None)
-    run = Run(data, seed, verify, progress, _compensator(compensate, recipe, data), _checked(finetune, recipe))
+    run = Run(data, seed, verify, progress, _compensator(compensate, recipe, data), finetune)
     check_flags(return_report=return_report)
     options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
     costs = CostModel(analyze(model))
@@ -291,17 +290,6 @@ def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Co
     if compensator.requires and data is None:
         raise CalibrationDataError(f"{compensator!r} needs calibration inputs: pass data=. A few hundred are enough.")
     return compensator
-
-
-def _checked(finetune: Any, recipe: Method) -> Any:
-    check_callable("finetune", finetune, "a function of the model", optional=True)
-    in_steps = isinstance(recipe.allocator, Search) or recipe.rounds > 1 or recipe.one_by_one
-    if finetune is not None and not in_steps:
-        raise InvalidValueError(
-            f"finetune= is for methods that cut in steps, 'search', 'hu_ga' or Method(..., rounds=3); "
-            f"{recipe.name} prunes in one go. Train the result instead."
-        )
-    return finetune
 
 
 def _merged(outcome: Outcome, plan: PruningPlan, run: Run) -> keras.Model:

@@ -121,6 +121,8 @@ class PruningPlan:
             raise FileError(f"'{path}' is no complete plan: {', '.join(missing)} missing.")
         if wrong := _wrong_fields(content):
             raise FileError(f"'{path}' is no plan: {', '.join(wrong)} of another type than plans have.")
+        if contradiction := _contradiction(content):
+            raise FileError(f"'{path}' contradicts itself: {contradiction}. Make a new plan with plan_pruning().")
         return cls(**{name: content[name] for name in _FIELDS})
 
 
@@ -133,6 +135,24 @@ def _wrong_fields(content: dict[str, Any]) -> list[str]:
         wrong = [name for name, found in entries.items() if not all(_holds(e, _ENTRIES[name]) for e in found)]
     wrong = wrong or (["seed"] if content["seed"] < 0 else [])
     return wrong or (["cost"] if any(len(content["cost"][kind]) != 2 for kind in _ENTRIES["cost"]) else [])
+
+
+def _contradiction(content: dict[str, Any]) -> str | None:
+    """What groups and layers of a plan's file say differently; a group has the name of a layer whose filters it is."""
+    seen = set()
+    for group in content["groups"]:
+        name, size, kept = (group.get(key) if isinstance(group, dict) else None for key in ("name", "size", "kept"))
+        if not isinstance(name, str) or type(size) is not int or size < 1 or not isinstance(kept, list):
+            # `units_of` says what is wrong with it.
+            continue
+        if name in seen:
+            return f"group '{name}' is there twice"
+        seen.add(name)
+        layer = content["layers"].get(name)
+        if layer is not None and layer["channels"] * len(kept) != size * len(layer["kept"]):
+            found = f"{len(layer['kept'])} of {layer['channels']} channels of layer '{name}' stay"
+            return f"{found}, and {len(kept)} of {size} units of its group"
+    return None
 
 
 def _holds(entry: Any, kinds: dict[str, type]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Any
@@ -79,7 +80,7 @@ def measure_sensitivity(
     Raises:
         CalibrationDataError: data is missing, does not fit, or has no labels for "accuracy".
         UnknownNameError: metric or method is not known.
-        InvalidValueError: a number is out of range, keep does not fall, or the metric rises with every cut.
+        InvalidValueError: a number is out of range, or keep does not fall.
         InfeasibleBudgetError: the model has no filter that can be removed.
         FileError: the checkpoint is damaged, or belongs to another model, data, metric or method.
 
@@ -136,9 +137,10 @@ def _counts(group: Group, keep: Sequence[float]) -> list[tuple[Group, int]]:
 
 def _check_direction(metric: str, deepest: tuple[Cut, ...]) -> None:
     if deepest and all(cut.high < 0 for cut in deepest):
-        raise InvalidValueError(
+        warnings.warn(
             f"metric '{metric}' rises for every group that is cut. It has to be higher for better networks: return "
-            "minus a loss."
+            "minus a loss.",
+            stacklevel=5,
         )
 
 

@@ -62,12 +62,21 @@ def expected(model, kept):
 @settings(max_examples=30)
 def test_units_that_rise_within_a_group_are_carried_out_and_others_refused(model, content, file, kept):
     groups = [group | {"kept": kept[group["name"]]} for group in content["groups"] if group["name"] in kept]
-    file.write_text(json.dumps(content | {"groups": groups}))
+    file.write_text(json.dumps(content | {"groups": groups, "layers": {}}))
     if all(units and units == [n for n in range(WIDTHS[name]) if n in units] for name, units in kept.items()):
         np.testing.assert_equal(carried_out(model, file), expected(model, kept))
     else:
         with pytest.raises(errors.PlanMismatchError, match="kept is a list of increasing integers within"):
             carried_out(model, file)
+
+
+def test_what_contradicts_itself_is_refused(content, file):
+    twice = content["groups"] + [content["groups"][0] | {"kept": [0]}]
+    layers = content["layers"] | {"conv0": {"channels": 999, "kept": [5]}}
+    for edit, what in (({"groups": twice}, "group 'conv0' is there twice"), ({"layers": layers}, "1 of 999 channels")):
+        file.write_text(json.dumps(content | edit))
+        with pytest.raises(errors.FileError, match=f"contradicts itself: {what}"):
+            kfp.PruningPlan.load(file)
 
 
 def edited(draw, content):
