@@ -13,11 +13,12 @@ import numpy as np
 
 from keras_filterprune.checks import (
     check_flags,
-    check_names,
     check_number,
     check_option,
     check_packages,
+    entries,
     renamed_arguments,
+    wrong,
 )
 from keras_filterprune.errors import CalibrationDataError, ExportError, InvalidValueError
 from keras_filterprune.export.advice import ExportWarning, advise
@@ -236,7 +237,8 @@ def _check_options(mode: str, keep_float: Sequence[str], tolerance: float | None
     check_option("quantize", mode, MODES, ", or None")
     check_flags(**flags)
     check_number("tolerance", tolerance, above=0, optional=True)
-    check_names("keep_float", keep_float)
+    if isinstance(keep_float, str) or not all(isinstance(name, str) for name in entries(keep_float)):
+        raise wrong("keep_float", keep_float, "a sequence of names")
     integer_io = flags["integer_io"]
     if mode not in INTEGER_MODES and (keep_float or integer_io):
         raise InvalidValueError(

@@ -67,7 +67,7 @@ def test_files_number_inputs_and_outputs_as_the_model_does(build, mode, tmp_path
     found = [run.get_tensor(entry["index"])[0] for entry in run.get_output_details()]
     assert [y.shape for y in found] == [y.shape for y in expected]
     for y, wanted in zip(found, expected, strict=True):
-        np.testing.assert_allclose(y, wanted, atol=0.1 * np.abs(wanted).max() + 1e-3)
+        np.testing.assert_allclose(y, wanted, atol=0.2 * np.abs(wanted).max() + 1e-3)
 
 
 def test_a_file_in_order_is_left_as_it_is(tmp_path):

@@ -233,4 +233,4 @@ def test_notes_and_short_operators_are_in_the_table_of_a_profile(files):
     row = dataclasses.replace(found.operators[0], ms=0.0)
     table = dataclasses.replace(found, operators=(found.operators[0], row, row), notes=("Beware.",)).table()
     assert table.row_count == 2
-    assert table.caption == "- Beware."
+    assert str(table.caption) == "- Beware."
