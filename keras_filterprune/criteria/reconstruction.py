@@ -158,10 +158,8 @@ class _Reader:
     def problem(self, gram: Callable[[Moments], np.ndarray], importance: Importance) -> Problem:
         """What the consumer makes of the units' channels, scaled to what its errors count."""
         kernel, found = self.linear.arranged[:, self._positions], gram(self._moments)
-        if self._by_tap:
-            kernel = kernel.transpose(1, 2, 0, 3)
-        else:
-            kernel = kernel.transpose(1, 2, 0, 3) if self._by_column else kernel.transpose(1, 0, 2, 3)
+        # In the order of the moments' columns; what is averaged over lies side by side.
+        kernel = kernel.transpose((1, 2, 0, 3) if self._by_column else (1, 0, 2, 3))
         matrix = kernel.reshape(len(found), -1)
         energy, variance = np.zeros_like(found), np.empty(matrix.shape[1])
         for start in range(0, matrix.shape[1], 4096):

@@ -16,7 +16,7 @@ import numpy as np
 from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.handlers.linear import Linear, Window
 
-# Rows that are sampled of what a consumer reads. 32 per column in their place cost half a point on a ResNet-20.
+# Rows that are sampled of what a consumer reads. With 32 per column a ResNet-20 kept 83.4 % instead of 83.8 (one draw).
 ROWS = 32_768
 # The most values of one sample of rows, in float32: 128 MiB.
 _MOST_VALUES = 2**25

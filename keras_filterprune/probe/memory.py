@@ -11,7 +11,7 @@ import numpy as np
 from keras_filterprune.graph.types import ModelView, TensorRef
 from keras_filterprune.handlers.base import volume
 
-# Values of all activations that are alive at one time, in float32: 512 MiB. A larger number is faster by little.
+# Values of all activations that are alive at one time, in float32: 512 MiB.
 MOST_VALUES = 2**27
 # Samples that are run at once where even more would fit.
 MOST_SAMPLES = 512
