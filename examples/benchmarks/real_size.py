@@ -112,16 +112,19 @@ def measure(network: str, method: str, images: int) -> dict:
 
 
 def smooth(count: int, side: int, seed: int) -> np.ndarray:
-    """Images (count, side, side, 3) of unit variance with the spectrum of nature, 1 / frequency."""
+    """Images (count, side, side, 3) of unit variance and falling spectrum, each with roughness, direction and colours
+    of its own: of images that are alike on average, the outputs of a network with random weights hardly differ.
+    """
     generator = np.random.default_rng(seed)
     y, x = np.meshgrid(np.fft.fftfreq(side), np.fft.rfftfreq(side), indexing="ij")
-    falloff = 1 / np.maximum(np.hypot(x, y), 1 / side)[None, :, :, None]
-    found = []
-    for _ in range(count):
-        noise = np.fft.rfft2(generator.normal(size=(1, side, side, 3)), axes=(1, 2))
-        found.append(np.fft.irfft2(noise * falloff, s=(side, side), axes=(1, 2)).astype(np.float32))
-    images = np.concatenate(found)
-    return images / images.std()
+    images = np.empty((count, side, side, 3), np.float32)
+    for image in images:
+        stretch = np.exp(generator.normal(scale=0.7))
+        falloff = np.maximum(np.hypot(x * stretch, y / stretch), 1 / side) ** -generator.uniform(0.5, 2.0)
+        noise = np.fft.rfft2(generator.normal(size=(side, side, 3)), axes=(0, 1))
+        found = np.fft.irfft2(noise * falloff[..., None], s=(side, side), axes=(0, 1)) @ generator.normal(size=(3, 3))
+        image[:] = found / found.std()
+    return images
 
 
 def build(network: str) -> keras.Model:

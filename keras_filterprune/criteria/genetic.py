@@ -10,7 +10,7 @@ from keras_filterprune.checks import check_integer
 from keras_filterprune.criteria.magnitude import L2
 from keras_filterprune.criteria.reconstruction import Observed, Problem
 from keras_filterprune.graph.types import Group
-from keras_filterprune.probe.consumers import Moments
+from keras_filterprune.probe.consumers import Moments, blocks
 
 _CROSSOVER, _MUTATION = 0.9, 0.2
 _ELITE, _STALE = 2, 20
@@ -76,10 +76,10 @@ def error_matrix(gram: np.ndarray, kernel: np.ndarray, columns: np.ndarray) -> n
 
     Args:
         gram: (d, d) second moments of a consumer's input columns.
-        kernel: (d, d) Gram matrix of the kernel's rows.
+        kernel: (d, outputs) of the consumer.
         columns: int64 (n_units, m), the columns of every unit.
     """
-    shared = gram * kernel
+    shared = gram * sum(part @ part.T for part in blocks(kernel))
     units, own = columns.shape
     by_unit = shared[np.ix_(columns.ravel(), columns.ravel())]
     return by_unit.reshape(units, own, units, own).sum(axis=(1, 3))

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.linalg import cholesky
 from scipy.linalg.lapack import dpotri
 
+from keras_filterprune.probe.consumers import blocks
 from keras_filterprune.probe.regression import reciprocal_roots
 
 # A column with less than this share of its squared norm outside the span of the others counts as dependent.
@@ -81,8 +82,8 @@ def backward_order(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) ->
     W makes of all, dropping the columns p of a unit raises the squared error by exactly tr(A_p^T (B_pp)^-1 A_p).
 
     Args:
-        problems: per consumer (gram, kernel, columns): Gram matrix (d, d) of its input columns, that of its kernel's
-            rows, W W^T (d, d), and the columns of every unit, int64 of shape (n_units, m).
+        problems: per consumer (gram, kernel, columns): Gram matrix (d, d) of its input columns, W (d, outputs), and
+            the columns of every unit, int64 of shape (n_units, m).
 
     Returns:
         (order, increase): int64 of shape (n_units,), first eliminated first; float64 of the same shape, the rise of
@@ -92,8 +93,9 @@ def backward_order(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) ->
     for gram, kernel, columns in problems:
         inverse, ridge = _inverse(gram)
         # B G = I - ridge B.
-        fit = np.eye(len(gram)) - ridge * inverse
-        eliminations.append(_Elimination(inverse, fit @ kernel @ fit, columns))
+        fitted = (part - ridge * (inverse @ part) for part in blocks(kernel))
+        energy = sum((part @ part.T for part in fitted), np.zeros_like(inverse))
+        eliminations.append(_Elimination(inverse, energy, columns))
     remaining = np.arange(len(problems[0][2]))
     order, increase = [], []
     while len(remaining):

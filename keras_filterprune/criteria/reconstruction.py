@@ -16,7 +16,7 @@ from keras_filterprune.graph.types import Call, ChannelGraph, Group
 from keras_filterprune.handlers.base import volume
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.registry import linear_of
-from keras_filterprune.probe.consumers import Moments, Places, draw_places, rows_at
+from keras_filterprune.probe.consumers import Moments, Places, blocks, draw_places, rows_at
 from keras_filterprune.probe.execute import watched
 from keras_filterprune.probe.gradients import output_sensitivity
 from keras_filterprune.probe.inputs import Inputs, calibration_inputs
@@ -30,7 +30,7 @@ _SENSITIVITY = 0.25
 _TINY = float(np.finfo(float).tiny)
 
 
-# Gram matrix (d, d) of a consumer's input columns, that of its kernel's rows, and every unit's columns (n_units, m).
+# Gram matrix (d, d) of a consumer's input columns, its kernel (d, outputs), and every unit's columns (n_units, m).
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
 Importance = Callable[[Call, np.ndarray], float]
 
@@ -161,15 +161,10 @@ class _Reader:
         # In the order of the moments' columns; what is averaged over lies side by side.
         kernel = kernel.transpose((1, 2, 0, 3) if self._by_column else (1, 0, 2, 3))
         matrix = kernel.reshape(len(found), -1)
-        energy, variance = np.zeros_like(found), np.empty(matrix.shape[1])
-        for start in range(0, matrix.shape[1], 4096):
-            part = slice(start, start + 4096)
-            block = matrix[:, part].astype(np.float64)
-            energy += block @ block.T
-            variance[part] = (block * (found @ block)).sum(axis=0)
+        variance = np.concatenate([(part * (found @ part)).sum(axis=0) for part in blocks(matrix)])
         weight = importance(self.call, variance.reshape(-1, kernel.shape[-1]).sum(axis=0))
         found *= weight
-        return found, energy, self._columns
+        return found, matrix, self._columns
 
 
 def _shares(group: Group, calls: Mapping[str, Call]) -> list[list[_Reader]]:
@@ -216,7 +211,11 @@ class Energy(Observed):
     """
 
     def summarise(self, problems: list[Problem]) -> np.ndarray:
-        return sum((np.diag(gram) * np.diag(kernel))[columns].sum(axis=1) for gram, kernel, columns in problems)
+        found = np.zeros(len(problems[0][2]))
+        for gram, kernel, columns in problems:
+            read = sum(np.square(part).sum(axis=1) for part in blocks(kernel))
+            found += (np.diag(gram) * read)[columns].sum(axis=1)
+        return found
 
 
 class OutputPursuit(CaP):

@@ -7,6 +7,7 @@ times a kernel of shape (taps * channels, outputs). Data-driven criteria and lea
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,3 +165,9 @@ def add_product(total: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     for start in range(0, len(x), 4096):
         part = slice(start, start + 4096)
         total += x[part].T @ y[part]
+
+
+def blocks(matrix: np.ndarray) -> Iterator[np.ndarray]:
+    """A matrix (d, o) in float64, 4 096 columns at a time."""
+    for start in range(0, matrix.shape[1], 4096):
+        yield matrix[:, start : start + 4096].astype(np.float64)
