@@ -106,35 +106,42 @@ class _Run(SideBySide):
                 threshold = (-(offset + other) / scale).astype(np.float32)
         if x.shape[1] > LARGEST:
             ours_x, theirs_x = (rows.reshape(-1, rows.shape[-1]) for rows in (after, before))
-            weights = (self._solve(ours_x, theirs_x, intercept) @ kernel).reshape(x.shape[1], -1)
-            weights, constant = self._rescaled(weights, x, y, intercept)
+            weights = (self._solve(ours_x, theirs_x, intercept)[0] @ kernel).reshape(x.shape[1], -1)
+            fitted = x @ weights.astype(np.float32)
+            reached = fitted.mean(axis=0, dtype=np.float64), fitted.var(axis=0, dtype=np.float64)
+            weights, constant = self._rescaled(weights, reached, y, intercept)
         elif threshold is not None:
             weights, constant = rectified_regression(x, y, threshold, scale > 0, self.settings.ridge)
         else:
-            weights, constant = self._rescaled(self._solve(x, y, intercept), x, y, intercept)
+            weights, mean, covariance = self._solve(x, y, intercept)
+            reached = mean @ weights, (weights * (covariance @ weights)).sum(axis=0)
+            weights, constant = self._rescaled(weights, reached, y, intercept)
         ours.assign(weights)
         if intercept and not ours.transposed:
             add_constant(self.rebuilt, outlet, call, constant)
 
-    def _solve(self, x: np.ndarray, y: np.ndarray, intercept: bool) -> np.ndarray:
-        """Weights (d, o) of the regression of y (n, o) on x (n, d)."""
+    def _solve(self, x: np.ndarray, y: np.ndarray, intercept: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights (d, o) of the regression of y (n, o) on x (n, d), and mean (d,) and covariance (d, d) of x."""
         mean, covariance, cross = moments(x, y)
+        gram = covariance
         if not intercept:
-            covariance += np.outer(mean, mean)
+            gram = covariance + np.outer(mean, mean)
             cross += np.outer(mean, y.mean(axis=0, dtype=np.float64))
-        return regression(covariance, cross, self.settings.ridge)
+        return regression(gram, cross, self.settings.ridge), mean, covariance
 
-    def _rescaled(self, weights: np.ndarray, x: np.ndarray, y: np.ndarray, intercept: bool) -> tuple:
-        """The weights brought to the variance of y (o,), and the constant (o,) that is then missing."""
-        fitted = x @ weights.astype(np.float32)
+    def _rescaled(self, weights: np.ndarray, reached: tuple, y: np.ndarray, intercept: bool) -> tuple:
+        """The weights brought to the variance of y (n, o), and the constant (o,) that is then missing.
+
+        Args:
+            reached: mean and variance (o,) of what the weights give.
+        """
+        mean, variance = y.mean(axis=0, dtype=np.float64), y.var(axis=0, dtype=np.float64)
         scale = np.ones(y.shape[1])
         if self.settings.variance:
             # Without a constant to add, the mean is part of what has to be reached.
-            size = np.var if intercept else lambda v, **how: np.square(v).mean(**how)
-            wanted, reached = (size(v, axis=0, dtype=np.float64) for v in (y, fitted))
-            scale = scale_to(wanted, reached)
-        missing = y.mean(axis=0, dtype=np.float64) - scale * fitted.mean(axis=0, dtype=np.float64)
-        return weights * scale, missing
+            found = [var if intercept else var + m**2 for m, var in ((mean, variance), reached)]
+            scale = scale_to(*found)
+        return weights * scale, mean - scale * reached[0]
 
     def _shortcut(self, outlet: Outlet, places: Places, kept: np.ndarray) -> tuple[Any, Any]:
         """What the other summand has lost, and what it is, (rows, kept) each or 0; (0, None) where it is not known."""

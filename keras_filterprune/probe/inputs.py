@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -63,11 +64,20 @@ class Inputs:
         """Values of one sample that are alive at each call."""
         return live_values(self._view, self.values)
 
+    def spread(self, most: int) -> Inputs:
+        """At most so many of the samples, at equal distances: data may be sorted."""
+        step, found = -(-len(self) // most), copy.copy(self)
+        parts = zip(self._starts.tolist(), self._parts, strict=False)
+        found._parts = [[x[-start % step :: step] for x in arrays] for start, arrays in parts]
+        found._parts = [arrays for arrays in found._parts if len(arrays[0])]
+        found._starts = np.cumsum([0, *(len(arrays[0]) for arrays in found._parts)])
+        return found
+
     def slices(self, most: int = MOST_SAMPLES) -> list[slice]:
         """Samples that are run together: at most `most` of them (512), and 512 MiB of activations."""
         return even_slices(len(self), at_once(max(self.live), most))
 
-    def differentiable(self, samples: slice) -> list[slice]:
+    def differentiable(self, samples: slice = slice(None)) -> list[slice]:
         """Some of the samples in slices of which all activations fit into memory: 128, or a lower power of two.
 
         TensorFlow 2.21 with oneDNN crashes in the kernel gradient of strided 1x1 convolutions over an odd number of
