@@ -195,8 +195,9 @@ def test_a_loader_of_several_inputs_hands_over_labels_last():
     arrays = [images(1, (6, 8, 3)), images(2, (6, 8, 3))]
     view = view_model(ZOO["siamese"]())
     for batch in ([*arrays, Y], [*arrays, Y, np.ones(SAMPLES)], (arrays, Y)):
-        ((inputs, labels),) = probe_data.Samples(iter([batch])).read(view)
+        ((inputs, labels, weights),) = probe_data.Samples(iter([batch])).read(view)
         np.testing.assert_array_equal(labels, Y)
+        assert weights is None or weights.shape == (SAMPLES,)
         for expected, received in zip(arrays, inputs, strict=True):
             np.testing.assert_array_equal(expected, received)
 
