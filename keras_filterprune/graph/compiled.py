@@ -56,5 +56,5 @@ def output_keys(model: keras.Model) -> list[tuple[str, str]]:
 
 
 def output_structure(model: keras.Model) -> Any:
-    """The outputs of a model in their structure; Sequential models, which have one, know it from their first call on."""
+    """The outputs of a model in their structure. Sequential models know their one from the first call on."""
     return model.outputs[0] if isinstance(model, keras.Sequential) else model.output

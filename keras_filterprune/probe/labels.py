@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -11,10 +12,11 @@ import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.compiled import output_keys
+from keras_filterprune.graph.keras_view import first_line
 from keras_filterprune.graph.types import ModelView
 
-# Losses and metrics of Keras that take class numbers, shares in [0, 1], and labels of some other form. All others take
-# numbers of the outputs' shape.
+# Losses and metrics of Keras that take class numbers, shares in [0, 1], class numbers perhaps, and labels of some other
+# form. All others take numbers of the outputs' shape.
 _CLASSES = {
     "sparsecategoricalcrossentropy",
     "categoricalgeneralizedcrossentropy",
@@ -30,7 +32,8 @@ _SHARES = {
     "precision",
     "recall",
 }
-_OTHERS = {"ctc", "circle", "iou", "meaniou", "binaryiou", "onehotiou", "onehotmeaniou"}
+_REGIONS = {"iou", "meaniou"}
+_OTHERS = {"ctc", "circle", "binaryiou", "onehotiou", "onehotmeaniou"}
 
 
 def labels_by_output(view: ModelView, labels: Any, count: int, purpose: str) -> list[np.ndarray | None]:
@@ -78,7 +81,9 @@ def _check_numbers(labels: Any, count: int, expects: str, output: str) -> None:
         raise CalibrationDataError(f"{expects} finite labels at output '{output}'. Received: NaN or infinite values.")
 
 
-def check_labels(what: Any, labels: np.ndarray, shape: tuple[int | None, ...], output: str) -> None:
+def check_labels(
+    what: Any, labels: np.ndarray, shape: tuple[int | None, ...], output: str, called: str | None = None
+) -> None:
     """Refuse labels that do not fit a loss or metric of Keras; what others take is found out by calling them.
 
     Args:
@@ -86,6 +91,7 @@ def check_labels(what: Any, labels: np.ndarray, shape: tuple[int | None, ...], o
         labels: (samples, ...), finite.
         shape: of the output, None where it is open.
         output: its name.
+        called: what the loss or metric is called (None: its own name).
 
     Raises:
         CalibrationDataError: they do not fit.
@@ -93,15 +99,16 @@ def check_labels(what: Any, labels: np.ndarray, shape: tuple[int | None, ...], o
     name, settings = _keras_name(what)
     if name is None or name in _OTHERS:
         return
-    expects = f"'{name_of(what)}' at output '{output}' expects"
-    if name in _CLASSES:
+    expects = f"'{called or name_of(what)}' at output '{output}' expects"
+    if name in _REGIONS:
+        if settings["sparse_y_true"]:
+            _check_range(labels, settings["num_classes"], settings, expects)
+    elif name in _CLASSES:
         _check_classes(labels, shape, settings, expects)
     elif not any(fits(labels.shape, wanted) for wanted in (shape, (*shape, 1), *[shape[:-1]] * (shape[-1] == 1))):
         raise CalibrationDataError(f"{expects} labels of shape {_shown(shape)}. Received: shape {labels.shape}.")
     elif name in _SHARES and labels.size and not 0 <= labels.min() <= labels.max() <= 1:
-        raise CalibrationDataError(
-            f"{expects} labels from 0 to 1. Received: {labels.min():g} to {labels.max():g}."
-        )
+        raise CalibrationDataError(f"{expects} labels from 0 to 1. Received: {labels.min():g} to {labels.max():g}.")
 
 
 def _check_classes(labels: np.ndarray, shape: tuple[int | None, ...], settings: dict[str, Any], expects: str) -> None:
@@ -112,8 +119,12 @@ def _check_classes(labels: np.ndarray, shape: tuple[int | None, ...], settings: 
         raise CalibrationDataError(
             f"{expects} class numbers of shape {_shown(without)}, not one-hot. Received: shape {labels.shape}."
         )
+    _check_range(labels, classes, settings, expects)
+
+
+def _check_range(labels: np.ndarray, classes: int | None, settings: dict[str, Any], expects: str) -> None:
     if (labels != np.round(labels)).any():
-        raise CalibrationDataError(f"{expects} class numbers, which are whole. Received: {labels.dtype} with fractions.")
+        raise CalibrationDataError(f"{expects} class numbers, which are whole. Received: fractions ({labels.dtype}).")
     known = labels[labels != settings["ignore_class"]] if settings.get("ignore_class") is not None else labels
     if classes is not None and known.size and not 0 <= known.min() <= known.max() < classes:
         raise CalibrationDataError(
@@ -130,6 +141,23 @@ def fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 def _shown(shape: tuple[int | None, ...]) -> str:
     sizes = ["any" if size is None else str(size) for size in shape[1:]]
     return f"(samples, {', '.join(sizes)})" if sizes else "(samples,)"
+
+
+@contextlib.contextmanager
+def refused_labels(what: str, labels: list[np.ndarray | None]) -> Iterator[None]:
+    """`CalibrationDataError` for whatever a loss or a metric says to labels that it does not take."""
+    try:
+        yield
+    except Exception as error:
+        shapes = [None if array is None else array.shape for array in labels]
+        raise CalibrationDataError(
+            f"{what} refuses the labels, of shape {', '.join(map(str, shapes))}: {first_line(error)}"
+        ) from error
+
+
+def as_tensor(array: np.ndarray) -> Any:
+    """As `fit` hands labels over: fractions in Keras' precision."""
+    return keras.ops.convert_to_tensor(array, keras.config.floatx() if array.dtype.kind == "f" else None)
 
 
 def name_of(what: Any) -> str:

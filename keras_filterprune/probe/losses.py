@@ -9,12 +9,12 @@ import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.compiled import compile_arguments, output_keys, output_structure, per_output
-from keras_filterprune.graph.keras_view import first_line, named_weights
+from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ModelView
 from keras_filterprune.handlers.activation import is_activation, named
 from keras_filterprune.handlers.registry import keras_name
 from keras_filterprune.probe.inputs import check_class_scores, inputs_and_labels, labelled_inputs
-from keras_filterprune.probe.labels import check_labels, labels_by_output, name_of
+from keras_filterprune.probe.labels import as_tensor, check_labels, labels_by_output, name_of, refused_labels
 
 _PURPOSE = "a gradient of the loss"
 
@@ -51,19 +51,19 @@ class CompiledLoss:
                 check_labels(loss, found, shape, key)
 
     def begin(self, labels: list[np.ndarray | None], outputs: list[Any], weights: list[Any]) -> None:
-        """Compute it once, on numbers, as Keras makes variables then; `CalibrationDataError` where that fails."""
+        """Compute it once on numbers, when Keras makes variables; `CalibrationDataError` where that fails."""
         self._model = self._stand_in()
-        try:
+        with refused_labels(f"the compiled loss '{self.name}'", labels):
             value = float(keras.ops.convert_to_numpy(self._compute(labels, outputs, weights)))
-        # A loss of one's own may refuse labels in any way.
-        except Exception as error:
-            shapes = [None if array is None else array.shape for array in labels]
-            raise CalibrationDataError(
-                f"the compiled loss '{self.name}' refuses labels or weights: {first_line(error)} Received: labels of shapes "
-                f"{shapes}."
-            ) from error
         if not np.isfinite(value):
             raise CalibrationDataError(f"the compiled loss '{self.name}' is {value} on the first samples.")
+
+    def value(self, labels: list[np.ndarray | None], outputs: list[Any]) -> float:
+        """The loss of outputs, a number."""
+        weights: list[Any] = [None] * len(outputs)
+        if self._model is None:
+            self.begin(labels, outputs, weights)
+        return float(keras.ops.convert_to_numpy(self(labels, outputs, weights)))
 
     def __call__(self, labels: list[np.ndarray | None], outputs: list[Any], weights: list[Any]) -> Any:
         """A scalar tensor.
@@ -81,8 +81,9 @@ class CompiledLoss:
         def packed(flat: list[Any]) -> Any:
             return keras.tree.pack_sequence_as(self._structure, flat)
 
-        given = None if all(weight is None for weight in weights) else packed(list(map(_tensor, weights)))
-        return self._model.compute_loss(None, packed(list(map(_tensor, labels))), packed(outputs), given)
+        labels, weights = ([a if a is None else as_tensor(a) for a in arrays] for arrays in (labels, weights))
+        given = None if all(weight is None for weight in weights) else packed(weights)
+        return self._model.compute_loss(None, packed(labels), packed(outputs), given)
 
     def _stand_in(self) -> keras.Model:
         """A model of nothing but the outputs. Its layers have names, so that those of later layers do not change."""
@@ -92,13 +93,6 @@ class CompiledLoss:
         model.output_names = [name for _, name in self._keys]
         model.compile(None, loss=self._losses, loss_weights=self._weights)
         return model
-
-
-def _tensor(array: Any) -> Any:
-    """As `fit` hands labels over: fractions in Keras' precision."""
-    if array is None:
-        return None
-    return keras.ops.convert_to_tensor(array, keras.config.floatx() if array.dtype.kind == "f" else None)
 
 
 def has_loss(view: ModelView) -> bool:

@@ -185,7 +185,7 @@ def test_the_loss_is_the_one_the_model_is_compiled_with(case):
     [
         ("class numbers, weights", CLASSES + 1, "expects class numbers from 0 to 2. Received: 1 to 3."),
         ("by name", CLASSES - 1, "expects class numbers from 0 to 2. Received: -1 to 1."),
-        ("by name", CLASSES / 2, "expects class numbers, which are whole. Received: float64"),
+        ("by name", CLASSES / 2, "expects class numbers, which are whole. Received: fractions (float64)"),
         ("by name", np.eye(3)[CLASSES], r"class numbers of shape (samples,), not one-hot. Received: shape (75, 3)."),
         ("masks", CLASSES, r"class numbers of shape (samples, 8, 8), not one-hot. Received: shape (75,)."),
         ("masks", np.where(MASKS == 2, 255, MASKS), "expects class numbers from 0 to 2. Received: 0 to 255."),
@@ -199,12 +199,16 @@ def test_the_loss_is_the_one_the_model_is_compiled_with(case):
         ("numbers", np.array(list("abc"))[CLASSES], "labels that are numbers at output 'scores'. Received: <U1."),
         ("numbers", [NUMBERS, NUMBERS], "an array of labels for each of ['scores']. Received: 2 arrays."),
         ("numbers", {"number": NUMBERS}, "labels by the names of outputs, ['scores']. Received: ['number']."),
-        ("own function", NUMBERS[:, :2], "'fourth_power' refuses labels or weights: "),
+        ("own function", NUMBERS[:, :2], "'fourth_power' refuses the labels, of shape (64, 2): "),
         ("own function", np.full((COUNT, 3), 1e30), "'fourth_power' is inf on the first samples."),
         ("two outputs", CLASSES, "labels for each of ['scores', 'number']. Received: 1 arrays."),
         ("two outputs", [NUMBERS[:, :1], CLASSES], "at output 'scores' expects class numbers, which are whole."),
         ("by name of output", {"number": NUMBERS[:, :1]}, "output 'scores' has the loss "),
-        ("by key", {"kind": CLASSES, "old": CLASSES}, "by the names of outputs, ['age', 'kind']. Received: ['kind', 'o"),
+        (
+            "by key",
+            {"kind": CLASSES, "old": CLASSES},
+            "by the names of outputs, ['age', 'kind']. Received: ['kind', 'o",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_the_loss(case, labels, sentence):
