@@ -95,7 +95,7 @@ def check_data(data: Any, view: ModelView) -> None:
     """Look at arrays before any work starts; streams of batches are looked at as they come."""
     data = data._data if isinstance(data, Samples) else data
     if data is not None and not _is_one_batch(data, view):
-        _batches(data)
+        batches_of(data)
     elif data is not None and next(_slices(data, view), None) is None:
         raise _nothing()
 
@@ -106,7 +106,7 @@ def _nothing() -> CalibrationDataError:
 
 def _slices(data: Any, view: ModelView) -> Iterator[Part]:
     """Go through data once, in slices of a batch; nothing of an array is copied or looked at before it is reached."""
-    for batch in [data] if _is_one_batch(data, view) else _batches(data):
+    for batch in [data] if _is_one_batch(data, view) else batches_of(data):
         inputs, labels, weights = _split(batch, view)
         inputs, labels, weights = _arrays(inputs, view), _labels(labels), _labels(weights)
         _check_shapes(inputs, labels, view)
@@ -127,7 +127,8 @@ def _is_one_batch(data: Any, view: ModelView) -> bool:
     return len(expected) != 1 or len(data) < 2 or any(_rank(entry) != len(expected[0]) for entry in data)
 
 
-def _batches(data: Any) -> Iterable[Any]:
+def batches_of(data: Any) -> Iterable[Any]:
+    """Data that is no single batch, batch by batch."""
     if isinstance(data, keras.utils.PyDataset):
         count = data.num_batches
         return (data[i] for i in (itertools.count() if count is None else range(count)))

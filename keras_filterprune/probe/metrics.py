@@ -130,7 +130,7 @@ def measured(view: ModelView, data: Any, metric: Any, most: int) -> tuple[Score,
     Raises:
         CalibrationDataError: there is no data, or labels are missing or do not fit.
     """
-    name = metric.name if isinstance(metric, Score) else metric_name(metric)
+    name = metric.name if isinstance(metric, Score) else metric_name(check_metric("metric", metric))
     if data is None:
         raise CalibrationDataError(f"measure='{name}' needs samples to measure on: pass data=.")
     if not (metric.labelled if isinstance(metric, Score) else needs_labels(metric)):

@@ -26,7 +26,7 @@ from keras_filterprune.interrupts import interruptible
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import Samples
-from keras_filterprune.probe.metrics import check_metric, measured
+from keras_filterprune.probe.metrics import measured
 from keras_filterprune.probe.trial import digest_of, masked_outputs, samples_of
 from keras_filterprune.probe.workers import check_executor, spread
 from keras_filterprune.progress import track
@@ -165,7 +165,6 @@ class Measured:
     """
 
     def __init__(self, graph: ChannelGraph, data: Any, metric: Any, samples: int):
-        check_metric("metric", metric)
         self._score, self._inputs, self._labels = measured(graph.view, data, metric, check_integer("samples", samples))
         self.name = self._score.name
         whole = masked_outputs(Kept(graph), self._inputs)
