@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from keras_filterprune.checkpoint import Checkpoint
-from keras_filterprune.checks import check_option, shown
+from keras_filterprune.checks import shown
 from keras_filterprune.cost import Cost
 from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError
 from keras_filterprune.parts import Part
@@ -89,8 +89,8 @@ class Allocator(Part, abc.ABC):
     whether they fit the budget, and `problem.evaluate` how well the network does then.
 
     Attributes:
-        measure: what `Allocation.evaluate` is to measure: "accuracy" (of labelled samples), "error" (minus the squared
-            error of the model's outputs, relative to their variance, on unlabelled samples), or None, nothing (None).
+        measure: what `Allocation.evaluate` is to measure, a metric as in `measure_sensitivity`: "accuracy", say, or
+            "error", which needs no labels; or None, nothing (None).
         executor: a `concurrent.futures` executor for `Allocation.evaluate_all`, or None (None).
         checkpoint: the file that a run goes on from (none).
 
@@ -110,7 +110,7 @@ class Allocator(Part, abc.ABC):
         [5, 19]
     """
 
-    measure: str | None = None
+    measure: Any = None
     executor: Any = None
     checkpoint: Checkpoint = Checkpoint(None)
 
@@ -139,14 +139,6 @@ def check_counts(allocator: Allocator, problem: Allocation, kept: Any) -> np.nda
             f"Received: {shown(kept.tolist())}, which cost {problem.cost(kept):,}."
         )
     return kept.astype(np.int64)
-
-
-MEASURES = ("accuracy", "error")
-
-
-def check_measure(measure: str) -> str:
-    """`measure`, or `UnknownNameError`."""
-    return check_option("measure", measure, MEASURES)
 
 
 def last_feasible(feasible: Callable[[int], bool], low: int, high: int) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, last_feasible, top_up
+from keras_filterprune.allocators.base import Allocation, Allocator, last_feasible, top_up
 from keras_filterprune.checks import check_integer, check_option
 from keras_filterprune.errors import InvalidValueError
+from keras_filterprune.probe.metrics import check_metric, metric_name
 from keras_filterprune.probe.workers import check_executor
 from keras_filterprune.progress import track
 
@@ -35,7 +36,8 @@ class Evolution(Allocator):
         fitness: "score" (default), what `measure` says; or "reward", (a0 / (a0 - a))^2 ln(F0 / F) of the accuracies a0
             and a and the costs F0 and F of the whole network and the candidate, which may then cost less than the
             budget. a0 - a counts as 0.1 points at least.
-        measure: "accuracy" (default; `data` is labelled, and not the test split) or "error" (unlabelled data).
+        measure: what is to stay high, a metric as in `measure_sensitivity` ("auto": accuracy of classes, else minus the
+            compiled loss). `data` is labelled, and not the test split; for "error" it has no labels.
         executor: a `concurrent.futures` executor, or one with the same `submit`, that tries candidates side by side
             (None). A process pool has to start its processes by "spawn".
         seed: of everything random (0).
@@ -47,7 +49,7 @@ class Evolution(Allocator):
     Example:
         >>> import keras_filterprune as kfp
         >>> kfp.Method(kfp.criteria.L2(), kfp.allocators.Evolution(population=20, generations=5)).allocator
-        Evolution(population=20, generations=5, fitness='score', measure='accuracy', seed=0)
+        Evolution(population=20, generations=5, fitness='score', measure='auto', seed=0)
     """
 
     def __init__(
@@ -55,16 +57,18 @@ class Evolution(Allocator):
         population: int = 50,
         generations: int = 20,
         fitness: str = "score",
-        measure: str = "accuracy",
+        measure: Any = "auto",
         executor: Any = None,
         seed: int = 0,
     ):
         self.population = check_integer("population", population, least=10)
         self.generations = check_integer("generations", generations, least=0)
         self.seed = check_integer("seed", seed, least=0)
-        self.fitness, self.measure = check_option("fitness", fitness, _FITNESS), check_measure(measure)
+        self.fitness, self.measure = check_option("fitness", fitness, _FITNESS), check_metric("measure", measure)
         self.executor = check_executor(executor)
-        if fitness == "reward" and measure != "accuracy":
+        if fitness == "reward" and self.measure == "auto":
+            self.measure = "accuracy"
+        if fitness == "reward" and self.measure != "accuracy":
             raise InvalidValueError(
                 f"fitness='reward' goes with measure='accuracy', whose points it counts. Received: measure={measure!r}."
             )
@@ -72,7 +76,7 @@ class Evolution(Allocator):
     def __repr__(self) -> str:
         return (
             f"Evolution(population={self.population}, generations={self.generations}, fitness={self.fitness!r}, "
-            f"measure={self.measure!r}, seed={self.seed})"
+            f"measure={metric_name(self.measure)!r}, seed={self.seed})"
         )
 
     def allocate(self, problem: Allocation) -> np.ndarray:

@@ -6,12 +6,14 @@ import heapq
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, top_up
+from keras_filterprune.allocators.base import Allocation, Allocator, top_up
 from keras_filterprune.checkpoint import Checkpoint
 from keras_filterprune.checks import check_flag, check_integer, check_number
+from keras_filterprune.probe.metrics import check_metric, metric_name
 from keras_filterprune.progress import track
 
 _NOTHING = 1e-6
@@ -42,8 +44,9 @@ class Search(Allocator):
 
     Args:
         beta: units removed per round (5, as in the paper), or the nearest number that leaves a width worth having.
-        measure: "accuracy" (default, the paper; `data` is labelled, and not the test split) or "error" (unlabelled:
-            squared error of the model's outputs, the layer criterion of HBGTS, its successor of 2024).
+        measure: what is to stay high, a metric as in `measure_sensitivity` ("auto": accuracy of classes, else minus the
+            compiled loss; the paper has the accuracy, and HBGTS, its successor of 2024, the error). `data` is
+            labelled, and not the test split; for "error" it has no labels.
         alpha: groups are compared by loss / cost saved^alpha (1.0); 0 is the paper's plain loss.
         checkpoint: JSON file that is written after every round (None). A search that finds one goes on from there,
             also towards a smaller budget.
@@ -64,17 +67,18 @@ class Search(Allocator):
     def __init__(
         self,
         beta: int = 5,
-        measure: str = "accuracy",
+        measure: Any = "auto",
         alpha: float = 1.0,
         checkpoint: str | os.PathLike | None = None,
         exhaustive: bool = False,
     ):
-        self.beta, self.measure = check_integer("beta", beta, "a number of units"), check_measure(measure)
+        self.beta, self.measure = check_integer("beta", beta, "a number of units"), check_metric("measure", measure)
         self.alpha = check_number("alpha", alpha, "the exponent of the cost", least=0)
         self.checkpoint, self.exhaustive = Checkpoint(checkpoint), check_flag("exhaustive", exhaustive)
 
     def __repr__(self) -> str:
-        return f"Search(beta={self.beta}, measure={self.measure!r}, alpha={self.alpha}, exhaustive={self.exhaustive})"
+        measure = metric_name(self.measure)
+        return f"Search(beta={self.beta}, measure={measure!r}, alpha={self.alpha}, exhaustive={self.exhaustive})"
 
     def allocate(self, problem: Allocation) -> np.ndarray:
         found = self.resume(problem.key)

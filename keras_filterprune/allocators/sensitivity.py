@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, top_up
+from keras_filterprune.allocators.base import Allocation, Allocator, top_up
 from keras_filterprune.checkpoint import Checkpoint
 from keras_filterprune.checks import check_number, entries, wrong
 from keras_filterprune.errors import InvalidValueError
+from keras_filterprune.probe.metrics import check_metric, metric_name
 from keras_filterprune.progress import track
 
 _HALVINGS = 60
@@ -25,7 +27,8 @@ class Sensitivity(Allocator):
 
     Args:
         keep: fractions that are tried, falling, in (0, 1) ((0.75, 0.5, 0.25)); between them losses are interpolated.
-        measure: "accuracy" (default; `data` is labelled, and not the test split) or "error" (unlabelled data).
+        measure: what is to stay high, a metric as in `measure_sensitivity` ("auto": accuracy of classes, else minus the
+            compiled loss). `data` is labelled, and not the test split; for "error" it has no labels.
         checkpoint: JSON file that is written after every group of a `Method` that cuts one by one (None). A run that
             finds one goes on from there.
 
@@ -36,20 +39,20 @@ class Sensitivity(Allocator):
     Example:
         >>> import keras_filterprune as kfp
         >>> kfp.Method(kfp.criteria.L2(), kfp.allocators.Sensitivity((0.5, 0.25))).allocator
-        Sensitivity(keep=(0.5, 0.25), measure='accuracy')
+        Sensitivity(keep=(0.5, 0.25), measure='auto')
     """
 
     def __init__(
         self,
         keep: Sequence[float] = (0.75, 0.5, 0.25),
-        measure: str = "accuracy",
+        measure: Any = "auto",
         checkpoint: str | os.PathLike | None = None,
     ):
-        self.keep, self.measure = check_falling(keep), check_measure(measure)
+        self.keep, self.measure = check_falling(keep), check_metric("measure", measure)
         self.checkpoint = Checkpoint(checkpoint)
 
     def __repr__(self) -> str:
-        return f"Sensitivity(keep={self.keep}, measure={self.measure!r})"
+        return f"Sensitivity(keep={self.keep}, measure={metric_name(self.measure)!r})"
 
     def allocate(self, problem: Allocation) -> np.ndarray:
         base = problem.evaluate(problem.sizes)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from keras_filterprune.allocators.base import Allocation, Allocator, check_measure, last_feasible, top_up
+from keras_filterprune.allocators.base import Allocation, Allocator, last_feasible, top_up
 from keras_filterprune.checks import check_number, check_option
 from keras_filterprune.errors import InfeasibleBudgetError
+from keras_filterprune.probe.metrics import check_metric, metric_name
 from keras_filterprune.progress import track
 
 _FLOORS = ("linear", "per_layer")
@@ -33,7 +35,8 @@ class Tolerance(Allocator):
             (default): as little as the budget needs.
         floor: "linear" (default, Xie et al. 2021): after l of L groups, l/L of the drop may be lost. "per_layer" (Li et
             al. 2020): every group may lose 1/L of it, counted from where the group before left off.
-        measure: "accuracy" (default; `data` is labelled, and not the test split) or "error" (unlabelled data).
+        measure: what is to stay high, a metric as in `measure_sensitivity` ("auto": accuracy of classes, else minus the
+            compiled loss). `data` is labelled, and not the test split; for "error" it has no labels.
 
     Raises:
         InvalidValueError: drop is below 0.
@@ -43,12 +46,15 @@ class Tolerance(Allocator):
     Example:
         >>> import keras_filterprune as kfp
         >>> kfp.Method(kfp.criteria.L2(), kfp.allocators.Tolerance(drop=0.01)).allocator
-        Tolerance(drop=0.01, floor='linear', measure='accuracy')
+        Tolerance(drop=0.01, floor='linear', measure='auto')
     """
 
-    def __init__(self, drop: float | None = None, floor: str = "linear", measure: str = "accuracy"):
+    def __init__(self, drop: float | None = None, floor: str = "linear", measure: Any = "auto"):
         self.drop = check_number("drop", drop, "the loss allowed", least=0, optional=True)
-        self.floor, self.measure = check_option("floor", floor, _FLOORS), check_measure(measure)
+        self.floor, self.measure = check_option("floor", floor, _FLOORS), check_metric("measure", measure)
+
+    def __repr__(self) -> str:
+        return f"Tolerance(drop={self.drop}, floor={self.floor!r}, measure={metric_name(self.measure)!r})"
 
     def allocate(self, problem: Allocation) -> np.ndarray:
         search = _Bisection(problem, self.floor)

@@ -18,7 +18,9 @@ class Taylor(MemberCriterion):
     """Sum of (w dL/dw)^2 over the weights of a filter, averaged over batches of 128 labelled samples.
 
     What the loss loses with the weights, to first order (Molchanov et al. 2019, "Importance Estimation for Neural
-    Network Pruning"). L is the mean cross-entropy of a batch.
+    Network Pruning"). L is the loss that the model is compiled with, of all its outputs, with the weights of samples
+    that the data brings; without what regularizers add. Labels are those that `fit` takes. A model that is not compiled
+    needs one output of class scores and class numbers: L is their mean cross-entropy.
 
     Args:
         aggregate: how the layers of a coupled group combine, see `MemberCriterion` ("mean").
@@ -59,8 +61,8 @@ class TaylorGate(Criterion):
     """Square of dL/dz of a gate z = 1 on a filter's channels, wherever they are read, averaged over batches of 128.
 
     To first order, dL/dz is what the loss loses when the filter goes, batch normalization and shortcuts included
-    (Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning"). Needs labelled samples. Filters that no
-    layer with weights reads stay.
+    (Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning"). L and labels as for `Taylor`. Filters
+    that no layer with weights reads stay.
 
     Example:
         >>> import keras_filterprune as kfp

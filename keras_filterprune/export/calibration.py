@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +10,9 @@ import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.export.signature import InputPort
-from keras_filterprune.probe.data import SAMPLES
+from keras_filterprune.graph.keras_view import view_model
+from keras_filterprune.probe.data import batches_of
+from keras_filterprune.probe.inputs import calibration_inputs
 
 
 def calibration_samples(ports: Sequence[InputPort], data: Any) -> dict[str, np.ndarray]:
@@ -19,8 +21,8 @@ def calibration_samples(ports: Sequence[InputPort], data: Any) -> dict[str, np.n
     Args:
         ports: the model's inputs.
         data: an array of shape `(samples, *input_shape)`, a list or tuple of one array per input, or a
-            dict of them by input name; or a function that yields batches of these, of which 2 048 are read, as
-            `tf.lite.TFLiteConverter.representative_dataset` is.
+            dict of them by input name; or anything else that `fit` takes, or a function that yields batches, as
+            `tf.lite.TFLiteConverter.representative_dataset` is: of these 2 048 samples are read, and no labels.
 
     Returns:
         `{port.key: array}`, each in the input's dtype and all with the same number of samples.
@@ -28,8 +30,8 @@ def calibration_samples(ports: Sequence[InputPort], data: Any) -> dict[str, np.n
     Raises:
         CalibrationDataError: the data is empty, not finite, not numeric, or does not fit the inputs.
     """
-    if callable(data):
-        data = _gathered(data)
+    if _comes_in_batches(ports, data):
+        data = _first_samples(ports, data)
     arrays = {port.key: _checked(port, value) for port, value in zip(ports, _by_port(ports, data), strict=True)}
     counts = {port.name: len(arrays[port.key]) for port in ports}
     if len(set(counts.values())) > 1:
@@ -57,22 +59,33 @@ def random_samples(ports: Sequence[InputPort], count: int, seed: int = 0) -> dic
     return samples
 
 
-def _gathered(function: Callable[[], Iterable[Any]]) -> Any:
-    """The first batches that a function yields, put together; it may never end."""
-    batches, count = [], 0
-    for batch in function():
-        batches.append(batch if isinstance(batch, Mapping | list | tuple) else [batch])
-        count += max([1, *(len(array) for array in keras.tree.flatten(batch) if np.ndim(array))])
-        if count >= SAMPLES:
-            break
-    try:
-        if batches and isinstance(batches[0], Mapping):
-            return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        return [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CalibrationDataError(
-            f"batches of data differ: {error!r}. Expected [one array of shape (samples, ...) per input] each time."
-        ) from error
+def _comes_in_batches(ports: Sequence[InputPort], data: Any) -> bool:
+    """Whether data is a stream of batches, or has labels beside the inputs; not one array per input."""
+    if isinstance(data, np.ndarray | Mapping | str | bytes) or keras.ops.is_tensor(data):
+        return False
+    if not isinstance(data, list | tuple):
+        return callable(data) or isinstance(data, Iterable | keras.utils.PyDataset)
+    if any(isinstance(entry, list | tuple | Mapping) and _holds_arrays(entry) for entry in data):
+        return True
+    labelled = isinstance(data, tuple) and len(ports) == 1 and len(data) in (2, 3)
+    whole = len(data) > 1 == len(ports) and all(np.ndim(entry) == 1 + len(ports[0].shape) for entry in data)
+    return labelled or whole
+
+
+def _holds_arrays(entry: Any) -> bool:
+    values = list(entry.values()) if isinstance(entry, Mapping) else entry
+    return any(isinstance(value, np.ndarray) or keras.ops.is_tensor(value) for value in values)
+
+
+def _first_samples(ports: Sequence[InputPort], data: Any) -> list[np.ndarray]:
+    """The first samples of data as `fit` takes it, an array per input."""
+    named = [keras.Input(port.shape, name=port.name, dtype=port.dtype) for port in ports]
+    same = [keras.layers.Identity(name=f"same_{number}")(x) for number, x in enumerate(named)]
+    view = view_model(keras.Model(named, same, name="inputs"))
+    if not isinstance(data, tuple):
+        # A tuple of as many arrays as there are inputs has no labels.
+        data = (list(b) if isinstance(b, tuple) and len(b) == len(ports) > 1 else b for b in batches_of(data))
+    return calibration_inputs(data, view, least=1).arrays()
 
 
 def _by_port(ports: Sequence[InputPort], data: Any) -> list[Any]:

@@ -132,8 +132,8 @@ def export_tflite(
         path: the file to write.
         quantize: a mode from the table (None).
         data: inputs like the ones met in use, about 100: an array `(samples, *input_shape)`, a list of one array per
-            input, a dict by input name, or a function that yields batches of these (TensorFlow's
-            `representative_dataset`). The first 16 also serve the check (None: it draws seeded random inputs).
+            input, a dict by input name, anything else that `fit` takes, or TensorFlow's `representative_dataset`. The
+            first 16 also serve the check (None: it draws seeded random inputs).
         keep_float: operators (TFLite's names, such as `"HARD_SWISH"`) and layers that an integer mode leaves in
             float32, because they are slow or inaccurate in integers (none).
         integer_io: inputs and outputs of an integer mode are integers too (int8 or int16), for callers without

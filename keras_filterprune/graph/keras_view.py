@@ -45,6 +45,7 @@ def view_model(model: keras.Model) -> ModelView:
     outputs = builder.expand(functional, config, inputs, prefix="")
     view = ModelView(
         name=model.name,
+        model=model,
         calls=tuple(builder.calls),
         inputs=tuple(inputs),
         outputs=tuple(outputs),

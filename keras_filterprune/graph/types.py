@@ -63,6 +63,7 @@ class ModelView:
 
     Attributes:
         name: name of the model.
+        model: the `keras.Model` itself, for how it is compiled.
         calls: model inputs (as calls without inputs) and operations.
         inputs, outputs: references of the model's flat inputs and outputs.
         output_names: one name per output.
@@ -71,6 +72,7 @@ class ModelView:
     """
 
     name: str
+    model: Any
     calls: tuple[Call, ...]
     inputs: tuple[TensorRef, ...]
     outputs: tuple[TensorRef, ...]

@@ -60,7 +60,7 @@ class Method:
     @property
     def needs(self) -> str:
         """What it needs besides the model: "nothing", "inputs" or "labels". The compensator can do without."""
-        if "labels" in self.criterion.requires or self.allocator.measure == "accuracy":
+        if "labels" in self.criterion.requires or self.allocator.measure not in (None, "error"):
             return "labels"
         return "inputs" if self.criterion.requires or self.allocator.measure else "nothing"
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import keras
 import numpy as np
@@ -20,7 +20,13 @@ _PART = 128
 # The most values of all samples' inputs together (512 MiB in float32).
 _HELD_VALUES = 2**27
 
-Part = tuple[list[np.ndarray], Any]
+
+class Part(NamedTuple):
+    """Some samples: flat inputs, and labels and weights as they were given, None where there are none."""
+
+    inputs: list[np.ndarray]
+    labels: Any = None
+    weights: Any = None
 
 
 class Samples:
@@ -34,7 +40,7 @@ class Samples:
             `(inputs, labels)` or `(inputs, labels, sample weights)`; or batches of these: a list, a generator, a
             `tf.data.Dataset`, a `keras.utils.PyDataset` (of unknown length, too), a PyTorch `DataLoader`, or any other
             iterable; or a function that yields batches (TensorFlow Lite's `representative_dataset`). Weights of samples
-            are not looked at.
+            count where the compiled loss does.
     """
 
     def __init__(self, data: Any):
@@ -57,7 +63,7 @@ class Samples:
         return data if data is None or isinstance(data, cls) else cls(data)
 
     def read(self, view: ModelView, most: int = SAMPLES) -> list[Part]:
-        """Batches of up to 128 samples: flat inputs in the order of `view.inputs`, and labels as they were given.
+        """Batches of up to 128 samples: flat inputs in the order of `view.inputs`, labels and weights as given.
 
         Args:
             view: the model the data is for.
@@ -68,20 +74,20 @@ class Samples:
         """
         if self._stream is None:
             self._stream = _slices(self._data, view)
-        count = sum(len(inputs[0]) for inputs, _ in self._parts)
+        count = sum(len(part.inputs[0]) for part in self._parts)
         while count < most and (part := next(self._stream, None)) is not None:
             self._parts.append(part)
-            count += len(part[0][0])
-            most = max(2, min(most, _HELD_VALUES // max(1, sum(math.prod(x.shape[1:]) for x in part[0]))))
+            count += len(part.inputs[0])
+            most = max(2, min(most, _HELD_VALUES // max(1, sum(math.prod(x.shape[1:]) for x in part.inputs))))
         if not count:
             raise _nothing()
         taken, left = [], most
-        for inputs, labels in self._parts:
+        for part in self._parts:
             if left > 0:
-                taken.append(([x[:left] for x in inputs], _cut(labels, slice(left))))
-            left -= len(inputs[0])
+                taken.append(Part(*(_cut(given, slice(left)) for given in part)))
+            left -= len(part.inputs[0])
         if count >= most and not self._warned:
-            self._warned = _warn_if_sorted([labels for _, labels in taken], view)
+            self._warned = _warn_if_sorted([part.labels for part in taken], view)
         return taken
 
 
@@ -89,7 +95,7 @@ def check_data(data: Any, view: ModelView) -> None:
     """Look at arrays before any work starts; streams of batches are looked at as they come."""
     data = data._data if isinstance(data, Samples) else data
     if data is not None and not _is_one_batch(data, view):
-        _batches(data)
+        batches_of(data)
     elif data is not None and next(_slices(data, view), None) is None:
         raise _nothing()
 
@@ -100,14 +106,13 @@ def _nothing() -> CalibrationDataError:
 
 def _slices(data: Any, view: ModelView) -> Iterator[Part]:
     """Go through data once, in slices of a batch; nothing of an array is copied or looked at before it is reached."""
-    for batch in [data] if _is_one_batch(data, view) else _batches(data):
-        inputs, labels = _split(batch, view)
-        inputs, labels = _arrays(inputs, view), _labels(labels)
+    for batch in [data] if _is_one_batch(data, view) else batches_of(data):
+        inputs, labels, weights = _split(batch, view)
+        inputs, labels, weights = _arrays(inputs, view), _labels(labels), _labels(weights)
         _check_shapes(inputs, labels, view)
         for start in range(0, len(inputs[0]), _PART):
-            part = slice(start, start + _PART)
-            cut = [x[part] for x in inputs], _cut(labels, part)
-            _check_finite(cut[0], view)
+            cut = Part(*(_cut(given, slice(start, start + _PART)) for given in (inputs, labels, weights)))
+            _check_finite(cut.inputs, view)
             yield cut
 
 
@@ -122,7 +127,8 @@ def _is_one_batch(data: Any, view: ModelView) -> bool:
     return len(expected) != 1 or len(data) < 2 or any(_rank(entry) != len(expected[0]) for entry in data)
 
 
-def _batches(data: Any) -> Iterable[Any]:
+def batches_of(data: Any) -> Iterable[Any]:
+    """Data that is no single batch, batch by batch."""
     if isinstance(data, keras.utils.PyDataset):
         count = data.num_batches
         return (data[i] for i in (itertools.count() if count is None else range(count)))
@@ -136,24 +142,24 @@ def _batches(data: Any) -> Iterable[Any]:
     return data
 
 
-def _split(batch: Any, view: ModelView) -> tuple[list[Any], Any]:
-    """Flat inputs and labels of one batch."""
+def _split(batch: Any, view: ModelView) -> tuple[list[Any], Any, Any]:
+    """Flat inputs, labels and weights of one batch."""
     names = [view.calls[ref.call].path for ref in view.inputs]
-    labels = None
+    labels = weights = None
     if (isinstance(batch, tuple) and batch) or (isinstance(batch, list) and len(batch) > 1 and _nested(batch[0])):
-        batch, labels = (*batch, None, None)[:2]
+        batch, labels, weights = (*batch, None, None)[:3]
     elif isinstance(batch, list) and len(names) < len(batch) <= len(names) + 2:
         # PyTorch's loaders hand over flat lists: all inputs, labels, sample weights.
-        batch, labels = batch[: len(names)], batch[len(names)]
+        batch, labels, weights = batch[: len(names)], *(*batch[len(names) :], None)[:2]
     if isinstance(batch, Mapping):
         if not set(names) <= set(batch):
             keys = sorted(map(str, batch))
             raise CalibrationDataError(f"expected one array per model input {names}. Received: keys={keys}.")
-        return [batch[name] for name in names], labels
+        return [batch[name] for name in names], labels, weights
     arrays = list(batch) if isinstance(batch, list | tuple) else [batch]
     if len(arrays) != len(names):
         raise CalibrationDataError(f"expected one array per model input {names}. Received: {len(arrays)} arrays.")
-    return arrays, labels
+    return arrays, labels, weights
 
 
 def _rank(value: Any) -> int | None:

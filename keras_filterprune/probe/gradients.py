@@ -13,12 +13,11 @@ import numpy as np
 from keras_filterprune.errors import MissingPackageError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
-from keras_filterprune.handlers.activation import is_activation, named
 from keras_filterprune.handlers.base import volume
-from keras_filterprune.handlers.registry import keras_name
 from keras_filterprune.probe.execute import Executor
-from keras_filterprune.probe.inputs import Inputs, check_class_scores, labelled_inputs
-from keras_filterprune.probe.memory import all_values
+from keras_filterprune.probe.inputs import Inputs
+from keras_filterprune.probe.losses import Objective
+from keras_filterprune.probe.memory import all_values, at_once
 from keras_filterprune.progress import track
 
 # Samples in a batch whose mean loss is differentiated.
@@ -106,10 +105,10 @@ def _probed(y: Any, sums: Any) -> Any:
 def weight_gradients(
     view: ModelView, data: Any, weights: Collection[tuple[str, str]], progress: bool
 ) -> Iterator[dict[tuple[str, str], np.ndarray]]:
-    """Gradients of the mean cross-entropy of every batch of 128 with respect to weights.
+    """Gradients of the loss of every batch of 128 with respect to weights; `Objective` says of which loss.
 
     Args:
-        view: a classifier.
+        view: the model.
         data: labelled samples, of which the first 2 048 are used.
         weights: (layer path, weight name) of each.
         progress: show a progress bar.
@@ -128,7 +127,7 @@ def weight_gradients(
 
 
 def gate_gradients(graph: ChannelGraph, data: Any, progress: bool) -> Iterator[np.ndarray]:
-    """Gradients of the mean cross-entropy of every batch with respect to a gate on each unit, all of them 1.
+    """Gradients of the loss of every batch with respect to a gate on each unit, all of them 1.
 
     A unit's gate multiplies its channels wherever a layer with weights reads them: closed, it removes the unit.
     Arguments as in `weight_gradients`.
@@ -172,50 +171,39 @@ def _loss_gradients(
     progress: bool,
 ) -> Iterator[dict[Any, np.ndarray]]:
     """Gradients of the loss with respect to the tensors that `outputs` takes, at what `at` says, batch by batch."""
-    inputs, labels = labelled_inputs(data, view, "a gradient of the loss")
-    check_class_scores(view, "a gradient of the loss")
-    parts = [inputs.differentiable(slice(start, start + BATCH)) for start in range(0, len(labels), BATCH)]
-    logits = _are_logits(view, keras.ops.convert_to_numpy(outputs(at(), inputs[parts[0][0]])[0]))
+    loss = Objective(view, data)
+    inputs = loss.inputs
+    # Outputs of a whole batch are held together.
+    shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
+    size = min(BATCH, at_once(sum(volume(shape[1:]) for shape in shapes)))
+    parts = [inputs.differentiable(slice(start, start + size)) for start in range(0, len(inputs), size)]
+    loss.begin(outputs(at(), inputs[parts[0][0]]), parts[0][0])
     for batch in track(parts, "differentiating", len(parts), progress):
-        total: dict[Any, np.ndarray] = {}
-        for part in batch:
-
-            def loss(values: Tensors, part: slice = part) -> Any:
-                return cross_entropy(outputs(values, inputs[part])[0], labels[part], logits)
-
-            share = (part.stop - part.start) / (batch[-1].stop - batch[0].start)
-            for key, value in gradients(loss, at()).items():
-                total[key] = total.get(key, 0.0) + share * _array(value)
-        yield total
+        if len(batch) == 1:
+            found = gradients(lambda x, part=batch[0]: loss(outputs(x, inputs[part]), part), at())
+            yield {key: _array(value) for key, value in found.items()}
+        else:
+            yield _joint_gradients(loss, lambda x, part: outputs(x, inputs[part]), batch, at())
 
 
-def _are_logits(view: ModelView, scores: np.ndarray) -> bool:
-    """Whether class scores are no probabilities."""
-    if scores.shape[1] > 1:
-        return scores.min() < 0 or not np.allclose(scores.astype(float).sum(axis=1), 1, atol=1e-2)
-    # One logit can lie in [0, 1] for all samples: the activation tells.
-    call = view.calls[view.outputs[0].call]
-    function = getattr(call.op, "activation", None)
-    while call.inputs and named(function) == "linear" and not is_activation(call.op) and not named_weights(call.op):
-        call = view.calls[call.inputs[0].call]
-        function = getattr(call.op, "activation", None)
-    return named(function) != "sigmoid" and keras_name(call.op) != "Sigmoid"
+def _joint_gradients(
+    loss: Objective, outputs: Callable[[Tensors, slice], list[Any]], parts: list[slice], at: Tensors
+) -> dict[Any, np.ndarray]:
+    """Gradients of the loss of a batch whose outputs are computed part by part: a loss need not be a mean of parts'."""
+    joined = [keras.ops.concatenate(z) for z in zip(*(outputs(at, part) for part in parts), strict=True)]
+    floats = {n: z for n, z in enumerate(joined) if "float" in keras.backend.standardize_dtype(z.dtype)}
+    whole = slice(parts[0].start, parts[-1].stop)
+    pulls = gradients(lambda x: loss([x.get(n, z) for n, z in enumerate(joined)], whole), floats)
+    total: dict[Any, np.ndarray] = {}
+    for part in parts:
 
+        def pulled(x: Tensors, part: slice = part) -> Any:
+            found, rows = outputs(x, part), slice(part.start - whole.start, part.stop - whole.start)
+            return sum(keras.ops.sum(keras.ops.cast(found[n] * pull[rows], "float32")) for n, pull in pulls.items())
 
-def cross_entropy(scores: Any, labels: np.ndarray, logits: bool) -> Any:
-    """Mean cross-entropy of class scores.
-
-    Args:
-        scores: tensor of shape (samples, classes), or (samples, 1) for two classes.
-        labels: class numbers, integers of shape (samples,).
-        logits: scores are logits, not probabilities.
-    """
-    scores = keras.ops.cast(scores, "float32")
-    if scores.shape[1] == 1:
-        target = keras.ops.convert_to_tensor(labels[:, None], "float32")
-        return keras.ops.mean(keras.losses.binary_crossentropy(target, scores, from_logits=logits))
-    target = keras.ops.convert_to_tensor(labels, "int32")
-    return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(target, scores, from_logits=logits))
+        for key, value in gradients(pulled, at).items():
+            total[key] = total.get(key, 0.0) + _array(value)
+    return total
 
 
 def _array(x: Any) -> np.ndarray:

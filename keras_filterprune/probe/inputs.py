@@ -30,7 +30,7 @@ class Inputs:
     """
 
     def __init__(self, parts: Sequence[Part], view: ModelView, least: int = 2):
-        self._parts = [arrays for arrays, _ in parts]
+        self._parts = [part.inputs for part in parts]
         self._dtypes = [view.calls[ref.call].op.dtype for ref in view.inputs]
         self._starts = np.cumsum([0, *(len(arrays[0]) for arrays in self._parts)])
         self._view = view
@@ -111,7 +111,7 @@ def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLE
     Raises:
         CalibrationDataError: also if there are no labels, or not one class of the model's per sample.
     """
-    inputs, labels = inputs_and_labels(data, view, purpose, most)
+    inputs, labels, _ = inputs_and_labels(data, view, purpose, most)
     found = class_numbers_of(labels)
     if found is None or len(found) != len(inputs):
         shapes = keras.tree.map_structure(np.shape, labels)
@@ -128,23 +128,30 @@ def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLE
     return inputs, found
 
 
-def inputs_and_labels(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[Inputs, Any]:
-    """`calibration_inputs` with their labels of any kind: an array with a row per sample, or a structure of such.
+def inputs_and_labels(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[Inputs, Any, Any]:
+    """`calibration_inputs` with labels and weights of any kind: an array with a row per sample, or a structure of such.
+
+    Weights are None where the data has none.
 
     Raises:
         CalibrationDataError: also if there are no labels, or they cannot be put together.
     """
     parts = Samples.of(data).read(view, most)
-    if any(labels is None for _, labels in parts):
+    if any(part.labels is None for part in parts):
         raise CalibrationDataError(
             f"{purpose} needs labelled samples: pass data=(x, y) or batches of them, not from the test split. What "
             "measures an 'error' needs no labels."
         )
     try:
-        labels = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *(labels for _, labels in parts))
+        labels, weights = (
+            keras.tree.map_structure(
+                lambda *arrays: None if all(array is None for array in arrays) else np.concatenate(arrays), *given
+            )
+            for given in zip(*(part[1:] for part in parts), strict=True)
+        )
     except (TypeError, ValueError) as error:
-        raise CalibrationDataError(f"labels differ from batch to batch: {error}.") from error
-    return Inputs(parts, view), labels
+        raise CalibrationDataError(f"labels or weights differ from batch to batch: {error}.") from error
+    return Inputs(parts, view), labels, weights
 
 
 def check_class_scores(view: ModelView, purpose: str) -> None:

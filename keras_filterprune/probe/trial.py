@@ -10,14 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.registry import known_statistics, linear_of
 from keras_filterprune.probe.consumers import Moments, Places, draw_places, rows_at
 from keras_filterprune.probe.execute import Executor, Values, masked_apply, masked_weights, watched
-from keras_filterprune.probe.inputs import Inputs, calibration_inputs, check_class_scores, labelled_inputs
+from keras_filterprune.probe.inputs import Inputs
+from keras_filterprune.probe.metrics import measured
 from keras_filterprune.probe.outlets import outlets
 from keras_filterprune.probe.regression import mixed_by_all, refit
 
@@ -52,12 +52,9 @@ class _Consumer:
         return found
 
 
-def check_measurable(view: ModelView, data: Any, measure: str) -> None:
-    """Raise `CalibrationDataError` unless there is data, and a model with class scores where accuracy is measured."""
-    if data is None:
-        raise CalibrationDataError(f"measure={measure!r} needs samples to measure on: pass data=.")
-    if measure == "accuracy":
-        check_class_scores(view, "'accuracy'")
+def check_measurable(view: ModelView, data: Any, measure: Any) -> None:
+    """Raise `CalibrationDataError` unless there is data, with labels that fit what is measured."""
+    measured(view, data, measure, SAMPLES)
 
 
 class Trial:
@@ -69,21 +66,16 @@ class Trial:
     Args:
         graph: the channel graph.
         data: calibration data, of which the first 1 024 samples are used.
-        measure: "accuracy" (labelled data) or "error" (closeness to the unpruned outputs).
+        measure: a metric, see `score_of`; "error" is closeness to the unpruned outputs.
         progress: show a progress bar.
 
     Raises:
         CalibrationDataError: there is no data, or it has no labels where they are needed.
     """
 
-    def __init__(self, graph: ChannelGraph, data: Any, measure: str, progress: bool = True):
-        check_measurable(graph.view, data, measure)
-        self._labels: np.ndarray | None = None
-        if measure == "accuracy":
-            self._inputs, self._labels = labelled_inputs(data, graph.view, "'accuracy'", SAMPLES)
-        else:
-            self._inputs = calibration_inputs(data, graph.view, SAMPLES)
-        self._graph, self._measure = graph, measure
+    def __init__(self, graph: ChannelGraph, data: Any, measure: Any, progress: bool = True):
+        self._score, self._inputs, self._labels = measured(graph.view, data, measure, SAMPLES)
+        self._graph = graph
         self._ids = {
             call.path: inputs[0].ids
             for call, (inputs, _) in zip(graph.view.calls, graph.tensors, strict=True)
@@ -93,17 +85,17 @@ class Trial:
         self._consumers: dict[str, _Consumer] = {}
         self._refits: dict[tuple[str, bytes], list[tuple[str, Any, Any]]] = {}
         self._observe(progress)
-        self._outputs = side_by_side(masked_outputs(Kept(graph), self._inputs))
+        whole = masked_outputs(Kept(graph), self._inputs)
+        self._wanted = self._labels if self._score.labelled else whole
+        self._score.check(self._wanted, whole)
 
     def digest(self) -> str:
         """SHA-256 of the samples."""
-        arrays = self._inputs.arrays() + ([] if self._labels is None else [self._labels])
-        return hashlib.sha256(b"".join(np.ascontiguousarray(a).data for a in arrays)).hexdigest()
+        return digest_of(self._inputs, self._labels)
 
     def payload(self) -> tuple:
         """What a trial like this one is made from, besides the graph."""
-        inputs = self._inputs.arrays()
-        return inputs if self._labels is None else (inputs, self._labels), self._measure, False
+        return samples_of(self._inputs, self._labels), self._score, False
 
     def _observe(self, progress: bool) -> None:
         """Measure what every consumer reads."""
@@ -130,17 +122,13 @@ class Trial:
             pass
 
     def __call__(self, kept: Kept) -> float:
-        """The score of a choice, higher = better: accuracy, or minus the relative squared error of the outputs."""
+        """The score of a choice, higher = better."""
         values = masked_weights(kept)
         for path in values.keys() & self._consumers.keys():
             values.pop(path)
             for owner, variable, value in self._refit(path, kept.alive):
                 values.setdefault(owner, []).append((variable, value))
-        found = side_by_side(masked_outputs(kept, self._inputs, values))
-        if self._labels is not None:
-            return float(np.mean(class_numbers(found) == self._labels))
-        spread = np.square(self._outputs - self._outputs.mean(axis=0)).sum()
-        return -float(np.square(found - self._outputs).sum() / max(spread, np.finfo(float).tiny))
+        return self._score.mean(self._wanted, masked_outputs(kept, self._inputs, values))
 
     def _refit(self, path: str, alive: np.ndarray) -> list[tuple[str, Any, Any]]:
         """(layer, variable, value) of what makes up for the columns that are not alive."""
@@ -190,15 +178,12 @@ def masked_outputs(kept: Kept, inputs: Inputs, values: Values | None = None) -> 
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
-def side_by_side(outputs: list[Any]) -> np.ndarray:
-    """All outputs of every sample, float64 of shape (samples, values)."""
-    arrays = [keras.ops.convert_to_numpy(keras.ops.cast(output, "float32")) for output in outputs]
-    return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1).astype(np.float64)
+def digest_of(inputs: Inputs, labels: Any) -> str:
+    """SHA-256 of samples."""
+    arrays = [*inputs.arrays(), *(array for array in keras.tree.flatten(labels) if array is not None)]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).data for array in arrays)).hexdigest()
 
 
-def class_numbers(outputs: np.ndarray) -> np.ndarray:
-    """Class numbers; a single output is a probability, or a logit where it leaves [0, 1]."""
-    if outputs.shape[1] > 1:
-        return outputs.argmax(axis=1)
-    probability = outputs.min() >= 0 and outputs.max() <= 1
-    return (outputs[:, 0] > (0.5 if probability else 0)).astype(int)
+def samples_of(inputs: Inputs, labels: Any) -> Any:
+    """Samples as calibration data."""
+    return inputs.arrays() if labels is None else (inputs.arrays(), labels)

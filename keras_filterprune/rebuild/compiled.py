@@ -1,4 +1,4 @@
-"""How a model was compiled: the one place that knows where Keras keeps it."""
+"""A clone that is compiled as its original is, with a fresh optimizer and metrics of its own."""
 
 from __future__ import annotations
 
@@ -7,35 +7,12 @@ from typing import Any
 
 import keras
 
+from keras_filterprune.graph.compiled import compile_arguments
 from keras_filterprune.graph.keras_view import first_line
 from keras_filterprune.graph.live import LiveObjects
 
 # What a configuration that does not describe its object makes of it.
 _UNBUILDABLE = (TypeError, ValueError, AttributeError, NotImplementedError)
-
-
-def compile_arguments(model: keras.Model) -> dict[str, Any]:
-    """What a model was compiled with: the very objects, `model.optimizer` left out.
-
-    Args:
-        model: a compiled model.
-
-    Returns:
-        Keyword arguments of `keras.Model.compile`.
-    """
-    # Keras has no public way to its metrics but for their configurations.
-    given = model._compile_config.config
-    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-    return {
-        "loss": model.loss,
-        "loss_weights": given["loss_weights"],
-        "metrics": given["metrics"],
-        "weighted_metrics": given["weighted_metrics"],
-        "run_eagerly": model.run_eagerly,
-        "steps_per_execution": model.steps_per_execution,
-        "jit_compile": model.jit_compile,
-        "auto_scale_loss": scaled or model.dtype_policy.name != "mixed_float16",
-    }
 
 
 def compile_like(model: keras.Model, twin: keras.Model, variables: Mapping[int, Any]) -> list[str]:

@@ -22,9 +22,10 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method, as_method
+from keras_filterprune.probe.accuracy import class_numbers
 from keras_filterprune.probe.data import Samples
 from keras_filterprune.probe.inputs import check_class_scores, labelled_inputs
-from keras_filterprune.probe.trial import class_numbers, masked_outputs, side_by_side
+from keras_filterprune.probe.trial import masked_outputs
 from keras_filterprune.progress import track
 from keras_filterprune.pruning import prune_model
 from keras_filterprune.pruning.options import Options
@@ -186,7 +187,7 @@ def _rows(pruned: keras.Model, fraction: float, budgets: list[BopsBudget], sampl
         size -= sum(value.size * (_FLOAT_BITS - bits) for _, _, value, bits in rounded)
         accuracy = None
         if samples is not None:
-            found = class_numbers(side_by_side(masked_outputs(Kept(graph), samples[0], values)))
+            found = class_numbers(masked_outputs(Kept(graph), samples[0], values)[0])
             accuracy = float(np.mean(found == samples[1]))
         macs, bops = costs.macs(costs.sizes), budget.cost(costs)(costs.sizes)
         yield BopsRow(fraction, budget.weight_bits, budget.activation_bits, macs, bops, -(-size // 8), accuracy)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -16,25 +16,24 @@ import numpy as np
 from keras_filterprune.allocators.sensitivity import check_falling
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checkpoint import Checkpoint
-from keras_filterprune.checks import check_flags, check_integer, check_option, renamed_arguments
+from keras_filterprune.checks import check_flags, check_integer, renamed_arguments
 from keras_filterprune.cost import CostModel
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError, InvalidValueError
+from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import Samples
-from keras_filterprune.probe.inputs import calibration_inputs, check_class_scores, inputs_and_labels, labelled_inputs
-from keras_filterprune.probe.trial import class_numbers, masked_outputs, side_by_side
+from keras_filterprune.probe.metrics import measured
+from keras_filterprune.probe.trial import digest_of, masked_outputs, samples_of
 from keras_filterprune.probe.workers import check_executor, spread
 from keras_filterprune.progress import track
 from keras_filterprune.rebuild.plan import fingerprint
 from keras_filterprune.studies.sensitivity_table import Cut, SensitivityTable
 
 _RESAMPLES = 1000
-Metric = Callable[[Any, Any], np.ndarray]
 
 
 @interruptible()
@@ -42,7 +41,7 @@ Metric = Callable[[Any, Any], np.ndarray]
 def measure_sensitivity(
     model: keras.Model,
     data: Any,
-    metric: str | Metric = "accuracy",
+    metric: Any = "auto",
     keep: Sequence[float] = (0.75, 0.5, 0.25),
     method: str | Method | Criterion = "l2",
     *,
@@ -59,15 +58,15 @@ def measure_sensitivity(
     Args:
         model: a built functional or Sequential model. It is not modified.
         data: labelled samples, `(x, y)` or batches of them, of a validation split; inputs alone for "error".
-        metric: "accuracy"; "error" (minus the squared error of the outputs, relative to their variance); or a function
-            of (labels, outputs) that returns one number per sample, higher = better. It gets labels of any kind as the
-            data gives them (class numbers, masks, numbers, a dict of arrays), and the output flat, (samples, values),
-            or a list of such where there are several.
+        metric: "auto" (default): what labels fit first of "accuracy", "loss" (minus the compiled one) and minus "mse";
+            or a metric or loss of Keras, or its name, errors with a minus; a list or dict by output; "error" (minus the
+            squared error of the outputs, relative to their variance); or a function, higher = better, of labels as the
+            data gives them and flat outputs (samples, values), a list of several: a number, or one per sample.
         keep: fractions of the filters kept, falling, in (0, 1) ((0.75, 0.5, 0.25)); at least one filter stays.
         method: its criterion chooses the filters that stay ("l2").
         samples: at most so many, the first ones (1 024).
-        checkpoint: JSON file that is written after every cut (None). A run that finds one goes on from there. A
-            function is known to it by its name alone.
+        checkpoint: JSON file that is written after every cut (None), from which a run goes on. It knows a function by
+            its name alone.
         executor: a `concurrent.futures` executor, or one with the same `submit`, that measures cuts side by side
             (None: one by one). A process pool has to start its processes by "spawn"; functions as metrics have to be
             importable.
@@ -78,7 +77,7 @@ def measure_sensitivity(
         A `SensitivityTable`, the same with and without an executor.
 
     Raises:
-        CalibrationDataError: data is missing, does not fit, or has no labels for "accuracy".
+        CalibrationDataError: data is missing, does not fit, or has no labels, or none that fit the metric.
         UnknownNameError: metric or method is not known.
         InvalidValueError: a number is out of range, or keep does not fall.
         InfeasibleBudgetError: the model has no filter that can be removed.
@@ -99,26 +98,26 @@ def measure_sensitivity(
     graph = analyze(model)
     weights = _checked(graph)
     data = Samples.of(data)
-    measured = Measured(graph, data, metric, samples)
+    network = Measured(graph, data, metric, samples)
     criterion = criterion.observe(graph, weights, data if criterion.requires else None, progress)
     skipped = {group.name: why for group in graph.groups if (why := criterion.refuses(group)) is not None}
     planned = [cut for group in graph.groups if group.name not in skipped for cut in _counts(group, keep)]
-    key = f"{fingerprint(graph, weights)} {measured.digest()} {criterion!r} {seed}"
+    key = f"{fingerprint(graph, weights)} {network.digest()} {criterion!r} {seed}"
     key = hashlib.sha256(key.encode()).hexdigest()
     found = file.read(key, lambda content: {name: Cut(*values) for name, values in content["cuts"].items()}) or {}
     start = time.perf_counter()
-    base = measured(Kept(graph))
+    base = network(Kept(graph))
     seconds = time.perf_counter() - start
     missing = {name: cut for cut in planned if (name := _name(*cut)) not in found}
     choices = [Kept(graph, {group.name: criterion.select(group, count, weights)}) for group, count in missing.values()]
     about = f"measuring sensitivity, about {len(missing) * seconds:.0f} s in one process"
-    values = track(spread(model, measured, choices, executor), about, len(missing), progress)
+    values = track(spread(model, network, choices, executor), about, len(missing), progress)
     for (name, (group, count)), value in zip(missing.items(), values, strict=True):
         found[name] = Cut(group.name, group.size, count, float(value.mean()), *_drop(base, value, seed))
         file.write(key, {"cuts": {name: astuple(cut) for name, cut in found.items()}})
     cuts = tuple(found[_name(*cut)] for cut in planned)
-    _check_direction(measured.name, cuts[len(keep) - 1 :: len(keep)])
-    return SensitivityTable(measured.name, float(base.mean()), keep, cuts, CostModel(graph), skipped)
+    _check_direction(network.name, cuts[len(keep) - 1 :: len(keep)])
+    return SensitivityTable(network.name, float(base.mean()), keep, cuts, CostModel(graph), skipped)
 
 
 def _checked(graph: ChannelGraph) -> Weights:
@@ -162,54 +161,23 @@ class Measured:
 
     Args:
         graph: its channel graph.
-        data, metric, samples: see `sensitivity`.
+        data, metric, samples: see `measure_sensitivity`.
     """
 
-    def __init__(self, graph: ChannelGraph, data: Any, metric: str | Metric, samples: int):
-        if data is None:
-            raise CalibrationDataError(f"metric={metric!r} needs samples to measure on: pass data=.")
-        check_integer("samples", samples)
-        if not callable(metric):
-            check_option("metric", metric, ("accuracy", "error"), ", or a function")
-        self._metric = metric
-        self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
-        if metric == "accuracy":
-            check_class_scores(graph.view, "'accuracy'")
-        if metric == "error":
-            self._inputs, self._labels = calibration_inputs(data, graph.view, samples), None
-            self._whole = side_by_side(masked_outputs(Kept(graph), self._inputs))
-        else:
-            labelled = labelled_inputs if metric == "accuracy" else inputs_and_labels
-            self._inputs, self._labels = labelled(data, graph.view, f"'{self.name}'", samples)
+    def __init__(self, graph: ChannelGraph, data: Any, metric: Any, samples: int):
+        self._score, self._inputs, self._labels = measured(graph.view, data, metric, check_integer("samples", samples))
+        self.name = self._score.name
+        whole = masked_outputs(Kept(graph), self._inputs)
+        self._wanted = self._labels if self._score.labelled else whole
+        self._score.check(self._wanted, whole)
 
     def digest(self) -> str:
         """What a measurement depends on besides the network."""
-        arrays = [
-            *self._inputs.arrays(),
-            *([] if self._labels is None else keras.tree.flatten(self._labels)),
-        ]
-        digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).data for a in arrays))
-        return f"{self.name} {digest.hexdigest()}"
+        return f"{self.name} {digest_of(self._inputs, self._labels)}"
 
     def __call__(self, kept: Kept) -> np.ndarray:
-        """The metric of every sample, float64 of shape (samples,), with what stays."""
-        outputs = masked_outputs(kept, self._inputs)
-        flat = side_by_side(outputs)
-        if self._metric == "accuracy":
-            return (class_numbers(flat) == self._labels).astype(np.float64)
-        if isinstance(self._metric, str):
-            spread = np.square(self._whole - self._whole.mean(axis=0)).sum() / len(self._whole)
-            return -np.square(flat - self._whole).sum(axis=1) / max(spread, np.finfo(float).tiny)
-        rows = [output.reshape(len(output), -1).astype(np.float64) for output in outputs]
-        found = rows[0] if len(rows) == 1 else rows
-        values = np.asarray(self._metric(self._labels, found), np.float64)
-        if values.shape != (len(flat),):
-            raise InvalidValueError(
-                f"metric '{self.name}' is to return one number per sample, shape ({len(flat)},). Received: "
-                f"{values.shape}."
-            )
-        return values
+        """Numbers whose mean is the metric with what stays, float64 of shape (k,)."""
+        return self._score.values(self._wanted, masked_outputs(kept, self._inputs))
 
     def payload(self) -> tuple:
-        inputs = self._inputs.arrays()
-        return inputs if self._labels is None else (inputs, self._labels), self._metric, len(inputs[0])
+        return samples_of(self._inputs, self._labels), self._score, len(self._inputs)

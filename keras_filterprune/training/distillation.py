@@ -9,11 +9,11 @@ import keras
 
 from keras_filterprune.checks import check_flag, check_names, check_number, wrong
 from keras_filterprune.errors import InvalidValueError, UnknownNameError, UnsupportedModelError
+from keras_filterprune.graph.compiled import compile_arguments, per_output
 from keras_filterprune.graph.keras_view import output_names
 from keras_filterprune.rebuild.clone import clone, scope_of
-from keras_filterprune.rebuild.compiled import compile_arguments
 from keras_filterprune.training.distiller import Distiller, Taught
-from keras_filterprune.training.heads import Head, heads_of, per_output
+from keras_filterprune.training.heads import Head, heads_of
 from keras_filterprune.training.imitation import Imitation
 
 

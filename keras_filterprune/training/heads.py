@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.graph.keras_view import named_weights, output_names, view_model
+from keras_filterprune.graph.keras_view import named_weights, view_model
 from keras_filterprune.graph.types import ModelView, TensorRef
 from keras_filterprune.handlers.activation import is_activation, named, own_activation
 from keras_filterprune.handlers.registry import keras_name
@@ -60,23 +60,6 @@ def heads_of(model: keras.Model, losses: list[Any]) -> list[Head]:
     view = view_model(model)
     outputs = call_whole(model, random_inputs(view, batch=4))
     return [_head(view, *found) for found in zip(view.outputs, map(_array, outputs), losses, strict=True)]
-
-
-def per_output(model: keras.Model, given: Any) -> list[Any]:
-    """What is given for the outputs of a model (losses, weights), as a list, an entry for each of them.
-
-    Args:
-        model: a functional or Sequential model.
-        given: one value for all, a list, or a dict by the outputs' names.
-    """
-    names = output_names(model)
-    if isinstance(given, dict):
-        keys = sorted(model.output) if isinstance(model.output, dict) else names
-        return [given.get(key, given.get(name)) for key, name in zip(keys, names, strict=True)]
-    if isinstance(given, list | tuple):
-        # Several losses may stand for a single output.
-        return list(given) if len(given) == len(names) else [given[0]] * len(names)
-    return [given] * len(names)
 
 
 def _head(view: ModelView, ref: TensorRef, values: np.ndarray, loss: Any) -> Head:

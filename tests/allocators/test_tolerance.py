@@ -136,11 +136,11 @@ def test_a_budget_of_filters_decides_what_these_allocators_decide(allocator):
             r"floor is one of linear, per_layer\.",
         ),
         (
-            lambda: allocators.Tolerance(measure="loss"),
+            lambda: allocators.Tolerance(measure="lost"),
             errors.UnknownNameError,
-            r"measure is one of accuracy, error\.",
+            r"measure is one of auto, accuracy, error, loss, a metric or loss of Keras",
         ),
-        (lambda: allocators.Search(measure="loss"), errors.UnknownNameError, r"Received: measure='loss'\."),
+        (lambda: allocators.Search(measure="lost"), errors.UnknownNameError, r"Received: measure='lost'\."),
         (
             lambda: allocators.Search(beta=0),
             errors.InvalidValueError,

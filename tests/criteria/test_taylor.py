@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import keras
 import numpy as np
 import pytest
-from builders import digits, observed
+from builders import assert_all_equal, digits, observed
 from keras import layers
 from other_backends import on_other_backends, run_on
 from zoo import ZOO, random_inputs
@@ -56,6 +58,178 @@ def test_weight_gradients_are_those_of_the_loss(activation, classes):
             losses.append(loss(model, x, y, activation is None))
         variable.assign(value)
         assert (gradient * direction).sum() == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=3e-2, abs=5e-4)
+
+
+# 75 samples: a batch that is differentiated in four parts.
+COUNT = 75
+CLASSES, RNG = np.arange(COUNT) % 3, np.random.default_rng(0)
+NUMBERS, IMPORTANCE = RNG.normal(size=(COUNT, 3)).astype("float32"), RNG.uniform(0.5, 2, COUNT).astype("float32")
+MASKS = RNG.integers(0, 3, (COUNT, 8, 8))
+SPARSE = keras.losses.SparseCategoricalCrossentropy
+LOGITS = SPARSE(from_logits=True)
+
+
+def fourth_power(y, p):
+    return keras.ops.mean((p - y) ** 4)
+
+
+class OfTheWholeBatch(keras.losses.Loss):
+    """No mean over samples."""
+
+    def call(self, y, p):
+        return keras.ops.var(p) * keras.ops.max(p, axis=-1)
+
+
+def scores(h, name="scores", **options):
+    return layers.Dense(3, name=name, **options)(layers.Flatten()(h))
+
+
+def number(h):
+    return layers.Dense(1, name="number")(layers.Flatten()(h))
+
+
+def pixels(h, **options):
+    return layers.Conv2D(3, 1, name="pixels", **options)(h)
+
+
+def void(masks):
+    return np.where(masks == 2, 255, masks)
+
+
+# name: (outputs of features, arguments of compile(), labels, weights of samples)
+LOSSES = {
+    "class numbers, weights": (scores, {"loss": LOGITS}, CLASSES, IMPORTANCE),
+    "by name": (lambda h: scores(h, activation="softmax"), {"loss": "sparse_categorical_crossentropy"}, CLASSES, None),
+    "one-hot": (scores, {"loss": keras.losses.CategoricalCrossentropy(True)}, np.eye(3)[CLASSES], None),
+    "several are right": (scores, {"loss": keras.losses.BinaryCrossentropy(True)}, (NUMBERS > 0).astype(int), None),
+    "numbers": (scores, {"loss": "mse"}, NUMBERS, IMPORTANCE),
+    "one number": (number, {"loss": "mae"}, NUMBERS[:, 0], None),
+    "a sum": (scores, {"loss": keras.losses.MeanSquaredError("sum")}, NUMBERS, None),
+    "masks": (pixels, {"loss": LOGITS}, MASKS, np.broadcast_to(IMPORTANCE[:, None, None], MASKS.shape)),
+    "masks with a void": (pixels, {"loss": SPARSE(from_logits=True, ignore_class=255)}, void(MASKS), None),
+    "own function": (scores, {"loss": fourth_power}, NUMBERS, None),
+    "own object": (scores, {"loss": OfTheWholeBatch()}, NUMBERS, None),
+    "regularized": (lambda h: scores(h, kernel_regularizer="l2"), {"loss": "mse"}, NUMBERS, None),
+    "two outputs": (
+        lambda h: [scores(h), number(h)],
+        {"loss": [LOGITS, fourth_power], "loss_weights": [1.0, 0.1]},
+        [CLASSES, NUMBERS[:, :1]],
+        None,
+    ),
+    "one loss for two": (lambda h: [scores(h), scores(h, "more")], {"loss": "mse"}, [NUMBERS, -NUMBERS], None),
+    "weights by output": (
+        lambda h: [scores(h), number(h)],
+        {"loss": [LOGITS, "mse"]},
+        [CLASSES, NUMBERS[:, :1]],
+        [IMPORTANCE, 1 / IMPORTANCE],
+    ),
+    "by name of output": (
+        lambda h: [scores(h), number(h)],
+        {"loss": {"scores": LOGITS, "number": "mse"}, "loss_weights": {"scores": 0.1, "number": 1.0}},
+        {"number": NUMBERS[:, :1], "scores": CLASSES},
+        None,
+    ),
+    "by key": (
+        lambda h: {"kind": scores(h), "age": number(h)},
+        {"loss": {"kind": LOGITS, "age": "mse"}, "loss_weights": {"kind": 0.1, "age": 1.0}},
+        {"kind": CLASSES, "age": NUMBERS[:, :1]},
+        None,
+    ),
+    "one output without": (
+        lambda h: {"kind": scores(h), "age": number(h)},
+        {"loss": {"kind": LOGITS}},
+        {"kind": CLASSES, "age": NUMBERS[:, :1]},
+        None,
+    ),
+}
+
+
+def compiled(case):
+    """A model that is compiled with the loss of a case, and data for it."""
+    heads, arguments, labels, weights = LOSSES[case]
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((8, 8, 2))
+    h = layers.Conv2D(4, 3, padding="same", activation="tanh", name="conv1")(inputs)
+    model = keras.Model(inputs, heads(layers.Conv2D(4, 3, padding="same", activation="tanh", name="conv2")(h)))
+    model.compile("sgd", **arguments)
+    x = np.random.default_rng(1).normal(size=(COUNT, 8, 8, 2)).astype("float32")
+    return model, (x, labels) if weights is None else (x, labels, weights)
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_the_loss_is_the_one_the_model_is_compiled_with(case):
+    import tensorflow as tf
+
+    model, data = compiled(case)
+    before = [value.copy() for value in model.get_weights()]
+    graph, kernel = kfp.analyze(model), model.get_layer("conv2").kernel
+    (found,) = weight_gradients(graph.view, data, [("conv2", "kernel")], False)
+    (gates,) = gate_gradients(graph, data, False)
+    x, labels, weights = (*data, None)[:3]
+    labels, weights = (
+        v if v is None else keras.tree.map_structure(keras.ops.convert_to_tensor, v) for v in (labels, weights)
+    )
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(None, labels, model(x), weights)
+    expected = keras.ops.convert_to_numpy(tape.gradient(loss, kernel.value))
+    np.testing.assert_allclose(found["conv2", "kernel"], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    # conv2 reads conv1 and nothing else does: its gates are factors of its kernel.
+    by_hand = (expected * keras.ops.convert_to_numpy(kernel)).sum(axis=(0, 1, 3))
+    units = graph.by_name["conv1"].units
+    np.testing.assert_allclose(gates[units], by_hand, rtol=1e-3, atol=1e-4 * np.abs(by_hand).max())
+    assert_all_equal(before, model.get_weights())
+
+
+@pytest.mark.parametrize(
+    ("case", "labels", "sentence"),
+    [
+        ("class numbers, weights", CLASSES + 1, "expects class numbers from 0 to 2. Received: 1 to 3."),
+        ("by name", CLASSES - 1, "expects class numbers from 0 to 2. Received: -1 to 1."),
+        ("by name", CLASSES / 2, "expects class numbers, which are whole. Received: fractions (float64)"),
+        ("by name", np.eye(3)[CLASSES], r"class numbers of shape (samples,), not one-hot. Received: shape (75, 3)."),
+        ("masks", CLASSES, r"class numbers of shape (samples, 8, 8), not one-hot. Received: shape (75,)."),
+        ("masks", np.where(MASKS == 2, 255, MASKS), "expects class numbers from 0 to 2. Received: 0 to 255."),
+        ("masks with a void", MASKS + 1, "expects class numbers from 0 to 2. Received: 1 to 3."),
+        ("one-hot", CLASSES, "expects labels of shape (samples, 3). Received: shape (75,)."),
+        ("one-hot", NUMBERS, "expects labels from 0 to 1. Received: -"),
+        ("several are right", (NUMBERS > 0) * 255, "expects labels from 0 to 1. Received: 0 to 255."),
+        ("numbers", NUMBERS[:, :1], "'mse' at output 'scores' expects labels of shape (samples, 3). Received: shape"),
+        ("numbers", NUMBERS[:50], "a row of labels for each of 75 samples at output 'scores'. Received: shape (50, 3)"),
+        ("numbers", np.where(NUMBERS > 2, np.nan, NUMBERS), "finite labels at output 'scores'. Received: NaN or inf"),
+        ("numbers", np.array(list("abc"))[CLASSES], "labels that are numbers at output 'scores'. Received: <U1."),
+        ("numbers", [NUMBERS, NUMBERS], "an array of labels for each of ['scores']. Received: 2 arrays."),
+        ("numbers", {"number": NUMBERS}, "labels by the names of outputs, ['scores']. Received: ['number']."),
+        ("own function", NUMBERS[:, :2], "'fourth_power' refuses the labels, of shape (64, 2): "),
+        ("own function", np.full((COUNT, 3), 1e30), "'fourth_power' is inf on the first samples."),
+        ("two outputs", CLASSES, "labels for each of ['scores', 'number']. Received: 1 arrays."),
+        ("two outputs", [NUMBERS[:, :1], CLASSES], "at output 'scores' expects class numbers, which are whole."),
+        ("by name of output", {"number": NUMBERS[:, :1]}, "output 'scores' has the loss "),
+        (
+            "by key",
+            {"kind": CLASSES, "old": CLASSES},
+            "by the names of outputs, ['age', 'kind']. Received: ['kind', 'o",
+        ),
+    ],
+)
+def test_labels_that_do_not_fit_the_loss(case, labels, sentence):
+    model, (x, *_) = compiled(case)
+    for method in ("taylor", "taylor_gate"):
+        with pytest.raises(errors.CalibrationDataError, match=re.escape(sentence)):
+            kfp.prune_model(model, method, 0.5, data=(x, labels), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        (IMPORTANCE[:7], r"weights of samples are a number for each of 75\. Received: \(7,\)"),
+        (np.where(CLASSES == 1, np.nan, IMPORTANCE), "weights of samples are finite"),
+        (np.array(list("abc"))[CLASSES], r"Received: \(75,\) of <U1"),
+    ],
+)
+def test_weights_that_are_none(weights, sentence):
+    model, (x, labels) = compiled("own function")
+    with pytest.raises(errors.CalibrationDataError, match=sentence):
+        kfp.prune_model(model, "taylor", 0.5, data=(x, labels, weights), progress=False)
 
 
 def test_a_gate_is_a_factor_on_all_a_unit_feeds():

@@ -92,7 +92,7 @@ def test_auto_is_the_best_that_was_measured_for_what_is_given(data, same):
 def test_the_papers_search_is_plain_accuracy_of_every_group_between_1x1_convolutions():
     recipe = registry.as_method("fp_omp_search", 0, True)
     search = recipe.allocator
-    assert (search.beta, search.alpha, search.exhaustive, search.measure) == (5, 0.0, True, "accuracy")
+    assert (search.beta, search.alpha, search.exhaustive, search.measure) == (5, 0.0, True, "auto")
     model = chain((12, 10, 8))
     data = images(32, (6, 6, 3)), np.arange(32) % 3
     small, report = kfp.prune_model(model, "fp_omp_search", 0.7, data=data, return_report=True, progress=False)

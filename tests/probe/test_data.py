@@ -8,6 +8,8 @@ from zoo import ZOO
 
 import keras_filterprune as kfp
 from keras_filterprune.compensators import BNRecalibration, recalibration
+from keras_filterprune.export.calibration import calibration_samples
+from keras_filterprune.export.signature import input_ports
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe import data as probe_data
 from keras_filterprune.probe.inputs import calibration_inputs
@@ -145,38 +147,102 @@ class Endless(Batches):
         return super().__getitem__(index % 3)
 
 
-def loader():
+def loader(*arrays):
     torch = pytest.importorskip("torch")
-    return torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y % 3)), batch_size=8
-    )
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*map(torch.tensor, arrays)), batch_size=8)
 
 
-def repeated():
+def forever(*batches):
     while True:
-        yield X[:8], Y[:8] % 3
+        yield from batches
 
 
+C, PARTS_OF_8 = Y % 3, [slice(0, 8), slice(8, 16), slice(16, 24)]
+WEIGHTS = np.linspace(0.5, 2, SAMPLES, dtype="float32")
+# Everything that `fit` takes, of the same samples in the same order; endless data goes round.
 FORMS = {
-    "generator": lambda: ((X[i : i + 8], Y[i : i + 8] % 3) for i in (0, 8, 16)),
-    "list of batches": lambda: [(X[:8], Y[:8] % 3), (X[8:], Y[8:] % 3)],
-    "list of lists": lambda: iter([[X[:8], Y[:8] % 3], [X[8:], Y[8:] % 3]]),
-    "with weights": lambda: (X, Y % 3, np.ones(SAMPLES)),
-    "one-hot": lambda: (X, np.eye(3)[Y % 3]),
-    "labels in a list": lambda: (X, (Y % 3).tolist()),
-    "endless generator": repeated,
-    "endless dataset": lambda: dataset(X, Y % 3).repeat(),
-    "PyDataset without length": lambda: Endless(X, Y % 3, 8),
-    "PyTorch loader": loader,
-    "function": lambda: lambda: ([X[i : i + 8], Y[i : i + 8] % 3] for i in (0, 8, 16)),
+    "arrays": lambda: (X, C),
+    "with weights": lambda: (X, C, WEIGHTS),
+    "dicts": lambda: ({"image": X}, {"head": C}),
+    "lists": lambda: ([X], [C]),
+    "labels in a list": lambda: (X, C.tolist()),
+    "class numbers in columns, as floats": lambda: (X, C[:, None].astype("float32")),
+    "generator": lambda: ((X[part], C[part]) for part in PARTS_OF_8),
+    "endless generator": lambda: forever(*((X[part], C[part]) for part in PARTS_OF_8)),
+    "generator of weighted dicts": lambda: (({"image": X[p]}, {"head": C[p]}, WEIGHTS[p]) for p in PARTS_OF_8),
+    "list of batches": lambda: [(X[:8], C[:8]), (X[8:], C[8:])],
+    "batches as lists": lambda: iter([[X[:8], C[:8]], [X[8:], C[8:]]]),
+    "dataset, the last batch ragged": lambda: dataset(X, C, size=9),
+    "dataset of dicts": lambda: dataset({"image": X}, {"head": C}),
+    "endless dataset": lambda: dataset(X, C, WEIGHTS).repeat(),
+    "PyDataset": lambda: Batches(X, C, 9),
+    "PyDataset without length": lambda: Endless(X, C, 8),
+    "PyTorch loader": lambda: loader(X, C),
+    "PyTorch loader with weights": lambda: loader(X, C, WEIGHTS),
+    "function": lambda: lambda: ((X[part], C[part]) for part in PARTS_OF_8),
 }
+NEVER_ENDS = {"endless generator", "endless dataset", "PyDataset without length"}
 
 
-@pytest.mark.parametrize("method", ["l2", "pursuit", "energy", "apoz", "taylor", "genetic", "search"])
+@pytest.fixture(scope="module")
+def head():
+    """A small classifier, compiled, whose class numbers are the labels of `FORMS`."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12, 12, 3), name="image")
+    y = keras.layers.Conv2D(4, 3, 3, name="conv1")(inputs)
+    y = keras.layers.ReLU()(keras.layers.BatchNormalization(name="bn1")(y))
+    y = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="conv2")(y)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="head")(keras.layers.Flatten()(y)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+@pytest.fixture(scope="module")
+def reference(head):
+    """What a method keeps by arrays, once per method."""
+    found = {}
+
+    def kept(method, weighted):
+        # Only what looks at the loss looks at weights.
+        key = method, weighted and method.startswith("taylor")
+        if key not in found:
+            data = (X, C, WEIGHTS) if key[1] else (X, C)
+            found[key] = kfp.plan_pruning(head, method, 0.6, data=data, progress=False).groups
+        return found[key]
+
+    return kept
+
+
+@pytest.mark.parametrize("method", [name for name, needs, _ in kfp.list_methods() if needs != "nothing"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_method_takes_every_form(form, method):
-    small = kfp.prune_model(ZOO["conv_bn_relu_chain"](), method, 0.6, data=FORMS[form](), progress=False)
-    assert small.count_params() < ZOO["conv_bn_relu_chain"]().count_params()
+def test_every_method_takes_every_form(form, method, head, reference):
+    plan = kfp.plan_pruning(head, method, 0.6, data=FORMS[form](), progress=False)
+    # Endless data gives more samples.
+    assert form in NEVER_ENDS or plan.groups == reference(method, "weight" in form)
+
+
+@pytest.mark.parametrize("compensate", ["bn", "least_squares", "mean_shift", "linear", "adapter"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_compensator_takes_every_form(form, compensate, head):
+    budget = kfp.FiltersBudget(0.5)
+    small = kfp.prune_model(head, "l2", budget, data=FORMS[form](), compensate=compensate, verify=False, progress=False)
+    assert np.isfinite(keras.ops.convert_to_numpy(small(X))).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_exports_calibrate_with_every_form(form, head):
+    (found,) = calibration_samples(input_ports(head), FORMS[form]()).values()
+    assert len(found) in (SAMPLES, probe_data.SAMPLES)
+    np.testing.assert_array_equal(found[:SAMPLES], X)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sensitivity_takes_every_form(form, head):
+    tables = [
+        kfp.measure_sensitivity(head, data, keep=(0.5,), samples=SAMPLES, progress=False)
+        for data in (FORMS[form](), (X, C))
+    ]
+    assert tables[0].cuts == tables[1].cuts
 
 
 def test_data_is_read_once_and_no_further_than_documented():
@@ -195,8 +261,9 @@ def test_a_loader_of_several_inputs_hands_over_labels_last():
     arrays = [images(1, (6, 8, 3)), images(2, (6, 8, 3))]
     view = view_model(ZOO["siamese"]())
     for batch in ([*arrays, Y], [*arrays, Y, np.ones(SAMPLES)], (arrays, Y)):
-        ((inputs, labels),) = probe_data.Samples(iter([batch])).read(view)
+        ((inputs, labels, weights),) = probe_data.Samples(iter([batch])).read(view)
         np.testing.assert_array_equal(labels, Y)
+        assert weights is None or weights.shape == (SAMPLES,)
         for expected, received in zip(arrays, inputs, strict=True):
             np.testing.assert_array_equal(expected, received)
 

@@ -108,9 +108,9 @@ def test_a_compensator_by_name_without_its_data(chain, compensate):
 @pytest.mark.parametrize(
     ("method", "measure"),
     [
-        ("search", "accuracy"),
+        ("search", "auto"),
         (kfp.Method(criteria.L2(), allocators.Search(measure="error")), "error"),
-        (kfp.Method(criteria.L2(), allocators.Tolerance()), "accuracy"),
+        (kfp.Method(criteria.L2(), allocators.Tolerance(measure="accuracy")), "accuracy"),
     ],
     ids=["by name", "search", "tolerance"],
 )
@@ -125,7 +125,7 @@ def test_a_measure_without_data(chain, method, measure):
 )
 def test_accuracy_without_labels(chain, allocator):
     sentence = (
-        r"'accuracy' needs labelled samples: pass data=\(x, y\) or batches of them, not from the test split\. What "
+        r"'auto' needs labelled samples: pass data=\(x, y\) or batches of them, not from the test split\. What "
         r"measures an 'error' needs no labels\."
     )
     method = kfp.Method(criteria.L2(), allocator)
@@ -159,7 +159,7 @@ BAD_LABELS = {
     "nan": np.where(np.arange(8) == 3, np.nan, 1.0),
     "strings": np.array(list("abababab")),
     "none": None,
-    "by output": {"logits": np.zeros(8, int)},
+    "by output": {"scores": np.zeros(8, int)},
     "of two outputs": [np.zeros(8, int), np.zeros((8, 3))],
 }
 
@@ -168,7 +168,7 @@ BAD_LABELS = {
 def test_labels_that_are_no_class_numbers(chain, case):
     data = images(8, (12, 12, 3)), BAD_LABELS[case]
     method = kfp.Method(criteria.L2(), allocators.Search())
-    sentence = r"'accuracy' (expects one class number per sample|needs labelled samples)"
+    sentence = r"'(accuracy|auto)' (expects (one class number per sample|.*labels)|needs labelled samples)"
     fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, method, data=data, progress=False)
 
 

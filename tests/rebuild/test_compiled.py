@@ -9,7 +9,8 @@ from builders import labelled_images
 from keras import layers, ops
 
 import keras_filterprune as kfp
-from keras_filterprune.rebuild.compiled import compile_arguments, compile_like
+from keras_filterprune.graph.compiled import compile_arguments
+from keras_filterprune.rebuild.compiled import compile_like
 
 X, Y = labelled_images(16)
 

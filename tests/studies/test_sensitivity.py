@@ -327,20 +327,23 @@ def test_the_callback_follows_training(tmp_path):
 
 
 def test_data_that_is_missing_or_unlabelled(trained):
-    with pytest.raises(errors.CalibrationDataError, match="'accuracy' needs labelled samples"):
+    with pytest.raises(errors.CalibrationDataError, match="'auto' needs labelled samples"):
         kfp.measure_sensitivity(trained, digits(50)[0])
     with pytest.raises(errors.CalibrationDataError, match="pass data="):
         kfp.measure_sensitivity(trained, None)
-    with pytest.raises(errors.CalibrationDataError, match="one output of class scores"):
+    with pytest.raises(errors.CalibrationDataError, match="one class number per sample and position"):
         kfp.measure_sensitivity(ZOO["unet"](), (random_inputs(ZOO["unet"](), batch=4), np.zeros(4)))
 
 
 def test_metrics_that_are_none(trained):
     x, y = digits(50)
-    with pytest.raises(errors.UnknownNameError, match="metric is one of accuracy, error, or a function"):
+    with pytest.raises(
+        errors.UnknownNameError,
+        match="metric is one of auto, accuracy, error, loss, a metric or",
+    ):
         kfp.measure_sensitivity(trained, (x, y), "f1")
-    with pytest.raises(errors.InvalidValueError, match=r"one number per sample, shape \(50,\)"):
-        kfp.measure_sensitivity(trained, (x, y), lambda labels, outputs: outputs.mean())
+    with pytest.raises(errors.InvalidValueError, match=r"or one number per sample, shape \(50,\)"):
+        kfp.measure_sensitivity(trained, (x, y), lambda labels, outputs: outputs.mean(axis=0))
     with pytest.warns(UserWarning, match="'entropy' rises for every group that is cut"):
         kfp.measure_sensitivity(trained, (x, y), entropy, keep=(0.25,), progress=False)
 

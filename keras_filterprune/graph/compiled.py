@@ -1,0 +1,60 @@
+"""How a model was compiled, and what of it belongs to which output: the one place that knows where Keras keeps it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_filterprune.graph.keras_view import output_names
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """What a model was compiled with: the very objects, `model.optimizer` left out.
+
+    Args:
+        model: a compiled model.
+
+    Returns:
+        Keyword arguments of `keras.Model.compile`.
+    """
+    # Keras has no public way to its metrics but for their configurations.
+    given = model._compile_config.config
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    return {
+        "loss": model.loss,
+        "loss_weights": given["loss_weights"],
+        "metrics": given["metrics"],
+        "weighted_metrics": given["weighted_metrics"],
+        "run_eagerly": model.run_eagerly,
+        "steps_per_execution": model.steps_per_execution,
+        "jit_compile": model.jit_compile,
+        "auto_scale_loss": scaled or model.dtype_policy.name != "mixed_float16",
+    }
+
+
+def per_output(model: keras.Model, given: Any) -> list[Any]:
+    """What is given for the outputs of a model (losses, weights), as a list, an entry for each of them.
+
+    Args:
+        model: a functional or Sequential model.
+        given: one value for all, a list, or a dict by the outputs' names.
+    """
+    keys = output_keys(model)
+    if isinstance(given, dict):
+        return [given.get(key, given.get(name)) for key, name in keys]
+    if isinstance(given, list | tuple):
+        # Several losses may stand for a single output.
+        return list(given) if len(given) == len(keys) else [given[0]] * len(keys)
+    return [given] * len(keys)
+
+
+def output_keys(model: keras.Model) -> list[tuple[str, str]]:
+    """(key, name) of every output of a model; a key differs from the name where the model gives a dict."""
+    names, structure = output_names(model), output_structure(model)
+    return list(zip(sorted(structure) if isinstance(structure, dict) else names, names, strict=True))
+
+
+def output_structure(model: keras.Model) -> Any:
+    """The outputs of a model in their structure. Sequential models know their one from the first call on."""
+    return model.outputs[0] if isinstance(model, keras.Sequential) else model.output
