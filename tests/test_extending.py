@@ -107,7 +107,11 @@ def test_selections_that_are_none_are_refused(select):
         (lambda p: [4, 4], InvalidValueError, r"2 integers.*Received: \[4, 4\]"),
         (lambda p: p.sizes[:1], InvalidValueError, r"2 integers.*Received: array\(\[8\]\)"),
         (lambda p: p.sizes * 0.5, InvalidValueError, r"2 integers.*Received: array\(\[4\., 4\.\]\)"),
-        (lambda p: p.sizes, InfeasibleBudgetError, r"cost 29,744 at most\. Received: \[8, 8\], which cost 59,488"),
+        (
+            lambda p: p.sizes,
+            InfeasibleBudgetError,
+            r"cost 29,744 at most, and these cost 59,488\. Received: \[8, 8\]\.",
+        ),
         (lambda p: p.sizes * 0, InfeasibleBudgetError, r"legal \(Allocation.legal\).*Received: \[0, 0\]"),
         (lambda p: p.sizes + 1, InfeasibleBudgetError, r"Received: \[9, 9\]"),
         (lambda p: np.array([3, 4]), InfeasibleBudgetError, r"Received: \[3, 4\]"),

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.compensators.base import Compensator
+from keras_filterprune.compensators.base import Compensator, left_out
+from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.handlers.base import Resize
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import known_linear, linear_of
+from keras_filterprune.handlers.registry import known_linear, linear_of, untaught
 from keras_filterprune.probe.gaussian import Channels, gaussian_inputs, read_moments
 from keras_filterprune.probe.outlets import add_constant, outlets
 from keras_filterprune.probe.regression import mixed_by_all, mixed_by_nearest, refit
@@ -44,17 +45,23 @@ class Linear(Compensator):
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         graph = rebuilt.graph
         calls = Counter(call.path for call in graph.view.calls)
-        found = outlets(graph.view)
+        found, unknown = outlets(graph.view), _unknown(graph)
         losing = {
             r.call.path: r
             for r in rebuilt.resizes.values()
-            if calls[r.call.path] == 1 and r.inputs[0].tracked and not r.kept(r.inputs[0]).all() and _mixes(r.call.op)
+            if calls[r.call.path] == 1
+            and r.inputs[0].tracked
+            and not r.kept(r.inputs[0]).all()
+            and _mixes(r.call.op)
+            # What reads channels of which nothing is known is left alone.
+            and not np.isin(r.inputs[0].ids, unknown).any()
         }
         channels = gaussian_inputs(graph, set(losing))
         for path, r in track(losing.items(), "compensating", len(losing), progress):
             constant = self._compensate(r, rebuilt.twin(r.call), channels[path])
             add_constant(rebuilt, found[path], r.call, constant)
-        return f"the weights of {len(losing)} layers make up for the channels they lost, without data"
+        left = left_out(rebuilt, "input", "filter")
+        return f"the weights of {len(losing)} layers make up for the channels they lost, without data{left}"
 
     def _compensate(self, r: Resize, twin: Any, channels: Channels) -> np.ndarray:
         """Write the weights that make up for the lost channels; returns the constant (outputs,) that is missing."""
@@ -95,6 +102,13 @@ class Merge(Linear):
 
     def mixing(self, covariance: np.ndarray, kept: np.ndarray) -> np.ndarray:
         return mixed_by_nearest(covariance, kept)
+
+
+def _unknown(graph: ChannelGraph) -> np.ndarray:
+    """Ids of channels that own layers make which do not say how."""
+    makers = {call.path for call in graph.view.calls if call.inputs and untaught(call.op)}
+    ids = (bind.ids for bind in graph.binds if bind.role == "filter" and bind.layer in makers)
+    return np.concatenate([np.zeros(0, int), *ids])
 
 
 def _mixes(op: Any) -> bool:

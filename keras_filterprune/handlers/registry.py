@@ -55,7 +55,7 @@ def register_handler(*layer_types: type, like: type | None = None):
         None with `like`, else a decorator for a `Handler` subclass.
 
     Raises:
-        UnsupportedLayerError: a type is not a class, or `like` has no handler.
+        UnsupportedLayerError: a type is not the class of a layer, or `like` has no handler.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -65,6 +65,11 @@ def register_handler(*layer_types: type, like: type | None = None):
     for layer_type in layer_types:
         if not inspect.isclass(layer_type):
             raise UnsupportedLayerError(f"register_handler expects classes. Received: {layer_type!r}.")
+        if issubclass(layer_type, Handler):
+            raise UnsupportedLayerError(
+                "register_handler expects classes of layers: @register_handler(MyLayer) above a handler. Received: "
+                f"{layer_type!r}."
+            )
     if like is not None:
         known = _LIKE.get(like, like) if inspect.isclass(like) else None
         if known not in _BY_TYPE:
@@ -75,6 +80,8 @@ def register_handler(*layer_types: type, like: type | None = None):
         return None
 
     def decorator(handler: type[Handler]) -> type[Handler]:
+        if not inspect.isclass(handler) or not issubclass(handler, Handler):
+            raise UnsupportedLayerError(f"a handler is a subclass of kfp.handlers.Handler. Received: {handler!r}.")
         for layer_type in layer_types:
             _LIKE.pop(layer_type, None)
         _BY_TYPE.update(dict.fromkeys(layer_types, handler()))
@@ -126,6 +133,12 @@ def linear_of(op: Any) -> Linear | None:
 def statistics_of(op: Any) -> Statistics | None:
     """What an operation normalises by, see `Handler.statistics`."""
     return handler_for(op).statistics(op)
+
+
+def untaught(op: Any) -> bool:
+    """Whether an operation is a layer of somebody's own that does not say what it multiplies or normalises by."""
+    own = isinstance(op, keras.layers.Layer) and keras_class(op) is None
+    return own and linear_of(op) is None and statistics_of(op) is None
 
 
 def known_linear(op: Any) -> Linear:

@@ -281,7 +281,7 @@ class _Resizer(Cloner):
                 raise SurgeryError(
                     f"surgery failed: weight '{name}' of layer '{path}' is left with shape {tuple(value.shape)}, the "
                     f"rebuilt layer expects {tuple(variables[name].shape)}. The handler of {type(old).__name__} is "
-                    "wrong."
+                    "wrong; does its `resize` set the new width?"
                 )
             variables[name].assign(value)
             variables[name].trainable = variable.trainable
