@@ -112,6 +112,7 @@ def _check_outputs(call: Call, outputs: Any, read: list[int]) -> None:
         or len(outputs) <= max(read, default=-1)
         or any(tuple(outputs[index].shape) != call.output_shapes[index] for index in read)
         or any(x.axis is not None and np.shape(x.ids) != (x.shape[x.axis],) for x in outputs)
+        or any(outputs[index].axis is not None and outputs[index].axis < 0 for index in read)
     ):
         raise UnsupportedLayerError(
             f"the handler of {describe(call)} is to return a Tensor for each of its {len(call.output_shapes)} outputs, "

@@ -31,7 +31,7 @@ class LinearHandler(Handler):
     A subclass implements `linear`; `trace` and `resize` follow from that.
 
     Attributes:
-        width: the argument of the layer's constructor that says how many outputs it has ("units").
+        width: the attribute of the layer, and argument of its constructor, that says how many outputs it has ("units").
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -60,7 +60,7 @@ class LinearHandler(Handler):
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         linear, shape, kernel = self.linear(call.op), call.output_shapes[0], self.linear(call.op).summed.shape
         channels, filters = linear.channels % len(kernel), linear.filters % len(kernel)
-        read, made = read_last_axis(call, inputs[0], t), t.fresh(kernel[filters], (call.path, "filters"))
+        read, made = read_last_axis(call, inputs[0], t), t.fresh(getattr(call.op, self.width), (call.path, "filters"))
         # A transposed convolution spreads every position of its input.
         positions = volume((call.input_shapes[0] if linear.transposed else shape)[1:-1])
         if linear.depthwise is not None:

@@ -179,10 +179,14 @@ def check_weights(op: Any) -> None:
         raise _lacking(op, f"weight '{missing[0]}'")
 
 
+def registered(op: Any) -> str:
+    """How a layer is registered, in words."""
+    like = _LIKE.get(type(op))
+    return f"registered with handler {type(handler_for(op)).__name__}{f', like {like.__name__}' if like else ''}"
+
+
 def _lacking(layer: Any, what: str) -> UnsupportedLayerError:
-    like = _LIKE.get(type(layer))
     return UnsupportedLayerError(
-        f"layer '{layer.name}' ({type(layer).__name__}) is registered with handler "
-        f"{type(handler_for(layer)).__name__}{f', like {like.__name__}' if like else ''}, which expects a layer with "
-        f"{what}. Received: one without. Give it to the layer, or register a handler of its own (kfp.handlers.Handler)."
+        f"layer '{layer.name}' ({type(layer).__name__}) is {registered(layer)}, which expects a layer with {what}. "
+        "Received: one without. Give it to the layer, or register a handler of its own (kfp.handlers.Handler)."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.keras_view import first_line, substitute
 from keras_filterprune.graph.types import Call, ModelView
 from keras_filterprune.handlers.linear import Linear
-from keras_filterprune.handlers.registry import linear_of
+from keras_filterprune.handlers.registry import linear_of, registered
 from keras_filterprune.probe.consumers import draw_places, rows_at
 from keras_filterprune.probe.execute import inference
 
@@ -51,25 +52,39 @@ def _prove(call: Call, linear: Linear) -> None:
     x = values[call.inputs[0]]
     with keras.StatelessScope(state_mapping=noisy):
         layer = keras.tree.flatten(call.op(*args, **inference(call, kwargs)))[0]
-        try:
-            sums, rows = linear(x), _by_rows(call, linear, x)
-            bias = linear.weight(linear.bias)
-            said = sums if bias is None else sums + keras.ops.cast(bias.value, "float32")
-            said = said if linear.activation is None else linear.activation(said)
-        # Whatever goes wrong there is another's code, of any backend.
-        except Exception as error:
-            raise _wrong(call, f"and what it says fails ({type(error).__name__}: {first_line(error)})") from error
-    tolerance = _TOLERANCE.get(getattr(call.op, "compute_dtype", "float32"), _DEFAULT_TOLERANCE)
-    if not _close(layer, said, tolerance):
-        raise _wrong(call, "and the layer gives something else. Name its bias and activation, and give the sums alone")
-    if rows is not None and not _close(*rows, tolerance):
-        raise _wrong(call, "and its kernel, axis by axis, gives something else. Name the axes, and the window")
+        _compare(call, "activation(product(x, *kernels) + bias)", lambda: (layer, _said(linear, x)))
+        if linear.kernel is not None and linear.groups == 1 and not linear.transposed:
+            axes = f"kernel, with axes channels={linear.channels}, filters={linear.filters}"
+            _compare(call, f"rows of its input times its {axes}", lambda: _by_rows(call, linear, x))
 
 
-def _by_rows(call: Call, linear: Linear, x: Any) -> tuple[Any, Any] | None:
-    """The sums at some places by the product, and by rows of the kernel; None for kernels that are not read by rows."""
-    if linear.kernel is None or linear.groups > 1 or linear.transposed:
-        return None
+def _compare(call: Call, what: str, both: Callable[[], tuple[Any, Any]]) -> None:
+    """Refuse two tensors that are not the same but for rounding, and what cannot be computed."""
+    try:
+        same = _close(*both(), _TOLERANCE.get(getattr(call.op, "compute_dtype", "float32"), _DEFAULT_TOLERANCE))
+    # Another's code, on any backend.
+    except Exception as error:
+        raise _wrong(call, what, first_line(error)) from error
+    if not same:
+        raise _wrong(call, what, "the layer gives something else.")
+
+
+def _wrong(call: Call, what: str, why: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"layer '{call.path}' ({type(call.op).__name__}), {registered(call.op)}, does not compute {what}, as `linear` "
+        f"says: {why} See kfp.handlers.Linear; a handler of its own may leave `linear` out."
+    )
+
+
+def _said(linear: Linear, x: Any) -> Any:
+    """What a handler says that a layer makes of `x`."""
+    sums, bias = linear(x), linear.weight(linear.bias)
+    sums = sums if bias is None else sums + keras.ops.cast(bias.value, "float32")
+    return sums if linear.activation is None else linear.activation(sums)
+
+
+def _by_rows(call: Call, linear: Linear, x: Any) -> tuple[Any, Any]:
+    """The sums at some places by the product, and by rows of the kernel."""
     places = draw_places(call.path, linear, x, x.shape[0])
     rows, kernel = rows_at(linear, x, places), linear.slices
     sums = places.pick(keras.ops.convert_to_numpy(linear(x)))
@@ -77,15 +92,8 @@ def _by_rows(call: Call, linear: Linear, x: Any) -> tuple[Any, Any] | None:
 
 
 def _close(one: Any, other: Any, tolerance: float) -> bool:
-    """Whether two tensors are equal but for rounding; what is not finite proves nothing."""
+    """Whether two tensors are the same but for rounding; what is not finite proves nothing."""
     one, other = (keras.ops.convert_to_numpy(keras.ops.cast(x, "float32")) for x in (one, other))
     if one.shape != other.shape or not (np.isfinite(one).all() and np.isfinite(other).all()):
         return one.shape == other.shape
     return bool(np.abs(one - other).max(initial=0.0) <= tolerance * max(np.abs(one).max(initial=0.0), 1e-6))
-
-
-def _wrong(call: Call, what: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        f"layer '{call.path}' ({type(call.op).__name__}): its handler says in `linear` that it computes "
-        f"activation(product(x, *kernels) + bias), {what}, as kfp.handlers.Linear describes; or leave `linear` out."
-    )

@@ -190,8 +190,10 @@ class Task:
         text = (
             f"{self.budget} asks for at most {self.limit:,} {self.budget.unit}; the smallest reachable is "
             f"{reachable:,} ({100 * reachable / self._full:.1f} % of {self._full:,}) with min_filters and "
-            f"channel_multiple as given. What is left is mostly in layers {', '.join(named)}."
+            f"channel_multiple as given."
         )
+        if named:
+            text += f" What is left is mostly in layers {', '.join(named)}."
         if refused:
             some = "; ".join(f"'{name}' {why}" for name, why in list(refused.items())[:_NAMED])
             more = "; ..." if len(refused) > _NAMED else ""

@@ -201,6 +201,9 @@ class Cloner:
     def made(self, op: Any, config: dict[str, Any], resized: bool = False) -> Any:
         """A clone of an operation, to which `fill` will give its weights."""
         twin = self.live.build(type(op), config)
+        if isinstance(op, keras.layers.Layer):
+            # A layer that leaves get_config() to Keras does not say what it is called.
+            twin.name = op.name
         prepare(op, twin, resized)
         self._made.append((op, twin))
         return twin
