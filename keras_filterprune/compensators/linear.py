@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from keras_filterprune.compensators.base import Compensator, left_out
-from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.handlers.base import Resize
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import known_linear, linear_of, untaught
+from keras_filterprune.handlers.registry import known_linear, linear_of
 from keras_filterprune.probe.gaussian import Channels, gaussian_inputs, read_moments
 from keras_filterprune.probe.outlets import add_constant, outlets
 from keras_filterprune.probe.regression import mixed_by_all, mixed_by_nearest, refit
@@ -45,18 +44,15 @@ class Linear(Compensator):
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         graph = rebuilt.graph
         calls = Counter(call.path for call in graph.view.calls)
-        found, unknown = outlets(graph.view), _unknown(graph)
+        found = outlets(graph.view)
         losing = {
             r.call.path: r
             for r in rebuilt.resizes.values()
-            if calls[r.call.path] == 1
-            and r.inputs[0].tracked
-            and not r.kept(r.inputs[0]).all()
-            and _mixes(r.call.op)
-            # What reads channels of which nothing is known is left alone.
-            and not np.isin(r.inputs[0].ids, unknown).any()
+            if calls[r.call.path] == 1 and r.inputs[0].tracked and not r.kept(r.inputs[0]).all() and _mixes(r.call.op)
         }
-        channels = gaussian_inputs(graph, set(losing))
+        # What reads channels of which nothing is known is left alone.
+        channels = {path: read for path, read in gaussian_inputs(graph, set(losing)).items() if not read.guessed}
+        losing = {path: losing[path] for path in losing if path in channels}
         for path, r in track(losing.items(), "compensating", len(losing), progress):
             constant = self._compensate(r, rebuilt.twin(r.call), channels[path])
             add_constant(rebuilt, found[path], r.call, constant)
@@ -102,13 +98,6 @@ class Merge(Linear):
 
     def mixing(self, covariance: np.ndarray, kept: np.ndarray) -> np.ndarray:
         return mixed_by_nearest(covariance, kept)
-
-
-def _unknown(graph: ChannelGraph) -> np.ndarray:
-    """Ids of channels that own layers make which do not say how."""
-    makers = {call.path for call in graph.view.calls if call.inputs and untaught(call.op)}
-    ids = (bind.ids for bind in graph.binds if bind.role == "filter" and bind.layer in makers)
-    return np.concatenate([np.zeros(0, int), *ids])
 
 
 def _mixes(op: Any) -> bool:
