@@ -110,22 +110,33 @@ def _check_outputs(call: Call, outputs: Any, read: list[int]) -> None:
     if (
         not whole
         or len(outputs) <= max(read, default=-1)
+        or any(tuple(outputs[index].shape) != call.output_shapes[index] for index in read)
         or any(x.axis is not None and np.shape(x.ids) != (x.shape[x.axis],) for x in outputs)
+        or any(outputs[index].axis is not None and outputs[index].axis < 0 for index in read)
     ):
         raise UnsupportedLayerError(
             f"the handler of {describe(call)} is to return a Tensor for each of its {len(call.output_shapes)} outputs, "
-            f"with an id for every channel if it is tracked. Received: {shown(outputs)}."
+            f"of shapes {call.output_shapes}, with an id for every channel if it is tracked. Received: "
+            f"{shown(outputs)}."
         )
 
 
 def _check_binds(graph: ChannelGraph) -> None:
-    """Refuse what a handler says of weights that are not there."""
+    """Refuse what a handler says of weights that are not there, or of axes of another length."""
+    own = {call.path for call in graph.view.calls if call.inputs and keras_class(call.op) is None}
     for bind in graph.binds:
         shapes = graph.weights.get(bind.layer, {})
         if bind.weight not in shapes or bind.axis not in range(len(shapes[bind.weight])) or bind.role not in ROLES:
             raise UnsupportedLayerError(
                 f"the handler of layer '{bind.layer}' is to bind axes, counted from 0, of its weights {shapes}, as one "
                 f"of {', '.join(ROLES)}. Received: axis {bind.axis} of '{bind.weight}' as {bind.role!r}."
+            )
+        # A layer of Keras that was quantized packs several channels into one number.
+        if bind.layer in own and len(bind.ids) != (size := shapes[bind.weight][bind.axis]):
+            raise UnsupportedLayerError(
+                f"the handler of layer '{bind.layer}' binds axis {bind.axis} of its weight '{bind.weight}', of shape "
+                f"{shapes[bind.weight]}, to {len(bind.ids)} channels as {bind.role!r}; expected {size}, one for every "
+                "index along the axis."
             )
 
 

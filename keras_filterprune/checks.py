@@ -50,6 +50,19 @@ def wrong(name: str, value: Any, expected: str, error: type[FilterPruneError] = 
     return error(f"{name} is {expected}. Received: {name}={shown(value)}.")
 
 
+def check_returned(
+    right: bool, who: Any, expected: str, value: Any, error: type[FilterPruneError] = InvalidValueError
+) -> None:
+    """What somebody's part returned is right; else `<who> is to <what is expected>. Received: <value>.`"""
+    if not right:
+        raise error(f"{who} is to {expected}. Received: {shown(value)}.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite real number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and _finite(value)
+
+
 def did_you_mean(name: Any, known: Iterable[str], otherwise: str = "") -> str:
     """` Did you mean 'l2'?` for a name that resembles a known one, else what is to be said instead."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
@@ -107,9 +120,7 @@ def check_number(
         return value
     number: Any = value
     if (
-        isinstance(value, bool)
-        or not isinstance(value, Real)
-        or not _finite(value)
+        not is_number(value)
         or (least is not None and number < least)
         or (above is not None and number <= above)
         or (most is not None and number > most)

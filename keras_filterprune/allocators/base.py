@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from keras_filterprune.checkpoint import Checkpoint
-from keras_filterprune.checks import shown
+from keras_filterprune.checks import check_returned
 from keras_filterprune.cost import Cost
 from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError
-from keras_filterprune.parts import Part
+from keras_filterprune.parts import Part, returns
 
 
 def _unmeasured(counts: Any) -> NoReturn:
@@ -26,7 +26,7 @@ class Allocation:
     """What an allocator is given: groups of units, and what may be left of them.
 
     Attributes:
-        sizes: int64 of shape (n_groups,), units of every group.
+        sizes: int64 of shape (n_groups,), units of every group, in the order of the model as everything here.
         floors: int64 of shape (n_groups,), the fewest units each group may keep.
         rungs: group number -> the counts it may keep, rising, its size the last.
         cost: the budget's cost as a function of kept counts.
@@ -36,6 +36,7 @@ class Allocation:
         evaluate_all: the same for several, in order, side by side where the allocator has an executor.
         key: what the problem is, apart from its limit: equal keys, equal searches.
         progress: show progress bars.
+        names: of the groups.
 
     Example:
         >>> import keras, numpy as np, keras_filterprune as kfp
@@ -61,6 +62,7 @@ class Allocation:
     evaluate_all: Callable[[Sequence[np.ndarray]], Iterator[float]] = _unmeasured
     key: str = ""
     progress: bool = False
+    names: Sequence[str] = ()
 
     def feasible(self, keep: np.ndarray) -> bool:
         """Whether these counts are within the limit."""
@@ -80,6 +82,21 @@ class Allocation:
         """The rung of a group below a count that is nearest to so many units less, or the count itself."""
         below = self.rungs[group][: bisect_left(self.rungs[group], count)]
         return min(below, key=lambda rung: (abs(count - units - rung), rung), default=count)
+
+
+def check_counts(allocator: Any, kept: Any, problem: Allocation) -> None:
+    """Counts are int64 of shape (n_groups,), of which none breaks a rule."""
+    expected = f"return an array of {len(problem.sizes)} integers, the units that every group keeps"
+    right = isinstance(kept, np.ndarray) and kept.shape == problem.sizes.shape and kept.dtype.kind in "iu"
+    check_returned(right, repr(allocator), expected, kept)
+    for number in np.flatnonzero(problem.legal(kept) != kept)[:1]:
+        size, floor, count = problem.sizes[number], problem.floors[number], kept[number]
+        rule = "one of its rungs" if floor <= count <= size else f"from {floor} to {size}"
+        name = f" '{problem.names[number]}'" if problem.names else ""
+        expected = f"keep counts that are legal (Allocation.legal): of group {number}{name} {rule}"
+        check_returned(False, repr(allocator), expected, kept.tolist(), InfeasibleBudgetError)
+    expected = f"keep counts that cost {problem.limit:,} at most, and these cost {problem.cost(kept):,}"
+    check_returned(problem.feasible(kept), repr(allocator), expected, kept.tolist(), InfeasibleBudgetError)
 
 
 class Allocator(Part, abc.ABC):
@@ -115,6 +132,7 @@ class Allocator(Part, abc.ABC):
     checkpoint: Checkpoint = Checkpoint(None)
 
     @abc.abstractmethod
+    @returns(check_counts)
     def allocate(self, problem: Allocation) -> np.ndarray:
         """Choose how many units each group keeps.
 
@@ -124,21 +142,6 @@ class Allocator(Part, abc.ABC):
         Returns:
             int64 of shape (n_groups,): legal counts, within the limit whenever the floors are.
         """
-
-
-def check_counts(allocator: Allocator, problem: Allocation, kept: Any) -> np.ndarray:
-    """The counts that an allocator, anybody's perhaps, made of a problem: int64 of shape (n_groups,)."""
-    if not isinstance(kept, np.ndarray) or kept.shape != problem.sizes.shape or kept.dtype.kind not in "iu":
-        raise InvalidValueError(
-            f"{allocator!r} is to return an array of {len(problem.sizes)} integers, the units that every group keeps. "
-            f"Received: {shown(kept)}."
-        )
-    if (problem.legal(kept) != kept).any() or not problem.feasible(kept):
-        raise InfeasibleBudgetError(
-            f"{allocator!r} is to keep counts that are legal (Allocation.legal) and cost {problem.limit:,} at most. "
-            f"Received: {shown(kept.tolist())}, which cost {problem.cost(kept):,}."
-        )
-    return kept.astype(np.int64)
 
 
 def last_feasible(feasible: Callable[[int], bool], low: int, high: int) -> int:

@@ -8,3 +8,4 @@ from keras_filterprune.compensators.linear import Merge as Merge
 from keras_filterprune.compensators.mean_shift import MeanShift as MeanShift
 from keras_filterprune.compensators.recalibration import BNRecalibration as BNRecalibration
 from keras_filterprune.handlers.rebuilt import Rebuilt as Rebuilt
+from keras_filterprune.probe.data import Samples as Samples

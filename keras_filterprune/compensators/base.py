@@ -5,8 +5,39 @@ from __future__ import annotations
 import abc
 from typing import Any
 
+import keras
+
+from keras_filterprune.checks import check_returned
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.parts import Part
+from keras_filterprune.handlers.registry import untaught
+from keras_filterprune.parts import Part, returns
+from keras_filterprune.probe.data import Samples
+
+
+def check_applied(compensator: Any, done: Any, rebuilt: Rebuilt, *_: Any, **__: Any) -> None:
+    """What was done is text, and weights are still numbers."""
+    check_returned(isinstance(done, str), f"{compensator!r}.apply", "return what it did, in a sentence", done)
+    for weight in rebuilt.model.weights:
+        if "float" in keras.backend.standardize_dtype(weight.dtype):
+            finite = bool(keras.ops.all(keras.ops.isfinite(weight.value)))
+            expected = f"leave finite weights; some of '{weight.path}' are none"
+            check_returned(finite, f"{compensator!r}.apply", expected, done)
+
+
+def left_out(rebuilt: Rebuilt, *roles: str) -> str:
+    """End of a sentence: own layers that could not be adjusted, for want of a `linear` in their handlers.
+
+    Args:
+        rebuilt: the pruned model next to the original.
+        *roles: weights of these roles, of which channels went, are those that matter.
+    """
+    ops = {call.path: call.op for call in rebuilt.graph.view.calls if call.inputs}
+    found = {
+        f"'{bind.layer}'": None
+        for bind in rebuilt.graph.binds
+        if bind.role in roles and untaught(ops[bind.layer]) and not rebuilt.kept.alive[bind.ids].all()
+    }
+    return f"; left as it is, without a `linear` in its handler: {', '.join(found)}" if found else ""
 
 
 class Compensator(Part, abc.ABC):
@@ -38,12 +69,13 @@ class Compensator(Part, abc.ABC):
     requires: frozenset[str] = frozenset()
 
     @abc.abstractmethod
-    def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
+    @returns(check_applied)
+    def apply(self, rebuilt: Rebuilt, data: Samples | None, progress: bool = True) -> str:
         """Change the weights of the pruned model in place.
 
         Args:
             rebuilt: the pruned model next to the graph of the original, after the surgery was proven.
-            data: calibration data, as given to `prune_model`; None without.
+            data: `Samples` of the calibration data, arrays by `data.read(rebuilt.graph.view)`; None without.
             progress: show progress bars (True).
 
         Returns:

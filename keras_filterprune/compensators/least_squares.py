@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.checks import check_flag, check_number
-from keras_filterprune.compensators.base import Compensator
+from keras_filterprune.compensators.base import Compensator, left_out
 from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.linear import Linear
@@ -62,7 +62,8 @@ class LeastSquares(Compensator):
         run = _Run(rebuilt, self)
         samples = run.run(data, progress)
         shifted = f", the mean of {run.shifted} shifted" if run.shifted else ""
-        return f"{run.refitted} layers refitted by least squares{shifted} on {samples} samples"
+        left = left_out(rebuilt, "input")
+        return f"{run.refitted} layers refitted by least squares{shifted} on {samples} samples{left}"
 
 
 class _Run(SideBySide):

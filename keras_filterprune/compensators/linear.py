@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.compensators.base import Compensator
+from keras_filterprune.compensators.base import Compensator, left_out
 from keras_filterprune.handlers.base import Resize
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import known_linear, linear_of
@@ -50,11 +50,14 @@ class Linear(Compensator):
             for r in rebuilt.resizes.values()
             if calls[r.call.path] == 1 and r.inputs[0].tracked and not r.kept(r.inputs[0]).all() and _mixes(r.call.op)
         }
-        channels = gaussian_inputs(graph, set(losing))
+        # What reads channels of which nothing is known is left alone.
+        channels = {path: read for path, read in gaussian_inputs(graph, set(losing)).items() if not read.guessed}
+        losing = {path: losing[path] for path in losing if path in channels}
         for path, r in track(losing.items(), "compensating", len(losing), progress):
             constant = self._compensate(r, rebuilt.twin(r.call), channels[path])
             add_constant(rebuilt, found[path], r.call, constant)
-        return f"the weights of {len(losing)} layers make up for the channels they lost, without data"
+        left = left_out(rebuilt, "input", "filter")
+        return f"the weights of {len(losing)} layers make up for the channels they lost, without data{left}"
 
     def _compensate(self, r: Resize, twin: Any, channels: Channels) -> np.ndarray:
         """Write the weights that make up for the lost channels; returns the constant (outputs,) that is missing."""

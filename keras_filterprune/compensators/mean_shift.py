@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_filterprune.compensators.base import Compensator
+from keras_filterprune.compensators.base import Compensator, left_out
 from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.rebuilt import Rebuilt
@@ -27,7 +27,7 @@ class MeanShift(Compensator):
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         run = _Run(rebuilt)
         samples = run.run(data, progress)
-        return f"{run.shifted} layers shifted to the original's mean on {samples} samples"
+        return f"{run.shifted} layers shifted to the original's mean on {samples} samples{left_out(rebuilt, 'input')}"
 
 
 class _Run(SideBySide):

@@ -5,22 +5,47 @@ from __future__ import annotations
 import abc
 import fnmatch
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 
-from keras_filterprune.checks import check_integer, check_names, check_number, wrong
+from keras_filterprune.checks import check_integer, check_names, check_number, check_returned, is_number, wrong
 from keras_filterprune.cost.bops import Bits, bit_operations, check_bits
 from keras_filterprune.cost.model import Cost, CostModel
 from keras_filterprune.cost.tiles import Tiles
 from keras_filterprune.errors import InfeasibleBudgetError, UnknownNameError
 from keras_filterprune.graph.types import Group
+from keras_filterprune.parts import Part, returns
 
 
-class Budget(abc.ABC):
+def _check_cost(budget: Any, found: Any, model: CostModel) -> None:
+    """A cost is a `Cost` of whole numbers, of something."""
+    unit = getattr(budget, "unit", None)
+    check_returned(isinstance(unit, str), f"{budget!r}.unit", 'say what is counted, as in "500 MACs"', unit)
+    expected = "return a Cost, as sums of whole multiples of model.macs and model.params are"
+    check_returned(isinstance(found, Cost), f"{budget!r}.cost", expected, found)
+    name, whole, layers = type(found).__name__, found(model.sizes), found.by_layer(model.sizes)
+    check_returned(isinstance(whole, Integral), name, "cost a whole number: take a smaller unit", whole)
+    right = isinstance(layers, Mapping) and all(isinstance(n, Integral) for n in layers.values())
+    check_returned(right, f"{name}.by_layer", "return {layer: whole number}", layers)
+
+
+def _check_limit(budget: Any, limit: Any, *_: Any, **__: Any) -> None:
+    """A limit is a number."""
+    check_returned(is_number(limit), f"{budget!r}.limit", "return the most that may be spent, a number", limit)
+
+
+def _check_counts(budget: Any, counts: Any, groups: Sequence[Group], *_: Any, **__: Any) -> None:
+    """Counts are int64 of shape (n_groups,)."""
+    right = isinstance(counts, np.ndarray) and counts.shape == (len(groups),) and counts.dtype.kind in "iu"
+    expected = f"return an array of {len(groups)} integers, the units that every group keeps"
+    check_returned(right, f"{budget!r}.counts", expected, counts)
+
+
+class Budget(Part, abc.ABC):
     """What a pruned model may cost: the base of every budget.
 
     A subclass says in `cost` what a model costs, and either has a fraction `keep` or says in `limit` what may be spent.
@@ -45,8 +70,8 @@ class Budget(abc.ABC):
         ...     def cost(self, model):
         ...         return 4_600 * model.macs + 640_000 * model.params
         ...
-        >>> EnergyBudget(keep=0.5).limit(1001)
-        500
+        >>> EnergyBudget(keep=0.5), EnergyBudget(keep=0.5).limit(1001)
+        (EnergyBudget(keep=0.5), 500)
     """
 
     keep: float | dict[str, float] | None
@@ -62,6 +87,7 @@ class Budget(abc.ABC):
         return repr(self)
 
     @abc.abstractmethod
+    @returns(_check_cost)
     def cost(self, model: CostModel) -> Cost:
         """What a model costs as a function of the kept counts: a sum of multiples of `model.macs` and `model.params`,
         or a `Cost` of one's own.
@@ -69,12 +95,16 @@ class Budget(abc.ABC):
         Called before any work starts: the place to refuse what does not fit the model.
         """
 
+    @returns(_check_limit)
     def limit(self, full: int) -> int:
-        """The most that may be spent, given what the whole model costs."""
-        if self.keep is None or isinstance(self.keep, dict):
-            raise NotImplementedError(f"{type(self).__name__} has no fraction: its limit() is to say what may be spent")
-        return math.floor(self.keep * full)
+        """The most that may be spent, given what the whole model costs.
 
+        Raises:
+            InfeasibleBudgetError: `keep` is no fraction; a budget without one says something else here.
+        """
+        return math.floor(check_fraction("keep", getattr(self, "keep", None)) * full)
+
+    @returns(_check_counts)
     def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:
         """Units that every group is to keep, int64 of shape (n_groups,); for budgets that settle counts.
 

@@ -27,3 +27,4 @@ from keras_filterprune.criteria.taylor import TaylorGate as TaylorGate
 from keras_filterprune.graph import Group as Group
 from keras_filterprune.graph import Member as Member
 from keras_filterprune.probe import Weights as Weights
+from keras_filterprune.probe.data import Samples as Samples

@@ -10,12 +10,21 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.checks import check_returned
 from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.handlers.activation import is_activation
+from keras_filterprune.parts import returns
 from keras_filterprune.probe.execute import watched
 from keras_filterprune.probe.inputs import calibration_inputs
+
+
+def _check_measured(criterion: Any, found: Any, y: Any) -> None:
+    """What is measured of activations has their shape."""
+    right = tuple(getattr(found, "shape", ())) == tuple(y.shape)
+    expected = f"return a tensor of the shape of its input, {tuple(y.shape)}"
+    check_returned(right, f"{criterion!r}.measure", expected, getattr(found, "shape", found))
 
 
 class ActivationCriterion(Criterion):
@@ -38,11 +47,10 @@ class ActivationCriterion(Criterion):
     """
 
     requires = frozenset({"activations"})
-
-    def __init__(self):
-        self._means: np.ndarray | None = None
+    _means: np.ndarray | None = None
 
     @abc.abstractmethod
+    @returns(_check_measured)
     def measure(self, y: Any) -> Any:
         """The property that is averaged.
 
@@ -64,6 +72,9 @@ class ActivationCriterion(Criterion):
             if tensor.tracked and is_activation(graph.view.calls[number].op):
                 others = [axis for axis in range(len(y.shape)) if axis != tensor.axis]
                 found = keras.ops.convert_to_numpy(keras.ops.mean(self.measure(y), axis=others))
+                path = graph.view.calls[number].path
+                expected = f"return numbers; some that it makes of the activations of '{path}' are NaN"
+                check_returned(not np.isnan(found).any(), f"{self!r}.measure", expected, found)
                 count = y.shape[0]
                 total += np.bincount(graph.unit_of_id[tensor.ids], count * found.astype(np.float64), units)
                 seen += count * np.bincount(graph.unit_of_id[tensor.ids], minlength=units)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Collection, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from keras_filterprune.checks import check_option, shown
-from keras_filterprune.errors import InvalidValueError
+from keras_filterprune.checks import check_option, check_returned
 from keras_filterprune.graph.types import ChannelGraph, Group, Member
-from keras_filterprune.parts import Part
+from keras_filterprune.parts import Part, returns
+from keras_filterprune.probe.data import Samples
 
 _AGGREGATE = {
     "mean": lambda s: s.mean(axis=0),
@@ -20,6 +21,38 @@ _AGGREGATE = {
     "prod": lambda s: s.prod(axis=0),
     "first": lambda s: s[0],
 }
+
+
+def check_observed(criterion: Any, found: Any, *_: Any, **__: Any) -> None:
+    """A criterion that has looked at a network is a criterion."""
+    check_returned(isinstance(found, Criterion), f"{criterion!r}.observe", "return a copy that knows", found)
+
+
+def check_scores(criterion: Any, scores: Any, group: Group, *_: Any, **__: Any) -> None:
+    """Scores are numbers of shape (n_units,)."""
+    right = isinstance(scores, np.ndarray) and scores.shape == (group.size,) and scores.dtype.kind in "iuf"
+    expected = f"score group '{group.name}' with an array of {group.size} numbers, one per unit"
+    check_returned(right and not np.isnan(scores).any(), repr(criterion), expected, scores)
+
+
+def check_selected(criterion: Any, chosen: Any, group: Group, n_keep: int, *_: Any, **__: Any) -> None:
+    """A choice is the indices of units, integers of shape (n_keep,), rising."""
+    right = isinstance(chosen, np.ndarray) and chosen.shape == (n_keep,) and chosen.dtype.kind in "iu"
+    expected = f"select {n_keep} units of group '{group.name}' by their indices below {group.size}, rising"
+    rising = right and (np.diff(chosen, prepend=-1, append=group.size) > 0).all()
+    check_returned(rising, repr(criterion), expected, chosen)
+
+
+def check_redundant(criterion: Any, count: Any, group: Group, *_: Any, **__: Any) -> None:
+    """A number of redundant units is one."""
+    right = count is None or (isinstance(count, Integral) and 0 <= int(count) <= group.size)
+    check_returned(right, f"{criterion!r}.redundant", f"return a number from 0 to {group.size}, or None", count)
+
+
+def check_reason(criterion: Any, why: Any, *_: Any, **__: Any) -> None:
+    """Why something is refused is text."""
+    right = why is None or isinstance(why, str)
+    check_returned(right, f"{criterion!r}.refuses", "return why it cannot rank a group, in words, or None", why)
 
 
 class Criterion(Part, abc.ABC):
@@ -49,15 +82,16 @@ class Criterion(Part, abc.ABC):
     requires: frozenset[str] = frozenset()
     order_only = False
 
+    @returns(check_observed)
     def observe(
-        self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
+        self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Samples | None, progress: bool
     ) -> Criterion:
         """This criterion with whatever it has measured; one that needs weights alone is itself.
 
         Args:
             graph: the channel graph of the model; `graph.view.calls` are its layers, live and in order.
             weights: {(layer, weight): array}, to read.
-            data: calibration data, as given to `prune_model`; None without.
+            data: `Samples` of the calibration data, arrays by `data.read(graph.view)`; None without.
             progress: show progress bars.
 
         Returns:
@@ -66,6 +100,7 @@ class Criterion(Part, abc.ABC):
         return self
 
     @abc.abstractmethod
+    @returns(check_scores)
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Score of every unit of a group.
 
@@ -84,11 +119,13 @@ class Criterion(Part, abc.ABC):
         where they share them with other layers."""
         return self.scores(group, weights) if set(group.producers) <= set(layers) else np.zeros(0)
 
+    @returns(check_selected)
     def select(self, group: Group, n_keep: int, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Sorted indices of the `n_keep` units with the highest scores; of equal ones the first stay."""
-        scores = check_scores(self, group, self.scores(group, weights))
+        scores = self.scores(group, weights).astype(np.float64)
         return np.sort(np.argsort(-scores, kind="stable")[:n_keep])
 
+    @returns(check_redundant)
     def redundant(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> int | None:
         """How many units the criterion itself calls redundant; None where it ranks, and leaves that to the budget."""
         return None
@@ -98,6 +135,7 @@ class Criterion(Part, abc.ABC):
         """Whether the number of units that go is left to the budget: `redundant` is not the criterion's own."""
         return type(self).redundant is Criterion.redundant
 
+    @returns(check_reason)
     def refuses(self, group: Group) -> str | None:
         """Why this criterion cannot rank a group, which then stays whole; None where it can."""
         return None
@@ -106,7 +144,8 @@ class Criterion(Part, abc.ABC):
 class MemberCriterion(Criterion):
     """Scores every member of a group on its own, divides by the member's mean, and aggregates over members.
 
-    A subclass implements `score`; `members` and `filters` where it looks at something else than kernels.
+    A subclass implements `score`; `members` and `filters` where it looks at something else than kernels. Settings of
+    its own are attributes, set in its `__init__` or as fields of a frozen dataclass.
 
     Args:
         aggregate: "mean" (default), "sum", "max", "prod" over the members, or "first" for the first layer alone.
@@ -127,6 +166,8 @@ class MemberCriterion(Criterion):
     """
 
     normalised = True
+    # For subclasses that have an `__init__` of their own.
+    aggregate = "mean"
 
     def __init__(self, aggregate: str = "mean"):
         self.aggregate = check_option("aggregate", aggregate, _AGGREGATE)
@@ -147,7 +188,7 @@ class MemberCriterion(Criterion):
             filters: float64 of shape (n_units, weights per unit), from `filters`.
 
         Returns:
-            float64 of shape (n_units,), not negative; the higher, the rather a unit stays.
+            Numbers of shape (n_units,), the higher, the rather a unit stays; none negative where they are `normalised`.
         """
 
     def of_layers(
@@ -157,33 +198,19 @@ class MemberCriterion(Criterion):
         return np.concatenate([np.zeros(0), *(self.score(self.filters(member, weights)) for member in own)])
 
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        raw = np.stack([check_scores(self, group, self.score(self.filters(m, weights))) for m in self.members(group)])
+        raw = np.stack([self._raw(group, member, weights) for member in self.members(group)])
         if not self.normalised:
             return _AGGREGATE[self.aggregate](raw)
         means = raw.mean(axis=1, keepdims=True)
         return _AGGREGATE[self.aggregate](np.divide(raw, means, out=np.zeros_like(raw), where=means > 0))
 
-
-def check_scores(criterion: Criterion, group: Group, scores: Any) -> np.ndarray:
-    """A copy of the scores that a criterion gave, anybody's perhaps, float64 of shape (n_units,)."""
-    right = isinstance(scores, np.ndarray) and scores.shape == (group.size,) and scores.dtype.kind in "iuf"
-    if not right or np.isnan(scores).any():
-        raise InvalidValueError(
-            f"{criterion!r} is to score group '{group.name}' with an array of {group.size} numbers, one per unit. "
-            f"Received: {shown(scores)}."
-        )
-    return scores.astype(np.float64)
-
-
-def check_selected(criterion: Criterion, group: Group, count: int, chosen: Any) -> np.ndarray:
-    """The indices of the units that a criterion chose, int64 of shape (count,), rising."""
-    right = isinstance(chosen, np.ndarray) and chosen.shape == (count,) and chosen.dtype.kind in "iu"
-    if not right or (np.diff(chosen, prepend=-1, append=group.size) <= 0).any():
-        raise InvalidValueError(
-            f"{criterion!r} is to select {count} units of group '{group.name}' by their indices below {group.size}, "
-            f"rising. Received: {shown(chosen)}."
-        )
-    return chosen
+    def _raw(self, group: Group, member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        """Scores of one member, float64 of shape (n_units,)."""
+        found = self.score(self.filters(member, weights))
+        check_scores(self, found, group)
+        expected = f"score group '{group.name}' with numbers of which none is negative: add the same to all"
+        check_returned(not self.normalised or found.min() >= 0, repr(self), expected, found)
+        return found.astype(np.float64)
 
 
 def filter_tensors(member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:

@@ -18,5 +18,6 @@ from keras_filterprune.handlers.base import Resize as Resize
 from keras_filterprune.handlers.base import read_last_axis as read_last_axis
 from keras_filterprune.handlers.linear import Linear as Linear
 from keras_filterprune.handlers.linear import Window as Window
+from keras_filterprune.handlers.multiplying import LinearHandler as LinearHandler
 from keras_filterprune.handlers.registry import register_handler as register_handler
 from keras_filterprune.handlers.statistics import Statistics as Statistics

@@ -10,11 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.checks import check_returned
+from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.statistics import Statistics
+from keras_filterprune.parts import Checked, returns
 
 UNTRACKED = "comes from a tensor whose channels are not tracked"
 
@@ -64,12 +67,39 @@ class Resize:
         return tuple(shape)
 
 
-class Handler(abc.ABC):
+def _check_config(handler: Any, config: Any, _: Any, r: Resize) -> None:
+    """A configuration is a dict."""
+    _check(handler, isinstance(config, dict), "resize", "the configuration, a dict", r.call.op, config)
+
+
+def _check_arguments(handler: Any, found: Any, *arguments: Any) -> None:
+    """Arguments of a call are a tuple and a dict."""
+    right = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], tuple) and isinstance(found[1], dict)
+    _check(handler, right, "rewrite", "(args, kwargs), a tuple and a dict", arguments[-1].call.op, found)
+
+
+def _check_linear(handler: Any, found: Any, op: Any) -> None:
+    """What is multiplied is a `Linear`."""
+    _check(handler, found is None or isinstance(found, Linear), "linear", "a Linear, or None", op, found)
+
+
+def _check_statistics(handler: Any, found: Any, op: Any) -> None:
+    """What is normalised by are `Statistics`."""
+    _check(handler, found is None or isinstance(found, Statistics), "statistics", "Statistics, or None", op, found)
+
+
+def _check(handler: Any, right: bool, method: str, what: str, op: Any, found: Any) -> None:
+    who = f"{type(handler).__name__}.{method}, for layer '{op.name}' ({type(op).__name__}),"
+    check_returned(right, who, f"return {what}", found, UnsupportedLayerError)
+
+
+class Handler(Checked, abc.ABC):
     """How one family of operations moves channels, and how its configuration follows when some are removed.
 
     A subclass implements `trace`; `resize`, `rewrite` and `masked_call` only where the defaults do not fit; `linear` or
     `statistics` for layers that multiply or normalise: whatever measures, refits or perturbs layers asks them, and
-    leaves those alone that answer None. Register it with `@register_handler(MyLayer)`.
+    leaves those alone that answer None. `LinearHandler` needs `linear` alone. Register it with
+    `@register_handler(MyLayer)`.
 
     Attributes:
         sized: the configuration depends on the number of channels although no weight does (`Reshape`); a layer
@@ -111,6 +141,7 @@ class Handler(abc.ABC):
             One `Tensor` per output, in the order of `call.output_shapes`.
         """
 
+    @returns(_check_config)
     def resize(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
         """The configuration after removal.
 
@@ -123,6 +154,7 @@ class Handler(abc.ABC):
         """
         return config
 
+    @returns(_check_arguments)
     def rewrite(self, args: tuple, kwargs: dict, r: Resize) -> tuple[tuple, dict]:
         """The call arguments after removal (slice bounds, constant arrays)."""
         return args, kwargs
@@ -131,6 +163,7 @@ class Handler(abc.ABC):
         """Apply the original operation as if removed channels did not exist; differs from `op` only for statistics."""
         return op(*args, **kwargs)
 
+    @returns(_check_linear)
     def linear(self, op: Any) -> Linear | None:
         """What a layer multiplies: the sums that it computes over its input, before bias and activation.
 
@@ -154,6 +187,7 @@ class Handler(abc.ABC):
         """
         return None
 
+    @returns(_check_statistics)
     def statistics(self, op: Any) -> Statistics | None:
         """The stored statistics by which a layer normalises every channel on its own, None (default) for others.
 

@@ -10,24 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.handlers.activation import pin_mixing_activation
 from keras_filterprune.handlers.base import Handler, Resize, read_last_axis, volume, weight_axis
 from keras_filterprune.handlers.linear import Linear, Window
+from keras_filterprune.handlers.multiplying import LinearHandler, finish
 from keras_filterprune.handlers.registry import register_handler
 
 L = keras.layers
-
-
-def _finish(call: Call, ids: np.ndarray, t: Tracer) -> list[Tensor]:
-    """Bind the bias, look at the built-in activation, and return the output."""
-    if "bias" in named_weights(call.op):
-        t.bind(call.path, "bias", 0, ids)
-    pin_mixing_activation(call, ids, t)
-    shape = call.output_shapes[0]
-    return [Tensor(shape, len(shape) - 1, ids)]
 
 
 def _convolved(op: Any, convolve: Callable[..., Any], **what: Any) -> Linear:
@@ -38,54 +28,48 @@ def _convolved(op: Any, convolve: Callable[..., Any], **what: Any) -> Linear:
 
 
 @register_handler(L.Conv1D, L.Conv2D, L.Conv3D)
-class Conv(Handler):
+class Conv(LinearHandler):
     """Kernel (*window, in / groups, out); the same position of every group is tied, so groups stay equal."""
 
+    width = "filters"
+
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x, op = read_last_axis(call, inputs[0], t), call.op
+        op = call.op
+        if op.groups == 1:
+            return super().trace(call, inputs, t)
+        x = read_last_axis(call, inputs[0], t)
         positions = volume(call.output_shapes[0][1:-1]) * math.prod(op.kernel_size)
         in_axis, out_axis = (weight_axis(call, "kernel", axis) for axis in (-2, -1))
-        if op.groups > 1 and op.groups == len(x):
+        if op.groups == len(x):
             # One input channel per group is a depthwise convolution: channels move through, groups follow.
             out = np.repeat(x, op.filters // op.groups)
             t.bind(call.path, "kernel", out_axis, out, "filter")
             t.spend(call.path, positions, out)
-            return _finish(call, out, t)
+            return finish(call, "bias", out, t)
         out = t.fresh(op.filters, (call.path, "filters"))
-        read = x
-        if op.groups > 1:
-            t.tie(*x.reshape(op.groups, -1))
-            t.tie(*out.reshape(op.groups, -1))
-            read = x.reshape(op.groups, -1)[0]
+        t.tie(*x.reshape(op.groups, -1))
+        t.tie(*out.reshape(op.groups, -1))
+        read = x.reshape(op.groups, -1)[0]
         t.bind(call.path, "kernel", in_axis, read, "input")
         t.bind(call.path, "kernel", out_axis, out, "filter")
         t.spend(call.path, positions, read, out)
-        return _finish(call, out, t)
+        return finish(call, "bias", out, t)
 
     def resize(self, config: dict, r: Resize) -> dict:
         channels = r.inputs[0].shape[-1]
         if config["groups"] > 1 and config["groups"] == channels:
             config["groups"] = r.shape(r.inputs[0])[-1]
-        return config | {"filters": r.width(r.outputs[0])}
+        return super().resize(config, r)
 
     def linear(self, op: Any) -> Linear:
         return _convolved(op, keras.ops.conv, groups=op.groups)
 
 
 @register_handler(L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
-class ConvTranspose(Handler):
+class ConvTranspose(LinearHandler):
     """Kernel (*window, out, in): the channel axes are swapped."""
 
-    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x = read_last_axis(call, inputs[0], t)
-        out = t.fresh(call.op.filters, (call.path, "filters"))
-        t.bind(call.path, "kernel", weight_axis(call, "kernel", -1), x, "input")
-        t.bind(call.path, "kernel", weight_axis(call, "kernel", -2), out, "filter")
-        t.spend(call.path, volume(call.input_shapes[0][1:-1]) * math.prod(call.op.kernel_size), x, out)
-        return _finish(call, out, t)
-
-    def resize(self, config: dict, r: Resize) -> dict:
-        return config | {"filters": r.width(r.outputs[0])}
+    width = "filters"
 
     def linear(self, op: Any) -> Linear:
         transpose = partial(keras.ops.conv_transpose, output_padding=op.output_padding)
@@ -101,49 +85,25 @@ class DepthwiseConv(Handler):
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -2), x, "filter")
         out = np.repeat(x, op.depth_multiplier) if op.depth_multiplier > 1 else x
         t.spend(call.path, volume(call.output_shapes[0][1:-1]) * math.prod(op.kernel_size), out)
-        return _finish(call, out, t)
+        return finish(call, "bias", out, t)
 
     def linear(self, op: Any) -> Linear:
         return _convolved(op, keras.ops.depthwise_conv, kernel=None, depthwise="kernel")
 
 
 @register_handler(L.SeparableConv1D, L.SeparableConv2D)
-class SeparableConv(Handler):
+class SeparableConv(LinearHandler):
     """A depthwise kernel (*window, in, multiplier) followed by a pointwise one (*ones, in * multiplier, out)."""
 
-    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x, op = read_last_axis(call, inputs[0], t), call.op
-        middle = np.repeat(x, op.depth_multiplier) if op.depth_multiplier > 1 else x
-        out = t.fresh(op.filters, (call.path, "filters"))
-        t.bind(call.path, "depthwise_kernel", weight_axis(call, "depthwise_kernel", -2), x)
-        t.bind(call.path, "pointwise_kernel", weight_axis(call, "pointwise_kernel", -2), middle, "input")
-        t.bind(call.path, "pointwise_kernel", weight_axis(call, "pointwise_kernel", -1), out, "filter")
-        positions = volume(call.output_shapes[0][1:-1])
-        t.spend(call.path, positions * math.prod(op.kernel_size), middle)
-        t.spend(call.path, positions, middle, out)
-        return _finish(call, out, t)
-
-    def resize(self, config: dict, r: Resize) -> dict:
-        return config | {"filters": r.width(r.outputs[0])}
+    width = "filters"
 
     def linear(self, op: Any) -> Linear:
         return _convolved(op, keras.ops.separable_conv, kernel="pointwise_kernel", depthwise="depthwise_kernel")
 
 
 @register_handler(L.Dense)
-class Dense(Handler):
+class Dense(LinearHandler):
     """Kernel (in, units), applied along the last axis of a tensor of any rank."""
-
-    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x = read_last_axis(call, inputs[0], t)
-        out = t.fresh(call.op.units, (call.path, "filters"))
-        t.bind(call.path, "kernel", 0, x, "input")
-        t.bind(call.path, "kernel", 1, out, "filter")
-        t.spend(call.path, volume(call.input_shapes[0][1:-1]), x, out)
-        return _finish(call, out, t)
-
-    def resize(self, config: dict, r: Resize) -> dict:
-        return config | {"units": r.width(r.outputs[0])}
 
     def linear(self, op: Any) -> Linear:
         return Linear(op, keras.ops.matmul, activation=getattr(op, "activation", None))

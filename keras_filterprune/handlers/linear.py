@@ -49,15 +49,17 @@ class Linear:
 
     At one position this is a matrix product: a row of the input, of shape (taps * channels,), times a kernel of shape
     (taps * channels, outputs). Where rows lie is told by `window`: None, at every position of the input on its own (a
-    dense layer); else the window around an output position. With a depthwise kernel, rows are what comes out behind it;
-    in a transposed convolution they are input positions, each of which is spread over a window of outputs.
+    dense layer); else the window around an output position. With a depthwise kernel, the window is that kernel's, and
+    rows are what comes out behind it; in a transposed convolution they are input positions, each of which is spread
+    over a window of outputs.
 
     Attributes:
         op: the layer; it need not be built before its weights are asked for.
         product: `f(x, *kernels)` of float32 tensors, the sums before bias and activation, on an input (samples,
             *positions, channels) of any number of channels; None where they depend on more than the input (recurrent).
         kernel: name of the weight that is summed over channels ("kernel"); None for a depthwise layer.
-        depthwise: name of a weight (*window, channels, multiplier) that comes first in `product` (None).
+        depthwise: name of a weight (*window, channels, multiplier) that comes first in `product`; a handler binds its
+            axis of channels as "channel" where a `kernel` follows (None).
         bias: name of a weight (outputs,) that is added; the layer may lack it ("bias").
         activation: function of the sums (None).
         channels, filters: axes of `kernel` that read channels and number outputs (-2, -1); the others are its window.

@@ -55,7 +55,7 @@ def register_handler(*layer_types: type, like: type | None = None):
         None with `like`, else a decorator for a `Handler` subclass.
 
     Raises:
-        UnsupportedLayerError: a type is not a class, or `like` has no handler.
+        UnsupportedLayerError: a type is not the class of a layer, or `like` has no handler.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -65,6 +65,11 @@ def register_handler(*layer_types: type, like: type | None = None):
     for layer_type in layer_types:
         if not inspect.isclass(layer_type):
             raise UnsupportedLayerError(f"register_handler expects classes. Received: {layer_type!r}.")
+        if issubclass(layer_type, Handler):
+            raise UnsupportedLayerError(
+                "register_handler expects classes of layers: @register_handler(MyLayer) above a handler. Received: "
+                f"{layer_type!r}."
+            )
     if like is not None:
         known = _LIKE.get(like, like) if inspect.isclass(like) else None
         if known not in _BY_TYPE:
@@ -75,6 +80,8 @@ def register_handler(*layer_types: type, like: type | None = None):
         return None
 
     def decorator(handler: type[Handler]) -> type[Handler]:
+        if not inspect.isclass(handler) or not issubclass(handler, Handler):
+            raise UnsupportedLayerError(f"a handler is a subclass of kfp.handlers.Handler. Received: {handler!r}.")
         for layer_type in layer_types:
             _LIKE.pop(layer_type, None)
         _BY_TYPE.update(dict.fromkeys(layer_types, handler()))
@@ -128,6 +135,12 @@ def statistics_of(op: Any) -> Statistics | None:
     return handler_for(op).statistics(op)
 
 
+def untaught(op: Any) -> bool:
+    """Whether an operation is a layer of somebody's own that does not say what it multiplies or normalises by."""
+    own = isinstance(op, keras.layers.Layer) and keras_class(op) is None
+    return own and linear_of(op) is None and statistics_of(op) is None
+
+
 def known_linear(op: Any) -> Linear:
     """What an operation multiplies that is known to multiply: the twin of one that does, say."""
     return _known(linear_of(op), op, "multiplies")
@@ -166,10 +179,14 @@ def check_weights(op: Any) -> None:
         raise _lacking(op, f"weight '{missing[0]}'")
 
 
+def registered(op: Any) -> str:
+    """How a layer is registered, in words."""
+    like = _LIKE.get(type(op))
+    return f"registered with handler {type(handler_for(op)).__name__}{f', like {like.__name__}' if like else ''}"
+
+
 def _lacking(layer: Any, what: str) -> UnsupportedLayerError:
-    like = _LIKE.get(type(layer))
     return UnsupportedLayerError(
-        f"layer '{layer.name}' ({type(layer).__name__}) is registered with handler "
-        f"{type(handler_for(layer)).__name__}{f', like {like.__name__}' if like else ''}, which expects a layer with "
-        f"{what}. Received: one without. Give it to the layer, or register a handler of its own (kfp.handlers.Handler)."
+        f"layer '{layer.name}' ({type(layer).__name__}) is {registered(layer)}, which expects a layer with {what}. "
+        "Received: one without. Give it to the layer, or register a handler of its own (kfp.handlers.Handler)."
     )

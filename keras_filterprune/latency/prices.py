@@ -10,16 +10,24 @@ from typing import Any
 import keras
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import wrong
+from keras_filterprune.checks import check_returned, is_number, wrong
 from keras_filterprune.cost.tiles import Tiles, as_tiles
 from keras_filterprune.latency.operators import DEFAULTS, PRODUCTS, STEPPED
 from keras_filterprune.latency.sized import SizedOperators
+from keras_filterprune.parts import Checked, returns
 
 # What an operator is, apart from its widths: a mapping, or the items of one.
 Fields = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 
-class Prices(abc.ABC):
+def _check_price(prices: Any, price: Any, fields: Fields, channels: int, filters: int) -> None:
+    """A price is a number, not negative."""
+    if not (is_number(price) and price >= 0):
+        what = f"of {dict(fields).get('kind')} with {channels} and {filters} channels"
+        check_returned(False, f"{prices!r}.price", f"return what one operator costs, at least 0, {what}", price)
+
+
+class Prices(Checked, abc.ABC):
     """What the operators of a model cost on one device: `LatencyBudget(keep=0.6, table=prices)` keeps a part of it.
 
     A subclass implements `price`, and says what it counts. A cost never rises when channels go.
@@ -59,7 +67,7 @@ class Prices(abc.ABC):
     measured: bool = False
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.device!r})"
+        return f"{type(self).__name__}({getattr(self, 'device', '')!r})"
 
     @property
     def key(self) -> str:
@@ -82,6 +90,7 @@ class Prices(abc.ABC):
         return f"{self!r}; nothing was measured"
 
     @abc.abstractmethod
+    @returns(_check_price)
     def price(self, fields: Fields, channels: int, filters: int) -> float:
         """Cost of one operator, in the second unit.
 
@@ -179,4 +188,8 @@ def as_prices(name: str, prices: Any) -> Prices:
             "a LatencyTable (measure_latency(model), LatencyTable.load(path)), other prices (kfp.budgets.Prices), or a "
             "target such as 'arm64'",
         )
+    device, units = getattr(prices, "device", None), prices.units
+    check_returned(bool(device) and isinstance(device, str), f"{prices!r}.device", "say what prices hold for", device)
+    right = isinstance(units, tuple) and len(units) == 3 and all(isinstance(unit, str) for unit in units)
+    check_returned(right, f"{prices!r}.units", "name three units, each a thousand of the one before", units)
     return prices

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from keras_filterprune.allocators import Allocator, Sensitivity, Uniform
-from keras_filterprune.checks import check_flags, check_integer, unknown_name, wrong
+from keras_filterprune.checks import check_callable, check_flags, check_integer, check_returned, unknown_name, wrong
 from keras_filterprune.compensators import BNRecalibration, Compensator
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InvalidValueError
@@ -68,20 +68,31 @@ class Method:
 # recipe(seed, data) -> Method: the seed of everything random, and whether there is calibration data.
 Recipe = Callable[[int, bool], Method]
 _METHODS: dict[str, Recipe] = {}
+_BUILT_IN: dict[str, Recipe] = {}
+
+
+def built_in_method(name: str) -> Callable[[Recipe], Recipe]:
+    """`register_method` for the methods of this library, whose names are taken; see `as_method` for what else."""
+
+    def decorator(recipe: Recipe) -> Recipe:
+        _METHODS[name] = _BUILT_IN[name] = recipe
+        return recipe
+
+    return decorator
 
 
 def register_method(name: str) -> Callable[[Recipe], Recipe]:
     """Give a recipe a name, by which `prune_model`, `list_methods` and the command line know it.
 
     Args:
-        name: in lower case; that of an algorithm stands for the published one.
+        name: in lower case, and none of this library's; that of an algorithm stands for the published one.
 
     Returns:
         A decorator for `recipe(seed, data)`, which returns a `Method`: `seed` is that of everything random, `data`
         whether there is calibration data. The first line of its docstring stands in the table of methods.
 
     Raises:
-        InvalidValueError: the name is no line of text.
+        InvalidValueError: the name is no line of text in lower case, or taken; or the recipe makes no `Method`.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -93,10 +104,15 @@ def register_method(name: str) -> Callable[[Recipe], Recipe]:
         >>> kfp.list_methods()[-1]
         ('l1_global', 'nothing', 'Sum of absolute weights of a filter, ranked globally')
     """
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise wrong("name", name, "a line of text")
+    if not isinstance(name, str) or not name or not name.isprintable() or name != name.lower():
+        raise wrong("name", name, "a line of text in lower case")
+    if name in _BUILT_IN:
+        raise wrong("name", name, "one of your own: the methods of this library keep theirs")
 
     def decorator(recipe: Recipe) -> Recipe:
+        check_callable("recipe", recipe, "a function of the seed and of whether there is data")
+        for data in (False, True):
+            _made(name, recipe, 0, data)
         _METHODS[name] = recipe
         return recipe
 
@@ -114,7 +130,14 @@ def list_methods() -> list[tuple[str, str, str]]:
         >>> kfp.list_methods()[0]
         ('l1', 'nothing', 'Sum of absolute weights of a filter (Li et al. 2017)')
     """
-    return [(name, recipe(0, False).needs, _summary(recipe)) for name, recipe in _METHODS.items()]
+    return [(name, _made(name, recipe, 0, False).needs, _summary(recipe)) for name, recipe in _METHODS.items()]
+
+
+def _made(name: str, recipe: Recipe, seed: int, data: bool) -> Method:
+    """What a recipe makes."""
+    method = recipe(seed, data)
+    check_returned(isinstance(method, Method), f"the recipe of '{name}'", "return a kfp.Method", method)
+    return method
 
 
 def _summary(recipe: Recipe) -> str:
@@ -123,7 +146,7 @@ def _summary(recipe: Recipe) -> str:
 
 
 def as_method(method: str | Method | Criterion, seed: int, data: bool = False) -> Method:
-    """A `Method`: a name is its registered recipe, a criterion object the recipe with that criterion in it.
+    """A `Method`: a name is its recipe, a criterion object the recipe of this library that has one of its class.
 
     Args:
         method: name, criterion or method.
@@ -134,9 +157,9 @@ def as_method(method: str | Method | Criterion, seed: int, data: bool = False) -
     if isinstance(method, Method):
         return method
     if isinstance(method, Criterion):
-        made = (recipe(seed, data) for recipe in _METHODS.values())
+        made = (recipe(seed, data) for recipe in _BUILT_IN.values())
         default = next((m for m in made if type(m.criterion) is type(method)), None)
         return replace(default, criterion=method) if default else Method(method)
     if isinstance(method, str) and method in _METHODS:
-        return _METHODS[method](seed, data)
-    raise unknown_name("method", method, f"a criterion, a Method, or one of {', '.join(_METHODS)}", _METHODS)
+        return _made(method, _METHODS[method], seed, data)
+    raise unknown_name("method", method, f"a criterion object, a Method, or one of {', '.join(_METHODS)}", _METHODS)

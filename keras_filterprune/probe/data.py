@@ -32,8 +32,8 @@ class Part(NamedTuple):
 class Samples:
     """The first samples of calibration data: read when they are asked for, once, and held.
 
-    Generators can be gone through only once, and endless data never ends: whoever measures something on `data` wraps
-    it in this first.
+    What criteria and compensators are given as `data`: generators can be gone through only once, and endless data never
+    ends. `read` gives arrays.
 
     Args:
         data: an array of shape (samples, ...); a list with one array per input or a dict by input name; a tuple
@@ -41,6 +41,13 @@ class Samples:
             `tf.data.Dataset`, a `keras.utils.PyDataset` (of unknown length, too), a PyTorch `DataLoader`, or any other
             iterable; or a function that yields batches (TensorFlow Lite's `representative_dataset`). Weights of samples
             count where the compiled loss does.
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> graph = kfp.analyze(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)]))
+        >>> data = kfp.criteria.Samples((np.zeros((200, 8, 8, 3)), np.arange(200)))
+        >>> [(inputs[0].shape, labels.shape) for inputs, labels in data.read(graph.view)]
+        [((128, 8, 8, 3), (128,)), ((72, 8, 8, 3), (72,))]
     """
 
     def __init__(self, data: Any):
@@ -68,6 +75,9 @@ class Samples:
         Args:
             view: the model the data is for.
             most: samples (2 048); fewer where their inputs exceed 512 MiB.
+
+        Returns:
+            [(inputs, labels)]: a list of arrays, one per input of the model, and what came with them, None without.
 
         Raises:
             CalibrationDataError: there is no data, or it is not finite, or does not fit the inputs.

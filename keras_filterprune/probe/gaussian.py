@@ -6,7 +6,7 @@ layers carry covariances over, as if their taps were independent; an element-wis
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ import numpy as np
 from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
 from keras_filterprune.handlers.activation import Elementwise
 from keras_filterprune.handlers.linear import Linear
-from keras_filterprune.handlers.registry import handler_for, keras_name
+from keras_filterprune.handlers.registry import handler_for, keras_name, untaught
 from keras_filterprune.handlers.statistics import Statistics
 from keras_filterprune.probe.execute import Executor, inference
 
@@ -32,11 +32,13 @@ class Channels:
         ids: int64 of shape (n,), sorted channel ids.
         mean: float64 of shape (n,).
         covariance: float64 of shape (n, n).
+        guessed: they come from an own layer of which nothing is known, and no normalization lies between (False).
     """
 
     ids: np.ndarray
     mean: np.ndarray
     covariance: np.ndarray
+    guessed: bool = False
 
     def at(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of the given channels, which must be among `ids`."""
@@ -48,8 +50,15 @@ def gaussian_inputs(graph: ChannelGraph, wanted: set[str]) -> dict[str, Channels
     """{layer: distribution of its first input's channels}, for the layers asked for, at their first call."""
     tensors = {id(call): t for call, t in zip(graph.view.calls, graph.tensors, strict=True)}
     found: dict[str, Channels] = {}
+    makers = {bind.layer for bind in graph.binds if bind.role == "filter"}
 
     def apply(call: Call, args: tuple, kwargs: dict) -> list[Channels]:
+        sources = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Channels)]
+        guessed = (untaught(call.op) and call.path in makers) or any(source.guessed for source in sources)
+        known = not guessed or handler_for(call.op).statistics(call.op) is not None
+        return [out if known else replace(out, guessed=True) for out in behind(call, args, kwargs)]
+
+    def behind(call: Call, args: tuple, kwargs: dict) -> list[Channels]:
         inputs, outputs = tensors[id(call)]
         channels = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Channels)]
         if call.path in wanted:

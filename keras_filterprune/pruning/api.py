@@ -12,15 +12,15 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_flags, wrong
 from keras_filterprune.compensators import Adapters, Compensator
 from keras_filterprune.compensators.by_name import as_compensator
-from keras_filterprune.cost import Budget, CostModel, as_budget
+from keras_filterprune.cost import Budget, CostModel, Tiles, as_budget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.interrupts import interruptible
-from keras_filterprune.latency import Prices
 from keras_filterprune.measuring import require_faster
 from keras_filterprune.methods import Method, as_method, list_methods
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
+from keras_filterprune.probe.proof import prove_linear
 from keras_filterprune.pruning.adapted import cut_by, task_for
 from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.planner import Planner
@@ -130,6 +130,7 @@ def prune_model(
         UnsupportedModelError: subclassed, unbuilt or channels_first models, NaN weights.
         InfeasibleBudgetError: the budget is out of range or below what can be reached.
         UnknownNameError, InvalidValueError: no such method, target or layer; another argument is out of range.
+        UnsupportedLayerError: a handler is wrong about a layer of yours.
         CalibrationDataError: data is missing where the method needs it, or does not fit.
         SurgeryError: the result does not equal the masked original.
 
@@ -153,7 +154,7 @@ def prune_model(
     plan = planner.plan(_name(method, recipe), outcome.kept)
     small = _merged(outcome, plan, run)
     outcome = _priced(model, small, planner.task, outcome)
-    return _result(costs, small, plan, outcome, return_report, channel_multiple, budget.prices)
+    return _result(costs, small, plan, outcome, return_report, channel_multiple, budget)
 
 
 @interruptible()
@@ -271,6 +272,7 @@ def apply_plan(
     subject, wide = cut_by(plan, model, costs, run)
     weights = Weights(wide.graph.view)
     weights.check_finite()
+    prove_linear(wide.graph.view)
     check_fingerprint(plan, wide.graph, weights)
     kept = units_of(plan, wide.graph)
     outcome = operate(subject, wide, kept, run)
@@ -303,9 +305,10 @@ def _priced(model: keras.Model, small: keras.Model, task: Task, outcome: Outcome
     prices = task.budget.prices
     if prices is None:
         return outcome
-    notes = [f"{prices!r} rises at widths that are {prices.tiles}."]
+    notes = [] if prices.tiles == Tiles(1) else [f"{prices!r} rises at widths that are {prices.tiles}."]
     if task.spent.unknown:
-        notes.append(f"Without a time, and left out: {task.spent.unknown}.")
+        named = ", ".join(f"{layer} ({kind})" for layer, kind in task.spent.unknown.items())
+        notes.append(f"Without a price, and left out: {named}.")
     if task.run.verify and not outcome.kept.whole:
         notes.append(require_faster(model, small, prices))
     return replace(outcome, notes=(*outcome.notes, *notes))
@@ -318,10 +321,10 @@ def _result(
     outcome: Outcome,
     return_report: bool,
     channel_multiple: int | str = 1,
-    prices: Prices | None = None,
+    budget: Budget | None = None,
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
     """The smaller model, with a report if one is wanted."""
     if not return_report:
         return small
     final = None if small is outcome.model else CostModel(analyze(small))
-    return small, prune_report(original, plan, outcome, final, channel_multiple, prices)
+    return small, prune_report(original, plan, outcome, final, channel_multiple, budget)

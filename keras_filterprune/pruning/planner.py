@@ -10,8 +10,7 @@ from functools import cached_property
 import keras
 import numpy as np
 
-from keras_filterprune.allocators.base import Allocation, check_counts
-from keras_filterprune.criteria.base import check_scores, check_selected
+from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Group
 from keras_filterprune.methods import Method
@@ -77,8 +76,7 @@ class Planner:
         problem, task = self.problem(limit), self.task
         if task.budget.settles_counts:
             return problem.legal(task.budget.counts(task.graph.groups, self._redundant))
-        kept = check_counts(task.recipe.allocator, problem, task.recipe.allocator.allocate(problem))
-        return task.spent.raised(kept)
+        return task.spent.raised(task.recipe.allocator.allocate(problem).astype(np.int64))
 
     def select(self, counts: np.ndarray) -> Kept:
         """The units that stay, given kept counts, int64 of shape (n_groups,)."""
@@ -117,15 +115,14 @@ class Planner:
 
     def _scores(self, number: int) -> np.ndarray:
         group = self.task.graph.groups[number]
-        return check_scores(self.criterion, group, self.criterion.scores(group, self.task.weights))
+        return self.criterion.scores(group, self.task.weights).astype(np.float64)
 
     def _select(self, number: int, count: int) -> np.ndarray:
         group = self.task.graph.groups[number]
         if count == group.size:
             return np.arange(count)
         if (number, count) not in self._selected:
-            chosen = self.criterion.select(group, count, self.task.weights)
-            self._selected[number, count] = check_selected(self.criterion, group, count, chosen)
+            self._selected[number, count] = self.criterion.select(group, count, self.task.weights)
         return self._selected[number, count]
 
     def _redundant(self, group: Group) -> int:

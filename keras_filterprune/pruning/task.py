@@ -17,6 +17,7 @@ from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method
 from keras_filterprune.probe import Weights
+from keras_filterprune.probe.proof import prove_linear
 from keras_filterprune.probe.trial import check_measurable
 from keras_filterprune.pruning.options import Options
 from keras_filterprune.rebuild.adapter_costs import AdaptedCost
@@ -44,6 +45,7 @@ class Task:
         CalibrationDataError: the recipe needs data that is not there, or class scores that the model does not give.
         InfeasibleBudgetError: no filter can be removed, the budget cannot be met, or does not go with the recipe.
         UnknownNameError: a pattern matches no layer.
+        UnsupportedLayerError: an own layer does not multiply what its handler says.
         UnsupportedModelError: a weight is not finite.
     """
 
@@ -59,6 +61,7 @@ class Task:
     def __post_init__(self):
         self._check_data()
         self.weights.check_finite()
+        prove_linear(self.graph.view)
         self.options.check_names(self.graph)
         if not self.graph.groups:
             raise InfeasibleBudgetError(self._nothing())
@@ -114,7 +117,7 @@ class Task:
         limit = self.limit if limit is None else limit
         # The options' widths; or else the budget's, finer ones where these cannot meet the limit.
         for tiles in self.budget.widths if self.options.tiles == Tiles(1) else (self.options.tiles,):
-            found = Allocation(sizes, floors, self._rungs(tiles), self.spent, limit)
+            found = Allocation(sizes, floors, self._rungs(tiles), self.spent, limit, names=self.costs.groups)
             if found.feasible(found.legal(floors)):
                 break
         return found
@@ -187,8 +190,10 @@ class Task:
         text = (
             f"{self.budget} asks for at most {self.limit:,} {self.budget.unit}; the smallest reachable is "
             f"{reachable:,} ({100 * reachable / self._full:.1f} % of {self._full:,}) with min_filters and "
-            f"channel_multiple as given. What is left is mostly in layers {', '.join(named)}."
+            f"channel_multiple as given."
         )
+        if named:
+            text += f" What is left is mostly in layers {', '.join(named)}."
         if refused:
             some = "; ".join(f"'{name}' {why}" for name, why in list(refused.items())[:_NAMED])
             more = "; ..." if len(refused) > _NAMED else ""

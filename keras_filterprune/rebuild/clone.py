@@ -201,6 +201,9 @@ class Cloner:
     def made(self, op: Any, config: dict[str, Any], resized: bool = False) -> Any:
         """A clone of an operation, to which `fill` will give its weights."""
         twin = self.live.build(type(op), config)
+        if isinstance(op, keras.layers.Layer):
+            # A layer that leaves get_config() to Keras does not say what it is called.
+            twin.name = op.name
         prepare(op, twin, resized)
         self._made.append((op, twin))
         return twin
@@ -281,7 +284,7 @@ class _Resizer(Cloner):
                 raise SurgeryError(
                     f"surgery failed: weight '{name}' of layer '{path}' is left with shape {tuple(value.shape)}, the "
                     f"rebuilt layer expects {tuple(variables[name].shape)}. The handler of {type(old).__name__} is "
-                    "wrong."
+                    "wrong; does its `resize` set the new width?"
                 )
             variables[name].assign(value)
             variables[name].trainable = variable.trainable

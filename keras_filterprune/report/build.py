@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from keras_filterprune.cost import CostModel, as_tiles
+import numpy as np
+
+from keras_filterprune.cost import Budget, CostModel, as_tiles
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph
-from keras_filterprune.latency import Prices, SizedOperators
+from keras_filterprune.latency import SizedOperators
 from keras_filterprune.rebuild.outcome import Outcome
 from keras_filterprune.rebuild.plan import PruningPlan
 from keras_filterprune.report import LayerRow, PruneReport
+from keras_filterprune.report.prune_report import Spent
 
 
 def prune_report(
@@ -19,7 +22,7 @@ def prune_report(
     outcome: Outcome,
     final: CostModel | None,
     channel_multiple: int | str,
-    prices: Prices | None,
+    budget: Budget | None,
 ) -> PruneReport:
     """Put together the report of one run.
 
@@ -30,7 +33,7 @@ def prune_report(
         final: costs of the result where that is another model than the outcome's, with adapters; None: those of the
             original at its kept counts.
         channel_multiple: as in `prune_model`.
-        prices: those behind the budget, None where there are none.
+        budget: what was to be spent, None where a plan was replayed.
     """
     kept, graph = outcome.kept, outcome.kept.graph
     if final is None:
@@ -46,14 +49,25 @@ def prune_report(
     rows, pinned = [], _pinned(graph, plan)
     for layer, (macs, params) in after.items():
         macs_before, params_before = full.get(layer, (0, 0))
-        spent = macs_before, macs, params_before, params
-        rows.append(LayerRow(layer, *channels.get(layer, (0, 0)), *spent, pinned.get(layer, "")))
+        numbers = macs_before, macs, params_before, params
+        rows.append(LayerRow(layer, *channels.get(layer, (0, 0)), *numbers, pinned.get(layer, "")))
     cut = [group for group, count in zip(graph.groups, kept.counts, strict=True) if count < group.size]
     approximate = {group.name: list(group.approximate) for group in cut if group.approximate}
     notes = _notes(graph, outcome) + _fit(channel_multiple, rows)
     proof = approximate, outcome.difference, outcome.compensation
     both = SizedOperators.of(original.graph, original.sizes), operators
-    return PruneReport(plan, tuple(rows), *proof, notes, channel_multiple, both, prices)
+    spent = None if budget is None else _spent(budget, original, kept.counts, final)
+    prices = None if budget is None else budget.prices
+    return PruneReport(plan, tuple(rows), *proof, notes, channel_multiple, both, prices, spent)
+
+
+def _spent(budget: Budget, original: CostModel, counts: np.ndarray, final: CostModel | None) -> Spent | None:
+    """What the budget counts, None for what every report has."""
+    if budget.unit in ("MACs", "parameters"):
+        return None
+    before = budget.cost(original)
+    after = before(counts) if final is None else budget.cost(final)(final.sizes)
+    return Spent(budget.unit, before(original.sizes), after)
 
 
 def _pinned(graph: ChannelGraph, plan: PruningPlan) -> dict[str, str]:

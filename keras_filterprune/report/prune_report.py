@@ -41,6 +41,15 @@ class LayerRow:
     pinned: str = ""
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a budget counts, in its `unit`, before and after."""
+
+    unit: str
+    before: int
+    after: int
+
+
 @dataclass(frozen=True, eq=False)
 class PruneReport(SavedReport):
     """What was removed, what was not and why, and how far the result is proven.
@@ -56,6 +65,7 @@ class PruneReport(SavedReport):
         channel_multiple: as in `prune_model`.
         operators: of the LiteRT files before and after, for predictions (None: not known).
         prices: those behind the budget, None where there are none.
+        spent: what the budget counts, before and after; None where these are MACs or parameters (None).
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -76,6 +86,7 @@ class PruneReport(SavedReport):
     channel_multiple: int | str = 1
     operators: tuple[SizedOperators, SizedOperators] | None = field(default=None, repr=False)
     prices: Prices | None = None
+    spent: Spent | None = None
 
     @property
     def pinned(self) -> list[dict[str, Any]]:
@@ -91,10 +102,10 @@ class PruneReport(SavedReport):
             "verification": self.verification,
             "compensation": self.compensation,
             "notes": self.notes,
-        }
+        } | ({} if self.spent is None else {"spent": asdict(self.spent)})
 
     def summary(self) -> str:
-        """Two or three lines: cost before and after, proof, notes."""
+        """Some lines: cost before and after, what the budget counts, proof, notes."""
         (macs, macs_after), (params, params_after) = self.plan.cost["macs"], self.plan.cost["params"]
         proof = "not verified" if self.verification is None else f"verified to {self.verification:.1e} relative"
         lines = [
@@ -102,6 +113,9 @@ class PruneReport(SavedReport):
             f"params {params:,} -> {params_after:,} ({_percent(params_after, params)})",
             f"surgery {proof}; compensation: {self.compensation}",
         ]
+        if self.spent:
+            unit, before, after = self.spent.unit, self.spent.before, self.spent.after
+            lines.insert(1, f"budget: {before:,} -> {after:,} {unit} ({_percent(after, before)})")
         if self.approximate:
             lines.append(f"{len(self.approximate)} groups cross statistics over channels and are approximate")
         return "\n".join(lines + self.notes)
@@ -176,6 +190,9 @@ def _prune_closing(report: PruneReport) -> list[Section]:
 def _glance(report: PruneReport, prediction: Prediction | None) -> Section:
     cost = report.plan.cost
     rows = cost_rows(cost["macs"], cost["params"], prediction)
+    if report.spent and prediction is None:
+        spent = report.spent
+        rows.append((spent.unit, count(spent.before), count(spent.after), share(spent.after, spent.before)))
     units = [(g["size"], len(g["kept"])) for g in report.plan.groups]
     before, after = (sum(side) for side in zip(*units, strict=True)) if units else (0, 0)
     rows.insert(0, ("units (filters that go together)", count(before), count(after), share(after, before)))

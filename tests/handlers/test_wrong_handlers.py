@@ -20,8 +20,9 @@ from keras_filterprune.graph.types import Tensor
 from keras_filterprune.handlers import registry
 from keras_filterprune.handlers.activation import Elementwise, PReLU
 from keras_filterprune.handlers.base import read_last_axis, untracked, weight_axis
-from keras_filterprune.handlers.convolution import Conv, ConvTranspose, Dense, DepthwiseConv, SeparableConv, _finish
+from keras_filterprune.handlers.convolution import Conv, ConvTranspose, Dense, DepthwiseConv, SeparableConv
 from keras_filterprune.handlers.joining import Concatenate, GetItem, Split
+from keras_filterprune.handlers.multiplying import finish
 from keras_filterprune.handlers.normalization import BatchNormalization, GroupNormalization, LayerNormalization
 from keras_filterprune.handlers.reshaping import Permutation, ReshapeLayer, Reshaping
 from keras_filterprune.handlers.spatial import Pad, Reduction
@@ -167,7 +168,7 @@ class TransposeSwappedAxes(ConvTranspose):
         x, out = read_last_axis(call, inputs[0], t), t.fresh(call.op.filters, (call.path, "filters"))
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -2), x, "input")
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -1), out, "filter")
-        return _finish(call, out, t)
+        return finish(call, "bias", out, t)
 
 
 @wrong(
@@ -177,7 +178,7 @@ class DepthwiseTiles(DepthwiseConv):
     def trace(self, call, inputs, t):
         x, op = read_last_axis(call, inputs[0], t), call.op
         t.bind(call.path, "kernel", weight_axis(call, "kernel", -2), x, "filter")
-        return _finish(call, np.tile(x, op.depth_multiplier), t)
+        return finish(call, "bias", np.tile(x, op.depth_multiplier), t)
 
 
 @wrong(layers.SeparableConv2D, body=lambda x: layers.SeparableConv2D(7, 3, depth_multiplier=2, name="sep")(x))
@@ -187,7 +188,7 @@ class SeparableTiles(SeparableConv):
         t.bind(call.path, "depthwise_kernel", 2, x)
         t.bind(call.path, "pointwise_kernel", 2, np.tile(x, 2), "input")
         t.bind(call.path, "pointwise_kernel", 3, out, "filter")
-        return _finish(call, out, t)
+        return finish(call, "bias", out, t)
 
 
 @wrong(layers.Add, body=lambda x: layers.Add()([x, conv(x, 8, "b")]))
@@ -209,7 +210,7 @@ class GroupsNotTied(Conv):
         x, out = read_last_axis(call, inputs[0], t), t.fresh(call.op.filters, (call.path, "filters"))
         t.bind(call.path, "kernel", 2, x.reshape(call.op.groups, -1)[0], "input")
         t.bind(call.path, "kernel", 3, out, "filter")
-        return _finish(call, out, t)
+        return finish(call, "bias", out, t)
 
 
 @wrong(layers.Dense, body=lambda x: layers.Dense(7, name="fc")(x))
@@ -218,7 +219,7 @@ class DenseWithoutInputs(Dense):
         out = t.fresh(call.op.units, (call.path, "filters"))
         t.constant(call.path, "kernel")
         t.bind(call.path, "kernel", 1, out, "filter")
-        return _finish(call, out, t)
+        return finish(call, "bias", out, t)
 
 
 @wrong(layers.PReLU, body=lambda x: layers.PReLU(shared_axes=[1, 2], name="prelu")(x))

@@ -290,4 +290,4 @@ def test_the_report_says_what_was_left_out():
     model = sequential(layers.Conv2D(16, 3), layers.LayerNormalization(name="norm"), layers.Conv2D(4, 3))
     budget = kfp.LatencyBudget(keep=0.7, table="arm64")
     _, report = kfp.prune_model(model, "l2", budget, return_report=True, **QUIET)
-    assert "Without a time, and left out: {'norm': 'LayerNormalization'}." in report.notes
+    assert "Without a price, and left out: norm (LayerNormalization)." in report.notes
