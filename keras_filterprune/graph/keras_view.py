@@ -44,7 +44,7 @@ def view_model(model: keras.Model) -> ModelView:
     ]
     outputs = builder.expand(functional, config, inputs, prefix="")
     view = ModelView(
-        name=model.name,
+        model=model,
         calls=tuple(builder.calls),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
@@ -111,14 +111,8 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
         if not inputs or not outputs:
             raise UnsupportedModelError(_no_graph_message(model))
         model = keras.Model(inputs, outputs, name=model.name)
-    try:
-        with serializable(model):
-            return model, model.get_config()
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"model '{model.name}' has no configuration to rebuild it from: one of its layers raised "
-            f"{type(error).__name__}: {first_line(error)} Keras cannot save it either; give that layer a get_config()."
-        ) from error
+    with serializable(model):
+        return model, model.get_config()
 
 
 def plain_call(model: keras.Model) -> bool:
