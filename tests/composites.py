@@ -14,16 +14,15 @@ class Situation(NamedTuple):
     """A model, and the classes of layers that are to stay closed in it, with a word of the reason."""
 
     build: callable
-    closed: dict = {}
-    prunable: bool = True
+    closed: dict
 
 
 SITUATIONS = {}
 
 
-def situation(closed=None, prunable=True):
+def situation(closed=None):
     def register(build):
-        SITUATIONS[build.__name__] = Situation(build, closed or {}, prunable)
+        SITUATIONS[build.__name__] = Situation(build, closed or {})
         return build
 
     return register
@@ -244,7 +243,7 @@ def own_functions_as_activations():
     return around(layer(lambda self, x: self.conv(x), conv=conv))
 
 
-@situation(prunable=False)
+@situation()
 def lambda_layer_inside():
     conv = layers.Conv2D(7, 3, padding="same")
     double = layers.Lambda(lambda x: 2 * x)
@@ -305,7 +304,7 @@ def product_twice_with_one_weight():
     return sequence(weighted(lambda self, x: ops.relu(x @ self.w) @ self.w, w=(WIDTH, WIDTH))())
 
 
-@situation(prunable=False)
+@situation()
 def tied_both_ways():
     def call(self, x):
         return ops.matmul(ops.relu(ops.matmul(x, self.w)), ops.transpose(self.w))
@@ -427,7 +426,7 @@ def mask_of_a_batch():
     return sequence(layer(call, dense=layers.Dense(7)))
 
 
-@situation(closed={"Made": "size of the batch"}, prunable=False)
+@situation(closed={"Made": "size of the batch"})
 def numbered_samples():
     def call(self, x):
         return self.dense(x) * ops.cast(ops.reshape(ops.arange(ops.shape(x)[0]), (-1, 1, 1)), "float32")
@@ -505,7 +504,7 @@ def other_layers_in_training():
     return around(layer(call, conv=layers.Conv2D(WIDTH, 3, padding="same")), Block(7))
 
 
-@situation(closed={"Made": "training=False, always"}, prunable=False)
+@situation(closed={"Made": "training=False, always"})
 def frozen_statistics():
     def call(self, x):
         return self.norm(self.conv(x), training=False)
@@ -520,7 +519,7 @@ def frozen_layers_in_inference():
     return around(layer(lambda self, x: self.inner(x, training=False), inner=trained))
 
 
-@situation(closed={"Made": "training=False, always"}, prunable=False)
+@situation(closed={"Made": "training=False, always"})
 def trained_as_if_frozen():
     trained = Trained()
     return around(layer(lambda self, x: self.inner(x, training=False), inner=trained))
@@ -567,7 +566,7 @@ def random_layer():
     )
 
 
-@situation(closed={"Made": "random"}, prunable=False)
+@situation(closed={"Made": "random"})
 def random_numbers_of_its_own():
     def call(self, x):
         return self.conv(x) + keras.random.normal(ops.shape(x), seed=self.seeds)
@@ -575,7 +574,7 @@ def random_numbers_of_its_own():
     return around(layer(call, conv=layers.Conv2D(WIDTH, 1), seeds=keras.random.SeedGenerator(1)))
 
 
-@situation(closed={"Made": "loss"}, prunable=False)
+@situation(closed={"Made": "loss"})
 def added_loss():
     def call(self, x):
         x = self.conv(x)
@@ -585,7 +584,7 @@ def added_loss():
     return around(layer(call, conv=layers.Conv2D(WIDTH, 1)))
 
 
-@situation(closed={"Made": "assign"}, prunable=False)
+@situation(closed={"Made": "assign"})
 def weight_written_in_the_call():
     class Made(layers.Layer):
         def build(self, shape):
@@ -666,6 +665,15 @@ def subclassed():
 
 
 @situation()
+def subclassed_and_told():
+    class Told(Classifier):
+        def call(self, x, training=None):
+            return super().call(x)
+
+    return called(Told())
+
+
+@situation()
 def subclassed_in_subclassed():
     class Outer(keras.Model):
         def __init__(self):
@@ -687,7 +695,7 @@ def subclassed_with_several_outputs():
 
         def call(self, x, training=False):
             x = ops.mean(self.block(x), axis=(1, 2))
-            return {"classes": self.a(x), "box": (self.b(x), x)}
+            return {"classes": self.a(x), "box": (self.b(x), 2 * self.b(x))}
 
     return called(Two())
 

@@ -101,7 +101,7 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
     if not plain_call(model):
         raise UnsupportedModelError(
             f"model '{model.name}' ({type(model).__name__}) overrides call(), so its graph of layers is not all "
-            "that it computes. Move what call() adds into the graph, as layers between its inputs and outputs."
+            "that it computes. Make one of all of it: kfp.open_model(model)."
         )
     if type(model) is not functional_class():
         try:
@@ -133,8 +133,8 @@ def _no_graph_message(model: keras.Model) -> str:
             "keras.Input(shape), or call model.build((None, ...)) first."
         )
     return (
-        f"model '{model.name}' is a subclassed {type(model).__name__} without a graph of layers. Wrap it as a "
-        "functional model: x = keras.Input(shape); keras.Model(x, my_call(x)), where my_call applies its layers to x."
+        f"model '{model.name}' is a subclassed {type(model).__name__} without a graph of layers. Make one of it: "
+        "kfp.open_model(model), or kfp.open_model(model, input_spec) if it has not been called."
     )
 
 

@@ -16,7 +16,7 @@ from keras_filterprune.opening.batch import batch_size_for
 from keras_filterprune.opening.branches import branching, same_graph
 from keras_filterprune.opening.errors import CannotOpenError
 from keras_filterprune.opening.inputs import batch_of, specs_of
-from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle
+from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes
 from keras_filterprune.opening.proof import difference_of
 from keras_filterprune.opening.trace import Trace
 from keras_filterprune.opening.where import where
@@ -107,7 +107,17 @@ class _Opening:
         }
         view = view_model(opened)
         calls = tuple(replace(call, closed=twins.get(id(call.op), "")) for call in view.calls)
-        return replace(view, calls=calls, notes=(*lost_with(self.model), *self._notes))
+        return replace(view, calls=calls, notes=(*lost_with(self.model), *self._training_note(view), *self._notes))
+
+    def _training_note(self, view: ModelView) -> list[str]:
+        """What `fit()` does otherwise with a model that is not told that it trains."""
+        told = [call.path for call in view.calls if call.inputs and takes(call.op, "training")]
+        if has_graph(self.model) or takes(self.model, "training") or not told:
+            return []
+        return [
+            f"{type(self.model).__name__}.call() has no argument `training`, so that fit() runs '{told[0]}' as in "
+            "inference; in the opened model it trains."
+        ]
 
     def _assembled(self) -> tuple[keras.Model, Assembler]:
         self._notes: list[str] = []

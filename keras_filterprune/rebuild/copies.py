@@ -8,9 +8,6 @@ import keras
 
 from keras_filterprune.graph.keras_view import copy_value
 
-# What belongs to one layer alone: its place in graphs, its wrapped build(), what PyTorch has registered of it.
-_OWN = {"_inbound_nodes", "_outbound_nodes", "_losses", "_loss_ids", "build", "_torch_params"}
-
 
 def copied(layer: keras.layers.Layer, name: str | None = None) -> Any:
     """A copy of a built layer, and of the layers in it, without asking for their configurations.
@@ -34,20 +31,28 @@ def _copy(value: Any, made: dict[int, Any]) -> Any:
         copy_value(value.state, made[id(value)].state)
     elif isinstance(value, keras.layers.Layer):
         copy = made[id(value)] = object.__new__(type(value))
-        attributes = {key: _copy(entry, made) for key, entry in vars(value).items() if key not in _OWN}
-        vars(copy).update(attributes | {key: [] for key in _OWN & {"_inbound_nodes", "_outbound_nodes", "_losses"}})
-        vars(copy)["_loss_ids"] = set()
+        # Keras wraps the build() of every layer around the layer, and a copy is built.
+        attributes = {key: entry for key, entry in vars(value).items() if key != "build" and not _is_registry(entry)}
+        vars(copy).update({key: _copy(entry, made) for key, entry in attributes.items()})
     elif isinstance(value, dict):
-        return {key: _copy(entry, made) for key, entry in value.items() if key not in _OWN}
-    elif isinstance(value, list | set):
-        return (
-            type(value)(_copy(entry, made) for entry in value)
-            if type(value) in (list, set)
-            else [_copy(entry, made) for entry in value]
-        )
+        return {key: _copy(entry, made) for key, entry in value.items() if not _is_registry(entry)}
+    elif isinstance(value, list):
+        return [_copy(entry, made) for entry in value if not _is_node(entry)]
+    elif isinstance(value, set):
+        return {_copy(entry, made) for entry in value}
     elif isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(_copy(entry, made) for entry in value)
     return made.get(id(value), value)
+
+
+def _is_node(value: Any) -> bool:
+    """Whether a value is a place in a graph, which is that of one layer alone."""
+    return type(value).__name__ == "Node" and type(value).__module__.startswith("keras.")
+
+
+def _is_registry(value: Any) -> bool:
+    """Whether PyTorch keeps the weights of a layer in a value a second time; the copy has them do so when needed."""
+    return type(value).__name__ == "ParameterDict"
 
 
 def _variable(variable: Any) -> Any:
