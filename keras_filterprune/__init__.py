@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from keras_filterprune.methods import Method as Method
     from keras_filterprune.methods import list_methods as list_methods
     from keras_filterprune.methods import register_method as register_method
+    from keras_filterprune.opening import open_model as open_model
     from keras_filterprune.pruning import apply_plan as apply_plan
     from keras_filterprune.pruning import plan_pruning as plan_pruning
     from keras_filterprune.pruning import prune_model as prune_model
@@ -73,6 +74,7 @@ _NAMES = {
     "layer_pruning": "prune_layers",
     "measuring": "measure_latency",
     "methods": "Method list_methods register_method",
+    "opening": "open_model",
     "pruning": "apply_plan plan_pruning prune_model",
     "rebuild": "PruningPlan",
     "report": "PruneReport",
@@ -140,6 +142,13 @@ def __dir__() -> list[str]:
     return [*__all__, *(name for name in globals() if name.startswith("__"))]
 
 
+_SAVED = {
+    "layers": "BatchBridgeout FilterPruning",
+    "opening": "Constant PerSample Weight",
+    "regularizers": "BridgePenalty GroupLasso",
+}
+
+
 class _Saved:
     """Stands in Keras' table of custom objects for a class that files name, until one is loaded."""
 
@@ -156,6 +165,6 @@ def _register_saved_classes(keras: Any) -> None:
 
     Keras never imports the modules that a file names, and importing ours here would be a circle.
     """
-    for module, names in (("layers", "BatchBridgeout FilterPruning"), ("regularizers", "BridgePenalty GroupLasso")):
+    for module, names in _SAVED.items():
         for name in names.split():
             keras.saving.get_custom_objects().setdefault(f"keras_filterprune>{name}", _Saved(module, name))

@@ -21,12 +21,14 @@ ROWS = [
     ["checkpoint"],
     ["graph"],
     ["handlers"],
-    ["analysis"],
+    ["tracing"],
     ["cost"],
     ["latency"],
     ["budgets", "probe"],
     ["criteria", "allocators", "compensators"],
     ["rebuild"],
+    ["opening"],
+    ["analysis"],
     ["report"],
     ["methods"],
     ["export"],
@@ -288,7 +290,7 @@ def test_public_names_resolve_to_documented_objects(name):
 
 def test_the_top_level_is_small_and_shows_nothing_else():
     assert sorted(name for name in dir(kfp) if name[0] != "_") == kfp.__all__
-    assert len(kfp.__all__) <= 45
+    assert len(kfp.__all__) <= 46
     assert kfp.__version__
 
 
@@ -318,7 +320,26 @@ SAVED = {
     "BatchBridgeout": lambda model: kfp.apply_bridgeout(model),
     "GroupLasso": lambda model: kfp.apply_penalty(model, kfp.regularizers.GroupLasso()),
     "BridgePenalty": lambda model: kfp.apply_penalty(model, kfp.regularizers.BridgePenalty()),
+    **dict.fromkeys(
+        ("Weight", "Constant", "PerSample"), lambda model: kfp.open_model(keras.Sequential([model, Token()]))
+    ),
 }
+
+
+class Token(keras.layers.Layer):
+    """Holds a weight, looks up a constant, and repeats both for every sample."""
+
+    def build(self, shape):
+        self.token = self.add_weight((1, 1, shape[-1]), "ones", name="token")
+        self.places = keras.layers.Embedding(36, shape[-1])
+        self.places.build((None,))
+
+    def call(self, x):
+        batch = keras.ops.shape(x)[0]
+        x = keras.ops.reshape(x, (batch, -1, x.shape[-1])) + self.places(keras.ops.arange(36))
+        return keras.ops.concatenate([keras.ops.broadcast_to(self.token, (batch, 1, x.shape[-1])), x], axis=1)
+
+
 IMPORTS = "import keras, keras_filterprune", "import keras_filterprune, keras"
 
 

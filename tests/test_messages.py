@@ -317,14 +317,12 @@ class Subclassed(keras.Model):
         return self.dense(inputs)
 
 
-def test_subclassed_model_is_told_how_to_become_functional(bad):
-    model = Subclassed()
-    model(np.zeros((1, 4), "float32"))
-    bad.use(model)
+def test_subclassed_model_that_was_not_called_is_told_what_it_needs(bad):
+    model = bad.use(Subclassed())
     text = fails(
-        errors.UnsupportedModelError, ValueError, "model 'mine' is a subclassed Subclassed", kfp.prune_model, model
+        errors.UnsupportedModelError, ValueError, r"what model 'mine' \(Subclassed\) takes", kfp.prune_model, model
     )
-    assert "Wrap it as a functional model: x = keras.Input(shape); keras.Model(x, my_call(x))" in text
+    assert "Call it on data once, or open it with its inputs: kfp.open_model(model, input_spec=" in text
 
 
 @pytest.mark.parametrize("value", [None, "model.keras", 3, keras.layers.Dense(2)])

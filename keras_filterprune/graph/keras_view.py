@@ -44,7 +44,6 @@ def view_model(model: keras.Model) -> ModelView:
     ]
     outputs = builder.expand(functional, config, inputs, prefix="")
     view = ModelView(
-        name=model.name,
         model=model,
         calls=tuple(builder.calls),
         inputs=tuple(inputs),
@@ -102,7 +101,7 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
     if not plain_call(model):
         raise UnsupportedModelError(
             f"model '{model.name}' ({type(model).__name__}) overrides call(), so its graph of layers is not all "
-            "that it computes. Move what call() adds into the graph, as layers between its inputs and outputs."
+            "that it computes. Make one of all of it: kfp.open_model(model)."
         )
     if type(model) is not functional_class():
         try:
@@ -112,14 +111,8 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
         if not inputs or not outputs:
             raise UnsupportedModelError(_no_graph_message(model))
         model = keras.Model(inputs, outputs, name=model.name)
-    try:
-        with serializable(model):
-            return model, model.get_config()
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"model '{model.name}' has no configuration to rebuild it from: one of its layers raised "
-            f"{type(error).__name__}: {first_line(error)} Keras cannot save it either; give that layer a get_config()."
-        ) from error
+    with serializable(model):
+        return model, model.get_config()
 
 
 def plain_call(model: keras.Model) -> bool:
@@ -140,8 +133,8 @@ def _no_graph_message(model: keras.Model) -> str:
             "keras.Input(shape), or call model.build((None, ...)) first."
         )
     return (
-        f"model '{model.name}' is a subclassed {type(model).__name__} without a graph of layers. Wrap it as a "
-        "functional model: x = keras.Input(shape); keras.Model(x, my_call(x)), where my_call applies its layers to x."
+        f"model '{model.name}' is a subclassed {type(model).__name__} without a graph of layers. Make one of it: "
+        "kfp.open_model(model), or kfp.open_model(model, input_spec) if it has not been called."
     )
 
 

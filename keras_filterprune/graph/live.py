@@ -98,7 +98,8 @@ def is_function(value: Any) -> bool:
 def serializable(thing: Any) -> Iterator[None]:
     """Lends a model or an operation stand-ins for the functions that Keras cannot write down, as long as it lasts.
 
-    They call the functions: whoever uses the model meanwhile sees no difference.
+    They call the functions: whoever uses the model meanwhile sees no difference. Where an operation of a model has no
+    configuration, its name stands for one: that is enough to say which operations there are, and what they read.
     """
     with _LENDING, contextlib.ExitStack() as stack:
         for holder in held_objects(thing):
@@ -108,13 +109,28 @@ def serializable(thing: Any) -> Iterator[None]:
                 if lent is not value:
                     stack.callback(own.__setitem__, name, value)
                     own[name] = lent
+        for op in getattr(thing, "operations", ()):
+            if not isinstance(op, keras.Model) and not _has_config(op):
+                stack.callback(vars(op).pop, "get_config")
+                vars(op)["get_config"] = functools.partial(dict, name=op.name)
         yield
 
 
+def _has_config(op: Any) -> bool:
+    """Whether an operation says how it is configured: what Keras writes does, and a class of the user's is asked."""
+    if type(op).get_config.__module__.startswith("keras.") and type(op).__module__.startswith("keras."):
+        return True
+    # A user's class may raise anything.
+    with contextlib.suppress(Exception):
+        keras.saving.serialize_keras_object(op)
+        return True
+    return False
+
+
 def plain_config(op: Any) -> dict[str, Any]:
-    """`op.get_config()`, with a description of the functions that Keras cannot write down."""
+    """`op.get_config()`, with a description of the functions that Keras cannot write down; {} where it raises."""
     with serializable(op):
-        return op.get_config()
+        return op.get_config() if _has_config(op) else {}
 
 
 def held_objects(thing: Any) -> list[Any]:

@@ -41,6 +41,7 @@ class Call:
         inputs: those references, flat and in order.
         input_shapes, output_shapes: shapes with the batch axis first; an output nobody reads has shape (). Sides that
             the model leaves open count 64, 8 for tokens.
+        closed: why a layer that is made of others could not be opened, as in "draws random numbers itself" ("").
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -56,6 +57,7 @@ class Call:
     inputs: tuple[TensorRef, ...]
     input_shapes: tuple[Shape, ...]
     output_shapes: tuple[Shape, ...]
+    closed: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +65,15 @@ class ModelView:
     """A Keras model as one flat list of calls in topological order; nested models are dissolved into it.
 
     Attributes:
-        name: name of the model.
-        model: the `keras.Model` itself, for how it is compiled.
+        model: the functional or Sequential model whose calls they are, for how it is compiled as well.
         calls: model inputs (as calls without inputs) and operations.
         inputs, outputs: references of the model's flat inputs and outputs.
         output_names: one name per output.
         nested_inputs: per nested model (by id), the references fed to its flat inputs at its first call.
         open_inputs: inputs leave dimensions beside the batch open; shapes hold for nominal sizes (64, 8 for tokens).
+        notes: what a plain model has not kept of the model that it was opened from, in sentences.
     """
 
-    name: str
     model: Any
     calls: tuple[Call, ...]
     inputs: tuple[TensorRef, ...]
@@ -80,6 +81,12 @@ class ModelView:
     output_names: tuple[str, ...]
     nested_inputs: dict[int, tuple[TensorRef, ...]]
     open_inputs: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.model.name
 
     @cached_property
     def readers(self) -> dict[TensorRef, tuple[int, ...]]:
@@ -264,11 +271,24 @@ class ChannelGraph:
         return {group.name: group for group in self.groups}
 
     @cached_property
+    def binds_of(self) -> dict[str, tuple[Bind, ...]]:
+        """{layer: the axes of its weights that channels index}."""
+        found: dict[str, list[Bind]] = {}
+        for bind in self.binds:
+            found.setdefault(bind.layer, []).append(bind)
+        return {layer: tuple(binds) for layer, binds in found.items()}
+
+    @cached_property
     def sizes(self) -> np.ndarray:
         """Units of every group, int64 of shape (n_groups,); not to be written."""
         sizes = np.array([group.size for group in self.groups], int)
         sizes.setflags(write=False)
         return sizes
+
+    @property
+    def model(self) -> Any:
+        """The model of which this is the graph: the one that was analysed, or what that was opened into."""
+        return self.view.model
 
     @property
     def filters(self) -> int:

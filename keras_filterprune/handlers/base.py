@@ -14,7 +14,7 @@ from keras_filterprune.checks import check_returned
 from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
-from keras_filterprune.graph.types import Call, Tensor
+from keras_filterprune.graph.types import Bind, Call, Tensor
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.statistics import Statistics
 from keras_filterprune.parts import Checked, returns
@@ -30,6 +30,7 @@ class Resize:
         call: the call in the original model.
         inputs, outputs: its tensors in the original model.
         alive: boolean array over channel ids.
+        binds: the axes of the layer's weights that channels index, those of no tensor (heads of attention) included.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -45,11 +46,13 @@ class Resize:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     alive: np.ndarray
+    binds: tuple[Bind, ...] = ()
 
     @property
     def changed(self) -> bool:
-        """Whether any channel of the call goes."""
-        return any(not self.kept(t).all() for t in (*self.inputs, *self.outputs) if t.tracked)
+        """Whether any channel of the call goes, of its tensors or inside of it."""
+        indexed = (*(t for t in (*self.inputs, *self.outputs) if t.tracked), *self.binds)
+        return any(not self.alive[x.ids].all() for x in indexed)
 
     def kept(self, tensor: Tensor) -> np.ndarray:
         """Boolean array of shape (channels,): which channels of a tracked tensor stay."""

@@ -15,23 +15,28 @@ from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.base import Handler, describe, untracked
 from keras_filterprune.handlers.linear import Linear
+from keras_filterprune.handlers.passing import passes_in_inference
 from keras_filterprune.handlers.statistics import Statistics
 
 T = TypeVar("T")
 
 
-def taught_by(op: Any) -> str:
-    """How to teach the library a layer that is not of Keras, as the end of a sentence."""
-    known = not isinstance(op, keras.layers.Layer) or type(op).__module__.startswith("keras.")
-    return "" if known else f"; register_handler({type(op).__name__}, like=...) teaches it"
+def taught_by(op: Any, closed: str = "") -> str:
+    """How to teach the library a layer that is not of Keras, as the end of a sentence; `closed` as in `Call`."""
+    if not isinstance(op, keras.layers.Layer) or type(op).__module__.startswith("keras."):
+        return ""
+    why = f"; it stays closed: it {closed}" if closed else ""
+    return f"{why}; register_handler({type(op).__name__}, like=...) teaches it"
 
 
 class Opaque(Handler):
     """Any operation without a handler: its inputs are pinned, its outputs carry no channels."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        if len(inputs) == 1 and not named_weights(call.op) and passes_in_inference(call.op):
+            return [Tensor(call.output_shapes[0], inputs[0].axis, inputs[0].ids)]
         t.constant(call.path, *named_weights(call.op))
-        t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{taught_by(call.op)}")
+        t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{taught_by(call.op, call.closed)}")
         return untracked(call)
 
 
@@ -112,6 +117,11 @@ def handler_for(op: Any) -> Handler:
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
     return _BY_NAME.get(keras_name(op), _OPAQUE)
+
+
+def is_known(op: Any) -> bool:
+    """Whether an operation has a handler, of its own or of what it is registered like."""
+    return handler_for(op) is not _OPAQUE
 
 
 def keras_class(op: Any) -> type | None:

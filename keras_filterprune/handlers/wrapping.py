@@ -89,7 +89,7 @@ class Wrapper(Handler):
         handler, call, inputs = self.inner(r.call, r.inputs)
         _, _, outputs = self.inner(r.call, r.outputs)
         inner = copy.deepcopy(config["layer"])
-        inner["config"] = handler.resize(inner["config"], Resize(call, inputs, outputs, r.alive))
+        inner["config"] = handler.resize(inner["config"], Resize(call, inputs, outputs, r.alive, r.binds))
         return config | {"layer": inner}
 
 
@@ -127,7 +127,7 @@ class TimeDistributed(Wrapper):
         _, _, outputs = self.inner(r.call, r.outputs)
         if type(handler).masked_call is Handler.masked_call:
             return op(*args, **kwargs)
-        inner = Resize(call, inputs, outputs, r.alive)
+        inner = Resize(call, inputs, outputs, r.alive, r.binds)
         frames = keras.ops.unstack(args[0], axis=1)
         return keras.ops.stack([handler.masked_call(op.layer, (f,), {}, inner) for f in frames], axis=1)
 

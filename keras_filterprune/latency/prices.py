@@ -9,12 +9,12 @@ from typing import Any
 
 import keras
 
-from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_returned, is_number, wrong
 from keras_filterprune.cost.tiles import Tiles, as_tiles
 from keras_filterprune.latency.operators import DEFAULTS, PRODUCTS, STEPPED
 from keras_filterprune.latency.sized import SizedOperators
 from keras_filterprune.parts import Checked, returns
+from keras_filterprune.tracing import trace_model
 
 # What an operator is, apart from its widths: a mapping, or the items of one.
 Fields = Mapping[str, Any] | Iterable[tuple[str, Any]]
@@ -109,7 +109,7 @@ class Prices(Checked, abc.ABC):
         Raises:
             InfeasibleBudgetError: these prices say nothing about one of its operators.
         """
-        graph = analyze(model)
+        graph = trace_model(model)
         whole = SizedOperators.of(graph, graph.sizes)
         return (sum(whole.by_layer(self.price).values()) + self.floor) / 1e3
 

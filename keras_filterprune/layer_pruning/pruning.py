@@ -138,7 +138,7 @@ def prune_layers(
     found = _scored(graph, units, unremovable, importance, run)
     goal.check(graph, found.units, found.unremovable)
     gone = goal.least_important(found)
-    small = without_units(model, graph, gone)
+    small = without_units(graph.model, graph, gone)
     difference = verify_removal(graph, small, gone, seed) if verify else None
     notes = []
     if verify and gone and goal.budget is not None and goal.budget.prices is not None:

@@ -192,7 +192,7 @@ def masked_apply(kept: Kept, values: Values) -> Callable[[Call, tuple, dict], An
     are taken over those that stay.
     """
     resizes = {
-        id(call): Resize(call, inputs, outputs, kept.alive)
+        id(call): Resize(call, inputs, outputs, kept.alive, kept.graph.binds_of.get(call.path, ()))
         for call, (inputs, outputs) in zip(kept.graph.view.calls, kept.graph.tensors, strict=True)
     }
 

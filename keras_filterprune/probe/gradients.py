@@ -248,3 +248,8 @@ def _torch(function: Callable[[Tensors], Any], at: Tensors) -> Tensors:
 
 
 _BACKENDS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
+
+
+def can_differentiate() -> bool:
+    """Whether Keras runs on a backend that gives gradients."""
+    return keras.config.backend() in _BACKENDS

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import keras
 
-from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import wrong
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.tracing import trace_model
 
 
 class Measure(Protocol):
@@ -133,7 +133,7 @@ def _elsewhere(digest: str, units: dict[str, Any], content: bytes | None) -> tup
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.keras")
                 path.write_bytes(saved)
-                graph = analyze(keras.saving.load_model(path))
+                graph = trace_model(keras.saving.load_model(path))
             _made.clear()
             _made[digest] = kind(graph, *payload), graph
         measure, graph = _made[digest]

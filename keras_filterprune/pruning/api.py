@@ -149,11 +149,11 @@ def prune_model(
     options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
     costs = CostModel(analyze(model))
     check_data(data, costs.graph.view)
-    planner = Planner(task_for(model, costs, recipe, budget, options, run))
+    planner = Planner(task_for(costs.graph.model, costs, recipe, budget, options, run))
     outcome = carry_out(planner)
     plan = planner.plan(_name(method, recipe), outcome.kept)
     small = _merged(outcome, plan, run)
-    outcome = _priced(model, small, planner.task, outcome)
+    outcome = _priced(costs.graph.model, small, planner.task, outcome)
     return _result(costs, small, plan, outcome, return_report, channel_multiple, budget)
 
 
@@ -197,7 +197,7 @@ def plan_pruning(
     options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
     costs = CostModel(analyze(model))
     check_data(data, costs.graph.view)
-    planner = Planner(task_for(model, costs, recipe, budget, options, run))
+    planner = Planner(task_for(costs.graph.model, costs, recipe, budget, options, run))
     return planner.plan(_name(method, recipe), choose(planner))
 
 
@@ -269,7 +269,7 @@ def apply_plan(
     check_flags(return_report=return_report)
     costs = CostModel(analyze(model))
     check_data(data, costs.graph.view)
-    subject, wide = cut_by(plan, model, costs, run)
+    subject, wide = cut_by(plan, costs.graph.model, costs, run)
     weights = Weights(wide.graph.view)
     weights.check_finite()
     prove_linear(wide.graph.view)

@@ -73,7 +73,7 @@ class Task:
     def again(self, model: keras.Model, recipe: Method | None = None) -> Task:
         """The same task for this one's model after a round of cutting, with another recipe perhaps."""
         costs = CostModel(analyze(model))
-        return Task(model, costs, recipe or self.recipe, self.budget, self.options, self.run, self._full)
+        return Task(costs.graph.model, costs, recipe or self.recipe, self.budget, self.options, self.run, self._full)
 
     @property
     def graph(self) -> ChannelGraph:

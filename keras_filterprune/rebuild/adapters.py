@@ -10,7 +10,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions, is_convolution
 from keras_filterprune.graph.keras_view import copy_value, named_weights
 from keras_filterprune.graph.types import ChannelGraph
@@ -18,6 +17,7 @@ from keras_filterprune.handlers.registry import known_linear
 from keras_filterprune.rebuild.adapter_costs import Convolutions
 from keras_filterprune.rebuild.clone import Cloner, without_old_shapes
 from keras_filterprune.rebuild.verify import rounding
+from keras_filterprune.tracing import trace_model
 
 L = keras.layers
 # What a convolution does after its kernel: this moves with the end of the chain.
@@ -61,7 +61,7 @@ def add_adapters(model: keras.Model, graph: ChannelGraph, paths: Collection[str]
 
     Args:
         model: the model that `graph` was read from; it is not changed.
-        graph: `analyze(model)`.
+        graph: `trace_model(model)`.
         paths: of convolutions, among those that are `wrappable`.
     """
     adapted = adapted_convolutions(graph.view)
@@ -75,7 +75,7 @@ def merge_adapters(model: keras.Model, params: bool = False) -> keras.Model:
 
     The cost is counted in multiply-accumulates, or in parameters with `params`.
     """
-    return _Merger(analyze(model), params).result(model)
+    return _Merger(trace_model(model), params).result(model)
 
 
 class _InPlace(Cloner):

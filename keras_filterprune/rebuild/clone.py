@@ -20,6 +20,8 @@ from keras_filterprune.handlers.base import Handler, Resize
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import explained, handler_for
 from keras_filterprune.rebuild.compiled import compile_like
+from keras_filterprune.rebuild.copies import copied
+from keras_filterprune.rebuild.lost import lost_with
 from keras_filterprune.rebuild.mesh import check_mesh
 from keras_filterprune.rebuild.state import build_like, carry_state, copy_trainable, copy_weights, prepare
 from keras_filterprune.rebuild.verify import compare_models
@@ -40,19 +42,16 @@ def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:
     """
     check_mesh(kept)
     graph = kept.graph
+    binds = graph.binds_of
     resizes = {
-        number: Resize(call, inputs, outputs, kept.alive)
+        number: Resize(call, inputs, outputs, kept.alive, binds.get(call.path, ()))
         for number, (call, (inputs, outputs)) in enumerate(zip(graph.view.calls, graph.tensors, strict=True))
         if call.inputs
     }
     resizer = _Resizer(kept, {id(r.call.op): r for r in resizes.values() if r.changed})
     rebuilt = Rebuilt(kept, resizer.uncompiled(model), resizer.twins, resizes)
     rebuilt.notes.extend(resizer.compile(model, rebuilt.model))
-    # Backends that only infer have none.
-    if getattr(type(model), "train_step", None) is not getattr(type(rebuilt.model), "train_step", None):
-        rebuilt.notes.append(
-            f"The result is a plain model: {type(model).__name__}'s own train_step() is not part of it."
-        )
+    rebuilt.notes.extend(graph.view.notes or lost_with(model))
     return rebuilt
 
 
@@ -188,11 +187,20 @@ class Cloner:
     def _clone(self, op: Any) -> Any:
         try:
             return self.made(op, self.config(op))
-        except (TypeError, ValueError) as error:
-            raise UnsupportedModelError(
-                f"layer '{op.name}' ({type(op).__name__}) cannot be rebuilt from its get_config(): {first_line(error)} "
-                "It must return the arguments of the constructor; Keras cannot load a saved copy of it either."
-            ) from error
+        # Whatever the get_config() of a user's class raises.
+        except Exception as error:
+            if not isinstance(op, keras.layers.Layer) or isinstance(op, keras.Model) or not op.built:
+                raise UnsupportedModelError(
+                    f"'{op.name}' ({type(op).__name__}) cannot be rebuilt from its get_config(): {first_line(error)} "
+                    "It must return the arguments of the constructor; Keras cannot load a saved copy of it either."
+                ) from error
+        twin = copied(op, self.name_of(op))
+        self._made.append((op, twin))
+        return twin
+
+    def name_of(self, op: Any) -> str:
+        """The name of an operation's clone."""
+        return op.name
 
     def config(self, op: Any) -> dict[str, Any]:
         """The configuration of an operation's clone."""

@@ -50,12 +50,13 @@ def compile_like(model: keras.Model, twin: keras.Model, variables: Mapping[int, 
                 f"The result is compiled without {kind}, because one of them cannot be built from its get_config() "
                 f"({first_line(error)}) Call compile() again."
             )
-    # Sequential models have one output, without a name of its own.
-    if getattr(twin, "output_names", None) != getattr(model, "output_names", None):
+    # Neither have Sequential models names for their outputs, nor subclassed ones.
+    names = getattr(model, "output_names", None)
+    if names and getattr(twin, "output_names", None) != names:
         # The layers at the ends are called differently, in the same order.
         for kind in ("loss", "loss_weights", "metrics", "weighted_metrics"):
-            arguments[kind] = _in_order(arguments[kind], model.output_names)
-        twin.output_names = list(model.output_names)
+            arguments[kind] = _in_order(arguments[kind], names)
+        twin.output_names = list(names)
     twin.compile(optimizer, **arguments)
     if model.optimizer.built:
         # Otherwise fit() does, when activations with weights are built too.

@@ -158,7 +158,7 @@ def compare_bits(
         samples = labelled_inputs(test, graph.view, "accuracy", _SAMPLES)
     rows: list[BopsRow] = []
     for fraction in track(fractions, "pruning", len(fractions), progress):
-        pruned = prune_model(model, method, fraction, data=data, seed=seed, progress=progress)
+        pruned = prune_model(graph.model, method, fraction, data=data, seed=seed, progress=progress)
         if finetune is not None:
             finetune(pruned)
         rows += _rows(pruned, fraction, budgets, samples)

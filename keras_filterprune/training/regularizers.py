@@ -152,7 +152,7 @@ def apply_penalty(
             f"model '{model.name}' has no {weights} of a filter that can be removed in layers {', '.join(patterns)}. "
             "analyze(model) lists them."
         )
-    return _Penalised(graph, penalty, axes).result(model)
+    return _Penalised(graph, penalty, axes).result(graph.model)
 
 
 class _Penalised(Cloner):

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_integer, check_number, entries
 from keras_filterprune.cost import CostModel, MacsBudget
 from keras_filterprune.cost.budgets import check_fraction
@@ -25,6 +24,7 @@ from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.planner import Planner
 from keras_filterprune.pruning.task import Task
 from keras_filterprune.rebuild.outcome import Run
+from keras_filterprune.tracing import trace_model
 from keras_filterprune.training.base import wrappers_of
 from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.filter_pruning import FilterPruning
@@ -85,7 +85,7 @@ class _Gradual(TrainingCallback):
 
     def choose(self, model: keras.Model, epoch: int, lasting: bool) -> Kept:
         """The units of a plain model that stay at an epoch, `lasting` without dead ones; also notes the logs."""
-        costs = CostModel(analyze(model))
+        costs = CostModel(trace_model(model))
         criterion = _Lasting(self.recipe.criterion) if lasting else self.recipe.criterion
         budget = MacsBudget(self.keep[min(epoch, len(self.keep) - 1)])
         recipe = replace(self.recipe, criterion=criterion, rounds=1)
@@ -103,7 +103,7 @@ class _Gradual(TrainingCallback):
 
     def macs_left(self, plain: keras.Model) -> float:
         """Multiply-accumulates that the living units of a plain model need."""
-        costs = CostModel(analyze(plain))
+        costs = CostModel(trace_model(plain))
         return if_pruned(costs, living(costs.graph).counts)["macs_if_pruned"]
 
 

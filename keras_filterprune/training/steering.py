@@ -10,7 +10,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_integer, check_number, wrong
 from keras_filterprune.cost import Budget, CostModel, as_cost_budget
 from keras_filterprune.criteria import Criterion
@@ -18,6 +17,7 @@ from keras_filterprune.errors import InfeasibleBudgetError, UnsupportedModelErro
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
+from keras_filterprune.tracing import trace_model
 from keras_filterprune.training.base import wrappers_of
 from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.filter_pruning import FilterPruning
@@ -44,9 +44,9 @@ class _Steered(TrainingCallback, abc.ABC):
         self.budget = as_cost_budget(budget, f"{type(self).__name__} steers what the network costs")
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._graph = analyze(self.model)
+        self._graph = trace_model(self.model)
         # Wrappers have weights of their own, which do not count.
-        self._costs = CostModel(analyze(strip_wrappers(self.model)))
+        self._costs = CostModel(trace_model(strip_wrappers(self.model)))
         self._price = self.budget.cost(self._costs)
         self._limit = self.budget.limit(self._price(self._costs.sizes))
         self.prepare(self._graph)

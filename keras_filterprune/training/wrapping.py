@@ -71,7 +71,6 @@ def apply_bridgeout(
 
     wanted = "a convolution with a window" if patterns is None else f"{include!r}"
     return _wrapped(
-        model,
         graph,
         chosen,
         wanted,
@@ -99,7 +98,7 @@ def apply_filter_pruning(model: keras.Model) -> keras.Model:
         >>> [layer.name for layer in kfp.apply_filter_pruning(keras.Sequential(layers)).layers][1]
         'reader_masked'
     """
-    return _masked(model, analyze(model), lambda layer, _: FilterPruning(layer))
+    return _masked(analyze(model), lambda layer, _: FilterPruning(layer))
 
 
 def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l2", *, data: Any = None) -> keras.Model:
@@ -141,7 +140,7 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
         scores = np.zeros(1) if criterion.refuses(group) else criterion.scores(group, weights)
         if scores.mean() > 0:
             gates[group.units] = scores / scores.mean()
-    gated = _masked(model, graph, lambda layer, _: FilterPruning(layer, gates=True))
+    gated = _masked(graph, lambda layer, _: FilterPruning(layer, gates=True))
     # The same calls in the same order, with and without wrappers.
     for call, (inputs, _) in zip(view_model(gated).calls, graph.tensors, strict=True):
         if isinstance(call.op, FilterPruning):
@@ -149,15 +148,12 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
     return gated
 
 
-def _masked(
-    model: keras.Model, graph: ChannelGraph, wrapper: Callable[[keras.layers.Layer, int], FilterPruning]
-) -> keras.Model:
+def _masked(graph: ChannelGraph, wrapper: Callable[[keras.layers.Layer, int], FilterPruning]) -> keras.Model:
     readers = {member.layer for group in graph.groups for member in group.members if member.role == "input"}
-    return _wrapped(model, graph, lambda call: call.path in readers, "a layer that reads prunable filters", wrapper)
+    return _wrapped(graph, lambda call: call.path in readers, "a layer that reads prunable filters", wrapper)
 
 
 def _wrapped(
-    model: keras.Model,
     graph: ChannelGraph,
     chosen: Callable[[Call], bool],
     wanted: str,
@@ -170,9 +166,9 @@ def _wrapped(
         if call.inputs and chosen(call):
             numbers.setdefault(id(call.op), len(numbers))
     if not numbers:
-        raise error(f"model '{model.name}' has no layer that matches {wanted}. analyze(model) lists them.")
+        raise error(f"model '{graph.view.name}' has no layer that matches {wanted}. analyze(model) lists them.")
     return _Swapper(graph, lambda op, clone: wrapper(clone(op), numbers[id(op)]) if id(op) in numbers else None).result(
-        model
+        graph.model
     )
 
 
@@ -195,7 +191,8 @@ def strip_wrappers(model: keras.Model) -> keras.Model:
     def plain(op: Any, clone: Callable[[Any], Any]) -> Any | None:
         return None if unwrapped(op) is op else clone(unwrapped(op))
 
-    return _Stripper(analyze(model), plain).result(model)
+    graph = analyze(model)
+    return _Stripper(graph, plain).result(graph.model)
 
 
 class _Swapper(Cloner):

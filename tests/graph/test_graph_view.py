@@ -14,6 +14,7 @@ from keras_filterprune import errors
 from keras_filterprune.graph.keras_view import NOMINAL_SIZE, view_model
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.execute import random_inputs as inputs_of_view
+from keras_filterprune.tracing import trace_model
 
 
 @pytest.fixture(scope="module", params=ZOO)
@@ -290,7 +291,7 @@ def test_nested_subclassed_model_stays_one_opaque_call():
     model = keras.Model(x, layers.Dense(2)(y))
     assert [c.path for c in view_model(model).calls if c.path.startswith("own")] == ["own"]
     assert_view_computes(model)
-    (pin,) = [p for p in kfp.analyze(model).pinned if p.layer == "stem"]
+    (pin,) = [p for p in trace_model(model).pinned if p.layer == "stem"]
     assert "feeds unsupported layer 'own' (OwnForward)" in pin.reason
 
 
@@ -310,7 +311,7 @@ def test_functional_subclass_with_its_own_call_is_refused():
     outer = keras.Model(x, y)
     assert [c.path for c in view_model(outer).calls] == [*("image", "stem", "act"), model.name, "last"]
     assert_view_computes(outer)
-    (pin,) = [p for p in kfp.analyze(outer).pinned if p.layer == "stem"]
+    (pin,) = [p for p in trace_model(outer).pinned if p.layer == "stem"]
     assert f"feeds unsupported layer '{model.name}' (Doubled)" in pin.reason
 
 
@@ -338,10 +339,10 @@ def test_subclassed_model_is_refused_with_a_way_out():
     model = OwnForward(name="mine")
     model(np.zeros((1, 6, 6, 3), "float32"))
     with pytest.raises(errors.UnsupportedModelError) as error:
-        kfp.analyze(model)
+        trace_model(model)
     assert str(error.value) == (
-        "model 'mine' is a subclassed OwnForward without a graph of layers. Wrap it as a functional model: "
-        "x = keras.Input(shape); keras.Model(x, my_call(x)), where my_call applies its layers to x."
+        "model 'mine' is a subclassed OwnForward without a graph of layers. Make one of it: kfp.open_model(model), or "
+        "kfp.open_model(model, input_spec) if it has not been called."
     )
 
 

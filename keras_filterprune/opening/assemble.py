@@ -1,0 +1,202 @@
+"""Make a plain functional model of a trace: clones in the places of layers, layers in those of held weights."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import keras
+
+from keras_filterprune.graph.keras_view import copy_value, named_weights, substitute, view_model
+from keras_filterprune.graph.types import Call, TensorRef
+from keras_filterprune.opening.batch import OpenBatch
+from keras_filterprune.opening.errors import CannotOpenError
+from keras_filterprune.opening.kinds import has_graph
+from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf
+from keras_filterprune.opening.plain_layers import Constant, Weight
+from keras_filterprune.rebuild.clone import Cloner
+
+
+class Assembler(Cloner):
+    """Clones what a trace of a model calls.
+
+    Args:
+        traced: the graph of placeholders.
+        paths: of the layers of the model.
+        batch: the size of the batch in the trace; None: that of the model.
+
+    Attributes:
+        failed: (operation of the trace, why) for those that cannot be applied to another batch.
+        origins: (variable of the model, its twin), once made.
+    """
+
+    def __init__(self, traced: keras.Model, paths: dict[int, tuple[str, ...]], batch: int | None):
+        super().__init__(view_model(traced))
+        self._traced, self._paths, self._batch = traced, paths, batch
+        self._names = Counter[str]()
+        self._held: dict[int, tuple[Any, Any]] = {}
+        self._root: keras.Model | None = None
+        self._products = _products(self)
+        # What the user has named goes before what Keras numbers.
+        ops = {id(call.op.op): call.op.op for call in self.view.calls if isinstance(call.op, Leaf)}
+        layers = {key: op for key, op in ops.items() if isinstance(op, keras.layers.Layer)}
+        self._leaves = {key: self._name(paths.get(key, (op.name,))) for key, op in layers.items()}
+        self.failed: list[tuple[Any, str]] = []
+
+    def opened(self, model: keras.Model) -> keras.Model:
+        """The plain functional model that computes what `model` does, with its weights."""
+        self._root = model
+        twin = self.uncompiled(model)
+        for old, new in self._layers():
+            if new.trainable != old.trainable:
+                new.trainable = old.trainable
+        return twin
+
+    @property
+    def origins(self) -> list[tuple[Any, Any]]:
+        named = [(named_weights(old), named_weights(new)) for old, new in self._layers()]
+        return [(variable, new[name]) for old, new in named for name, variable in old.items()] + [*self._held.values()]
+
+    def _layers(self) -> list[tuple[Any, Any]]:
+        return [(old, new) for old, new in self._made if isinstance(old, keras.layers.Layer)]
+
+    def model(self, model: keras.Model) -> keras.Model:
+        return self._connected() if model is self._root else super().model(model)
+
+    def config(self, op: Any) -> dict[str, Any]:
+        config = super().config(op)
+        return config | {"name": self.name_of(op)} if id(op) in self._leaves else config
+
+    def name_of(self, op: Any) -> str:
+        return self._leaves.get(id(op), op.name)
+
+    def write(self) -> None:
+        for variable, twin in self._held.values():
+            copy_value(variable, twin)
+            twin.trainable = variable.trainable
+
+    # ------------------------------------------------------------------------------------------------------ graph
+
+    def _connected(self) -> keras.Model:
+        model = self._root
+        inputs = self.inputs(model) if has_graph(model) else [self._input(t) for t in self._traced.inputs]
+        for tensor in inputs:
+            self._names[tensor.name] += 1
+        open_batch = self._batch and OpenBatch(self._batch, inputs[0], self._layer)
+        values: dict[TensorRef, Any] = dict(zip(self.view.inputs, inputs, strict=True))
+        for number, call in enumerate(self.view.calls):
+            if not call.inputs or any(ref not in values for ref in call.inputs):
+                continue
+            args, kwargs = substitute((call.args, call.kwargs), values)
+            try:
+                outputs = self._applied(call, args, kwargs, inputs[0], open_batch)
+            except CannotOpenError as error:
+                self.failed.append((call.op, str(error)))
+                continue
+            flat = [None] if outputs is None else keras.tree.flatten(outputs)
+            values.update({TensorRef(number, i): x for i, x in enumerate(flat)})
+        if self.failed:
+            raise CannotOpenError(self.failed[0][1])
+        structure = keras.tree.pack_sequence_as(self._traced.input, inputs)
+        outputs = keras.tree.pack_sequence_as(self._traced.output, [values[ref] for ref in self.view.outputs])
+        return keras.Model(structure, outputs, name=model.name)
+
+    def _input(self, tensor: Any) -> Any:
+        batch = None if self._batch else tensor.shape[0]
+        return keras.Input(batch_shape=(batch, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name)
+
+    def _applied(self, call: Call, args: tuple, kwargs: dict, anchor: Any, open_batch: OpenBatch | None) -> Any:
+        op = call.op
+        if isinstance(op, Leaf):
+            return self.operation(op.op)(*args, **kwargs)
+        if isinstance(op, HeldWeight):
+            # Weights that matrix products alone read are made with them.
+            return None if id(op.variable) in self._products else self._weight(op, anchor)
+        if isinstance(op, HeldConstant):
+            values = {"values": op.value.tolist(), "values_dtype": op.dtype}
+            return self._layer(Constant, "_".join((*op.path, "constant")), **values)(anchor)
+        if getattr(op, "weights", None):
+            raise CannotOpenError(f"calls layer '{op.name}', which none of its attributes holds")
+        if type(op).__name__ == "Matmul" and len(args) == 2 and args[1] is None:
+            return self._dense(self.view.calls[call.inputs[1].call].op)(args[0])
+        twin = self._copied(op)
+        if open_batch is None:
+            return twin(*args, **kwargs)
+        return open_batch.apply(twin, call.input_shapes[0], args, kwargs)
+
+    def _copied(self, op: Any) -> Any:
+        """An operation of the trace anew, under a name that is the same in every process."""
+        try:
+            config = op.get_config()
+            name = {"name": self._name((re.sub(r"_\d+$", "", op.name),))} if "name" in config else {}
+            return type(op).from_config(config | name)
+        except (NotImplementedError, TypeError, ValueError):  # Made with what Keras cannot write down, a function say.
+            return op
+
+    def _weight(self, held: HeldWeight, anchor: Any) -> Any:
+        variable = held.variable
+        layer = self._layer(
+            Weight,
+            self._path(held),
+            shape=tuple(variable.shape),
+            weight_dtype=variable.dtype,
+            regularizer=variable.regularizer,
+            constraint=variable.constraint,
+            dtype=held.holder.dtype_policy,
+        )
+        outputs = layer(anchor)
+        self._held[id(variable)] = variable, layer.value
+        return outputs
+
+    def _dense(self, held: HeldWeight) -> Any:
+        """The layer that multiplies by a weight."""
+        variable = held.variable
+        layer = self._products[id(variable)]
+        if layer is None:
+            rules = {"kernel_regularizer": variable.regularizer, "kernel_constraint": variable.constraint}
+            layer = self._products[id(variable)] = self._layer(
+                keras.layers.Dense,
+                self._path(held),
+                units=variable.shape[1],
+                use_bias=False,
+                dtype=held.holder.dtype_policy,
+                **rules,
+            )
+            layer.build((None, variable.shape[0]))
+            self._held[id(variable)] = variable, layer.kernel
+        return layer
+
+    # ------------------------------------------------------------------------------------------------------ names
+
+    def _path(self, held: HeldWeight) -> str:
+        variable, holder = held.variable, held.holder
+        name = variable.name
+        if re.fullmatch(r"variable(_\d+)?", name):
+            name = next((n for n, value in vars(holder).items() if value is variable), "variable")
+        return "_".join((*self._paths.get(id(holder), ()), name))
+
+    def _layer(self, kind: type, name: str, **arguments: Any) -> Any:
+        return kind(name=self._name((name,)), **arguments)
+
+    def _name(self, path: tuple[str, ...]) -> str:
+        """A name of its own, with nothing in it that a backend refuses."""
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", "_".join(path))
+        self._names[name] += 1
+        return name if self._names[name] == 1 else self._name((f"{name}_{self._names[name]}",))
+
+
+def _products(assembler: Assembler) -> dict[int, Any]:
+    """Matrices that nothing reads but products of an input with them, which dense layers compute."""
+    view, found = assembler.view, {}
+    for number, call in enumerate(view.calls):
+        readers = view.readers.get(TensorRef(number, 0), ())
+        if isinstance(call.op, HeldWeight) and len(call.op.variable.shape) == 2 and len(view.calls) not in readers:
+            calls = [view.calls[n] for n in readers]
+            if all(_multiplies(c, TensorRef(number, 0)) for c in calls):
+                found[id(call.op.variable)] = None
+    return found
+
+
+def _multiplies(call: Call, weight: TensorRef) -> bool:
+    return type(call.op).__name__ == "Matmul" and call.args[1:] == (weight,) and call.args[0] != weight

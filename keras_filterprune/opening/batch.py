@@ -1,0 +1,134 @@
+"""Give a trace that was made with one size of batch any size of batch.
+
+Python code that asks for the size of the batch gets a number that no other size is a multiple of. Wherever it comes
+back, in the shape of a reshape or a constant, it stood for the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.opening.errors import CannotOpenError
+from keras_filterprune.opening.plain_layers import Constant, PerSample
+
+_SMALLEST = 101
+
+
+def batch_size_for(sizes: Iterable[int]) -> int:
+    """A prime that none of these sizes is a multiple of."""
+    sizes = set(sizes)
+    number = _SMALLEST
+    while any(number % n == 0 for n in range(2, math.isqrt(number) + 1)) or any(not size % number for size in sizes):
+        number += 2
+    return number
+
+
+class OpenBatch:
+    """Applies operations of a trace again, without the size of its batch.
+
+    Args:
+        size: the size of the batch in the trace.
+        anchor: a symbolic tensor with an open batch.
+        named: makes layers: `named(class, "name", **arguments)`.
+    """
+
+    def __init__(self, size: int, anchor: Any, named: Callable[..., Any]):
+        self._size, self._anchor, self._named = size, anchor, named
+
+    def apply(self, op: Any, shape: tuple[int | None, ...], args: tuple, kwargs: dict) -> Any:
+        """The outputs of an operation.
+
+        Args:
+            op: of the trace.
+            shape: of its first input, in the trace.
+            args, kwargs: its arguments, now with an open batch.
+
+        Raises:
+            CannotOpenError: it needs the size of the batch.
+        """
+        args, kwargs = keras.tree.map_structure(self._constant, (args, kwargs))
+        config = _settings(op)
+        if not any(self._is_batch(n) for n in _integers(config)):
+            return op(*args, **kwargs)
+        rule = getattr(self, f"_{type(op).__name__.lower()}", None)
+        if rule is None:
+            raise CannotOpenError(f"uses the size of the batch in {type(op).__name__.lower()}()")
+        return rule(args[0] if args else kwargs["x"], config, shape)
+
+    def _is_batch(self, number: Any) -> bool:
+        return isinstance(number, int) and number > 0 and number % self._size == 0
+
+    def _constant(self, value: Any) -> Any:
+        """A constant with one entry per sample has the same for all."""
+        if isinstance(value, keras.KerasTensor) or not hasattr(value, "shape"):
+            if isinstance(value, int | slice) and any(map(self._is_batch, _integers(value))):
+                raise CannotOpenError("uses the size of the batch as an argument of an operation")
+            return value
+        shape = tuple(value.shape)
+        if not any(map(self._is_batch, shape)):
+            return value
+        array = keras.ops.convert_to_numpy(value)
+        if shape[0] != self._size or any(map(self._is_batch, shape[1:])) or (array != array[:1]).any():
+            raise CannotOpenError("makes a constant of the size of the batch that differs from sample to sample")
+        dtype = keras.backend.standardize_dtype(value.dtype)
+        first = self._named(Constant, "constant", values=array[:1].tolist(), values_dtype=dtype)(self._anchor)
+        return self._copies(first)
+
+    def _copies(self, x: Any) -> Any:
+        return self._named(PerSample, "per_sample")(x, self._anchor)
+
+    def _reshape(self, x: Any, config: dict, shape: tuple[int | None, ...]) -> Any:
+        wanted = _tuple(config["newshape"])
+        target = [None if self._is_batch(n) else n for n in wanted]
+        if wanted[0] == shape[0] == self._size and None not in target[1:]:
+            # The layer, unlike the operation, can have another open side besides that of the batch.
+            return self._named(keras.layers.Reshape, "reshape", target_shape=tuple(target[1:]))(x)
+        if -1 in target and None not in shape:
+            known = math.prod(n or 1 for n in target if n != -1) * math.prod([self._size] * target.count(None))
+            left = math.prod(shape) // known  # type: ignore[arg-type]
+            target[target.index(-1)] = None if self._is_batch(left) else left
+        if target.count(None) + target.count(-1) != 1:
+            raise CannotOpenError("reshapes to the size of the batch and another one that is open")
+        return keras.ops.reshape(x, tuple(-1 if n is None else n for n in target))
+
+    def _broadcastto(self, x: Any, config: dict, shape: tuple[int | None, ...]) -> Any:
+        first, *rest = _tuple(config["shape"])
+        if first != self._size or any(map(self._is_batch, rest)):
+            raise CannotOpenError("broadcasts to the size of the batch along another axis than the first")
+        if len(shape) == len(rest) + 1 and shape[0] == self._size:
+            raise CannotOpenError("broadcasts a whole batch")
+        return self._copies(keras.ops.broadcast_to(x, (1, *rest)))
+
+    def _tile(self, x: Any, config: dict, shape: tuple[int | None, ...]) -> Any:
+        first, *rest = _tuple(config["repeats"])
+        if first != self._size or shape[0] != 1 or len(rest) + 1 != len(shape):
+            raise CannotOpenError("tiles to the size of the batch what is no single sample")
+        return self._copies(keras.ops.tile(x, (1, *rest)) if any(n != 1 for n in rest) else x)
+
+    def _repeat(self, x: Any, config: dict, shape: tuple[int | None, ...]) -> Any:
+        if config["repeats"] != self._size or config.get("axis") != 0 or shape[0] != 1:
+            raise CannotOpenError("repeats to the size of the batch what is no single sample")
+        return self._copies(x)
+
+
+def _settings(op: Any) -> dict[str, Any]:
+    """What an operation was made with."""
+    try:
+        return {key: value for key, value in op.get_config().items() if key != "name"}
+    except NotImplementedError:  # Made with what Keras cannot write down, a function perhaps.
+        return {}
+
+
+def _integers(value: Any) -> Iterable[Any]:
+    if isinstance(value, slice):
+        value = [value.start, value.stop, value.step]
+    return (n for n in keras.tree.flatten(value) if isinstance(n, int | np.integer) and not isinstance(n, bool))
+
+
+def _tuple(value: Any) -> list[Any]:
+    return list(np.atleast_1d(np.asarray(value, object)))

@@ -1,0 +1,205 @@
+"""open_model: a subclassed model, or one with composite layers, as a graph of plain layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+
+from keras_filterprune.errors import UnsupportedModelError
+from keras_filterprune.graph.keras_view import view_model
+from keras_filterprune.graph.types import ModelView
+from keras_filterprune.opening.assemble import Assembler
+from keras_filterprune.opening.batch import batch_size_for
+from keras_filterprune.opening.branches import branching, same_graph
+from keras_filterprune.opening.errors import CannotOpenError
+from keras_filterprune.opening.inputs import batch_of, specs_of
+from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes
+from keras_filterprune.opening.proof import difference_of
+from keras_filterprune.opening.trace import Trace
+from keras_filterprune.opening.where import where
+from keras_filterprune.probe.execute import random_inputs
+from keras_filterprune.rebuild.lost import lost_with
+
+
+def open_model(model: keras.Model, input_spec: Any = None) -> keras.Model:
+    """Turn a subclassed model, or one with layers made of other layers, into a graph of plain layers.
+
+    The `call()` of the model and of every layer that is made of layers and operations runs once, on symbolic tensors.
+    What it calls becomes a functional model with clones of the layers, named by their paths, and with layers for the
+    weights that composite layers hold themselves. It is compared with the original on a batch: outputs in inference and
+    in training, and the gradients of a step. All that prunes opens models by itself; this gives the opened one.
+
+    Args:
+        model: a subclassed, functional or Sequential model. It is not modified.
+        input_spec: shapes with the batch first, `keras.Input`s, or a batch of data to take shapes from and to compare
+            on, in the structure of the inputs; needed by subclassed models that have not been called (None).
+
+    Returns:
+        A functional `keras.Model`, compiled like the original if that was; layers that cannot be opened stay as they
+        are. The model itself where there is nothing to open.
+
+    Raises:
+        UnsupportedModelError: the `call()` of the model itself cannot be followed, or what it takes is not known.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> class Block(keras.layers.Layer):
+        ...     def __init__(self, filters, **kwargs):
+        ...         super().__init__(**kwargs)
+        ...         self.conv = keras.layers.Conv2D(filters, 3, padding="same")
+        ...         self.norm = keras.layers.BatchNormalization()
+        ...     def call(self, x):
+        ...         return keras.ops.relu(self.norm(self.conv(x)))
+        ...
+        >>> x = keras.Input((8, 8, 3))
+        >>> model = keras.Model(x, keras.layers.Dense(2)(Block(4, name="block")(x)))
+        >>> [layer.name for layer in kfp.open_model(model).layers][1:3]
+        ['block_conv', 'block_norm']
+    """
+    return opened_view(model, input_spec).model
+
+
+def opened_view(model: keras.Model, input_spec: Any = None) -> ModelView:
+    """The flat view of a model, opened where there is something to open; `view.model` is what it is a view of."""
+    if has_graph(model):
+        view = view_model(model)
+        if not any(is_composite(call.op) for call in view.calls):
+            return view
+    elif not isinstance(model, keras.Model) or isinstance(model, keras.Sequential):
+        # Says what is wrong with it.
+        return view_model(model)
+    return _Opening(model, input_spec).view()
+
+
+_BRANCHES = "does something else in training, by an `if training:` in its call()"
+
+
+@dataclass
+class _Opening:
+    """One model that is opened."""
+
+    model: keras.Model
+    input_spec: Any
+
+    def __post_init__(self):
+        self._specs = specs_of(self.model, self.input_spec)
+        self._open = has_open_batch(self._specs)
+        weights = {n for variable in self.model.weights for n in variable.shape}
+        sides = {n for t in keras.tree.flatten(self._specs) for n in t.shape if n}
+        self._batch = batch_size_for({n for n in weights | sides if n}) if self._open else None
+        self._closed: dict[int, str] = {}
+
+    def view(self) -> ModelView:
+        """The view of the opened model; layers that stand in the way stay closed, one after the other."""
+        opened, assembler = self._assembled()
+        found = self._difference(opened, assembler)
+        if found:
+            opened, assembler = self._without_what_differs(found)
+        for note in assembler.compile(self.model, opened):
+            self._notes.append(note)
+        twins = {
+            id(assembler.twins[key]): why
+            for key, why in self._closed.items()
+            if key in assembler.twins and not is_idle(assembler.twins[key])
+        }
+        view = view_model(opened)
+        calls = tuple(replace(call, closed=twins.get(id(call.op), "")) for call in view.calls)
+        return replace(view, calls=calls, notes=(*lost_with(self.model), *self._training_note(view), *self._notes))
+
+    def _training_note(self, view: ModelView) -> list[str]:
+        """What `fit()` does otherwise with a model that is not told that it trains."""
+        told = [call.path for call in view.calls if call.inputs and takes(call.op, "training")]
+        if has_graph(self.model) or takes(self.model, "training") or not told:
+            return []
+        return [
+            f"{type(self.model).__name__}.call() has no argument `training`, so that fit() runs '{told[0]}' as in "
+            "inference; in the opened model it trains."
+        ]
+
+    def _assembled(self) -> tuple[keras.Model, Assembler]:
+        self._notes: list[str] = []
+        while True:
+            before = len(self._closed)
+            try:
+                trace, traced = self._traced()
+            except Exception as error:
+                raise self._refused(where(error)) from error
+            assembler = Assembler(traced, trace.paths, self._batch)
+            try:
+                return assembler.opened(self.model), assembler
+            except CannotOpenError as error:
+                self._close_owners(trace, assembler.failed)
+                if len(self._closed) == before:
+                    raise self._refused(str(error)) from error
+
+    def _traced(self) -> tuple[Trace, keras.Model]:
+        """The trace of the model in training, which holds for inference as well."""
+        closed = dict(self._closed)
+        while True:
+            traces = [Trace(self._inputs(), training, closed) for training in (False, True)]
+            graphs = [trace.run(self.model) for trace in traces]
+            known = len(closed)
+            if same_graph(*graphs):
+                break
+            for layer in branching(*traces):
+                if layer is not self.model:
+                    closed.setdefault(id(layer), _BRANCHES)
+            if len(closed) == known:
+                raise CannotOpenError(_BRANCHES)
+        self._closed = closed
+        self._opened_layers = [layer for layer, _, _ in traces[1].owners if layer is not self.model]
+        return traces[1], graphs[1]
+
+    def _inputs(self) -> Any:
+        def symbolic(spec: Any) -> Any:
+            batch = self._batch if self._open else spec.shape[0]
+            return keras.Input(batch_shape=(batch, *spec.shape[1:]), dtype=spec.dtype, name=spec.name)
+
+        return keras.tree.map_structure(symbolic, self._specs)
+
+    def _close_owners(self, trace: Trace, failed: Iterable[tuple[Any, str]]) -> None:
+        """Close the innermost opened layers whose operations cannot be had for any batch."""
+        for op, why in failed:
+            for layer, inputs, outputs in trace.owners:
+                if layer is not self.model and op in keras.Function(inputs, outputs).operations:
+                    self._closed.setdefault(id(layer), why)
+                    break
+
+    def _difference(self, opened: keras.Model, assembler: Assembler) -> str:
+        inputs = batch_of(self.input_spec, opened) or random_inputs(view_model(opened))
+        single = isinstance(self.model, keras.Sequential)
+        structure = inputs[0] if single else keras.tree.pack_sequence_as(self._specs, inputs)
+        return difference_of(self.model, opened, assembler.origins, structure)
+
+    def _without_what_differs(self, found: str) -> tuple[keras.Model, Assembler]:
+        """The opened model with as few kinds of layers closed as make it equal."""
+        if not has_graph(self.model) and not self._kinds():
+            raise self._refused(found)
+        known = dict(self._closed)
+        for kinds in [[kind] for kind in self._kinds()] + [self._kinds()]:
+            self._closed = dict(known)
+            for layer in self._opened_layers:
+                if type(layer) in kinds:
+                    self._closed.setdefault(id(layer), f"as a graph of layers, {found}")
+            opened, assembler = self._assembled()
+            if not self._difference(opened, assembler):
+                return opened, assembler
+        raise self._refused(found)
+
+    def _kinds(self) -> list[type]:
+        return list(dict.fromkeys(type(layer) for layer in self._opened_layers))
+
+    def _refused(self, why: str) -> UnsupportedModelError:
+        name = type(self.model).__name__
+        return UnsupportedModelError(
+            f"model '{self.model.name}' ({name}) cannot be opened into a graph of layers: {name} {why}. Write its "
+            "call() with Keras layers and keras.ops alone, or as a functional model: keras.Model(inputs, outputs)."
+        )
+
+
+def has_open_batch(specs: Any) -> bool:
+    """Whether inputs leave the size of the batch open."""
+    return all(tensor.shape[0] is None for tensor in keras.tree.flatten(specs))

@@ -1,0 +1,144 @@
+"""The layers that stand in opened models for what composite layers hold themselves: weights, and constants.
+
+Saved files name them; they load after `import keras_filterprune`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_filterprune.graph.tracer import Tracer
+from keras_filterprune.graph.types import Call, Tensor
+from keras_filterprune.handlers.base import Handler, Resize
+from keras_filterprune.handlers.registry import register_handler
+
+
+@keras.saving.register_keras_serializable(package="keras_filterprune")
+class Weight(keras.layers.Layer):
+    """A weight as a tensor of a graph: a scale, a position embedding, a class token.
+
+    Args:
+        shape: of the weight.
+        weight_dtype: of the weight ("float32").
+        regularizer, constraint: as of any weight (None).
+
+    Call arguments: any tensor of the graph, whose values make no difference: layers need something to be called on.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        weight_dtype: str = "float32",
+        regularizer: Any = None,
+        constraint: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        self.shape, self.weight_dtype = tuple(shape), weight_dtype
+        self.regularizer = keras.regularizers.get(regularizer)
+        self.constraint = keras.constraints.get(constraint)
+
+    def build(self, input_shape: Any) -> None:
+        self.value = self.add_weight(
+            shape=self.shape,
+            dtype=self.weight_dtype,
+            initializer="zeros",
+            regularizer=self.regularizer,
+            constraint=self.constraint,
+            name="value",
+        )
+
+    def call(self, anchor: Any) -> Any:
+        return keras.ops.convert_to_tensor(self.value)
+
+    def compute_output_spec(self, anchor: Any) -> keras.KerasTensor:
+        dtype = self.compute_dtype if "float" in self.weight_dtype else self.weight_dtype
+        return keras.KerasTensor(self.shape, dtype=dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {
+            "shape": list(self.shape),
+            "weight_dtype": self.weight_dtype,
+            "regularizer": keras.regularizers.serialize(self.regularizer) if self.regularizer else None,
+            "constraint": keras.constraints.serialize(self.constraint) if self.constraint else None,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_filterprune")
+class Constant(keras.layers.Layer):
+    """A constant as a tensor of a graph.
+
+    Args:
+        values: nested lists of numbers.
+        values_dtype: of the tensor.
+
+    Call arguments: any tensor of the graph, whose values make no difference.
+    """
+
+    def __init__(self, values: Any, values_dtype: str, **kwargs: Any):
+        super().__init__(autocast=False, **kwargs)
+        self.values_dtype = values_dtype
+        self._array = np.asarray(values).astype("float32" if values_dtype == "bfloat16" else values_dtype)
+
+    def call(self, anchor: Any) -> Any:
+        return keras.ops.convert_to_tensor(self._array, self.values_dtype)
+
+    def compute_output_spec(self, anchor: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(self._array.shape, dtype=self.values_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"values": self._array.tolist(), "values_dtype": self.values_dtype}
+
+
+@keras.saving.register_keras_serializable(package="keras_filterprune")
+class PerSample(keras.layers.Layer):
+    """One copy of a tensor for every sample of the batch.
+
+    Call arguments: a tensor of shape (1, ...), and any tensor with the batch as its first axis.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(autocast=False, **kwargs)
+
+    def call(self, x: Any, anchor: Any) -> Any:
+        return keras.ops.broadcast_to(x, (keras.ops.shape(anchor)[0], *x.shape[1:]))
+
+    def compute_output_spec(self, x: Any, anchor: Any) -> keras.KerasTensor:
+        return keras.KerasTensor((anchor.shape[0], *x.shape[1:]), dtype=x.dtype)
+
+
+@register_handler(Weight)
+class WeightHandler(Handler):
+    """Channels on the last axis."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        shape = call.op.shape
+        if not shape or shape[-1] == 1:
+            t.constant(call.path, "value")
+            return [Tensor(shape)]
+        ids = t.fresh(shape[-1], (call.path, "value"))
+        t.bind(call.path, "value", len(shape) - 1, ids)
+        return [Tensor(shape, len(shape) - 1, ids)]
+
+    def resize(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
+        return config | {"shape": list(r.shape(r.outputs[0]))}
+
+
+@register_handler(Constant)
+class ConstantHandler(Handler):
+    """No channels: whatever has some meets untracked ones."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        return [Tensor(call.output_shapes[0])]
+
+
+@register_handler(PerSample)
+class PerSampleHandler(Handler):
+    """Copies along the batch keep the channels."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x, shape = inputs[0], call.output_shapes[0]
+        return [Tensor(shape, x.axis, x.ids) if x.axis else Tensor(shape)]

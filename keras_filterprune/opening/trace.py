@@ -1,0 +1,190 @@
+"""Run the `call()` of composite layers on symbolic tensors: what they call becomes a graph of placeholders."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from keras_filterprune.graph.keras_view import plain_call, substitute, view_model
+from keras_filterprune.graph.types import TensorRef
+from keras_filterprune.opening.errors import CannotOpenError
+from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes, why_leaf
+from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf
+from keras_filterprune.opening.shadows import Shadows, original
+from keras_filterprune.opening.where import where
+
+
+class _Mode(int):
+    """What `training` is at run time: neither True nor False, so that what a model passes on is known from literals."""
+
+
+@dataclass
+class Trace:
+    """One run of a model's `call()`.
+
+    Args:
+        inputs: symbolic model inputs, in the model's structure.
+        training: which branch is taken where a `call()` asks.
+        closed: {id of a layer: why it stays one}; layers that turn out to be closed are added.
+
+    Attributes:
+        owners: (layer, its symbolic arguments, its outputs) of every layer that was opened, inner ones first.
+        paths: {id of a layer: names of the layers that it is in, and its own}.
+    """
+
+    inputs: Any
+    training: bool
+    closed: dict[int, str]
+    owners: list[tuple[Any, list[Any], list[Any]]] = field(default_factory=list)
+
+    def __post_init__(self):
+        self._anchor = keras.tree.flatten(self.inputs)[0]
+        self._mode = _Mode(self.training)
+        self._training: list[Any] = [self._mode]
+        self._path: list[str] = []
+        self._shadows = Shadows(self.layer, self._graph, self._weight)
+        self._made: dict[int, Leaf] = {}
+        self._weights: dict[int, Any] = {}
+        self.paths: dict[int, tuple[str, ...]] = {}
+
+    def run(self, model: keras.Model) -> keras.Model:
+        """The graph of placeholders of a model."""
+        if has_graph(model):
+            outputs = self._replay(model, keras.tree.flatten(self.inputs))
+        else:
+            outputs = self._composite(model, (self.inputs,), {})
+        if not all(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(outputs)):
+            raise CannotOpenError("an output depends on no input")
+        return keras.Model(self.inputs, outputs, name=model.name)
+
+    def layer(self, layer: Any, args: tuple, kwargs: dict) -> Any:
+        """What a call of a layer gives; composite ones are gone into."""
+        args, kwargs = keras.tree.map_structure(original, (args, kwargs))
+        if id(layer) in self.closed or not (has_graph(layer) or is_composite(layer)):
+            return self._leaf(layer, args, kwargs)
+        if why := why_leaf(layer):
+            self.closed[id(layer)] = why
+            return self._leaf(layer, args, kwargs)
+        self._path.append(self._name(layer))
+        self.paths.setdefault(id(layer), tuple(self._path))
+        try:
+            return self._nested(layer, args, kwargs) if has_graph(layer) else self._composite(layer, args, kwargs)
+        # Whatever the user's code raises on symbolic tensors, the layer can stay what it is.
+        except Exception as error:  # noqa: BLE001
+            self.closed[id(layer)] = where(error)
+        finally:
+            self._path.pop()
+        return self._leaf(layer, args, kwargs)
+
+    # ------------------------------------------------------------------------------------------------ composites
+
+    def _composite(self, layer: Any, args: tuple, kwargs: dict) -> Any:
+        if layer.activity_regularizer is not None:
+            raise CannotOpenError("penalises its own outputs (activity_regularizer)")
+        args, kwargs = keras.tree.map_structure(lambda x: self._converted(x, layer), (args, kwargs))
+        training, args, kwargs = self._training_of(layer, args, kwargs)
+        if takes(layer, "training"):
+            kwargs["training"] = training
+        self._training.append(training)
+        try:
+            outputs = type(layer).call(self._shadows.of(layer), *args, **kwargs)
+        finally:
+            self._training.pop()
+        outputs = keras.tree.map_structure(lambda x: self._weight(x, layer) if _is_variable(x) else x, outputs)
+        if not _symbols(outputs):
+            raise CannotOpenError("what it returns depends on no input")
+        self.owners.append((layer, _symbols((args, kwargs)), _symbols(outputs)))
+        return outputs
+
+    def _training_of(self, layer: Any, args: tuple, kwargs: dict) -> tuple[Any, tuple, dict]:
+        """What `training` is in a call of a layer, and the other arguments."""
+        bound = inspect.signature(type(layer).call).bind(layer, *args, **kwargs)
+        given = bound.arguments.pop("training", None) if takes(layer, "training") else bound.kwargs.get("training")
+        return self._training[-1] if given is None else given, bound.args[1:], dict(bound.kwargs)
+
+    def _converted(self, x: Any, layer: Any) -> Any:
+        """An argument in the dtype in which the layer computes."""
+        floats = isinstance(x, keras.KerasTensor) and "float" in x.dtype and layer.autocast
+        return keras.ops.cast(x, layer.input_dtype) if floats and x.dtype != layer.input_dtype else x
+
+    # ---------------------------------------------------------------------------------------------------- graphs
+
+    def _nested(self, model: keras.Model, args: tuple, kwargs: dict) -> Any:
+        return self._graph(model, args[0] if args else kwargs["inputs"], kwargs.get("training"))
+
+    def _graph(self, model: keras.Model, given: Any, training: Any) -> Any:
+        if isinstance(given, dict) and not isinstance(model.input, dict):
+            given = [given[tensor.name] for tensor in model.inputs]
+        self._training.append(self._training[-1] if training is None else training)
+        try:
+            return self._replay(model, keras.tree.flatten(given))
+        finally:
+            self._training.pop()
+
+    def _replay(self, model: keras.Model, inputs: list[Any]) -> Any:
+        """The outputs of a model that has a graph, in its structure."""
+        # The graph alone, where a call() of the model's own goes around it.
+        view = view_model(model if plain_call(model) else keras.Model(model.input, model.output))
+        values: dict[TensorRef, Any] = dict(zip(view.inputs, inputs, strict=True))
+        for number, call in enumerate(view.calls):
+            if call.inputs:
+                *models, _ = call.path.split("/")
+                args, kwargs = substitute((call.args, call.kwargs), values)
+                # A functional model tells each of its layers what it is told, whatever a layer was called with.
+                kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+                self._path += models
+                outputs = self.layer(call.op, args, kwargs)
+                del self._path[len(self._path) - len(models) :]
+                values.update({TensorRef(number, i): x for i, x in enumerate(keras.tree.flatten(outputs))})
+        flat = [values[ref] for ref in view.outputs]
+        if isinstance(model, keras.Sequential):
+            return flat[0]
+        return keras.tree.pack_sequence_as(model.output, flat)
+
+    # ---------------------------------------------------------------------------------------------------- leaves
+
+    def _leaf(self, op: Any, args: tuple, kwargs: dict) -> Any:
+        """A call of what stays a layer or an operation."""
+        if isinstance(op, keras.layers.Layer):
+            training, args, kwargs = self._training_of(op, args, kwargs)
+            if training is not self._mode and takes(op, "training") and op.trainable:
+                if training or not is_idle(op):
+                    raise CannotOpenError(f"calls layer '{op.name}' with training={bool(training)}, always")
+                return args[0]
+        if not _symbols((args, kwargs)):
+            args = keras.tree.map_structure(lambda x: self._constant(x) if hasattr(x, "shape") else x, args)
+        if id(op) not in self._made:
+            self.paths.setdefault(id(op), (*self._path, self._name(op)))
+            self._made[id(op)] = Leaf(op)
+        return self._made[id(op)](*args, **kwargs)
+
+    def _weight(self, variable: Any, holder: Any) -> Any:
+        if id(variable) not in self._weights:
+            self._weights[id(variable)] = HeldWeight(variable, holder)(self._anchor)
+        return self._weights[id(variable)]
+
+    def _constant(self, value: Any) -> Any:
+        return HeldConstant(value, tuple(self._path))(self._anchor)
+
+    def _name(self, op: Any) -> str:
+        """The name of a layer where the user gave it one, else of the attribute that holds it."""
+        attribute = self._shadows.attributes.get(id(op))
+        return attribute if attribute and re.fullmatch(rf"{_snake(type(op).__name__)}(_\d+)?", op.name) else op.name
+
+
+def _snake(name: str) -> str:
+    """How Keras names a layer of this class."""
+    name = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, keras.Variable)
+
+
+def _symbols(structure: Any) -> list[Any]:
+    return [x for x in keras.tree.flatten(structure) if isinstance(x, keras.KerasTensor)]

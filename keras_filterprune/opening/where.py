@@ -1,0 +1,25 @@
+"""Where in the user's code something went wrong, and what to do about it, in a sentence."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from keras_filterprune.graph.keras_view import first_line
+from keras_filterprune.opening.errors import CannotOpenError
+
+_OTHERS = ("keras", "keras_filterprune", "tensorflow", "jax", "torch", "numpy", "optree")
+_LONGEST = 160
+
+
+def where(error: Exception) -> str:
+    """Why a `call()` could not run on symbolic tensors: the line, and what was raised there."""
+    if isinstance(error, CannotOpenError):
+        return str(error)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not set(_OTHERS) & set(Path(f.filename).parts)]
+    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    text = first_line(error)
+    text = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    if "KerasTensor" in text:
+        text += " Write it with keras.ops."
+    return f"its call() stops{at}: {type(error).__name__}: {text}"

@@ -1,0 +1,200 @@
+"""What opened models are good for: every verb, files that another process reads, training that goes as before."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from composites import SITUATIONS, Classifier, Trained, around, called
+from keras import layers, ops
+
+import keras_filterprune as kfp
+from keras_filterprune import errors
+
+WIDE = kfp.FiltersBudget(keep=0.5)
+CUSTOM = "random_layer numbered_samples added_loss other_layers_in_training subclass_of_a_layer".split()
+X = np.random.default_rng(0).normal(size=(32, 6, 6, 3)).astype("float32")
+Y = np.random.default_rng(1).integers(0, 3, 32)
+
+VERBS = {
+    "prune_model": lambda model: kfp.prune_model(model, "l2", WIDE, progress=False),
+    "on data": lambda model: kfp.prune_model(model, "pursuit", 0.6, data=X, progress=False),
+    "between adapters": lambda model: kfp.prune_model(model, "l2", 0.7, compensate="adapter", data=X, progress=False),
+    "apply_bridgeout": lambda model: kfp.strip_wrappers(kfp.apply_bridgeout(model)),
+    "apply_filter_pruning": lambda model: kfp.strip_wrappers(kfp.apply_filter_pruning(model)),
+    "apply_filter_gates": lambda model: kfp.apply_filter_gates(model),
+    "apply_penalty": lambda model: kfp.apply_penalty(model, kfp.regularizers.GroupLasso(1e-4)),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "make", [lambda: around(Trained(), Trained()), lambda: called(Classifier())], ids=["block", "sub"]
+)
+def test_verbs_take_composites_and_give_functional_models(verb, make):
+    model = make()
+    result = VERBS[verb](model)
+    assert type(result) is type(kfp.open_model(model))
+    assert result(X).shape == (32, 3)
+    if verb.startswith("apply"):
+        np.testing.assert_allclose(result(X), model(X), rtol=1e-4, atol=1e-5)
+
+
+def test_studies_take_composites():
+    model = around(Trained())
+    found = kfp.measure_sensitivity(model, (X, Y), keep=[0.5], progress=False)
+    assert "trained_conv" in {name.partition("#")[0] for name in found.groups} or found.groups
+
+
+def test_a_plan_is_replayed_on_the_model_it_was_made_for(tmp_path):
+    model, other = called(Classifier()), called(Classifier())
+    kfp.plan_pruning(model, "l2", WIDE, progress=False).save(tmp_path / "plan.json")
+    plan = kfp.PruningPlan.load(tmp_path / "plan.json")
+    small = kfp.apply_plan(model, plan, progress=False)
+    again = kfp.prune_model(model, "l2", WIDE, progress=False)
+    np.testing.assert_array_equal(small(X), again(X))
+    with pytest.raises(errors.PlanMismatchError, match="with weights"):
+        kfp.apply_plan(other, plan, progress=False)
+
+
+def test_names_are_paths_and_the_same_for_models_made_later():
+    first, second = (kfp.open_model(called(Classifier())) for _ in range(2))
+    names = [layer.name for layer in first.layers]
+    assert names == [layer.name for layer in second.layers]
+    assert {"stem", "blocks_0_conv", "blocks_1_norm", "scores"} <= set(names)
+
+
+def test_plain_models_are_left_alone():
+    x = keras.Input((6, 6, 3))
+    model = keras.Model(x, layers.Dense(2)(layers.Flatten()(layers.Conv2D(4, 3)(x))))
+    assert kfp.open_model(model) is model
+    assert kfp.analyze(model).model is model
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+# They hold functions or classes of this file, or round.
+LOCAL = "own_functions_as_activations lambda_layer_inside stochastic_depth half_precision".split()
+LOADS = """
+import json, sys
+import keras, numpy as np, keras_filterprune
+for path, stored in json.load(open(sys.argv[1])).items():
+    model = keras.saving.load_model(path)
+    values = np.load(stored)
+    x = [values[f"x{n}"] for n in range(len(model.inputs))]
+    x = keras.tree.pack_sequence_as(model.input, x)
+    for n, y in enumerate(keras.tree.flatten(model(x, training=False))):
+        np.testing.assert_allclose(y, values[f"y{n}"], rtol=1e-5, atol=1e-6, err_msg=path)
+"""
+
+
+def test_pruned_models_load_in_another_process(tmp_path):
+    """Without any class of the user's; layers that stayed closed are of such."""
+    files = {}
+    for name, found in SITUATIONS.items():
+        if found.closed or name in LOCAL:
+            continue
+        small = kfp.prune_model(found.build(), "l2", WIDE, progress=False, verify=False)
+        x = [np.ones((2, *(n or 8 for n in t.shape[1:])), t.dtype) for t in small.inputs]
+        if name == "fixed_batch":
+            x = [np.ones(t.shape, t.dtype) for t in small.inputs]
+        y = keras.tree.flatten(small(keras.tree.pack_sequence_as(small.input, x), training=False))
+        values = {f"x{n}": v for n, v in enumerate(x)} | {f"y{n}": np.array(v) for n, v in enumerate(y)}
+        small.save(tmp_path / f"{name}.keras")
+        np.savez(tmp_path / f"{name}.npz", **values)
+        files[str(tmp_path / f"{name}.keras")] = str(tmp_path / f"{name}.npz")
+    (tmp_path / "files.json").write_text(json.dumps(files))
+    assert len(files) > 45
+    command = [sys.executable, "-c", LOADS, str(tmp_path / "files.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize(
+    "name",
+    "blocks_in_blocks residual squeeze_and_excite shared_block scale_on_the_left position_embedding class_token "
+    "windows regularized_weight frozen_block subclassed_and_told training_handed_on stochastic_depth "
+    "product_twice_with_one_weight tied_both_ways".split(),
+)
+def test_two_epochs_go_as_with_the_original(name):
+    model = SITUATIONS[name].build()
+    opened = kfp.open_model(model)
+    shape = opened.inputs[0].shape[1:]
+    x = np.random.default_rng(0).normal(size=(32, *shape)).astype("float32")
+    losses = []
+    for each in (model, opened):
+        each.compile(keras.optimizers.SGD(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        losses.append(each.fit(x, Y, 8, epochs=2, shuffle=False, verbose=0).history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(model.predict(x, verbose=0), opened.predict(x, verbose=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_model_stays_compiled():
+    model = called(Classifier())
+    model.compile("adam", "mse", metrics=["mae"])
+    small = kfp.prune_model(model, "l2", WIDE, progress=False)
+    assert small.compiled
+    small.fit(X, np.zeros((32, 3)), verbose=0)
+
+
+# ----------------------------------------------------------------------------------------------------------- sentences
+
+
+class Tuned(Classifier):
+    """Has a training step and a method of its own."""
+
+    def train_step(self, *args, **kwargs):
+        return super().train_step(*args, **kwargs)
+
+    def classify(self, x):
+        return ops.argmax(self(x), axis=-1)
+
+
+def test_what_a_plain_model_lacks_is_said():
+    _, report = kfp.prune_model(called(Tuned()), "l2", WIDE, progress=False, return_report=True)
+    notes = " ".join(report.notes)
+    assert "Tuned's own train_step() is not part of it" in notes
+    assert "Tuned also has classify" in notes
+    assert "Tuned.call() has no argument `training`, so that fit() runs 'blocks_0_norm' as in inference" in notes
+
+
+@pytest.mark.parametrize("name", [name for name, found in SITUATIONS.items() if found.closed])
+def test_reasons_stand_in_the_report(name):
+    graph = kfp.analyze(SITUATIONS[name].build())
+    text = " ".join(pin.reason for pin in graph.pinned)
+    for word in SITUATIONS[name].closed.values():
+        assert "it stays closed: it " in text
+        assert word in text
+
+
+class Foreign(keras.Model):
+    """Calls what is not of Keras."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(4)
+
+    def call(self, x):
+        return self.dense(ops.convert_to_tensor(np.asarray(x) + 1))
+
+
+def test_models_that_cannot_be_opened_say_where_they_stop():
+    model = Foreign()
+    model(np.zeros((2, 3), "float32"))
+    with pytest.raises(errors.UnsupportedModelError, match=r"test_after_opening\.py:\d+ \(return self\.dense") as error:
+        kfp.analyze(model)
+    assert "keras.ops" in str(error.value)
+
+
+def test_shapes_or_a_batch_open_what_was_not_built():
+    for spec in ((None, 6, 6, 3), keras.Input((6, 6, 3)), X, keras.InputSpec(shape=(None, 6, 6, 3))):
+        model = called(Classifier())
+        opened = kfp.open_model(model, spec)
+        np.testing.assert_allclose(opened(X), model(X), rtol=1e-5, atol=1e-6)
+    with pytest.raises(errors.InvalidValueError, match="input_spec is a shape with the batch first"):
+        kfp.open_model(called(Classifier()), "image")

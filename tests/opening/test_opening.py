@@ -1,0 +1,40 @@
+"""Every kind of composite: opened it is equal, in training too; pruned it equals the original with zeroed weights."""
+
+import numpy as np
+import pytest
+from composites import SITUATIONS
+from opened import assert_close, assert_pruned_is_masked, batch, outputs, randomised
+
+import keras_filterprune as kfp
+
+TOLERANCE = {"half_precision": 2e-2}
+every = pytest.mark.parametrize("name", SITUATIONS)
+
+
+def built(name):
+    return randomised(SITUATIONS[name].build())
+
+
+@every
+def test_the_opened_model_is_equal(name):
+    model = built(name)
+    before = [np.array(v.numpy()) for v in model.variables], [layer.name for layer in model.layers]
+    graph = kfp.analyze(model)
+    opened, x = graph.model, batch(graph.model)
+    assert_close(outputs(model, x), outputs(opened, x), TOLERANCE.get(name, 1e-5))
+    assert len(opened.trainable_weights) == len(model.trainable_weights)
+    for old, new in zip(before[0], model.variables, strict=True):
+        np.testing.assert_array_equal(old, new.numpy())
+    assert before[1] == [layer.name for layer in model.layers]
+    closed = {type(c.op).__name__: c.closed for c in graph.view.calls if c.closed}
+    assert closed.keys() == SITUATIONS[name].closed.keys()
+    for kind, word in SITUATIONS[name].closed.items():
+        assert word in closed[kind]
+
+
+@every
+def test_what_is_pruned_equals_the_original_with_zeroed_weights(name):
+    model = built(name)
+    closed = {call.path for call in kfp.analyze(model).view.calls if call.closed}
+    assert not closed & set(kfp.analyze(model).by_name)
+    assert_pruned_is_masked(model, tolerance=TOLERANCE.get(name, 1e-5))
