@@ -1,9 +1,11 @@
 """What the documentation shows runs: docstring examples, the code on pages, README's table of methods."""
 
 import doctest
-import importlib
+import importlib.util
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -119,6 +121,24 @@ PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sor
 def test_code_on_pages_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_blocks(PAGES[page].read_text(), page)
+
+
+CLUSTERS = [code for _, code in python_blocks(PAGES["docs/clusters.md"].read_text())]
+
+
+@pytest.mark.parametrize("executor", CLUSTERS[1:], ids=["processes", "loky", "dask", "ray"])
+def test_every_executor_gives_what_one_process_gives(executor, tmp_path, capsys):
+    for package in re.findall(r"^ *(?:import|from) (\w+)", executor, re.MULTILINE):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    namespace = {}
+    exec(CLUSTERS[0], namespace)
+    namespace["measure"](None)
+    script = tmp_path / "script.py"
+    script.write_text("\n".join([CLUSTERS[0], executor]))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1:] == capsys.readouterr().out.splitlines()
 
 
 def test_extending_takes_less_than_thirty_lines_each():
