@@ -28,6 +28,8 @@ _CONFIGURED = (
     keras.optimizers.Optimizer,
     keras.metrics.Metric,
 )
+# What holds nothing, and is most of what objects hold: not worth a second look.
+_PLAIN = frozenset({bool, int, float, str, bytes, types.NoneType})
 _LENDING = threading.RLock()
 
 
@@ -138,10 +140,10 @@ def held_objects(thing: Any) -> list[Any]:
     found, waiting = {}, [thing]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, list | tuple | dict):
+        if isinstance(value, (list, tuple, dict)):
             # TensorFlow's wrapped tuples do not add to lists.
             waiting.extend(value.values() if isinstance(value, dict) else value)
-        elif isinstance(value, _CONFIGURED) and id(value) not in found:
+        elif type(value) not in _PLAIN and isinstance(value, _CONFIGURED) and id(value) not in found:
             found[id(value)] = value
             waiting.extend(vars(value).values())
     return list(found.values())
@@ -190,7 +192,9 @@ def _plainly(value: Any) -> Any:
 
 
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """The value with everything in its lists and dicts replaced; itself where nothing is."""
+    """The value with everything in its lists and dicts replaced but plain data; itself where nothing is."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, dict):
         mapped: Any = {key: _mapped(function, entry) for key, entry in value.items()}
         same = all(mapped[key] is entry for key, entry in value.items())

@@ -15,6 +15,8 @@ import numpy as np
 from keras_filterprune.graph.keras_view import copy_value, named_weights
 
 _MISSING = object()
+# What a layer may hold another one in.
+_HOLDERS = (list, tuple, dict, keras.layers.Layer)
 
 
 def prepare(old: Any, new: Any, resized: bool = False) -> None:
@@ -96,7 +98,8 @@ def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
             seen.add(id(a))
             if not isinstance(a, keras.Model):
                 yield a, b
-                waiting += [(value, vars(b).get(name)) for name, value in vars(a).items()]
+                own, theirs = vars(a), vars(b)
+                waiting += [(value, theirs.get(name)) for name, value in own.items() if isinstance(value, _HOLDERS)]
 
 
 def _carry_attributes(old: Any, new: Any, resized: bool, names: list[str]) -> None:
