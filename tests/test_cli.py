@@ -80,7 +80,7 @@ def test_existing_output_is_kept_unless_overwrite(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--method", "l3"], "method is a criterion, a Method, or one of l1, l2"),
+        (["--method", "l3"], "method is a criterion object, a Method, or one of l1, l2"),
         (["--keep-macs", "1.5"], "fraction that is kept, in (0, 1]. Received: keep=1.5"),
         (["--keep-macs", "1e-9"], "the smallest reachable is"),
         (["--exclude", "stemm"], "no layer matches 'stemm'. Did you mean 'stem"),

@@ -43,7 +43,7 @@ def test_every_error_is_a_filter_prune_error_and_a_built_in(error, builtin):
 def test_unknown_method_lists_the_known_ones_and_guesses(chain):
     known = ", ".join(name for name, *_ in kfp.list_methods())
     text = fails(errors.UnknownNameError, ValueError, r"Received: method='fpmg'\.", kfp.prune_model, chain, "fpmg")
-    assert f"method is a criterion, a Method, or one of {known}." in text
+    assert f"method is a criterion object, a Method, or one of {known}." in text
     assert text.endswith("Did you mean 'fpgm'?")
     text = fails(errors.UnknownNameError, ValueError, r"Received: method='qqqq'\.", kfp.plan_pruning, chain, "qqqq")
     assert "Did you mean" not in text
