@@ -16,6 +16,7 @@ from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.handlers.registry import known_linear
 from keras_filterprune.rebuild.adapter_costs import Convolutions
 from keras_filterprune.rebuild.clone import Cloner, without_old_shapes
+from keras_filterprune.rebuild.state import copy_activation
 from keras_filterprune.rebuild.verify import rounding
 from keras_filterprune.tracing import trace_model
 
@@ -132,6 +133,7 @@ class _Adder(_InPlace):
                     known_linear(adapter).assign(np.eye(adapter.filters))
             if op.use_bias and after is not None:
                 copy_value(op.bias, after.bias)
+            copy_activation(op, core if after is None else after)
 
 
 class _Merger(_InPlace):
@@ -178,5 +180,7 @@ class _Merger(_InPlace):
                 kernel = kernel @ known_linear(merged.after.op).slices[0]
             twin = self.twins[id(merged.core.op)]
             known_linear(twin).assign(kernel)
+            last = (merged.after or merged.core).op
             if twin.use_bias:
-                copy_value((merged.after or merged.core).op.bias, twin.bias)
+                copy_value(last.bias, twin.bias)
+            copy_activation(last, twin)

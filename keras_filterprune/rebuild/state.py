@@ -64,6 +64,15 @@ def copy_weights(old: Any, new: Any) -> None:
         variables[name].trainable = variable.trainable
 
 
+def copy_activation(old: Any, new: Any) -> None:
+    """Give a layer's activation, where that is a layer itself, the weights and the state of another layer's."""
+    if isinstance(old.activation, keras.layers.Layer):
+        prepare(old.activation, new.activation)
+        build_like(old.activation, new.activation)
+        copy_weights(old.activation, new.activation)
+        carry_state(old.activation, new.activation)
+
+
 def copy_trainable(old: Any, new: Any, twins: dict[int, Any]) -> None:
     """Flags from the outside in: setting a model's flag sets those of its layers."""
     if new.trainable != old.trainable:

@@ -6,6 +6,7 @@ from keras_filterprune.training.distillation import distill as distill
 from keras_filterprune.training.filter_pruning import FilterPruning as FilterPruning
 from keras_filterprune.training.fractions import exponential as exponential
 from keras_filterprune.training.fractions import polynomial as polynomial
+from keras_filterprune.training.penalty_schedule import PenaltySchedule as PenaltySchedule
 from keras_filterprune.training.regularizers import BridgePenalty as BridgePenalty
 from keras_filterprune.training.regularizers import GroupLasso as GroupLasso
 from keras_filterprune.training.regularizers import apply_penalty as apply_penalty
@@ -13,7 +14,6 @@ from keras_filterprune.training.schedule import PruningSchedule as PruningSchedu
 from keras_filterprune.training.schedule import SoftPruning as SoftPruning
 from keras_filterprune.training.sensitivity_scorer import SensitivityScorer as SensitivityScorer
 from keras_filterprune.training.steering import BudgetGates as BudgetGates
-from keras_filterprune.training.steering import PenaltySchedule as PenaltySchedule
 from keras_filterprune.training.wrapping import apply_bridgeout as apply_bridgeout
 from keras_filterprune.training.wrapping import apply_filter_gates as apply_filter_gates
 from keras_filterprune.training.wrapping import apply_filter_pruning as apply_filter_pruning

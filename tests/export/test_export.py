@@ -221,7 +221,7 @@ def test_calibration_by_a_function_that_yields_batches():
 
     def same(function, times=1):
         found = calibration_samples(ports, function)
-        return all(np.array_equal(np.concatenate([wanted[key]] * times), found[key]) for key in wanted)
+        return all(np.array_equal(np.concatenate([wanted[key]] * times)[:2048], found[key]) for key in wanted)
 
     assert same(lambda: ([extra[i : i + 1], image[i : i + 1]] for i in range(10)))
     assert same(lambda: ({"extra": extra[i : i + 5], "image": image[i : i + 5]} for i in (0, 5)))

@@ -191,6 +191,36 @@ def test_an_interrupted_training_goes_on_from_its_backup(way, first, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("freq", ["epoch", 5])
+def test_strengths_of_penalties_go_on_from_a_backup(freq, tmp_path):
+    class Interrupt(callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise RuntimeError("interrupted")
+
+    def fit(*found):
+        model = compiled(kfp.apply_penalty(network(), kfp.regularizers.GroupLasso(1e-4)))
+        steered = [*found, kfp.callbacks.PenaltySchedule(0.1, step=1e-2)]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            logs = model.fit(X, Y, batch_size=4, epochs=5, verbose=0, shuffle=False, callbacks=steered).history
+        return logs["strength"], [str(w.message) for w in caught if "no strengths" in str(w.message)]
+
+    backup = functools.partial(callbacks.BackupAndRestore, tmp_path / "backup", save_freq=freq)
+    whole, _ = fit()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(backup(), Interrupt())
+    (tmp_path / "other").mkdir()
+    for path in (tmp_path / "backup").iterdir():
+        (tmp_path / "other" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "other" / "strengths.json").unlink()
+    resumed, said = fit(backup())
+    assert resumed[-1] == pytest.approx(whole[-1]) and not said
+    # What cannot be kept is said.
+    _, said = fit(callbacks.BackupAndRestore(tmp_path / "other"))
+    assert len(said) == 1 and "strengths.json' holds no strengths of" in said[0] and "go on from 0.0001" in said[0]
+
+
 @pytest.mark.parametrize("again", ["the same callback", "another callback"])
 @every_way
 def test_filters_do_not_come_back_in_a_second_fit(way, again):
@@ -210,6 +240,17 @@ def test_masks_that_a_looser_schedule_finds_stay():
     for a, b in zip(before, [array(w) for w in model.weights if w.name == "mask"], strict=True):
         np.testing.assert_array_equal(a, b)
     assert logs["macs_if_pruned"] == total_macs(shrunk(kfp.strip_wrappers(model))) <= 0.4 * FULL
+
+
+def test_masked_filters_are_the_first_that_a_tighter_schedule_counts():
+    """However large their kernels have become: no living ones go in their place."""
+    model = prepared("masks")
+    fitted(model, kfp.callbacks.PruningSchedule(0.7), epochs=1)
+    masked, kernel = array(model.get_layer("conv3_masked").mask) == 0, model.get_layer("conv2_masked").layer.kernel
+    assert masked.any()
+    kernel.assign(array(kernel) * np.where(masked, 100, 1))
+    logs, _ = fitted(model, kfp.callbacks.PruningSchedule(0.6), epochs=1)
+    assert 0.5 * FULL < logs["macs_if_pruned"] <= 0.6 * FULL
 
 
 @every_way

@@ -12,6 +12,7 @@ from scipy.special import log_softmax, softmax
 
 import keras_filterprune as kfp
 from keras_filterprune import errors
+from keras_filterprune.training.heads import heads_of
 
 FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -83,6 +84,16 @@ def test_attention_maps_are_compared_whatever_the_widths():
     louder = keras.Model(teacher.inputs, teacher.get_layer("head")(layers.GlobalAveragePooling2D()(scaled)))
     apart = [loss_of(kfp.distill(strong, louder, features=f), x, y) for f in (None, features)]
     assert apart[0] > 0.1 and apart[1] == pytest.approx(apart[0], rel=1e-4)
+
+
+def test_a_sigmoid_before_weights_makes_no_units():
+    """Numbers that happen to lie between 0 and 1 are numbers."""
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(8, "sigmoid")(inputs)
+    numbers = layers.Dense(2, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(0.3))(hidden)
+    units = layers.Reshape((2,))(layers.Dense(2, "sigmoid")(hidden))
+    found = heads_of(keras.Model(inputs, [numbers, units]), [None, None])
+    assert [head.kind for head in found] == ["numbers", "units"]
 
 
 def test_the_losses_of_regularizers_are_added():
