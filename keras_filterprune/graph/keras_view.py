@@ -21,6 +21,7 @@ from keras_filterprune.graph.types import Call, ModelView, Shape, TensorRef
 
 # Sides assumed where a model leaves them open: images and signals, and sequences of tokens.
 NOMINAL_SIZE, NOMINAL_TOKENS = 64, 8
+_GROWTH = 1, 4, 16, 64, 256
 
 
 def view_model(model: keras.Model) -> ModelView:
@@ -274,13 +275,31 @@ def _topological(nodes: dict, made: dict) -> list[tuple[str, int]]:
 
 
 def _with_shapes(view: ModelView, open_inputs: bool) -> ModelView:
-    """The view with every shape computed anew from the inputs, unknown sides taken at their nominal sizes."""
+    """The view with every shape computed anew from the inputs, unknown sides taken at their nominal sizes.
+
+    Where a layer takes more than these, a window of 400 samples of a sound, they grow.
+    """
+    for factor in _GROWTH:
+        try:
+            return _sized(view, open_inputs, factor)
+        except ValueError as error:
+            if not open_inputs:
+                raise
+            problem = error
+    raise UnsupportedModelError(
+        f"model '{view.name}' leaves sides of its inputs open, and its layers fit to none of the sizes that were tried, "
+        f"up to {_GROWTH[-1] * NOMINAL_SIZE}: {first_line(problem)} Give it inputs with fixed sizes."
+    ) from problem
+
+
+def _sized(view: ModelView, open_inputs: bool, factor: int) -> ModelView:
+    """The view with nominal sizes of so many times the usual."""
     specs: dict[TensorRef, Any] = {}
     calls = []
     for number, call in enumerate(view.calls):
         if not call.inputs:
             shape = call.output_shapes[0]
-            size = NOMINAL_TOKENS if "int" in call.op.dtype else NOMINAL_SIZE
+            size = factor * (NOMINAL_TOKENS if "int" in call.op.dtype else NOMINAL_SIZE)
             shape = (shape[0], *(size if d is None else d for d in shape[1:]))
             spec = [keras.KerasTensor(shape, dtype=call.op.dtype)]
             calls.append(replace(call, output_shapes=(shape,)))

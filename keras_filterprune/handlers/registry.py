@@ -25,8 +25,9 @@ def taught_by(op: Any, closed: str = "") -> str:
     """How to teach the library a layer that is not of Keras, as the end of a sentence; `closed` as in `Call`."""
     if not isinstance(op, keras.layers.Layer) or type(op).__module__.startswith("keras."):
         return ""
-    why = f"; it stays closed: it {closed}" if closed else ""
-    return f"{why}; register_handler({type(op).__name__}, like=...) teaches it"
+    if closed:
+        return f"; it stays closed: it {closed}; with Keras layers and keras.ops alone in its call(), it would open"
+    return f"; register_handler({type(op).__name__}, like=...) teaches it"
 
 
 class Opaque(Handler):

@@ -53,8 +53,16 @@ class Executor:
         everyone = [self, *others] if self._values else others
         self._readers = everyone[-1]._readers
         self._values = {
-            ref: keras.ops.concatenate([executor._values[ref] for executor in everyone]) for ref in everyone[-1]._values
+            ref: keras.ops.concatenate([executor._values[ref] for executor in everyone])
+            if self._per_sample(ref)
+            else everyone[-1]._values[ref]
+            for ref in everyone[-1]._values
         }
+
+    def _per_sample(self, ref: TensorRef) -> bool:
+        """Whether the first axis of a tensor is the batch; that of a weight is not."""
+        first, *_ = self._view.calls[ref.call].output_shapes[ref.index]
+        return first is None or self._view.calls[self._view.inputs[0].call].output_shapes[0][0] is not None
 
     def step(self, number: int) -> list[Any]:
         """Evaluate call `number` and return its flat outputs."""
