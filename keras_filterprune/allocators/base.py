@@ -6,6 +6,7 @@ import abc
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
@@ -34,7 +35,7 @@ class Allocation:
         scores: group number -> float64 scores of its units, higher = keep, comparable between groups.
         evaluate: kept counts -> how well the model does then, higher = better; for allocators that ask for a measure.
         evaluate_all: the same for several, in order, side by side where the allocator has an executor.
-        key: what the problem is, apart from its limit: equal keys, equal searches.
+        keyed: gives `key`, which takes reading all weights.
         progress: show progress bars.
         names: of the groups.
 
@@ -60,9 +61,14 @@ class Allocation:
     scores: Callable[[int], np.ndarray] = lambda group: np.zeros(0)
     evaluate: Callable[[np.ndarray], float] = _unmeasured
     evaluate_all: Callable[[Sequence[np.ndarray]], Iterator[float]] = _unmeasured
-    key: str = ""
+    keyed: Callable[[], str] = str
     progress: bool = False
     names: Sequence[str] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """What the problem is, apart from its limit: equal keys, equal searches."""
+        return self.keyed()
 
     def feasible(self, keep: np.ndarray) -> bool:
         """Whether these counts are within the limit."""

@@ -151,10 +151,12 @@ def prune_model(
     check_data(data, costs.graph.view)
     planner = Planner(task_for(costs.graph.model, costs, recipe, budget, options, run))
     outcome = carry_out(planner)
-    plan = planner.plan(_name(method, recipe), outcome.kept)
-    small = _merged(outcome, plan, run)
+    small = _merged(outcome, repr(budget), run)
     outcome = _priced(costs.graph.model, small, planner.task, outcome)
-    return _result(costs, small, plan, outcome, return_report, channel_multiple, budget)
+    if not return_report:
+        return small
+    plan = planner.plan(_name(method, recipe), outcome.kept)
+    return small, _report(costs, small, plan, outcome, channel_multiple, budget)
 
 
 @interruptible()
@@ -276,7 +278,8 @@ def apply_plan(
     check_fingerprint(plan, wide.graph, weights)
     kept = units_of(plan, wide.graph)
     outcome = operate(subject, wide, kept, run)
-    return _result(costs, _merged(outcome, plan, run), refreshed(plan, wide, kept), outcome, return_report)
+    small = _merged(outcome, plan.budget, run)
+    return (small, _report(costs, small, refreshed(plan, wide, kept), outcome)) if return_report else small
 
 
 def _name(method: Any, recipe: Method) -> str:
@@ -294,10 +297,10 @@ def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Co
     return compensator
 
 
-def _merged(outcome: Outcome, plan: PruningPlan, run: Run) -> keras.Model:
+def _merged(outcome: Outcome, budget: str, run: Run) -> keras.Model:
     """The smaller model; adapters that cost more than they save are merged."""
     between_adapters = isinstance(run.compensator, Adapters)
-    return merge_adapters(outcome.model, counts_params(plan.budget)) if between_adapters else outcome.model
+    return merge_adapters(outcome.model, counts_params(budget)) if between_adapters else outcome.model
 
 
 def _priced(model: keras.Model, small: keras.Model, task: Task, outcome: Outcome) -> Outcome:
@@ -314,17 +317,14 @@ def _priced(model: keras.Model, small: keras.Model, task: Task, outcome: Outcome
     return replace(outcome, notes=(*outcome.notes, *notes))
 
 
-def _result(
+def _report(
     original: CostModel,
     small: keras.Model,
     plan: PruningPlan,
     outcome: Outcome,
-    return_report: bool,
     channel_multiple: int | str = 1,
     budget: Budget | None = None,
-) -> keras.Model | tuple[keras.Model, PruneReport]:
-    """The smaller model, with a report if one is wanted."""
-    if not return_report:
-        return small
+) -> PruneReport:
+    """What was done to the original, given the smaller model."""
     final = None if small is outcome.model else CostModel(analyze(small))
-    return small, prune_report(original, plan, outcome, final, channel_multiple, budget)
+    return prune_report(original, plan, outcome, final, channel_multiple, budget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import keras
 import numpy as np
@@ -59,7 +59,7 @@ class Planner:
         """What the allocator is given; `limit` is the most that may be spent (None: the budget's)."""
         task, trial = self.task, self.trial
         found = task.allocation(self.refused, limit)
-        found = replace(found, scores=self._scores, key=self._key(found.rungs), progress=task.run.progress)
+        found = replace(found, scores=self._scores, keyed=partial(self._key, found.rungs), progress=task.run.progress)
         if trial is None:
             return found
 
