@@ -14,7 +14,7 @@ from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Group
 from keras_filterprune.methods import Method
-from keras_filterprune.probe.trial import Trial
+from keras_filterprune.probe.trial import Trial, check_measurable
 from keras_filterprune.probe.workers import spread
 from keras_filterprune.progress import track
 from keras_filterprune.pruning.task import Task
@@ -38,6 +38,8 @@ class Planner:
 
     def __init__(self, task: Task):
         self.task = task
+        if task.recipe.allocator.measure:
+            check_measurable(task.graph.view, task.run.data, task.recipe.allocator.measure)
         self.criterion = task.recipe.criterion.observe(task.graph, task.weights, task.run.data, task.run.progress)
         found = {g.name: task.refused.get(g.name) or self.criterion.refuses(g) for g in task.graph.groups}
         self.refused = {name: why for name, why in found.items() if why is not None}

@@ -17,8 +17,8 @@ from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method
 from keras_filterprune.probe import Weights
+from keras_filterprune.probe.metrics import metric_name
 from keras_filterprune.probe.proof import prove_linear
-from keras_filterprune.probe.trial import check_measurable
 from keras_filterprune.pruning.options import Options
 from keras_filterprune.rebuild.adapter_costs import AdaptedCost
 from keras_filterprune.rebuild.outcome import Run
@@ -42,7 +42,7 @@ class Task:
         full: what the budget is a share of, in its unit (None: what this model costs).
 
     Raises:
-        CalibrationDataError: the recipe needs data that is not there, or class scores that the model does not give.
+        CalibrationDataError: the recipe needs data that is not there.
         InfeasibleBudgetError: no filter can be removed, the budget cannot be met, or does not go with the recipe.
         UnknownNameError: a pattern matches no layer.
         UnsupportedLayerError: an own layer does not multiply what its handler says.
@@ -161,8 +161,10 @@ class Task:
                 f"{allocator!r} decides how many filters every group keeps, and {self.budget!r} does too. Give a "
                 "MacsBudget or a ParamsBudget."
             )
-        if allocator.measure:
-            check_measurable(self.graph.view, data, allocator.measure)
+        if allocator.measure and data is None:
+            raise CalibrationDataError(
+                f"measure='{metric_name(allocator.measure)}' needs samples to measure on: pass data=."
+            )
 
     def _check_counts(self) -> None:
         """Refuse names that the budget does not find, and a criterion that cannot say what it is asked."""

@@ -87,15 +87,6 @@ def test_the_check_can_fail(method):
     assert data.touched
 
 
-def test_accuracy_wants_class_scores_before_data():
-    inputs = keras.Input((8, 8, 3))
-    x = keras.layers.Conv2D(4, 3, name="conv1")(inputs)
-    model = keras.Model(inputs, keras.layers.Conv2D(3, 3)(x))
-    for method in ("search", "hu_ga", MEASURING["tolerance"]):
-        text = refused(kfp.prune_model, model, method, error=errors.CalibrationDataError)
-        assert "needs a model with one output of class scores" in text
-
-
 @pytest.mark.parametrize(
     ("options", "error"),
     [
