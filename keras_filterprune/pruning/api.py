@@ -153,10 +153,8 @@ def prune_model(
     outcome = carry_out(planner)
     small = _merged(outcome, repr(budget), run)
     outcome = _priced(costs.graph.model, small, planner.task, outcome)
-    if not return_report:
-        return small
-    plan = planner.plan(_name(method, recipe), outcome.kept)
-    return small, _report(costs, small, plan, outcome, channel_multiple, budget)
+    plan = planner.plan(_name(method, recipe), outcome.kept) if return_report else None
+    return (small, _report(costs, small, plan, outcome, channel_multiple, budget)) if plan else small
 
 
 @interruptible()

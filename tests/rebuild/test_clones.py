@@ -177,13 +177,13 @@ def build(kind, policy="float32"):
     keras.config.set_dtype_policy(policy)
     try:
         inputs = keras.Input((8, 8, 3), batch_size=8 if kind == "stateful" else None)
-        made = ACTIVATIONS.get(kind)
-        first, third = (made() if isinstance(made, type) else made for _ in range(2))
+        activation = ACTIVATIONS.get(kind, "relu")
+        activation = activation() if isinstance(activation, type) else activation
         h = BEFORE[kind]()(inputs) if kind in BEFORE else layers.Rescaling(0.01)(inputs)
-        h = layers.Conv2D(8, 3, padding="same", activation=first, name="first")(h)
+        h = layers.Conv2D(8, 3, padding="same", activation=activation, name="first")(h)
         h = layers.Conv2D(8, 3, padding="same", activation="relu", name="second")(h)
         # A block that can be removed.
-        h = layers.Add()([h, layers.Conv2D(8, 3, padding="same", activation=third, name="third")(h)])
+        h = layers.Add()([h, layers.Conv2D(8, 3, padding="same", name="third")(h)])
         if kind == "stateful":
             h = layers.LSTM(4, stateful=True)(layers.Reshape((64, 8))(h))
         else:

@@ -20,15 +20,14 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 L = keras.layers
 
 def build():
-    # Names decide which positions are sampled.
-    keras.utils.clear_session()
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 3))
-    h = L.PReLU()(L.Conv2D(8, 3, padding="same")(inputs))
+    # Names decide which positions are sampled.
+    h = L.PReLU(name="prelu")(L.Conv2D(8, 3, padding="same", name="first")(inputs))
     # A block that can be removed.
-    h = L.Add()([h, L.Conv2D(8, 3, padding="same", activation=L.PReLU())(h)])
-    h = L.GlobalAveragePooling2D()(L.Conv2D(8, 3, activation="relu")(L.Conv2D(8, 3, activation="relu")(h)))
-    model = keras.Model(inputs, L.Dense(4)(h))
+    h = L.Add(name="add")([h, L.Conv2D(8, 3, padding="same", activation=L.PReLU(), name="inner")(h)])
+    h = L.Conv2D(8, 3, activation="relu", name="last")(L.Conv2D(8, 3, activation="relu", name="third")(h))
+    model = keras.Model(inputs, L.Dense(4, name="head")(L.GlobalAveragePooling2D(name="mean")(h)))
     # Activations with weights are built when they are called on numbers.
     model(np.zeros((1, 8, 8, 3), "float32"))
     for weight in model.weights:
