@@ -1,6 +1,7 @@
 """How tests are run: assertions of shared modules say what they compared, drawn examples are the same in every run."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,37 @@ settings.load_profile("suite")
 # They write, read and time files; without the extra [tflite] there are none.
 WITH_FILES = ["export", "latency", "tflite_bench", "tfmot", "test_measuring.py"]
 collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else WITH_FILES
+
+# The files that take longest, the longest first: begun last, one of them would keep a worker busy when all others rest.
+LONGEST = [
+    "training/test_beside_keras.py",
+    "handlers/test_like.py",
+    "training/test_steering.py",
+    "latency/test_operators.py",
+    "export/test_export_applications.py",
+    "export/test_export.py",
+    "export/test_export_modes.py",
+    "layer_pruning/test_layer_pruning.py",
+    "test_elsewhere.py",
+    "test_cli.py",
+    "compensators/test_adapters.py",
+    "export/test_order.py",
+    "export/test_export_other_backends.py",
+    "rebuild/test_strategies.py",
+    "training/test_distilled_training.py",
+    "training/test_filter_pruning.py",
+    "test_notebook.py",
+]
+
+
+def pytest_configure(config):
+    # pytest-xdist would begin with the files of most tests.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture

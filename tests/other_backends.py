@@ -1,9 +1,13 @@
-"""Run a test's code on every installed backend of Keras: this process' own here, others in a fresh process."""
+"""Run a test's code on every installed backend of Keras: this process' own here, others in a process of each."""
 
+import atexit
+import functools
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -18,6 +22,31 @@ def on_every_backend(test):
     return pytest.mark.portable(pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])(test))
 
 
+# Runs one piece of code after the other, each in a namespace of its own, and answers with the error, if any.
+CHILD = """
+import json, os, sys, traceback
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+for line in sys.stdin:
+    found = None
+    try:
+        exec(json.loads(line), {"__name__": "__main__"})
+    except BaseException:
+        found = traceback.format_exc()
+    print(json.dumps(found), file=answers, flush=True)
+"""
+
+
+@functools.cache
+def process_of(backend: str) -> subprocess.Popen:
+    """The process of a backend: to import Keras and its backend takes longer than most of what is run there."""
+    environment, folder = os.environ | {"KERAS_BACKEND": backend}, Path(__file__).parents[1]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen([sys.executable, "-c", CHILD], env=environment, cwd=folder, text=True, **pipes)
+    atexit.register(child.communicate)
+    return child
+
+
 def run_on(backend: str, code: str) -> None:
     """The code, which fails by an assertion, on a backend."""
     if importlib.util.find_spec(backend) is None:
@@ -28,8 +57,12 @@ def run_on(backend: str, code: str) -> None:
             warnings.simplefilter("ignore")
             exec(code, {"keras": keras})
         return
-    environment, folder = os.environ | {"KERAS_BACKEND": backend}, Path(__file__).parents[1]
-    code = f"import keras\nassert keras.backend.backend() == {backend!r}\n{code}"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    child, code = process_of(backend), f"import keras\nassert keras.backend.backend() == {backend!r}\n{code}"
+    too_long = threading.Timer(300, child.kill)
+    too_long.start()
+    child.stdin.write(json.dumps(code) + "\n")
+    child.stdin.flush()
+    answer = child.stdout.readline()
+    too_long.cancel()
+    assert answer, f"the process of {backend} has ended"
+    assert json.loads(answer) is None, json.loads(answer)[-2000:]

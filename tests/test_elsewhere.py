@@ -152,7 +152,7 @@ PRINTED = {
 }
 
 
-STARTS = {"latency on JAX": ["script"], "training in tf_keras": ["script"]}
+STARTS = {"export on JAX": ["code"], "latency on JAX": ["script"], "training in tf_keras": ["script"]}
 
 
 @pytest.mark.parametrize(

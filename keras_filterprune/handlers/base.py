@@ -51,8 +51,8 @@ class Resize:
     @property
     def changed(self) -> bool:
         """Whether any channel of the call goes, of its tensors or inside of it."""
-        indexed = (*(t for t in (*self.inputs, *self.outputs) if t.tracked), *self.binds)
-        return any(not self.alive[x.ids].all() for x in indexed)
+        tensors = [t.ids for t in (*self.inputs, *self.outputs) if t.tracked]
+        return any(not self.alive[ids].all() for ids in (*tensors, *(bind.ids for bind in self.binds)))
 
     def kept(self, tensor: Tensor) -> np.ndarray:
         """Boolean array of shape (channels,): which channels of a tracked tensor stay."""

@@ -178,12 +178,18 @@ def _loss_gradients(
     size = min(BATCH, at_once(sum(volume(shape[1:]) for shape in shapes)))
     parts = [inputs.differentiable(slice(start, start + size)) for start in range(0, len(inputs), size)]
     loss.begin(outputs(at(), inputs[parts[0][0]]), parts[0][0])
+
+    def computed(x: Tensors, part: slice) -> list[Any]:
+        return outputs(x, inputs[part])
+
+    def alone(x: Tensors, part: slice) -> Any:
+        return loss(computed(x, part), part)
+
     for batch in track(parts, "differentiating", len(parts), progress):
         if len(batch) == 1:
-            found = gradients(lambda x, part=batch[0]: loss(outputs(x, inputs[part]), part), at())
-            yield {key: _array(value) for key, value in found.items()}
+            yield {key: _array(value) for key, value in gradients(partial(alone, part=batch[0]), at()).items()}
         else:
-            yield _joint_gradients(loss, lambda x, part: outputs(x, inputs[part]), batch, at())
+            yield _joint_gradients(loss, computed, batch, at())
 
 
 def _joint_gradients(

@@ -166,7 +166,7 @@ def name_of(what: Any) -> str:
         return what
     if isinstance(what, functools.partial):
         return name_of(what.func)
-    return getattr(what, "name", None) or getattr(what, "__name__", type(what).__name__)
+    return str(getattr(what, "name", None) or getattr(what, "__name__", type(what).__name__))
 
 
 def _keras_name(what: Any) -> tuple[str | None, dict[str, Any]]:

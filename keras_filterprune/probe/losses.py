@@ -33,7 +33,8 @@ class CompiledLoss:
         self._structure = keras.tree.map_structure(lambda tensor: 0, output_structure(model))
         self._shapes = [tuple(output.shape) for output in model.outputs]
         self._by_output = per_output(model, self._losses)
-        self._model: keras.Model | None = None
+        # Made where it computes: it does not travel to other processes.
+        self._model: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_model": None}
@@ -45,10 +46,11 @@ class CompiledLoss:
     def check(self, labels: list[np.ndarray | None]) -> None:
         """Raise `CalibrationDataError` where labels of the outputs do not fit the losses."""
         for (key, _), loss, found, shape in zip(self._keys, self._by_output, labels, self._shapes, strict=True):
-            if loss is not None and found is None:
+            if loss is None:
+                continue
+            if found is None:
                 raise CalibrationDataError(f"output '{key}' has the loss '{name_of(loss)}' and no labels.")
-            if loss is not None:
-                check_labels(loss, found, shape, key)
+            check_labels(loss, found, shape, key)
 
     def begin(self, labels: list[np.ndarray | None], outputs: list[Any], weights: list[Any]) -> None:
         """Compute it once on numbers, when Keras makes variables; `CalibrationDataError` where that fails."""

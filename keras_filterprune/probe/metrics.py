@@ -164,9 +164,10 @@ def score_of(metric: Any, view: ModelView, labels: Any, count: int) -> tuple[Sco
     if isinstance(metric, str) and metric == "loss":
         return Score("loss", _Loss(_compiled_loss(view, found))), found
     functions = []
-    for number, ((key, _), one) in enumerate(zip(output_keys(view.model), _each(view, metric), strict=True)):
-        if one is not None and found[number] is not None:
-            functions.append((number, _of_one(one, found[number], tuple(view.model.outputs[number].shape), key)))
+    kinds = zip(output_keys(view.model), _each(view, metric), found, view.model.outputs, strict=True)
+    for number, ((key, _), one, own, output) in enumerate(kinds):
+        if one is not None and own is not None:
+            functions.append((number, _of_one(one, own, tuple(output.shape), key)))
     if not functions:
         raise CalibrationDataError(f"'{metric_name(metric)}' is of outputs that have no labels.")
     return Score(metric_name(metric), _ByOutput(functions)), found

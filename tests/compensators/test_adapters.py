@@ -422,9 +422,16 @@ BUDGETS = {
 }
 
 
-@pytest.mark.parametrize(("keep", "rounds"), [(0.5, 1), (0.9, 1), (0.6, 2)])
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("allocator", ALLOCATORS)
+# Every two of allocator, budget and (keep, rounds) meet.
+KEEP_AND_ROUNDS = [(0.5, 1), (0.9, 1), (0.6, 2)]
+MET = [
+    (allocator, budget, *KEEP_AND_ROUNDS[(row + column) % 3])
+    for row, allocator in enumerate(ALLOCATORS)
+    for column, budget in enumerate(BUDGETS)
+]
+
+
+@pytest.mark.parametrize(("allocator", "budget", "keep", "rounds"), MET)
 def test_a_budget_is_met_by_what_is_left_when_adapters_are_merged(allocator, budget, keep, rounds):
     model, budget = unequal(), BUDGETS[budget](keep)
     method = kfp.Method(criteria.L2(), ALLOCATORS[allocator], compensators.Adapters(), rounds)

@@ -7,15 +7,22 @@ import pytest
 import keras_filterprune as kfp
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 3)).astype("float32")
-NETWORKS = {"MobileNetV2": {"alpha": 0.35}, "EfficientNetB0": {}, "ResNet50": {}}
+# {network: (its settings, where it is cut: with blocks of every kind before it)}.
+NETWORKS = {
+    "MobileNetV2": ({"alpha": 0.35}, "block_6_project_BN"),
+    "EfficientNetB0": ({}, "block4b_add"),
+    "ResNet50": ({}, "conv3_block2_out"),
+}
 # Root mean square relative to the output's; weights are random, statistics those of the images.
 LARGEST = {"float32": 1e-5, "float16": 4e-3, "dynamic": 0.05, "int8": 0.15, "int16x8": 0.05}
 
 
 def pruned(name):
     keras.utils.set_random_seed(0)
-    options = {"weights": None, "input_shape": (32, 32, 3), "classes": 10, "classifier_activation": None}
-    model = getattr(keras.applications, name)(**options, **NETWORKS[name])
+    settings, end = NETWORKS[name]
+    whole = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3), include_top=False, **settings)
+    pooled = keras.layers.GlobalAveragePooling2D()(whole.get_layer(end).output)
+    model = keras.Model(whole.input, keras.layers.Dense(10)(pooled), name=name)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.5

@@ -234,13 +234,13 @@ APPLICATIONS = [
 
 @pytest.mark.parametrize(("name", "blocks", "exclude"), APPLICATIONS)
 def test_networks_of_keras_applications_lose_their_blocks(name, blocks, exclude, tmp_path):
-    model = getattr(keras.applications, name)(weights=None, input_shape=(64, 64, 3))
+    model = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3))
     small, report = kfp.prune_layers(model, blocks, exclude=exclude, return_report=True, progress=False)
     assert sum(row.kind == "block" for row in report.units) == blocks == len(report.removed)
     assert report.verification <= 1e-5
     small.save(tmp_path / "small.keras")
     again = keras.models.load_model(tmp_path / "small.keras")
-    x = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     assert_equal(again, small, x)
     assert kfp.export_tflite(small, tmp_path / "small.tflite").top1_agreement == 1
 

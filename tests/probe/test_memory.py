@@ -18,7 +18,7 @@ from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.gradients import gate_gradients, weight_gradients
 from keras_filterprune.probe.inputs import calibration_inputs
 
-X, Y = labelled_images(count=240)
+X, Y = labelled_images(count=160)
 
 
 def trained_like(seed: int = 0) -> keras.Model:
@@ -120,7 +120,7 @@ def test_scores_do_not_depend_on_how_many_samples_run_at_once(name, room, little
 
     whole = scores()
     little(room)
-    assert len(calibration_inputs(X, graph.view).slices()) == {0.1: 240, 7: 35}[room]
+    assert len(calibration_inputs(X, graph.view).slices()) == {0.1: 160, 7: 23}[room]
     np.testing.assert_allclose(scores(), whole, rtol=2e-3, atol=1e-9)
 
 
@@ -129,8 +129,8 @@ def test_gradients_of_a_batch_do_not_depend_on_it_either(little):
     keys = [("conv1", "kernel"), ("dense", "kernel")]
 
     def found() -> list:
-        (weights,) = weight_gradients(graph.view, (X[:100], Y[:100]), keys, False)
-        (gates,) = gate_gradients(graph, (X[:100], Y[:100]), False)
+        (weights,) = weight_gradients(graph.view, (X[:50], Y[:50]), keys, False)
+        (gates,) = gate_gradients(graph, (X[:50], Y[:50]), False)
         return [*weights.values(), gates]
 
     whole = found()

@@ -49,9 +49,9 @@ def measured():
     return model, trial, choices, [trial(kept) for kept in choices]
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_processes_get_the_network_once_each(count, measured):
+def test_processes_get_the_network_once_each(measured):
     model, trial, choices, wanted = measured
+    count = 2
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool:
         executor = Counting(pool)

@@ -48,14 +48,10 @@ alone = build()
 pruned = {"progress": False}
 gates, masks = kfp.callbacks.BudgetGates(0.8, 2, strength=0.2), kfp.callbacks.PruningSchedule([1.0, 0.8])
 for copy, callbacks in (
-    (lambda m: kfp.prune_model(m, "l2", 0.8, **pruned), []),
     (lambda m: kfp.prune_model(m, "l2", 0.8, data=x, compensate="least_squares", **pruned), []),
-    (lambda m: kfp.prune_model(m, "l2", 0.8, compensate="adapter", **pruned), []),
     (lambda m: kfp.prune_model(m, "l2", 0.8, data=x, compensate="adapter", **pruned), []),
-    (lambda m: kfp.prune_layers(m, n_layers=1, **pruned), []),
-    (lambda m: kfp.strip_wrappers(kfp.apply_bridgeout(m)), []),
-    (lambda m: kfp.apply_penalty(m, kfp.regularizers.GroupLasso()), []),
-    (kfp.apply_filter_pruning, [masks]),
+    (lambda m: kfp.strip_wrappers(kfp.apply_bridgeout(kfp.prune_layers(m, n_layers=1, **pruned))), []),
+    (lambda m: kfp.apply_filter_pruning(kfp.apply_penalty(m, kfp.regularizers.GroupLasso())), [masks]),
     (kfp.apply_filter_gates, [gates]),
 ):
     twins = copy(model), copy(alone)

@@ -203,7 +203,7 @@ def test_stripping_gives_the_plain_model_back(name):
 
 
 def test_a_stripped_model_is_pruned_and_saved_without_custom_objects(tmp_path):
-    wrapped_model, (x, y) = compiled(kfp.apply_bridgeout(classifier())), labelled_images()
+    wrapped_model, (x, y) = compiled(kfp.apply_bridgeout(classifier()), run_eagerly=True), labelled_images()
     wrapped_model.fit(x, y, epochs=1, verbose=0)
     plain = kfp.strip_wrappers(wrapped_model)
     assert plain.compiled
@@ -232,16 +232,16 @@ def test_fit_draws_a_new_mask_at_every_step(jit):
 
 def test_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):
     (x, y), path = labelled_images(), tmp_path / "half.keras"
-    models = [compiled(kfp.apply_bridgeout(classifier(), seed=3)) for _ in range(2)]
-    models[0].fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
-    models[1].fit(x, y, batch_size=4, epochs=1, shuffle=False, verbose=0)
+    models = [compiled(kfp.apply_bridgeout(classifier(), seed=3), run_eagerly=True) for _ in range(2)]
+    models[0].fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    models[1].fit(x, y, batch_size=16, epochs=1, shuffle=False, verbose=0)
     models[1].save(path)
     again = keras.models.load_model(path)
-    again.fit(x, y, batch_size=4, epochs=1, shuffle=False, verbose=0)
+    again.fit(x, y, batch_size=16, epochs=1, shuffle=False, verbose=0)
     for a, b in zip(models[0].get_weights(), again.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    other = compiled(kfp.apply_bridgeout(classifier(), seed=4))
-    other.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    other = compiled(kfp.apply_bridgeout(classifier(), seed=4), run_eagerly=True)
+    other.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
     assert np.abs(other.get_layer("head").kernel - models[0].get_layer("head").kernel).max() > 1e-4
 
 
@@ -261,7 +261,7 @@ def test_mixed_precision_perturbs_in_float32():
 
 
 def test_a_schedule_sets_rate_and_norm_of_every_wrapper():
-    model, (x, y) = compiled(kfp.apply_bridgeout(classifier(), rate=0.0)), labelled_images()
+    model, (x, y) = compiled(kfp.apply_bridgeout(classifier(), rate=0.0), run_eagerly=True), labelled_images()
     seen = []
     watch = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: seen.append(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 from itertools import pairwise
 
+import builders
 import keras
 import numpy as np
 import pytest
-from builders import MASKABLE, array, assert_same, compiled, labelled_images, network, predict, shrunk, total_macs
+from builders import MASKABLE, array, assert_same, labelled_images, network, predict, shrunk, total_macs
 from keras import layers
 from other_backends import on_every_backend, run_on
 from zoo import ZOO, random_inputs
@@ -16,6 +17,11 @@ from zoo import ZOO, random_inputs
 import keras_filterprune as kfp
 from keras_filterprune import allocators, criteria, errors
 from keras_filterprune.graph.keras_view import named_weights, view_model
+
+
+def compiled(model: keras.Model) -> keras.Model:
+    """Trains without a trace, which takes longer than the few steps here."""
+    return builders.compiled(model, run_eagerly=True)
 
 
 def fit(model: keras.Model, callback, epochs: int, first: int = 0, **settings) -> dict:
