@@ -287,8 +287,8 @@ def _with_shapes(view: ModelView, open_inputs: bool) -> ModelView:
                 raise
             problem = error
     raise UnsupportedModelError(
-        f"model '{view.name}' leaves sides of its inputs open, and its layers fit to none of the sizes that were tried, "
-        f"up to {_GROWTH[-1] * NOMINAL_SIZE}: {first_line(problem)} Give it inputs with fixed sizes."
+        f"model '{view.name}' leaves sides of its inputs open, and its layers fit none of the sizes that were "
+        f"tried, up to {_GROWTH[-1] * NOMINAL_SIZE}: {first_line(problem)} Give it inputs with fixed sizes."
     ) from problem
 
 

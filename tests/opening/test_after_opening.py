@@ -168,7 +168,7 @@ def test_reasons_stand_in_the_report(name):
     graph = kfp.analyze(SITUATIONS[name].build())
     text = " ".join(pin.reason for pin in graph.pinned)
     for word in SITUATIONS[name].closed.values():
-        assert "it stays closed: it " in text
+        assert "it is not opened: it " in text
         assert word in text
 
 
