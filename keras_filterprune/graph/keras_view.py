@@ -112,8 +112,14 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
         if not inputs or not outputs:
             raise UnsupportedModelError(_no_graph_message(model))
         model = keras.Model(inputs, outputs, name=model.name)
-    with serializable(model):
-        return model, model.get_config()
+    try:
+        with serializable(model):
+            return model, model.get_config()
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"model '{model.name}' has no configuration to rebuild it from: one of its layers raised "
+            f"{type(error).__name__}: {first_line(error)} Keras cannot save it either; give that layer a get_config()."
+        ) from error
 
 
 def plain_call(model: keras.Model) -> bool:

@@ -73,7 +73,14 @@ def opened_view(model: keras.Model, input_spec: Any = None) -> ModelView:
     elif not isinstance(model, keras.Model) or isinstance(model, keras.Sequential):
         # Says what is wrong with it.
         return view_model(model)
-    return _Opening(model, input_spec).view()
+    try:
+        return _Opening(model, input_spec).view()
+    # A model with a graph can be worked on as it is, whatever the user's code raises.
+    except Exception as error:
+        if not has_graph(model):
+            raise
+        why = str(error) if isinstance(error, UnsupportedModelError) else where(error)
+        return _with_reasons(view, {key: closed.get(key, f"cannot be: {why}") for key in composites})
 
 
 _BRANCHES = "does something else in training, by an `if training:` in its call()"
@@ -177,12 +184,16 @@ class _Opening:
         inputs = batch_of(self.input_spec, opened) or random_inputs(view_model(opened))
         single = isinstance(self.model, keras.Sequential)
         structure = inputs[0] if single else keras.tree.pack_sequence_as(self._specs, inputs)
-        return difference_of(self.model, opened, assembler.origins, structure)
+        try:
+            return difference_of(self.model, opened, assembler.origins, structure)
+        # What cannot be run on a batch like that cannot be proven.
+        except Exception as error:  # noqa: BLE001
+            return f"it could not be compared on a batch of random numbers: {where(error)}"
 
     def _without_what_differs(self, found: str) -> tuple[keras.Model, Assembler] | None:
         """The opened model with as few kinds of layers closed as make it equal."""
         if not has_graph(self.model) and not self._kinds():
-            raise self._refused(found)
+            raise self._refused(f"as a graph of layers does not do the same: {found}")
         known = dict(self._closed)
         for kinds in [[kind] for kind in self._kinds()] + [self._kinds()]:
             self._closed = dict(known)
@@ -192,7 +203,7 @@ class _Opening:
             made = self._assembled()
             if made is None or not self._difference(*made):
                 return made
-        raise self._refused(found)
+        raise self._refused(f"as a graph of layers does not do the same: {found}")
 
     def _kinds(self) -> list[type]:
         return list(dict.fromkeys(type(layer) for layer in self._opened_layers))
