@@ -112,8 +112,14 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
         if not inputs or not outputs:
             raise UnsupportedModelError(_no_graph_message(model))
         model = keras.Model(inputs, outputs, name=model.name)
-    with serializable(model):
-        return model, model.get_config()
+    try:
+        with serializable(model):
+            return model, model.get_config()
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"model '{model.name}' has no configuration to rebuild it from: one of its layers raised "
+            f"{type(error).__name__}: {first_line(error)} Keras cannot save it either; give that layer a get_config()."
+        ) from error
 
 
 def plain_call(model: keras.Model) -> bool:
@@ -287,8 +293,8 @@ def _with_shapes(view: ModelView, open_inputs: bool) -> ModelView:
                 raise
             problem = error
     raise UnsupportedModelError(
-        f"model '{view.name}' leaves sides of its inputs open, and its layers fit to none of the sizes that were tried, "
-        f"up to {_GROWTH[-1] * NOMINAL_SIZE}: {first_line(problem)} Give it inputs with fixed sizes."
+        f"model '{view.name}' leaves sides of its inputs open, and its layers fit none of the sizes that were "
+        f"tried, up to {_GROWTH[-1] * NOMINAL_SIZE}: {first_line(problem)} Give it inputs with fixed sizes."
     ) from problem
 
 

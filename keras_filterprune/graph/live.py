@@ -111,11 +111,20 @@ def serializable(thing: Any) -> Iterator[None]:
                 if lent is not value:
                     stack.callback(own.__setitem__, name, value)
                     own[name] = lent
-        for op in getattr(thing, "operations", ()):
-            if not isinstance(op, keras.Model) and not _has_config(op):
+        for op in _operations(thing):
+            if not _has_config(op):
                 stack.callback(vars(op).pop, "get_config")
                 vars(op)["get_config"] = functools.partial(dict, name=op.name)
         yield
+
+
+def _operations(model: Any) -> Iterator[Any]:
+    """The operations of a model with a graph, and of those in it."""
+    for op in getattr(model, "operations", ()):
+        if isinstance(op, keras.Model) and hasattr(op, "operations"):
+            yield from _operations(op)
+        elif not isinstance(op, keras.Sequential):
+            yield op
 
 
 def _has_config(op: Any) -> bool:

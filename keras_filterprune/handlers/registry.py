@@ -25,9 +25,8 @@ def taught_by(op: Any, closed: str = "") -> str:
     """How to teach the library a layer that is not of Keras, as the end of a sentence; `closed` as in `Call`."""
     if not isinstance(op, keras.layers.Layer) or type(op).__module__.startswith("keras."):
         return ""
-    if closed:
-        return f"; it stays closed: it {closed}; with Keras layers and keras.ops alone in its call(), it would open"
-    return f"; register_handler({type(op).__name__}, like=...) teaches it"
+    taught = f"; register_handler({type(op).__name__}, like=...) teaches it"
+    return f"{taught}; it is not opened: it {closed}" if closed else taught
 
 
 class Opaque(Handler):

@@ -85,6 +85,12 @@ def _spec(value: Any) -> keras.KerasTensor:
     )
 
 
+def optional_inputs(model: keras.Model) -> list[int]:
+    """Which of the flat inputs of a model with a graph may be None."""
+    made = {id(op.output): op for op in getattr(model, "operations", ()) if isinstance(op, keras.layers.InputLayer)}
+    return [n for n, tensor in enumerate(model.inputs) if id(tensor) in made and made[id(tensor)].optional]
+
+
 def batch_of(input_spec: Any, opened: keras.Model) -> list[Any] | None:
     """The first samples of a batch that was given, as flat tensors; None if none was."""
     flat = keras.tree.flatten(input_spec)

@@ -15,8 +15,8 @@ from keras_filterprune.opening.assemble import Assembler
 from keras_filterprune.opening.batch import batch_size_for
 from keras_filterprune.opening.branches import branching, same_graph
 from keras_filterprune.opening.errors import CannotOpenError
-from keras_filterprune.opening.inputs import batch_of, specs_of
-from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes
+from keras_filterprune.opening.inputs import batch_of, optional_inputs, specs_of
+from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes, why_leaf
 from keras_filterprune.opening.proof import difference_of
 from keras_filterprune.opening.trace import Trace
 from keras_filterprune.opening.where import where
@@ -66,12 +66,21 @@ def opened_view(model: keras.Model, input_spec: Any = None) -> ModelView:
     """The flat view of a model, opened where there is something to open; `view.model` is what it is a view of."""
     if has_graph(model):
         view = view_model(model)
-        if not any(is_composite(call.op) for call in view.calls):
-            return view
+        composites = {id(call.op): call.op for call in view.calls if is_composite(call.op)}
+        closed = {key: why for key, op in composites.items() if (why := why_leaf(op))}
+        if len(closed) == len(composites):
+            return _with_reasons(view, closed)
     elif not isinstance(model, keras.Model) or isinstance(model, keras.Sequential):
         # Says what is wrong with it.
         return view_model(model)
-    return _Opening(model, input_spec).view()
+    try:
+        return _Opening(model, input_spec).view()
+    # A model with a graph can be worked on as it is, whatever the user's code raises.
+    except Exception as error:
+        if not has_graph(model):
+            raise
+        why = str(error) if isinstance(error, UnsupportedModelError) else where(error)
+        return _with_reasons(view, {key: closed.get(key, f"cannot be: {why}") for key in composites})
 
 
 _BRANCHES = "does something else in training, by an `if training:` in its call()"
@@ -94,20 +103,16 @@ class _Opening:
 
     def view(self) -> ModelView:
         """The view of the opened model; layers that stand in the way stay closed, one after the other."""
-        opened, assembler = self._assembled()
-        found = self._difference(opened, assembler)
-        if found:
-            opened, assembler = self._without_what_differs(found)
-        for note in assembler.compile(self.model, opened):
-            self._notes.append(note)
-        twins = {
-            id(assembler.twins[key]): why
-            for key, why in self._closed.items()
-            if key in assembler.twins and not is_idle(assembler.twins[key])
-        }
-        view = view_model(opened)
-        calls = tuple(replace(call, closed=twins.get(id(call.op), "")) for call in view.calls)
-        return replace(view, calls=calls, notes=(*lost_with(self.model), *self._training_note(view), *self._notes))
+        made = self._assembled()
+        if made is not None and (found := self._difference(*made)):
+            made = self._without_what_differs(found)
+        if made is None:
+            return _with_reasons(view_model(self.model), self._closed)
+        opened, assembler = made
+        notes = assembler.compile(self.model, opened)
+        closed = {id(assembler.twins[key]): why for key, why in self._closed.items() if key in assembler.twins}
+        view = _with_reasons(view_model(opened), closed)
+        return replace(view, notes=(*lost_with(self.model), *self._training_note(view), *notes))
 
     def _training_note(self, view: ModelView) -> list[str]:
         """What `fit()` does otherwise with a model that is not told that it trains."""
@@ -119,14 +124,16 @@ class _Opening:
             "inference; in the opened model it trains."
         ]
 
-    def _assembled(self) -> tuple[keras.Model, Assembler]:
-        self._notes: list[str] = []
+    def _assembled(self) -> tuple[keras.Model, Assembler] | None:
+        """The opened model, and what made it; None where no layer can be opened."""
         while True:
             before = len(self._closed)
             try:
                 trace, traced = self._traced()
             except Exception as error:
                 raise self._refused(where(error)) from error
+            if has_graph(self.model) and not self._opened_layers:
+                return None
             assembler = Assembler(traced, trace.paths, self._batch)
             try:
                 return assembler.opened(self.model), assembler
@@ -139,7 +146,7 @@ class _Opening:
         """The trace of the model in training, which holds for inference as well."""
         closed = dict(self._closed)
         while True:
-            traces = [Trace(self._inputs(), training, closed) for training in (False, True)]
+            traces = [self._trace(training, closed) for training in (False, True)]
             graphs = [trace.run(self.model) for trace in traces]
             known = len(closed)
             if same_graph(*graphs):
@@ -152,6 +159,11 @@ class _Opening:
         self._closed = closed
         self._opened_layers = [layer for layer, _, _ in traces[1].owners if layer is not self.model]
         return traces[1], graphs[1]
+
+    def _trace(self, training: bool, closed: dict[int, str]) -> Trace:
+        inputs = self._inputs()
+        may_be_missing = optional_inputs(self.model) if has_graph(self.model) else []
+        return Trace(inputs, training, closed, [keras.tree.flatten(inputs)[n] for n in may_be_missing])
 
     def _inputs(self) -> Any:
         def symbolic(spec: Any) -> Any:
@@ -172,22 +184,26 @@ class _Opening:
         inputs = batch_of(self.input_spec, opened) or random_inputs(view_model(opened))
         single = isinstance(self.model, keras.Sequential)
         structure = inputs[0] if single else keras.tree.pack_sequence_as(self._specs, inputs)
-        return difference_of(self.model, opened, assembler.origins, structure)
+        try:
+            return difference_of(self.model, opened, assembler.origins, structure)
+        # What cannot be run on a batch like that cannot be proven.
+        except Exception as error:  # noqa: BLE001
+            return f"it could not be compared on a batch of random numbers: {where(error)}"
 
-    def _without_what_differs(self, found: str) -> tuple[keras.Model, Assembler]:
+    def _without_what_differs(self, found: str) -> tuple[keras.Model, Assembler] | None:
         """The opened model with as few kinds of layers closed as make it equal."""
         if not has_graph(self.model) and not self._kinds():
-            raise self._refused(found)
+            raise self._refused(f"as a graph of layers does not do the same: {found}")
         known = dict(self._closed)
         for kinds in [[kind] for kind in self._kinds()] + [self._kinds()]:
             self._closed = dict(known)
             for layer in self._opened_layers:
                 if type(layer) in kinds:
                     self._closed.setdefault(id(layer), f"as a graph of layers, {found}")
-            opened, assembler = self._assembled()
-            if not self._difference(opened, assembler):
-                return opened, assembler
-        raise self._refused(found)
+            made = self._assembled()
+            if made is None or not self._difference(*made):
+                return made
+        raise self._refused(f"as a graph of layers does not do the same: {found}")
 
     def _kinds(self) -> list[type]:
         return list(dict.fromkeys(type(layer) for layer in self._opened_layers))
@@ -198,6 +214,17 @@ class _Opening:
             f"model '{self.model.name}' ({name}) cannot be opened into a graph of layers: {name} {why}. Write its "
             "call() with Keras layers and keras.ops alone, or as a functional model: keras.Model(inputs, outputs)."
         )
+
+
+def _with_reasons(view: ModelView, closed: dict[int, str]) -> ModelView:
+    """The view with {id of a layer: why it was not opened}, where layers stand in the way of anything."""
+    if not closed:
+        return view
+    calls = (
+        replace(call, closed=closed[id(call.op)]) if id(call.op) in closed and not is_idle(call.op) else call
+        for call in view.calls
+    )
+    return replace(view, calls=tuple(calls))
 
 
 def has_open_batch(specs: Any) -> bool:

@@ -59,7 +59,7 @@ class Shadows:
         if isinstance(value, keras.Variable):
             return self._weight(value, holder)
         if isinstance(value, keras.random.SeedGenerator):
-            return _NoSeeds(holder)
+            return _NO_SEEDS
         if isinstance(value, keras.layers.Layer):
             if not name.startswith("_"):
                 self.attributes.setdefault(id(value), name)
@@ -108,16 +108,17 @@ def _holds_layers(cell: Any) -> bool:
     return any(isinstance(entry, keras.layers.Layer | keras.Variable) for entry in keras.tree.flatten(found))
 
 
-class _NoSeeds:
+class _NoSeeds(keras.random.SeedGenerator):
     """In the place of a seed generator: what is drawn while a call is looked at would be drawn once and for all."""
 
-    def __init__(self, holder: Any):
-        self._holder = type(holder).__name__
+    def __init__(self) -> None:
+        """Makes no state."""
 
     def next(self, ordered: bool = True) -> Any:
-        raise CannotOpenError(
-            f"{self._holder} draws random numbers itself; a layer of its own for that would stay a layer"
-        )
+        raise CannotOpenError("draws random numbers itself, which a layer of its own would do for it")
+
+
+_NO_SEEDS = _NoSeeds()
 
 
 @functools.cache
@@ -127,9 +128,7 @@ def _shadow_class(kind: type) -> type:
         return called(layer, args, kwargs)
 
     def add_loss(self: Any, loss: Any) -> None:
-        raise CannotOpenError(
-            f"{kind.__name__} adds a loss in its call(), which a graph of plain layers has no place for"
-        )
+        raise CannotOpenError("adds a loss in its call(), for which a graph of plain layers has no place")
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
         # Not by way of Keras, which would take note of it in what the shadow shares with its layer.

@@ -30,6 +30,7 @@ class Trace:
         inputs: symbolic model inputs, in the model's structure.
         training: which branch is taken where a `call()` asks.
         closed: {id of a layer: why it stays one}; layers that turn out to be closed are added.
+        optional: those of the flat inputs that may be None at run time.
 
     Attributes:
         owners: (layer, its symbolic arguments, its outputs) of every layer that was opened, inner ones first.
@@ -39,6 +40,7 @@ class Trace:
     inputs: Any
     training: bool
     closed: dict[int, str]
+    optional: list[Any]
     owners: list[tuple[Any, list[Any], list[Any]]] = field(default_factory=list)
 
     def __post_init__(self):
@@ -85,6 +87,8 @@ class Trace:
     def _composite(self, layer: Any, args: tuple, kwargs: dict) -> Any:
         if layer.activity_regularizer is not None:
             raise CannotOpenError("penalises its own outputs (activity_regularizer)")
+        if any(x is given for given in self.optional for x in _symbols((args, kwargs))):
+            raise CannotOpenError("reads an input that may be missing")
         args, kwargs = keras.tree.map_structure(lambda x: self._converted(x, layer), (args, kwargs))
         training, args, kwargs = self._training_of(layer, args, kwargs)
         if takes(layer, "training"):

@@ -21,5 +21,5 @@ def where(error: Exception) -> str:
     text = first_line(error)
     text = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
     if "KerasTensor" in text:
-        text += " Write it with keras.ops."
-    return f"its call() stops{at}: {type(error).__name__}: {text}"
+        text += " With keras.ops in its place, it would open."
+    return f"stops in its call(){at}: {type(error).__name__}: {text}"

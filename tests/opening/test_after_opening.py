@@ -168,7 +168,7 @@ def test_reasons_stand_in_the_report(name):
     graph = kfp.analyze(SITUATIONS[name].build())
     text = " ".join(pin.reason for pin in graph.pinned)
     for word in SITUATIONS[name].closed.values():
-        assert "it stays closed: it " in text
+        assert "it is not opened: it " in text
         assert word in text
 
 
@@ -198,3 +198,35 @@ def test_shapes_or_a_batch_open_what_was_not_built():
         np.testing.assert_allclose(opened(X), model(X), rtol=1e-5, atol=1e-6)
     with pytest.raises(errors.InvalidValueError, match="input_spec is a shape with the batch first"):
         kfp.open_model(called(Classifier()), "image")
+
+
+def test_a_graph_that_cannot_be_opened_is_pruned_around_what_it_has():
+    class Foreign(layers.Layer):
+        def call(self, x):
+            if isinstance(x, keras.KerasTensor):
+                raise TypeError("numbers alone")
+            return x + 1
+
+    model = around(Foreign(name="foreign"))
+    (pin,) = [pin for pin in kfp.analyze(model).pinned if pin.layer == "before"]
+    assert "it is not opened: it stops in its call() at test_after_opening.py" in pin.reason
+    assert kfp.analyze(model).model is model
+    assert kfp.prune_model(model, "l2", WIDE, progress=False).get_layer("after").filters < 5
+
+
+def test_a_nested_model_without_a_configuration_does_no_harm():
+    class Inner(keras.Model):
+        def __init__(self, width):
+            super().__init__()
+            self.conv = layers.Conv2D(width, 3)
+            self.unwritten = object()
+
+        def call(self, x):
+            return self.conv(x)
+
+        def get_config(self):
+            raise AttributeError("unwritten")
+
+    model = around(Inner(7))
+    conv = kfp.analyze(model).groups[1].producers[0]
+    assert kfp.prune_model(model, "l2", WIDE, progress=False).get_layer(conv).filters < 7
