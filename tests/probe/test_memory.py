@@ -167,3 +167,16 @@ def test_samples_join_behind_layers_that_are_adjusted_to_fewer(little):
     scale = np.sqrt(wanted.var(axis=0) / best.var(axis=0))
     best = best.mean(axis=0) + scale * (best - best.mean(axis=0))
     np.testing.assert_allclose(predict(small, x)[0], best, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 7, 15, 100])
+def test_few_samples_are_spread_over_all(most):
+    """Data may be sorted, and is held in the parts it was read in."""
+    view = kfp.analyze(keras.Sequential([keras.Input((1,)), keras.layers.Dense(2), keras.layers.Dense(1)])).view
+    numbers = np.arange(15.0)[:, None]
+    inputs = calibration_inputs(np.split(numbers, [5, 6, 13]), view)
+    few = inputs.spread(most)
+    found = few.arrays()[0][:, 0]
+    assert len(few) == len(found) <= most and len(inputs) == 15
+    assert found[0] == 0 and found[-1] >= 15 - 15 / len(found) - 1
+    assert len(set(np.diff(found))) <= 1
