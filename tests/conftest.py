@@ -1,6 +1,7 @@
 """How tests are run: assertions of shared modules say what they compared, drawn examples are the same in every run."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,10 @@ LONGEST = [
 def pytest_configure(config):
     # pytest-xdist would begin with the files of most tests.
     config.option.loadscopereorder = False
+    if config.getoption("numprocesses", None):
+        # One thread for each worker: as many as cores in every one of them wait for each other.
+        for name in ("OPENBLAS_NUM", "OMP_NUM", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):
+            os.environ.setdefault(f"{name}_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):
