@@ -26,13 +26,11 @@ class _Mode(int):
 class Trace:
     """One run of a model's `call()`.
 
-    Args:
+    Attributes:
         inputs: symbolic model inputs, in the model's structure.
         training: which branch is taken where a `call()` asks.
         closed: {id of a layer: why it stays one}; layers that turn out to be closed are added.
         optional: those of the flat inputs that may be None at run time.
-
-    Attributes:
         owners: (layer, its symbolic arguments, its outputs) of every layer that was opened, inner ones first.
         paths: {id of a layer: names of the layers that it is in, and its own}.
     """
