@@ -266,6 +266,25 @@ def no_configuration():
     return around(Silent(layers.Conv2D(7, 3, padding="same")))
 
 
+@situation()
+def layer_of_keras_without_configuration():
+    return around(Block(7), layers.Identity(dtype=keras.DTypePolicy("float32")))
+
+
+@situation()
+def arguments_that_are_no_tensors():
+    class Scaled(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.drop = layers.Conv2D(7, 3, padding="same"), layers.Dropout(0.3)
+
+        def call(self, x, scale=1.0, training=None, shift=0):
+            return self.drop(scale * self.conv(x), training=training) + shift
+
+    scaled = Scaled()
+    return around(layer(lambda self, x: self.scaled(x, scale=0.5, shift=1), scaled=scaled))
+
+
 # ------------------------------------------------------------------------------------------------------------ weights
 
 

@@ -51,7 +51,9 @@ def twins(model, opened):
     for variable in opened.weights:
         value = keras.ops.convert_to_numpy(variable.value)
         (twin,) = {
-            id(v): v for v in model.weights if v.shape == variable.shape and np.array_equal(v.numpy(), value)
+            id(v): v
+            for v in model.weights
+            if v.shape == variable.shape and np.array_equal(keras.ops.convert_to_numpy(v.value), value)
         }.values()
         found[id(variable)] = twin
     return found
@@ -64,7 +66,7 @@ def masked_original(model, graph, plan):
     for bind in graph.binds:
         if bind.role == "input":
             variable = of[id(named_weights(ops[bind.layer])[bind.weight])]
-            value = np.moveaxis(np.array(variable.numpy()), bind.axis, 0)
+            value = np.moveaxis(np.array(keras.ops.convert_to_numpy(variable.value)), bind.axis, 0)
             value[~alive[bind.ids]] = 0
             variable.assign(np.moveaxis(value, 0, bind.axis))
     return model

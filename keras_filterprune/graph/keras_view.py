@@ -6,6 +6,7 @@ shared layers, several outputs) and free of side effects on the model.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections import deque
@@ -16,7 +17,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import UnsupportedModelError
-from keras_filterprune.graph.live import serializable
+from keras_filterprune.graph.live import named_alone, serializable
 from keras_filterprune.graph.types import Call, ModelView, Shape, TensorRef
 
 # Sides assumed where a model leaves them open: images and signals, and sequences of tokens.
@@ -112,14 +113,19 @@ def _functional(model: Any) -> tuple[keras.Model, dict]:
         if not inputs or not outputs:
             raise UnsupportedModelError(_no_graph_message(model))
         model = keras.Model(inputs, outputs, name=model.name)
-    try:
-        with serializable(model):
+    with serializable(model):
+        # Whatever the get_config() of a user's class raises.
+        with contextlib.suppress(Exception):
             return model, model.get_config()
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"model '{model.name}' has no configuration to rebuild it from: one of its layers raised "
-            f"{type(error).__name__}: {first_line(error)} Keras cannot save it either; give that layer a get_config()."
-        ) from error
+        try:
+            with named_alone(model):
+                return model, model.get_config()
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            raise UnsupportedModelError(
+                f"model '{model.name}' has no configuration to rebuild it from: one of its layers raised "
+                f"{type(error).__name__}: {first_line(error)} Keras cannot save it either; give that layer a "
+                "get_config()."
+            ) from error
 
 
 def plain_call(model: keras.Model) -> bool:

@@ -100,8 +100,7 @@ def is_function(value: Any) -> bool:
 def serializable(thing: Any) -> Iterator[None]:
     """Lends a model or an operation stand-ins for the functions that Keras cannot write down, as long as it lasts.
 
-    They call the functions: whoever uses the model meanwhile sees no difference. Where an operation of a model has no
-    configuration, its name stands for one: that is enough to say which operations there are, and what they read.
+    They call the functions: whoever uses the model meanwhile sees no difference.
     """
     with _LENDING, contextlib.ExitStack() as stack:
         for holder in held_objects(thing):
@@ -111,8 +110,18 @@ def serializable(thing: Any) -> Iterator[None]:
                 if lent is not value:
                     stack.callback(own.__setitem__, name, value)
                     own[name] = lent
-        for op in _operations(thing):
-            if not _has_config(op):
+        yield
+
+
+@contextlib.contextmanager
+def named_alone(model: Any) -> Iterator[None]:
+    """Lends the operations of a model that have no configuration one of their names, as long as it lasts.
+
+    That is enough to say which operations there are, and what they read.
+    """
+    with _LENDING, contextlib.ExitStack() as stack:
+        for op in _operations(model):
+            if not has_config(op):
                 stack.callback(vars(op).pop, "get_config")
                 vars(op)["get_config"] = functools.partial(dict, name=op.name)
         yield
@@ -127,11 +136,8 @@ def _operations(model: Any) -> Iterator[Any]:
             yield op
 
 
-def _has_config(op: Any) -> bool:
-    """Whether an operation says how it is configured: what Keras writes does, and a class of the user's is asked."""
-    if type(op).get_config.__module__.startswith("keras.") and type(op).__module__.startswith("keras."):
-        return True
-    # A user's class may raise anything.
+def has_config(op: Any) -> bool:
+    """Whether an operation says how it is configured; a class of the user's may raise anything when asked."""
     with contextlib.suppress(Exception):
         keras.saving.serialize_keras_object(op)
         return True
@@ -140,8 +146,9 @@ def _has_config(op: Any) -> bool:
 
 def plain_config(op: Any) -> dict[str, Any]:
     """`op.get_config()`, with a description of the functions that Keras cannot write down; {} where it raises."""
-    with serializable(op):
-        return op.get_config() if _has_config(op) else {}
+    with serializable(op), contextlib.suppress(Exception):
+        return op.get_config()
+    return {}
 
 
 def held_objects(thing: Any) -> list[Any]:

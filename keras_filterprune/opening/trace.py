@@ -26,13 +26,11 @@ class _Mode(int):
 class Trace:
     """One run of a model's `call()`.
 
-    Args:
+    Attributes:
         inputs: symbolic model inputs, in the model's structure.
         training: which branch is taken where a `call()` asks.
         closed: {id of a layer: why it stays one}; layers that turn out to be closed are added.
         optional: those of the flat inputs that may be None at run time.
-
-    Attributes:
         owners: (layer, its symbolic arguments, its outputs) of every layer that was opened, inner ones first.
         paths: {id of a layer: names of the layers that it is in, and its own}.
     """
@@ -106,9 +104,15 @@ class Trace:
 
     def _training_of(self, layer: Any, args: tuple, kwargs: dict) -> tuple[Any, tuple, dict]:
         """What `training` is in a call of a layer, and the other arguments."""
-        bound = inspect.signature(type(layer).call).bind(layer, *args, **kwargs)
-        given = bound.arguments.pop("training", None) if takes(layer, "training") else bound.kwargs.get("training")
-        return self._training[-1] if given is None else given, bound.args[1:], dict(bound.kwargs)
+        names = [*inspect.signature(type(layer).call).parameters][1:]
+        if "training" in names[: len(args)]:
+            # Keras wants what is no tensor by its name.
+            at = names.index("training")
+            kwargs = dict(zip(names[at:], args[at:], strict=False)) | kwargs
+            args = args[:at]
+        given = kwargs.get("training")
+        kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+        return self._training[-1] if given is None else given, args, kwargs
 
     def _converted(self, x: Any, layer: Any) -> Any:
         """An argument in the dtype in which the layer computes."""

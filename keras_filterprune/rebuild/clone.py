@@ -14,7 +14,7 @@ import numpy as np
 from keras_filterprune.errors import SurgeryError, UnsupportedModelError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import first_line, functional_class, named_weights, view_model
-from keras_filterprune.graph.live import LiveObjects
+from keras_filterprune.graph.live import LiveObjects, has_config
 from keras_filterprune.graph.types import ModelView
 from keras_filterprune.handlers.base import Handler, Resize
 from keras_filterprune.handlers.rebuilt import Rebuilt
@@ -254,9 +254,13 @@ class _Resizer(Cloner):
 
     def _clone(self, op: Any) -> Any:
         r = self.changed.get(id(op))
-        if r is None:
-            return super()._clone(op)
-        handler, config = handler_for(op), without_old_shapes(copy.deepcopy(self.config(op)))
+        handler = handler_for(op)
+        if r is None or (type(handler).resize is Handler.resize and not named_weights(op) and not has_config(op)):
+            twin = super()._clone(op)
+            if r is not None:
+                self._rewrites[id(twin)] = handler, r
+            return twin
+        config = without_old_shapes(copy.deepcopy(self.config(op)))
         with explained():
             config = handler.resize(config, r)
         try:
