@@ -36,7 +36,7 @@ class Assembler(Cloner):
         self._traced, self._paths, self._batch = traced, paths, batch
         self._names = Counter[str]()
         self._held: dict[int, tuple[Any, Any]] = {}
-        self._root: keras.Model | None = None
+        self._root: Any = None
         self._products = _products(self)
         # What the user has named goes before what Keras numbers.
         ops = {id(call.op.op): call.op.op for call in self.view.calls if isinstance(call.op, Leaf)}
@@ -83,7 +83,7 @@ class Assembler(Cloner):
         inputs = self.inputs(model) if has_graph(model) else [self._input(t) for t in self._traced.inputs]
         for tensor in inputs:
             self._names[tensor.name] += 1
-        open_batch = self._batch and OpenBatch(self._batch, inputs[0], self._layer)
+        open_batch = OpenBatch(self._batch, inputs[0], self._layer) if self._batch else None
         values: dict[TensorRef, Any] = dict(zip(self.view.inputs, inputs, strict=True))
         for number, call in enumerate(self.view.calls):
             if not call.inputs or any(ref not in values for ref in call.inputs):
@@ -188,7 +188,8 @@ class Assembler(Cloner):
 
 def _products(assembler: Assembler) -> dict[int, Any]:
     """Matrices that nothing reads but products of an input with them, which dense layers compute."""
-    view, found = assembler.view, {}
+    view = assembler.view
+    found: dict[int, Any] = {}
     for number, call in enumerate(view.calls):
         readers = view.readers.get(TensorRef(number, 0), ())
         if isinstance(call.op, HeldWeight) and len(call.op.variable.shape) == 2 and len(view.calls) not in readers:

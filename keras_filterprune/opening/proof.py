@@ -44,11 +44,8 @@ def difference_of(original: keras.Model, opened: keras.Model, origins: Origins, 
     if not can_differentiate():
         return ""
     trained = [(old, new) for old, new in origins if old.trainable]
-    theirs, ours = (
-        _gradients(model, inputs, v)
-        for model, v in ((original, [a for a, _ in trained]), (opened, [b for _, b in trained]))
-    )
-    found = _compare(theirs, ours, tolerance)
+    wanted = _gradients(original, inputs, [old for old, _ in trained])
+    found = _compare(wanted, _gradients(opened, inputs, [new for _, new in trained]), tolerance)
     return f"a training step differs by {found}" if found else ""
 
 

@@ -47,7 +47,9 @@ class Shadows:
         if _OF in vars(layer):
             return layer
         if id(layer) not in self._made:
-            shadow = self._made[id(layer)] = object.__new__(_shadow_class(type(layer)))
+            kind: Any = type(layer)
+            shadow: Any = object.__new__(_shadow_class(kind))
+            self._made[id(layer)] = shadow
             # Keras wraps the build() of every layer, and what is looked at is built.
             seen = {n: v for n, v in vars(layer).items() if not isinstance(v, _NOTHING_SEEN) and n != "build"}
             own = {name: self._seen(value, layer, name) for name, value in seen.items()}
@@ -84,7 +86,8 @@ class Shadows:
             parts = [self._seen(part, holder, "_") for part in (value.func, value.args, value.keywords)]
             return functools.partial(parts[0], *parts[1], **parts[2])
         if isinstance(value, types.FunctionType) and any(map(_holds_layers, value.__closure__ or ())):
-            cells = tuple(types.CellType(self._seen(cell.cell_contents, holder, "_")) for cell in value.__closure__)
+            known = value.__closure__ or ()
+            cells = tuple(types.CellType(self._seen(cell.cell_contents, holder, "_")) for cell in known)
             copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
             copied.__kwdefaults__ = value.__kwdefaults__
             return copied
