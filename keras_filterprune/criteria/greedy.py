@@ -98,9 +98,13 @@ def backward_order(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) ->
         eliminations.append(_Elimination(inverse, energy, columns))
     remaining = np.arange(len(problems[0][2]))
     order, increase = [], []
+    nothing: float | None = None
     while len(remaining):
         cost = sum((elimination.costs(remaining) for elimination in eliminations), np.zeros(len(remaining)))
-        pick = int(np.argmin(cost))
+        if nothing is None:
+            nothing = _TIE * float(cost.sum())
+        # Of units that cost nothing but rounding, as those behind a dead ReLU, the first one goes.
+        pick = int(np.argmax(cost <= max(float(cost.min()), nothing)))
         unit = remaining[pick]
         order.append(unit)
         increase.append(max(float(cost[pick]), 0.0))
