@@ -11,12 +11,9 @@ import numpy as np
 
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import HEADS, Tracer
-from keras_filterprune.graph.types import Call, Tensor, TensorRef
-from keras_filterprune.handlers.base import Handler, Resize, describe, read_last_axis, volume
+from keras_filterprune.graph.types import Call, Shape, Tensor, TensorRef
+from keras_filterprune.handlers.base import Handler, Resize, describe, give_up, read_last_axis, volume
 from keras_filterprune.handlers.registry import register_handler
-
-# Weights of the projection that reads the heads; those of all others make them.
-_OUTPUT = "attention_output"
 
 
 @register_handler(keras.layers.MultiHeadAttention)
@@ -34,50 +31,51 @@ class MultiHeadAttention(Handler):
         ids = t.fresh(call.op.num_heads, (call.path, HEADS))
         return ids, ids
 
-    def made(self, call: Call, width: int, query: np.ndarray, t: Tracer) -> np.ndarray:
+    def made(self, call: Call, width: int, read: Mapping[str, np.ndarray], t: Tracer) -> np.ndarray:
         """Ids of the output's channels."""
         return t.fresh(width, (call.path, "filters"))
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        found, kernels = _arguments(call, inputs), _kernels(call.op)
-        query, value = found["query"], found["value"]
-        key = found.get("key", value)
+        parts, sizes = _parts(call.op), {name: v.shape for name, v in named_weights(call.op).items()}
+        if any(names.keys() - {"kernel", "bias"} for names in parts.values()):
+            t.constant(call.path, *sizes)
+            return give_up(call, inputs, t, "feeds quantized or adapted projections of")
+        found = _arguments(call, inputs)
+        found = {"key": found["value"], "gate": found["query"]} | found
+        read = {name: read_last_axis(call, found[name], t) for name in ("query", "value", "key")}
+        read["gate"] = read["query"]
         many, few = self.heads(call, t)
-        axes = getattr(call.op, "attention_axes", (1,))
-        _look_at_masks(call, found, many, len(query.shape) - len(axes) - 1, t)
-        for part, x, heads in (("query", query, many), ("gate", query, many), ("key", key, few), ("value", value, few)):
-            if part in kernels:
-                ids = read_last_axis(call, x, t)
-                self._project(call, part, (ids, heads), volume(x.shape[1:-1]), t)
-        ids = self._output(call, query, many, t)
-        sizes = [kernels[part].shape[2] for part in ("query", "value")]
-        attended = volume(tuple(value.shape[axis] for axis in axes))
-        t.spend(call.path, volume(query.shape[1:-1]) * attended * sum(sizes), many)
-        out, *scores = call.output_shapes
-        # Scores have batch axes, heads, positions of queries, positions of keys.
-        return [
-            Tensor(out, len(out) - 1, ids),
-            *(Tensor(s, len(s) - 2 * len(axes) - 1, many) if s else Tensor(s) for s in scores),
-        ]
+        heads = {"query": many, "gate": many, "key": few, "value": few}
+        axes, spent = _axes(call.op), 0
+        positions = volume(found["query"].shape[1:-1])
+        _look_at_masks(call, found, many, t)
+        for part in (part for part in parts if part in heads):
+            names = parts[part]
+            t.bind(call.path, names["kernel"], 0, read[part], "input")
+            t.bind(call.path, names["kernel"], 1, heads[part], "filter")
+            if "bias" in names:
+                t.bind(call.path, names["bias"], 0, heads[part])
+            size = sizes[names["kernel"]][2]
+            t.spend(call.path, volume(found[part].shape[1:-1]) * size, read[part], heads[part])
+            # Scores are sums over the numbers of a query, the output of a head is one over those of values.
+            spent += size if part in ("query", "value") else 0
+        t.spend(call.path, positions * volume(tuple(found["value"].shape[axis] for axis in axes)) * spent, many)
+        out = self._output(call, positions, many, read, t)
+        shape, *scores = call.output_shapes
+        return [Tensor(shape, len(shape) - 1, out), *(_scores(call, found["query"], s, many) for s in scores)]
 
-    def _project(self, call: Call, part: str, ids: tuple[np.ndarray, np.ndarray], positions: int, t: Tracer) -> None:
-        """Bind the weights of a projection that makes heads."""
-        names, shape = _parts(call.op)[part], _kernels(call.op)[part].shape
-        t.bind(call.path, names["kernel"], 0, ids[0], "input")
-        t.bind(call.path, names["kernel"], 1, ids[1], "filter")
-        if "bias" in names:
-            t.bind(call.path, names["bias"], 0, ids[1])
-        t.spend(call.path, positions * shape[2], *ids)
-
-    def _output(self, call: Call, query: Tensor, heads: np.ndarray, t: Tracer) -> np.ndarray:
+    def _output(
+        self, call: Call, positions: int, heads: np.ndarray, read: Mapping[str, np.ndarray], t: Tracer
+    ) -> np.ndarray:
         """Bind the weights of the projection that reads heads; returns the ids of what it makes."""
-        names, shape = _parts(call.op)[_OUTPUT], _kernels(call.op)[_OUTPUT].shape
-        ids = self.made(call, shape[-1], read_last_axis(call, query, t), t)
+        names = _parts(call.op)["attention_output"]
+        shape = named_weights(call.op)[names["kernel"]].shape
+        ids = self.made(call, shape[-1], read, t)
         t.bind(call.path, names["kernel"], 0, heads, "input")
         t.bind(call.path, names["kernel"], len(shape) - 1, ids, "filter")
         if "bias" in names:
             t.bind(call.path, names["bias"], len(shape) - 3, ids)
-        t.spend(call.path, volume(query.shape[1:-1]) * volume(tuple(shape[1:-1])), heads, ids)
+        t.spend(call.path, positions * volume(tuple(shape[1:-1])), heads, ids)
         return ids
 
     def resize(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
@@ -96,7 +94,7 @@ class MultiHeadAttention(Handler):
 
 @register_handler(keras.layers.GroupQueryAttention)
 class GroupedQueryAttention(MultiHeadAttention):
-    """A head of keys and values goes with all heads of queries that share it; the output is as wide as the query."""
+    """A head of keys and values goes with the heads of queries that share it; queries, values, output are as wide."""
 
     counts: Mapping[str, str] = {"num_query_heads": "query", "num_key_value_heads": "key"}
 
@@ -104,9 +102,9 @@ class GroupedQueryAttention(MultiHeadAttention):
         ids = t.fresh(call.op.num_key_value_heads, (call.path, HEADS))
         return np.repeat(ids, call.op.num_query_heads // len(ids)), ids
 
-    def made(self, call: Call, width: int, query: np.ndarray, t: Tracer) -> np.ndarray:
-        ids = super().made(call, width, query, t)
-        t.tie(ids, query)
+    def made(self, call: Call, width: int, read: Mapping[str, np.ndarray], t: Tracer) -> np.ndarray:
+        ids = super().made(call, width, read, t)
+        t.tie(ids, read["query"], read["value"])
         return ids
 
     def shaped(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
@@ -122,10 +120,9 @@ def _parts(op: Any) -> dict[str, dict[str, str]]:
     return found
 
 
-def _kernels(op: Any) -> dict[str, keras.Variable]:
-    """{projection: its kernel}."""
-    weights = named_weights(op)
-    return {part: weights[names["kernel"]] for part, names in _parts(op).items() if "kernel" in names}
+def _axes(op: Any) -> tuple[int, ...]:
+    """The axes of positions that look at each other."""
+    return getattr(op, "attention_axes", (1,))
 
 
 def _arguments(call: Call, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -139,10 +136,15 @@ def _arguments(call: Call, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     }
 
 
-def _look_at_masks(call: Call, found: dict[str, Tensor], heads: np.ndarray, axis: int, t: Tracer) -> None:
-    """Pin what a mask is made of, and heads that have masks of their own along this axis."""
+def _scores(call: Call, query: Tensor, shape: Shape, heads: np.ndarray) -> Tensor:
+    """What scores carry: batch axes, heads, positions of queries, positions of keys."""
+    return Tensor(shape, len(query.shape) - len(_axes(call.op)) - 1, heads) if shape else Tensor(shape)
+
+
+def _look_at_masks(call: Call, found: Mapping[str, Tensor], heads: np.ndarray, t: Tracer) -> None:
+    """Pin what a mask is made of, and heads that have a mask each."""
     masks = [x for name, x in found.items() if name.endswith("mask")]
     t.pin_tensors(masks, f"masks {describe(call)}")
-    scores = len(found["query"].shape) + len(call.op.attention_axes if hasattr(call.op, "attention_axes") else (1,))
-    if any(len(x.shape) >= scores and x.shape[axis] != 1 for x in masks):
+    rank, axes = len(found["query"].shape), len(_axes(call.op))
+    if any(len(x.shape) >= rank + axes and x.shape[rank - axes - 1] != 1 for x in masks):
         t.pin(heads, f"is masked on its own in {describe(call)}")

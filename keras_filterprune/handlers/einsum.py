@@ -28,9 +28,13 @@ class EinsumDense(Handler):
         read, kernel, made = _terms(call.op)
         summed = [letter for letter in kernel if letter in read and letter not in made]
         new = [letter for letter in made if letter in kernel and letter not in read]
-        if not summed or not new or any(len(set(term) - {"."}) < len(term.replace(".", "")) for term in (read, made)):
+        twice = any(len(set(letters)) < len(letters) for letters in (read.replace(".", ""), kernel))
+        if twice or not summed or not new:
             t.constant(call.path, *weights)
             return give_up(call, inputs, t, f"feeds equation '{call.op.equation}' of")
+        if weights.keys() - {"kernel", "bias"}:
+            t.constant(call.path, *weights)
+            return give_up(call, inputs, t, "feeds the quantized or adapted kernel of")
         along = {_axis(read, letter, len(x.shape)): kernel.index(letter) for letter in summed}
         if x.axis in along:
             axis, ids = along[x.axis], x.ids
