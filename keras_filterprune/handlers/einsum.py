@@ -55,11 +55,12 @@ class EinsumDense(Handler):
         return [Tensor(shape, out_axis, out)]
 
     def resize(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
-        (out,), sizes = r.outputs, list(config["output_shape"])
+        (out,), sizes = r.outputs, config["output_shape"]
         # Without the batch axis, and without the axes of an ellipsis.
-        behind = _terms(r.call.op)[2].endswith(".")
-        sizes[out.axis - 1 if behind else out.axis - len(out.shape)] = r.width(out)
-        return config | {"output_shape": tuple(sizes)}
+        first = 1 if _terms(r.call.op)[2].endswith(".") else len(out.shape) - len(sizes)
+        return config | {
+            "output_shape": tuple(r.width(out) if n == out.axis else s for n, s in enumerate(sizes, first))
+        }
 
     def linear(self, op: Any) -> Linear | None:
         read, kernel, made = _terms(op)

@@ -113,6 +113,14 @@ def wide_output():
 
 
 @situation
+def alone():
+    """No shortcut: the output may become narrower than the query, by whose width it goes otherwise."""
+    inputs = keras.Input((TIME, 3))
+    x = stream(inputs)
+    return keras.Model(inputs, layers.Dense(4, name="down")(layers.MultiHeadAttention(4, 3, name="up")(x, x)))
+
+
+@situation
 def square_output():
     inputs = keras.Input((TIME, 3))
     x = stream(inputs)
@@ -258,10 +266,9 @@ def without(model, plan):
     """The model with zeros where it reads what a plan removes, told by the names of its layers."""
     for entry in plan.groups:
         gone = np.delete(np.arange(entry["size"]), entry["kept"])
-        path, _, heads = entry["name"].rpartition("/heads")
-        if path and not heads:
+        if entry["name"].endswith("/heads"):
             # Groups of queries that share a head of keys lie side by side.
-            reads = f"{path.split('/')[-1]}/attention_output/kernel"
+            reads = f"{entry['name'].split('/')[-2]}/attention_output/kernel"
         elif len(gone):
             reads = entry["name"].split("/")[-1].replace("up", "down") + "/kernel"
             assert "down" in reads
@@ -410,6 +417,15 @@ def masked_one_by_one():
 def adapted():
     model = built("plain")
     model.get_layer("attention").query_dense.enable_lora(2)
+    return model
+
+
+@pinned("feeds the quantized or adapted kernel of layer 'up2' (EinsumDense)")
+def quantized():
+    model = attended()
+    x = layers.EinsumDense("...x,xy->...y", 12, name="up2")(model.get_layer("stream").output)
+    model = ended(model.inputs, x)
+    model.get_layer("up2").quantize("int8")
     return model
 
 
