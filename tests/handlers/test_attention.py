@@ -421,11 +421,11 @@ def adapted():
 
 
 @pinned("feeds the quantized or adapted kernel of layer 'up2' (EinsumDense)")
-def quantized():
+def adapted_equation():
     model = attended()
     x = layers.EinsumDense("...x,xy->...y", 12, name="up2")(model.get_layer("stream").output)
     model = ended(model.inputs, x)
-    model.get_layer("up2").quantize("int8")
+    model.get_layer("up2").enable_lora(2)
     return model
 
 
