@@ -91,6 +91,7 @@ def _trace(call: Call, inputs: tuple[Tensor, ...], read: list[int], t: Tracer) -
         # A quantized or LoRA layer, say: its extra weights would keep their old size.
         why = f"belongs to {describe(call)}, whose weight '{unknown[0]}' no handler knows"
         t.pin_tensors((*inputs, *outputs), why)
+        t.pin_layer(call.path, why)
         t.constant(call.path, *unknown)
     return outputs
 
@@ -152,7 +153,9 @@ def _pin_tied_variables(layers: dict, traced: list, view: ModelView, t: Tracer) 
     for call, (inputs, outputs) in zip(view.calls, traced, strict=True):
         if call.path in tied:
             others = " and ".join(repr(p) for p in tied[call.path])
-            t.pin_tensors((*inputs, *outputs), f"is indexed by a weight that layers {others} share")
+            why = f"is indexed by a weight that layers {others} share"
+            t.pin_tensors((*inputs, *outputs), why)
+            t.pin_layer(call.path, why)
 
 
 def _computes(op) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 import keras
 
 from keras_filterprune.checks import check_returned
+from keras_filterprune.graph.types import Bind
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import untaught
+from keras_filterprune.handlers.registry import linear_of, untaught
 from keras_filterprune.parts import Part, returns
 from keras_filterprune.probe.data import Samples
 
@@ -25,7 +26,7 @@ def check_applied(compensator: Any, done: Any, rebuilt: Rebuilt, *_: Any, **__: 
 
 
 def left_out(rebuilt: Rebuilt, *roles: str) -> str:
-    """End of a sentence: own layers that could not be adjusted, for want of a `linear` in their handlers.
+    """End of a sentence: layers that could not be adjusted, for want of a `linear` in their handlers.
 
     Args:
         rebuilt: the pruned model next to the original.
@@ -35,9 +36,14 @@ def left_out(rebuilt: Rebuilt, *roles: str) -> str:
     found = {
         f"'{bind.layer}'": None
         for bind in rebuilt.graph.binds
-        if bind.role in roles and untaught(ops[bind.layer]) and not rebuilt.kept.alive[bind.ids].all()
+        if bind.role in roles and _unknown(bind, ops[bind.layer]) and not rebuilt.kept.alive[bind.ids].all()
     }
     return f"; left as it is, without a `linear` in its handler: {', '.join(found)}" if found else ""
+
+
+def _unknown(bind: Bind, op: Any) -> bool:
+    """Whether nothing is known of what a layer multiplies that should be: attention reads channels as well."""
+    return untaught(op) or (bind.role == "input" and linear_of(op) is None)
 
 
 class Compensator(Part, abc.ABC):

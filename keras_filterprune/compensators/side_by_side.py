@@ -83,7 +83,8 @@ class SideBySide(abc.ABC):
 
     def _pruned(self, call: Call, args: tuple, kwargs: dict) -> Any:
         twin = self.rebuilt.twin(call)
-        if call.path in self._resize_of and named_weights(twin) and not _same(self._before, args[0]):
+        # A layer that is called by the names of its arguments is left as it is.
+        if args and call.path in self._resize_of and named_weights(twin) and not _same(self._before, args[0]):
             self.adjust(call, twin, self._before, args[0])
         return self._twin(call, args, kwargs)
 

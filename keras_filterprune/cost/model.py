@@ -163,7 +163,7 @@ class CostModel:
         sizes: int64 array of shape (n_groups,), the unpruned counts.
         least: int64 array of shape (n_groups,), the fewest units that each group can keep.
         layers: names of the layers that cost anything.
-        macs: `Polynomial` in multiply-accumulates of one sample: convolutions, dense and recurrent layers.
+        macs: `Polynomial` in multiply-accumulates of one sample: convolutions, dense and recurrent layers, attention.
             Normalization, activations and element-wise work are free (they fuse or are bound by memory).
         params: `Polynomial` in weights, moving statistics included, as `model.count_params()` counts them.
 

@@ -173,8 +173,9 @@ class MemberCriterion(Criterion):
         self.aggregate = check_option("aggregate", aggregate, _AGGREGATE)
 
     def members(self, group: Group) -> list[Member]:
-        """The members that are scored: the kernels whose filters these units are."""
-        return [m for m in group.members if m.role == "filter"]
+        """The members that are scored: kernels whose filters these units are, and those that read heads."""
+        roles = ("filter", "input") if group.heads else ("filter",)
+        return [m for m in group.members if m.role in roles]
 
     def filters(self, member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """What `score` is given of a member: its filters in float64, of shape (n, weights per unit)."""

@@ -232,7 +232,8 @@ class OutputPursuit(CaP):
     """
 
     def importance(self, graph: ChannelGraph, inputs: Inputs, progress: bool) -> Importance:
-        read = {bind.layer for bind in graph.binds if bind.role == "input"}
+        ops = {call.path: call.op for call in graph.view.calls if call.inputs}
+        read = {bind.layer for bind in graph.binds if bind.role == "input" and linear_of(ops[bind.layer]) is not None}
         known = output_sensitivity(graph.view, inputs, read, progress)
         relative = super().importance(graph, inputs, progress)
 

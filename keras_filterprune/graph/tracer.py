@@ -13,6 +13,8 @@ from scipy.sparse.csgraph import connected_components
 from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.types import Bind, ChannelGraph, Group, Member, ModelView, Pinned, Tensor, Term
 
+# What channels are that live inside of a layer and in no tensor, see `Tracer.fresh`.
+HEADS = "heads"
 _NO_FILTER = "is zero padding that no filter fills"
 
 
@@ -77,6 +79,12 @@ class Tracer:
             if tensor.tracked:
                 self.pin(tensor.ids, reason)
 
+    def pin_layer(self, layer: str, reason: str) -> None:
+        """All channels that index weights of a layer stay, those inside of it included."""
+        for owner, weight, axis in list(self._binds):
+            if owner == layer:
+                self.pin(self._binds[owner, weight, axis].ids, reason)
+
     def approximate(self, ids: np.ndarray, reason: str) -> None:
         """Removing these channels changes what the others compute, because of `reason`."""
         self._approximate.append((ids, reason))
@@ -121,7 +129,7 @@ class Tracer:
         unit_of_id = self._units()
         binds = tuple(self._binds.values())
         reasons, reason_of_unit = self._pin_reasons(unit_of_id, binds)
-        groups = _groups(binds, unit_of_id, reason_of_unit < 0, self._approximate)
+        groups = _groups(binds, unit_of_id, reason_of_unit < 0, self._approximate, self._heads(unit_of_id))
         pinned: dict[tuple[str, str], int] = defaultdict(int)
         for bind in binds:
             if bind.role == "filter":
@@ -149,6 +157,11 @@ class Tracer:
         _, first = np.unique(labels, return_index=True)
         return np.argsort(np.argsort(first))[labels]
 
+    def _heads(self, unit_of_id: np.ndarray) -> np.ndarray:
+        """Units that are heads of attention."""
+        heads = [ids for (_, what), ids in self._fresh.items() if what == HEADS]
+        return unit_of_id[np.concatenate([np.zeros(0, int), *heads])]
+
     def _pin_reasons(self, unit_of_id: np.ndarray, binds: tuple[Bind, ...]) -> tuple[list[str], np.ndarray]:
         """Reasons, and per unit the number of the first one that pins it (-1: prunable)."""
         reason_of_unit = np.full(unit_of_id.max(initial=-1) + 1, -1)
@@ -164,7 +177,11 @@ class Tracer:
 
 
 def _groups(
-    binds: tuple[Bind, ...], unit_of_id: np.ndarray, prunable: np.ndarray, approximate: list[tuple[np.ndarray, str]]
+    binds: tuple[Bind, ...],
+    unit_of_id: np.ndarray,
+    prunable: np.ndarray,
+    approximate: list[tuple[np.ndarray, str]],
+    heads: np.ndarray,
 ) -> tuple[Group, ...]:
     """Prunable units that live in the same weight axes, equally often, form a group."""
     # A unit's signature is the sum of one random number per position it holds: equal sums, equal memberships.
@@ -193,16 +210,21 @@ def _groups(
         for number in np.unique(group_of_unit[unit_of_id[ids]]):
             if number >= 0:
                 reasons[number][reason] = None
-    names = _names(members)
+    of_heads = np.isin(np.arange(len(sizes)), group_of_unit[heads])
+    names = _names(members, of_heads)
     return tuple(
-        Group(names[g], np.flatnonzero(group_of_unit == g), tuple(members[g]), tuple(reasons[g]))
+        Group(names[g], np.flatnonzero(group_of_unit == g), tuple(members[g]), tuple(reasons[g]), bool(of_heads[g]))
         for g in range(len(sizes))
     )
 
 
-def _names(members: list[list[Member]]) -> list[str]:
-    """Each group is named after the layer that makes it; a layer split over several groups numbers them from 1."""
-    owners = [next(m.layer for m in group if m.role == "filter") for group in members]
+def _names(members: list[list[Member]], heads: np.ndarray) -> list[str]:
+    """Each group is named after the layer that makes it, heads with "/heads" behind it.
+
+    A layer that is split over several groups numbers them from 1.
+    """
+    makers = [next(m.layer for m in group if m.role == "filter") for group in members]
+    owners = [f"{maker}/{HEADS}" if inside else maker for maker, inside in zip(makers, heads, strict=True)]
     total, seen = Counter(owners), Counter[str]()
     names = []
     for owner in owners:

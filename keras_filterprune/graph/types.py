@@ -194,6 +194,7 @@ class Group:
         units: int64 array of shape (size,), the graph's unit numbers, in the order of that layer's filters.
         members: every weight axis the units live in.
         approximate: why removal cannot be exact (statistics over channels), empty when it is.
+        heads: they are heads of attention: the layer that makes them reads them too, and most often no other (False).
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -207,6 +208,7 @@ class Group:
     units: np.ndarray
     members: tuple[Member, ...]
     approximate: tuple[str, ...] = ()
+    heads: bool = False
 
     @property
     def size(self) -> int:

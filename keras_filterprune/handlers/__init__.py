@@ -6,7 +6,9 @@ from keras_filterprune.graph import Tensor as Tensor
 from keras_filterprune.graph import TensorRef as TensorRef
 from keras_filterprune.graph.tracer import Tracer as Tracer
 from keras_filterprune.handlers import activation as activation
+from keras_filterprune.handlers import attention as attention
 from keras_filterprune.handlers import convolution as convolution
+from keras_filterprune.handlers import einsum as einsum
 from keras_filterprune.handlers import joining as joining
 from keras_filterprune.handlers import normalization as normalization
 from keras_filterprune.handlers import reshaping as reshaping

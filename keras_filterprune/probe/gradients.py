@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_filterprune.errors import MissingPackageError
 from keras_filterprune.graph.keras_view import named_weights
-from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
+from keras_filterprune.graph.types import Bind, Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.base import volume
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.inputs import Inputs
@@ -129,37 +129,34 @@ def weight_gradients(
 def gate_gradients(graph: ChannelGraph, data: Any, progress: bool) -> Iterator[np.ndarray]:
     """Gradients of the loss of every batch with respect to a gate on each unit, all of them 1.
 
-    A unit's gate multiplies its channels wherever a layer with weights reads them: closed, it removes the unit.
+    A unit's gate multiplies its channels wherever a layer with weights reads them, and so what these are multiplied by:
+    closed, it removes the unit.
     Arguments as in `weight_gradients`.
 
     Yields:
         float64 of shape (units,), batch by batch; 0 for units that nothing reads.
     """
-    readers = {bind.layer for bind in graph.binds if bind.role == "input"}
-    read = {
-        call.path: (inputs[0].axis, inputs[0].ids)
-        for call, (inputs, _) in zip(graph.view.calls, graph.tensors, strict=True)
-        if call.path in readers and inputs[0].axis is not None
-    }
+    layers = {call.path: call.op for call in graph.view.calls if call.inputs}
+    read = {n: bind for n, bind in enumerate(graph.binds) if bind.role == "input"}
+
+    def gated(bind: Bind, gate: Any) -> tuple[Any, Any]:
+        variable = named_weights(layers[bind.layer])[bind.weight]
+        shape = [1] * len(variable.shape)
+        shape[bind.axis] = -1
+        return variable, variable.value * keras.ops.cast(keras.ops.reshape(gate, shape), variable.dtype)
 
     def outputs(gates: Tensors, inputs: list[Any]) -> list[Any]:
-        def gated(call: Call, args: tuple, kwargs: dict) -> Any:
-            if call.path in read:
-                shape = [1] * len(args[0].shape)
-                shape[read[call.path][0]] = -1
-                args = (args[0] * keras.ops.cast(keras.ops.reshape(gates[call.path], shape), args[0].dtype), *args[1:])
-            return call.op(*args, **kwargs)
-
-        return Executor(graph.view, gated, check=True).run(inputs)
+        with keras.StatelessScope(state_mapping=[gated(read[n], gate) for n, gate in gates.items()]):
+            return Executor(graph.view, check=True).run(inputs)
 
     def ones() -> Tensors:
-        return {path: keras.ops.ones(len(ids)) for path, (_, ids) in read.items()}
+        return {n: keras.ops.ones(len(bind.ids)) for n, bind in read.items()}
 
     units = graph.unit_of_id.max(initial=-1) + 1
     for found in _loss_gradients(graph.view, data, outputs, ones, progress):
         total = np.zeros(units)
-        for path, gradient in found.items():
-            total += np.bincount(graph.unit_of_id[read[path][1]], gradient, units)
+        for n, gradient in found.items():
+            total += np.bincount(graph.unit_of_id[read[n].ids], gradient, units)
         yield total
 
 

@@ -45,7 +45,7 @@ def verify(rebuilt: Rebuilt, seed: int = 0, progress: bool = False) -> float:
         SurgeryError: a tensor differs by more than 1e-4 (2e-2 in float16, 1e-1 in bfloat16); it is named.
     """
     view, resizes, alive = rebuilt.graph.view, rebuilt.resizes, rebuilt.kept.alive
-    original, smaller = _Masked(rebuilt.kept), rebuilt.smaller_view()
+    original, smaller, survivors = _Masked(rebuilt.kept), rebuilt.smaller_view(), _Survivors()
 
     def twin(call: Call, args: tuple, kwargs: dict) -> Any:
         return rebuilt.twins[id(call.op)](*args, **kwargs)
@@ -65,7 +65,7 @@ def verify(rebuilt: Rebuilt, seed: int = 0, progress: bool = False) -> float:
         for index, (expected, received) in enumerate(zip(left.step(number), right.step(number), strict=True)):
             # An output that nobody reads is not traced.
             if TensorRef(number, index) in view.readers:
-                expected = _surviving(expected, r.outputs[index], alive)
+                expected = survivors.of(expected, r.outputs[index], alive)
                 worst = max(worst, _compare(r.call, expected, received, original.draws))
             surviving.append(expected)
         right.override(number, surviving)
@@ -95,11 +95,21 @@ class _Masked:
         return not _alike(self._apply(call, args, kwargs), shifted)
 
 
-def _surviving(value: Any, tensor: Tensor, alive: np.ndarray) -> Any:
-    """The channels of a value that stay."""
-    if not tensor.tracked or alive[tensor.ids].all():
-        return value
-    return keras.ops.take(value, np.flatnonzero(alive[tensor.ids]), axis=tensor.axis)
+class _Survivors(keras.layers.Layer):
+    """The channels of a tensor that stay: a layer, because it is layers that hand on which steps in time are masked."""
+
+    def __init__(self) -> None:
+        super().__init__(autocast=False, name="survivors")
+        self.supports_masking = True
+
+    def of(self, value: Any, tensor: Tensor, alive: np.ndarray) -> Any:
+        """A tensor of its own, for attention takes the mask off what it reads."""
+        if tensor.tracked and not alive[tensor.ids].all():
+            return self(value, stays=np.flatnonzero(alive[tensor.ids]), axis=tensor.axis)
+        return self(value) if "float" in keras.backend.standardize_dtype(value.dtype) else value
+
+    def call(self, value: Any, stays: np.ndarray | None = None, axis: int = 0) -> Any:
+        return keras.ops.copy(value) if stays is None else keras.ops.take(value, stays, axis=axis)
 
 
 def _compare(call: Call, expected: Any, received: Any, draws: Callable[[], bool]) -> float:

@@ -140,12 +140,15 @@ def apply_penalty(
     check_option("weights", weights, ("kernel", "scale"))
     graph = analyze(model)
     patterns = ("*",) if include is None else check_names("include", include)
+    ops = {call.path: unwrapped(call.op) for call in graph.view.calls if call.inputs}
     axes = {
         member.layer: (member.weight, member.axis)
         for group in graph.groups
         for member in group.members
         if (member.role == "filter" if weights == "kernel" else member.weight == "gamma")
         and any(fnmatch.fnmatch(member.layer, pattern) for pattern in patterns)
+        # One regularizer for several kernels, as attention has, does not know along which axis theirs lie.
+        and hasattr(ops[member.layer], _regularizer(member.weight))
     }
     if not axes:
         raise (UnsupportedModelError if include is None else UnknownNameError)(
@@ -153,6 +156,11 @@ def apply_penalty(
             "analyze(model) lists them."
         )
     return _Penalised(graph, penalty, axes).result(graph.model)
+
+
+def _regularizer(weight: str) -> str:
+    """The attribute of a layer that holds the regularizer of a weight."""
+    return weight.removesuffix("_kernel") + "_regularizer"
 
 
 class _Penalised(Cloner):
@@ -172,7 +180,7 @@ class _Penalised(Cloner):
             along = {"axis": axis} if "axis" in self._penalty else {}
             penalty = self._kind.from_config(self._penalty | along)
             inner = unwrapped(twin)
-            self._penalised.append((inner, weight.removesuffix("_kernel") + "_regularizer", penalty))
+            self._penalised.append((inner, _regularizer(weight), penalty))
             setattr(*self._penalised[-1])
             if inner.built:
                 # The layer in a wrapper is built before the wrapper is called.

@@ -13,7 +13,13 @@ import numpy as np
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_integer, check_names
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import CalibrationDataError, FilterPruneError, UnknownNameError, UnsupportedModelError
+from keras_filterprune.errors import (
+    CalibrationDataError,
+    FilterPruneError,
+    UnknownNameError,
+    UnsupportedLayerError,
+    UnsupportedModelError,
+)
 from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import Call, ChannelGraph
 from keras_filterprune.handlers.registry import linear_of
@@ -150,6 +156,12 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
 
 def _masked(graph: ChannelGraph, wrapper: Callable[[keras.layers.Layer, int], FilterPruning]) -> keras.Model:
     readers = {member.layer for group in graph.groups for member in group.members if member.role == "input"}
+    inside = {member.layer for group in graph.groups if group.heads for member in group.members}
+    if inside:
+        raise UnsupportedLayerError(
+            f"layers {', '.join(map(repr, sorted(inside)))} read several tensors, and heads that no tensor carries: "
+            "FilterPruning cannot mask them. Train with SoftPruning, or prune after training."
+        )
     return _wrapped(graph, lambda call: call.path in readers, "a layer that reads prunable filters", wrapper)
 
 

@@ -329,7 +329,7 @@ def test_sizes_left_open_inside_the_model_are_no_obstacle():
     x = keras.Input((5, 6))
     y = layers.EinsumDense("abc,cd->abd", output_shape=(None, 8), name="mix")(layers.Dense(8, name="first")(x))
     graph = kfp.analyze(keras.Model(x, layers.Dense(2, name="last")(layers.Dense(4, name="fc")(y))))
-    assert [g.name for g in graph.groups] == ["fc"]
+    assert [g.name for g in graph.groups] == ["first", "mix", "fc"]
 
 
 # What is refused, in which words.

@@ -5,7 +5,6 @@ import pytest
 from builders import conv
 from keras import layers, ops
 from rebuilt import chain, image, prune, reason
-from zoo import ZOO
 
 import keras_filterprune as kfp
 
@@ -112,7 +111,10 @@ def test_unknown_layer_is_pinned_and_the_reason_shows_the_way_out():
 
 
 def test_keras_layer_without_a_handler_gives_no_hint_at_registration():
-    assert "register_handler" not in reason(ZOO["multi_head_attention"](), "conv1")
+    x = image()
+    y = layers.Reshape((-1, 8))(conv(8, "a")(x))
+    model = keras.Model(x, layers.Dense(3)(layers.Flatten()(layers.Attention(name="attention")([y, y]))))
+    assert reason(model, "a") == "feeds unsupported layer 'attention' (Attention)"
 
 
 @pytest.mark.usefixtures("registry")

@@ -19,7 +19,7 @@ from keras_filterprune.graph import ChannelGraph, Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.rebuild import rebuild, verify
 
-APPROXIMATE = {"convnext": 1, "group_norm": 2, "dense_mlp": 1, "unusual_axes": 1}
+APPROXIMATE = {"convnext": 1, "group_norm": 2, "multi_head_attention": 1, "dense_mlp": 1, "unusual_axes": 1}
 # Models that hold functions or classes of the user's own, which no file can bring back by itself.
 CUSTOM = {"custom_activation"}
 PYTHON_LAMBDA = {"lambda_layer"}

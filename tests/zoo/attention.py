@@ -95,7 +95,7 @@ def mlp_mixer():
 
 @register
 def multi_head_attention():
-    """Self-attention over the positions of a feature map (pinned: "conv1" and whatever is added to the output)."""
+    """Self-attention over the positions of a feature map; "conv1" and whatever is added to the output are one group."""
     inputs = keras.Input((4, 4, 3), name="image")
     x = layers.Reshape((16, 10), name="tokens")(conv_bn(conv_bn(inputs, 7, "conv0"), 10, "conv1"))
     y = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
