@@ -57,6 +57,7 @@ TAKEN_BY = {
     "apply_filter_gates.data": "none generator",
     "measure_latency.path": "none text",
     "measure_sensitivity.data": "",
+    "open_model.input_spec": "none",
     "plan_pruning.data": "none generator",
     "predict_tflite.path": "",
     "prune_layers.data": "none generator",
@@ -68,7 +69,7 @@ MADE_HERE = (
     "ActivationCriterion Allocation Allocator BopsTable Budget Call ChannelGraph Compensator Cost CostModel "
     "CountBudget Criterion Elementwise ExportResult Group Handler Kept LayerReport Linear Member MemberCriterion "
     "Prices PruneReport PruningPlan Rebuilt Resize SensitivityTable Statistics Tensor TensorRef Tracer Weights Window "
-    "count_macs handler_for read_filters read_last_axis"
+    "Samples count_macs handler_for read_filters read_last_axis"
 ).split()
 METHODS = (
     "LatencyTable.load LatencyTable.predict LatencyTable.save PruneReport.save PruningPlan.load PruningPlan.save "

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.checks import wrong
 from keras_filterprune.errors import InvalidValueError, UnsupportedModelError
 from keras_filterprune.opening.kinds import graph_inputs
 
@@ -40,6 +41,19 @@ def specs_of(model: keras.Model, input_spec: Any) -> Any:
     specs = _mapped(_spec, input_spec)
     names = _names(specs)
     return keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype, name=next(names)), specs)
+
+
+def check_spec(model: keras.Model, input_spec: Any) -> None:
+    """Refuse an `input_spec` that a model with a graph does not take."""
+    if input_spec is None:
+        return
+    wanted, given = (keras.tree.flatten(specs_of(model, spec)) for spec in (None, input_spec))
+    fits = len(wanted) == len(given) and all(
+        len(a.shape) == len(b.shape) and all(n in (None, m) for n, m in zip(a.shape[1:], b.shape[1:], strict=True))
+        for a, b in zip(wanted, given, strict=True)
+    )
+    if not fits:
+        raise wrong("input_spec", input_spec, f"shapes or a batch of what the model takes, {[t.shape for t in wanted]}")
 
 
 def _names(specs: Any) -> Iterator[str]:

@@ -30,7 +30,10 @@ def is_composite(layer: Any) -> bool:
     """Whether to look into a layer: it is of nobody's but the user's, and nothing is registered for it."""
     if not isinstance(layer, keras.layers.Layer) or has_graph(layer):
         return False
-    ours = type(layer).__module__.startswith(("keras.", "keras_filterprune."))
+    kind = type(layer)
+    ours = kind.__module__.startswith("keras.") or keras.saving.get_registered_name(kind).startswith(
+        "keras_filterprune>"
+    )
     return not ours and keras_class(layer) is None and not is_known(layer)
 
 

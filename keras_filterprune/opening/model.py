@@ -15,7 +15,7 @@ from keras_filterprune.opening.assemble import Assembler
 from keras_filterprune.opening.batch import batch_size_for
 from keras_filterprune.opening.branches import branching, same_graph
 from keras_filterprune.opening.errors import CannotOpenError
-from keras_filterprune.opening.inputs import batch_of, optional_inputs, specs_of
+from keras_filterprune.opening.inputs import batch_of, check_spec, optional_inputs, specs_of
 from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes, why_leaf
 from keras_filterprune.opening.proof import difference_of
 from keras_filterprune.opening.trace import Trace
@@ -65,6 +65,7 @@ def open_model(model: keras.Model, input_spec: Any = None) -> keras.Model:
 def opened_view(model: keras.Model, input_spec: Any = None) -> ModelView:
     """The flat view of a model, opened where there is something to open; `view.model` is what it is a view of."""
     if has_graph(model):
+        check_spec(model, input_spec)
         view = view_model(model)
         composites = {id(call.op): call.op for call in view.calls if is_composite(call.op)}
         closed = {key: why for key, op in composites.items() if (why := why_leaf(op))}

@@ -46,7 +46,7 @@ class Samples:
         >>> import keras, numpy as np, keras_filterprune as kfp
         >>> graph = kfp.analyze(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)]))
         >>> data = kfp.criteria.Samples((np.zeros((200, 8, 8, 3)), np.arange(200)))
-        >>> [(inputs[0].shape, labels.shape) for inputs, labels in data.read(graph.view)]
+        >>> [(part.inputs[0].shape, part.labels.shape) for part in data.read(graph.view)]
         [((128, 8, 8, 3), (128,)), ((72, 8, 8, 3), (72,))]
     """
 

@@ -211,7 +211,7 @@ class Cloner:
         twin = self.live.build(type(op), config)
         if isinstance(op, keras.layers.Layer):
             # A layer that leaves get_config() to Keras does not say what it is called.
-            twin.name = op.name
+            twin.name = self.name_of(op)
         prepare(op, twin, resized)
         self._made.append((op, twin))
         return twin

@@ -134,7 +134,7 @@ def test_a_model_is_pruned_and_two_processes_agree_with_one():
         ({"seed": True}, errors.InvalidValueError),
         ({"fitness": "best"}, errors.UnknownNameError),
         ({"fitness": "reward", "measure": "error"}, errors.InvalidValueError),
-        ({"measure": "loss"}, errors.UnknownNameError),
+        ({"measure": "losses"}, errors.UnknownNameError),
     ],
 )
 def test_settings_out_of_range(settings, error):

@@ -274,7 +274,9 @@ def without(model, plan):
             assert "down" in reads
         else:
             continue
-        (kernel,) = (v for v in model.weights if f"/{v.path}".endswith(f"/{reads}"))
+        # Layers of a composite are called by their paths, with "_" between.
+        ends = f"_{reads}".replace("/", "_")
+        (kernel,) = (v for v in model.weights if f"_{v.path}".replace("/", "_").endswith(ends))
         value, axis = np.array(keras.ops.convert_to_numpy(kernel.value)), 1 if kernel.shape[0] == 1 else 0
         repeats = value.shape[axis] // entry["size"]
         np.moveaxis(value, axis, 0)[(gone[:, None] * repeats + np.arange(repeats)).ravel()] = 0

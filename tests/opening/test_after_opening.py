@@ -76,7 +76,10 @@ def test_plain_models_are_left_alone():
 # -------------------------------------------------------------------------------------------------------------- files
 
 # They hold functions or classes of this file, or round.
-LOCAL = "own_functions_as_activations lambda_layer_inside stochastic_depth half_precision".split()
+LOCAL = (
+    "own_functions_as_activations lambda_layer_inside stochastic_depth half_precision "
+    "layer_of_keras_without_configuration"
+).split()
 LOADS = """
 import json, sys
 import keras, numpy as np, keras_filterprune

@@ -15,7 +15,7 @@ from keras_filterprune import compensators, criteria
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe import Weights, memory
 from keras_filterprune.probe.execute import Executor
-from keras_filterprune.probe.gradients import gate_gradients, weight_gradients
+from keras_filterprune.probe.gradients import BATCH, gate_gradients, weight_gradients
 from keras_filterprune.probe.inputs import calibration_inputs
 
 X, Y = labelled_images(count=160)
@@ -40,8 +40,10 @@ def little(monkeypatch):
     """Room for one to three samples of `trained_like`, as if they were large."""
 
     def allow(samples: float) -> None:
-        most = max(memory.live_values(view_model(trained_like()), 8 * 8 * 3))
-        monkeypatch.setattr(memory, "MOST_VALUES", int(samples * most))
+        model = trained_like()
+        most = max(memory.live_values(view_model(model), 8 * 8 * 3))
+        # The outputs of a batch are held together wherever its loss is differentiated.
+        monkeypatch.setattr(memory, "MOST_VALUES", max(int(samples * most), BATCH * model.output_shape[-1]))
 
     return allow
 
