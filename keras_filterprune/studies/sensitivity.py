@@ -26,7 +26,7 @@ from keras_filterprune.interrupts import interruptible
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import Samples
-from keras_filterprune.probe.metrics import measured
+from keras_filterprune.probe.metrics import NAMES, measured
 from keras_filterprune.probe.trial import digest_of, masked_outputs, samples_of
 from keras_filterprune.probe.workers import check_executor, spread
 from keras_filterprune.progress import track
@@ -135,7 +135,8 @@ def _counts(group: Group, keep: Sequence[float]) -> list[tuple[Group, int]]:
 
 
 def _check_direction(metric: str, deepest: tuple[Cut, ...]) -> None:
-    if deepest and all(cut.high < 0 for cut in deepest):
+    # Of ours it is known.
+    if metric not in NAMES and deepest and all(cut.high < 0 for cut in deepest):
         warnings.warn(
             f"metric '{metric}' rises for every group that is cut. It has to be higher for better networks: return "
             "minus a loss.",
