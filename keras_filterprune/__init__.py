@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from keras_filterprune.budgets import LatencyBudget as LatencyBudget
     from keras_filterprune.budgets import MacsBudget as MacsBudget
     from keras_filterprune.budgets import ParamsBudget as ParamsBudget
-    from keras_filterprune.budgets import RedundancyBudget as RedundancyBudget
     from keras_filterprune.errors import FilterPruneError as FilterPruneError
     from keras_filterprune.export import ExportResult as ExportResult
     from keras_filterprune.export import Metadata as Metadata
@@ -65,7 +64,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "analysis": "analyze",
-    "budgets": "BopsBudget FiltersBudget LatencyBudget MacsBudget ParamsBudget RedundancyBudget",
+    "budgets": "BopsBudget FiltersBudget LatencyBudget MacsBudget ParamsBudget",
     "errors": "FilterPruneError",
     "export": "ExportResult Metadata export_tflite predict_tflite read_metadata",
     "graph": "ChannelGraph",
@@ -93,7 +92,7 @@ _MOVED = {
     name: f"{space}.{name}"
     for space, names in {
         "allocators": "Evolution Global Search Sensitivity Tolerance Uniform",
-        "budgets": "CostModel",
+        "budgets": "CostModel RedundancyBudget",
         "callbacks": "BridgeoutSchedule BudgetGates PenaltySchedule PruningSchedule SensitivityScorer SoftPruning"
         " exponential polynomial",
         "compensators": "Adapters BNRecalibration LeastSquares Linear MeanShift Merge",

@@ -123,7 +123,7 @@ def total_macs(model: keras.Model) -> int:
 
 def shrunk(model: keras.Model) -> keras.Model:
     """The model without its dead filters."""
-    return kfp.prune_model(model, "dead", kfp.RedundancyBudget(), compensate="none", progress=False)
+    return kfp.prune_model(model, "dead", kfp.budgets.RedundancyBudget(), compensate="none", progress=False)
 
 
 def kept_counts(plan: kfp.PruningPlan) -> dict[str, int]:

@@ -30,7 +30,7 @@ HALF = kfp.MacsBudget(keep=0.5)
 WAYS = {
     "dense": None,
     "dense, trained again": (),
-    "similarity, one sweep": ("similarity", kfp.RedundancyBudget()),
+    "similarity, one sweep": ("similarity", kfp.budgets.RedundancyBudget()),
     "similarity": ("similarity", HALF),
     "operator_norm": ("operator_norm", HALF),
     "l2": ("l2", HALF),

@@ -121,7 +121,7 @@ def _trained(variant: Variant, x: np.ndarray, y: np.ndarray, seed: int) -> keras
 def _without(network: keras.Model, share: float) -> keras.Model:
     """The network without a share of the filters of every convolution, or what costs as little."""
     settings = {"compensate": "none", "verify": False, "progress": False}
-    small = kfp.prune_model(network, "dead", kfp.RedundancyBudget(), **settings)
+    small = kfp.prune_model(network, "dead", kfp.budgets.RedundancyBudget(), **settings)
     if small.count_params() == network.count_params():
         return kfp.prune_model(network, "l2", kfp.FiltersBudget(1 - share), **settings) if share else network
     costs = [kfp.budgets.CostModel(kfp.analyze(model)) for model in (network, small)]

@@ -1,8 +1,8 @@
 """What a model costs as a function of its widths, and budgets on it."""
 
+from keras_filterprune.cost.base import Budget as Budget
+from keras_filterprune.cost.base import CountBudget as CountBudget
 from keras_filterprune.cost.budgets import BopsBudget as BopsBudget
-from keras_filterprune.cost.budgets import Budget as Budget
-from keras_filterprune.cost.budgets import CountBudget as CountBudget
 from keras_filterprune.cost.budgets import FiltersBudget as FiltersBudget
 from keras_filterprune.cost.budgets import MacsBudget as MacsBudget
 from keras_filterprune.cost.budgets import ParamsBudget as ParamsBudget

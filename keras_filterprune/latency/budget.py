@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_filterprune.checks import check_number
 from keras_filterprune.cost import Budget, Cost, CostModel, Tiles
-from keras_filterprune.cost.budgets import check_fraction
+from keras_filterprune.cost.base import check_fraction
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.latency.operators import DEFAULTS, list_operators

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.opening.errors import CannotOpenError
+from keras_filterprune.opening.placeholders import settings_of
 from keras_filterprune.opening.plain_layers import Constant, PerSample
 
 _SMALLEST = 101
@@ -52,7 +53,7 @@ class OpenBatch:
             CannotOpenError: it needs the size of the batch.
         """
         args, kwargs = keras.tree.map_structure(self._constant, (args, kwargs))
-        config = _settings(op)
+        config = settings_of(op)
         if not any(self._is_batch(n) for n in _integers(config)):
             return op(*args, **kwargs)
         rule = getattr(self, f"_{type(op).__name__.lower()}", None)
@@ -114,14 +115,6 @@ class OpenBatch:
         if config["repeats"] != self._size or config.get("axis") != 0 or shape[0] != 1:
             raise CannotOpenError("repeats to the size of the batch what is no single sample")
         return self._copies(x)
-
-
-def _settings(op: Any) -> dict[str, Any]:
-    """What an operation was made with."""
-    try:
-        return {key: value for key, value in op.get_config().items() if key != "name"}
-    except NotImplementedError:  # Made with what Keras cannot write down, a function perhaps.
-        return {}
 
 
 def _integers(value: Any) -> Iterable[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.graph.types import TensorRef
 from keras_filterprune.opening.kinds import is_idle
-from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf
+from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf, settings_of
 from keras_filterprune.opening.trace import Trace
 
 
@@ -74,8 +74,4 @@ def _key(op: Any) -> Any:
         return "weight", id(op.variable)
     if isinstance(op, HeldConstant):
         return "constant", _digest(op.value, {})
-    try:
-        config = {key: value for key, value in op.get_config().items() if key != "name"}
-    except NotImplementedError:
-        config = {}
-    return type(op).__name__, repr(config)
+    return type(op).__name__, repr(settings_of(op))

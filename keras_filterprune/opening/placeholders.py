@@ -60,3 +60,14 @@ class HeldConstant(Placeholder):
         self.value, self.path = keras.ops.convert_to_numpy(value), path
         self.dtype = keras.backend.standardize_dtype(value.dtype)
         super().__init__(lambda anchor: keras.KerasTensor(np.shape(self.value), dtype=self.dtype))
+
+
+def settings_of(op: Any) -> dict[str, Any]:
+    """What an operation was made with, its name left out; {} where Keras cannot write that down, a function perhaps.
+
+    What is missed then, the proof finds: it runs on a batch of another size.
+    """
+    try:
+        return {key: value for key, value in op.get_config().items() if key != "name"}
+    except NotImplementedError:
+        return {}

@@ -14,8 +14,8 @@ from rich.table import Table
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import entries, wrong
 from keras_filterprune.cost import BopsBudget, CostModel, MacsBudget, Polynomial
+from keras_filterprune.cost.base import check_fraction
 from keras_filterprune.cost.bops import Bits, bits_by_layer
-from keras_filterprune.cost.budgets import check_fraction
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.graph.kept import Kept

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from keras_filterprune.checks import check_integer, check_number
-from keras_filterprune.cost.budgets import check_fraction
+from keras_filterprune.cost.base import check_fraction
 
 
 def polynomial(keep: float, epochs: int, power: float = 3.0) -> list[float]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_filterprune.checks import check_integer, check_number, entries
 from keras_filterprune.cost import CostModel, MacsBudget
-from keras_filterprune.cost.budgets import check_fraction
+from keras_filterprune.cost.base import check_fraction
 from keras_filterprune.criteria import Criterion, Dead
 from keras_filterprune.errors import InfeasibleBudgetError, UnsupportedModelError
 from keras_filterprune.graph.kept import Kept
@@ -29,7 +29,7 @@ from keras_filterprune.training.base import wrappers_of
 from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.logs import if_pruned
-from keras_filterprune.training.wrapping import strip_wrappers
+from keras_filterprune.training.wrapping import maskable, strip_wrappers
 
 
 class _Lasting(Criterion):
@@ -83,9 +83,13 @@ class _Gradual(TrainingCallback):
         self.options = Options(include, exclude, min_filters, 1)
         self._logs: dict[str, float] = {}
 
+    def graph_of(self, model: keras.Model) -> ChannelGraph:
+        """The groups of a plain model that are looked at."""
+        return trace_model(model)
+
     def choose(self, model: keras.Model, epoch: int, lasting: bool) -> Kept:
         """The units of a plain model that stay at an epoch, `lasting` without dead ones; also notes the logs."""
-        costs = CostModel(trace_model(model))
+        costs = CostModel(self.graph_of(model))
         criterion = _Lasting(self.recipe.criterion) if lasting else self.recipe.criterion
         budget = MacsBudget(self.keep[min(epoch, len(self.keep) - 1)])
         recipe = replace(self.recipe, criterion=criterion, rounds=1)
@@ -103,7 +107,7 @@ class _Gradual(TrainingCallback):
 
     def macs_left(self, plain: keras.Model) -> float:
         """Multiply-accumulates that the living units of a plain model need."""
-        costs = CostModel(trace_model(plain))
+        costs = CostModel(self.graph_of(plain))
         return if_pruned(costs, living(costs.graph).counts)["macs_if_pruned"]
 
 
@@ -134,6 +138,9 @@ class PruningSchedule(_Gradual):
         >>> kfp.callbacks.PruningSchedule(kfp.callbacks.polynomial(0.5, epochs=2, power=1)).keep
         [0.75, 0.5]
     """
+
+    def graph_of(self, model: keras.Model) -> ChannelGraph:
+        return maskable(super().graph_of(model))
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if all(wrapper.gates for wrapper in wrappers_of(self.model, FilterPruning)):

@@ -19,7 +19,7 @@ from keras_filterprune.training.base import wrappers_of
 from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.logs import if_pruned
-from keras_filterprune.training.wrapping import strip_wrappers
+from keras_filterprune.training.wrapping import maskable, strip_wrappers
 
 
 class Steered(TrainingCallback, abc.ABC):
@@ -39,10 +39,14 @@ class Steered(TrainingCallback, abc.ABC):
         super().__init__()
         self.budget = as_cost_budget(budget, f"{type(self).__name__} steers what the network costs")
 
+    def graph_of(self, model: keras.Model) -> ChannelGraph:
+        """The groups of a model that are looked at."""
+        return trace_model(model)
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._graph = trace_model(self.model)
+        self._graph = self.graph_of(self.model)
         # Wrappers have weights of their own, which do not count.
-        self._costs = CostModel(trace_model(strip_wrappers(self.model)))
+        self._costs = CostModel(self.graph_of(strip_wrappers(self.model)))
         self._price = self.budget.cost(self._costs)
         self._limit = self.budget.limit(self._price(self._costs.sizes))
         self.prepare(self._graph)
@@ -131,6 +135,9 @@ class BudgetGates(Steered):
         self.epochs = check_integer("epochs", epochs, optional=True)
         self.min_filters = check_integer("min_filters", min_filters)
         self.strength = float(check_number("strength", strength, above=0))
+
+    def graph_of(self, model: keras.Model) -> ChannelGraph:
+        return maskable(super().graph_of(model))
 
     def prepare(self, graph: ChannelGraph) -> None:
         if not any(wrapper.gates for wrapper in wrappers_of(self.model, FilterPruning)):

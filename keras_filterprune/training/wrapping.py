@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -13,13 +15,7 @@ import numpy as np
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_integer, check_names
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.errors import (
-    CalibrationDataError,
-    FilterPruneError,
-    UnknownNameError,
-    UnsupportedLayerError,
-    UnsupportedModelError,
-)
+from keras_filterprune.errors import CalibrationDataError, FilterPruneError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import Call, ChannelGraph
 from keras_filterprune.handlers.registry import linear_of
@@ -104,7 +100,7 @@ def apply_filter_pruning(model: keras.Model) -> keras.Model:
         >>> [layer.name for layer in kfp.apply_filter_pruning(keras.Sequential(layers)).layers][1]
         'reader_masked'
     """
-    return _masked(analyze(model), lambda layer, _: FilterPruning(layer))
+    return _masked(_maskable_of(model), lambda layer, _: FilterPruning(layer))
 
 
 def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l2", *, data: Any = None) -> keras.Model:
@@ -134,7 +130,7 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
         >>> kfp.apply_filter_gates(keras.Sequential(layers)).layers[1].gates
         True
     """
-    graph = analyze(model)
+    graph = _maskable_of(model)
     criterion = as_method(method, 0, data is not None).criterion
     if criterion.requires and data is None:
         raise CalibrationDataError(f"{criterion!r} needs calibration inputs: pass data=.")
@@ -154,14 +150,28 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
     return gated
 
 
+def maskable(graph: ChannelGraph) -> ChannelGraph:
+    """The graph with those groups alone that masks can stand for: attention reads several tensors, and heads."""
+    attention = {member.layer for group in graph.groups if group.heads for member in group.members}
+    groups = (g for g in graph.groups if not any(m.role == "input" and m.layer in attention for m in g.members))
+    return replace(graph, groups=tuple(groups))
+
+
+def _maskable_of(model: keras.Model) -> ChannelGraph:
+    """The groups of a model that are masked; a warning names the others."""
+    graph = analyze(model)
+    found = maskable(graph)
+    if others := {group.name for group in graph.groups} - {group.name for group in found.groups}:
+        warnings.warn(
+            f"no mask for {', '.join(map(repr, sorted(others)))}, which attention reads: these stay whole while masks "
+            "or gates are trained. SoftPruning, or prune_model after training, prunes them.",
+            stacklevel=3,
+        )
+    return found
+
+
 def _masked(graph: ChannelGraph, wrapper: Callable[[keras.layers.Layer, int], FilterPruning]) -> keras.Model:
     readers = {member.layer for group in graph.groups for member in group.members if member.role == "input"}
-    inside = {member.layer for group in graph.groups if group.heads for member in group.members}
-    if inside:
-        raise UnsupportedLayerError(
-            f"layers {', '.join(map(repr, sorted(inside)))} read several tensors, and heads that no tensor carries: "
-            "FilterPruning cannot mask them. Train with SoftPruning, or prune after training."
-        )
     return _wrapped(graph, lambda call: call.path in readers, "a layer that reads prunable filters", wrapper)
 
 

@@ -164,7 +164,7 @@ def test_gates_are_trained_within_it():
     gated = compiled(kfp.apply_filter_gates(model))
     gated.fit(x, y, epochs=4, verbose=0, callbacks=[callbacks.BudgetGates(EnergyBudget(0.5), epochs=2, strength=0.2)])
     plain = kfp.strip_wrappers(gated)
-    small = kfp.prune_model(plain, "dead", kfp.RedundancyBudget(), compensate="none", **QUIET)
+    small = kfp.prune_model(plain, "dead", kfp.budgets.RedundancyBudget(), compensate="none", **QUIET)
     assert energy(small, model) <= 0.5 * energy(model)
 
 

@@ -40,7 +40,7 @@ def test_the_redundancy_budget_removes_what_the_criterion_calls_redundant(networ
     graph = kfp.analyze(network)
     weights = Weights(graph.view)
     small, report = kfp.prune_model(
-        network, criterion, kfp.RedundancyBudget(), return_report=True, progress=False, verify=False
+        network, criterion, kfp.budgets.RedundancyBudget(), return_report=True, progress=False, verify=False
     )
     kept = {g["name"]: g["kept"] for g in report.plan.groups}
     assert set(kept) == {"conv1", "conv2", "dense1"}
@@ -54,13 +54,15 @@ def test_the_redundancy_budget_removes_what_the_criterion_calls_redundant(networ
 
 def test_names_stand_for_the_criteria(network):
     for name, criterion in (("similarity", criteria.Similarity()), ("nystrom", criteria.Nystrom())):
-        plans = [kfp.plan_pruning(network, m, kfp.RedundancyBudget(), progress=False) for m in (name, criterion)]
+        plans = [
+            kfp.plan_pruning(network, m, kfp.budgets.RedundancyBudget(), progress=False) for m in (name, criterion)
+        ]
         assert plans[0].groups == plans[1].groups
     assert plans[0].budget == "RedundancyBudget()"
 
 
 def test_layers_that_are_not_included_stay_whole(network):
-    budget = kfp.RedundancyBudget()
+    budget = kfp.budgets.RedundancyBudget()
     alone = kfp.plan_pruning(network, "similarity", budget, include="conv2", progress=False)
     everything = kfp.plan_pruning(network, "similarity", budget, progress=False)
     sizes = {g["name"]: (len(g["kept"]), g["size"]) for g in alone.groups}
@@ -72,7 +74,7 @@ def test_layers_that_are_not_included_stay_whole(network):
 
 
 def test_the_redundancy_budget_keeps_to_multiples_and_floors(network):
-    budget = kfp.RedundancyBudget()
+    budget = kfp.budgets.RedundancyBudget()
     plain, multiple, floor = (
         kfp.plan_pruning(network, "similarity", budget, progress=False, **options).groups
         for options in ({}, {"channel_multiple": 4}, {"min_filters": 15})
@@ -86,7 +88,7 @@ def test_a_criterion_that_only_ranks_does_not_go_with_the_redundancy_budget(netw
     for method, named in (("l2", "L2"), ("operator_norm", "OperatorNorm"), (criteria.FPOMP(), "FPOMP")):
         sentence = rf"RedundancyBudget\(\) leaves the number of filters to the criterion, and {named}\(.*\) only ranks"
         with pytest.raises(kfp.errors.InfeasibleBudgetError, match=sentence) as caught:
-            kfp.prune_model(network, method, kfp.RedundancyBudget(), progress=False)
+            kfp.prune_model(network, method, kfp.budgets.RedundancyBudget(), progress=False)
         assert str(caught.value).endswith("Use method='similarity', 'nystrom' or 'dead', or give a fraction.")
 
 
@@ -95,7 +97,9 @@ def test_an_allocator_that_measures_does_not_go_with_the_redundancy_budget(netwo
     with pytest.raises(
         kfp.errors.InfeasibleBudgetError, match=r"and RedundancyBudget\(\) does too\. Give a MacsBudget or a"
     ):
-        kfp.plan_pruning(network, method, kfp.RedundancyBudget(), data=(images(), np.zeros(64, int)), progress=False)
+        kfp.plan_pruning(
+            network, method, kfp.budgets.RedundancyBudget(), data=(images(), np.zeros(64, int)), progress=False
+        )
 
 
 @pytest.mark.parametrize(
@@ -142,8 +146,8 @@ def test_distances_compare_between_layers():
 
 def test_layers_that_stay_whole_need_no_columns(network):
     criterion = criteria.Nystrom(m=14)
-    for budget in (kfp.RedundancyBudget(), kfp.FiltersBudget({"conv2": 0.5})):
+    for budget in (kfp.budgets.RedundancyBudget(), kfp.FiltersBudget({"conv2": 0.5})):
         plan = kfp.plan_pruning(network, criterion, budget, exclude="conv1", progress=False)
         assert [len(g["kept"]) for g in plan.groups if g["name"] == "conv1"] == [12]
     with pytest.raises(kfp.errors.InvalidValueError, match="layer 'conv1' has 12 filters"):
-        kfp.plan_pruning(network, criterion, kfp.RedundancyBudget(), progress=False)
+        kfp.plan_pruning(network, criterion, kfp.budgets.RedundancyBudget(), progress=False)

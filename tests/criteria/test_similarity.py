@@ -133,7 +133,7 @@ def test_a_single_filter_stays(criterion, factor):
     group, weights = layer_of(kernel)
     assert criterion.redundant(group, weights) == 0
     assert np.isfinite(criterion.scores(group, weights)).all()
-    small = kfp.prune_model(single_layer(kernel), criterion, kfp.RedundancyBudget(), progress=False)
+    small = kfp.prune_model(single_layer(kernel), criterion, kfp.budgets.RedundancyBudget(), progress=False)
     assert small.get_layer("conv1").filters == 1
 
 
@@ -143,7 +143,7 @@ def test_of_filters_of_zeros_one_stays(criterion):
     assert criterion.redundant(group, weights) == 5
     assert criterion.scores(group, weights).tolist() == [0] * 6
     model = single_layer(np.zeros((3, 3, 3, 6)), np.linspace(-1, 1, 6))
-    small = kfp.prune_model(model, criterion, kfp.RedundancyBudget(), progress=False)
+    small = kfp.prune_model(model, criterion, kfp.budgets.RedundancyBudget(), progress=False)
     assert small.get_layer("conv1").filters == 1
     # What biases make constant, the next layer's bias makes up for.
     assert_same(model, small, images(), 1e-4)
@@ -193,8 +193,8 @@ def test_more_columns_than_a_layer_has_filters():
     model = single_layer(random_kernel(3, 3, 3, 8))
     sentence = r"Nystrom\(m=9\) takes m columns .* layer 'conv1' has 8 filters\. Lower m, or give tolerance="
     unchanged(model, kfp.errors.InvalidValueError, sentence, criteria.Nystrom(m=9), 0.5)
-    unchanged(model, kfp.errors.InvalidValueError, sentence, criteria.Nystrom(m=9), kfp.RedundancyBudget())
-    small = kfp.prune_model(model, criteria.Nystrom(m=8), kfp.RedundancyBudget(), progress=False)
+    unchanged(model, kfp.errors.InvalidValueError, sentence, criteria.Nystrom(m=9), kfp.budgets.RedundancyBudget())
+    small = kfp.prune_model(model, criteria.Nystrom(m=8), kfp.budgets.RedundancyBudget(), progress=False)
     assert small.get_layer("conv1").filters < 8
 
 

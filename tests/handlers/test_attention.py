@@ -5,7 +5,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
-from builders import predict
+from builders import predict, shrunk, total_macs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -458,14 +458,41 @@ def test_scores_that_a_layer_reads_lose_the_heads():
     assert small.get_layer("reader").kernel.shape[2] == small.get_layer("attention").num_heads == 2
 
 
-def test_masks_in_training_refuse_heads():
-    with pytest.raises(kfp.errors.UnsupportedLayerError, match="SoftPruning"):
-        kfp.apply_filter_pruning(plain())
+def test_soft_pruning_takes_heads():
     model = plain()
     model.compile("sgd", "sparse_categorical_crossentropy")
     data = np.random.default_rng(0).normal(size=(8, TIME, 3)), np.arange(8) % 3
     model.fit(*data, verbose=0, callbacks=[kfp.callbacks.SoftPruning(0.5)])
     assert (np.abs(model.get_layer("attention").output_dense.kernel).max(axis=(1, 2)) == 0).sum() == 2
+
+
+MASKS = {
+    "masks": (kfp.apply_filter_pruning, lambda: kfp.callbacks.PruningSchedule([1.0, 0.8])),
+    "gates": (kfp.apply_filter_gates, lambda: kfp.callbacks.BudgetGates(0.8, 1, strength=0.3)),
+}
+
+
+@pytest.mark.parametrize("way", MASKS)
+def test_masks_beside_attention_leave_what_it_reads_whole(way):
+    """Convolutions before and behind it are masked, and the budget of the logs is that of the pruned model."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(12, 3, padding="same", activation="relu", name="before")(inputs)
+    x = layers.Reshape((16, 8))(layers.Conv2D(8, 2, strides=2, name="tokens")(x))
+    x = layers.Add()([x, layers.MultiHeadAttention(4, 2, name="attention")(x, x)])
+    x = layers.Conv2D(12, 3, activation="relu", name="behind")(layers.Reshape((4, 4, 8))(x))
+    model = randomise(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
+    prepare, callback = MASKS[way]
+    with pytest.warns(UserWarning, match="no mask for 'attention/heads', 'tokens', which attention reads"):
+        prepared = prepare(model)
+    prepared.compile(keras.optimizers.SGD(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    images = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32")
+    how = {"batch_size": 4, "epochs": 4, "verbose": 0, "callbacks": [callback()]}
+    logs = prepared.fit(images, np.arange(16) % 3, **how).history["macs_if_pruned"]
+    small = shrunk(kfp.strip_wrappers(prepared))
+    assert total_macs(small) <= logs[-1] <= 0.8 * total_macs(model)
+    assert small.get_layer("tokens").filters == 8 and small.get_layer("attention").num_heads == 4
+    assert small.get_layer("before").filters + small.get_layer("behind").filters < 24
+    np.testing.assert_allclose(predict(small, images)[0], predict(prepared, images)[0], atol=1e-4)
 
 
 class Stack:

@@ -28,7 +28,7 @@ REFUSED = {
     "a pattern in bits": ({"budget": kfp.BopsBudget(0.5, weight_bits={"nosuch": 4})}, errors.UnknownNameError),
     "a layer without bits": ({"budget": kfp.BopsBudget(0.5, activation_bits={"conv1": 4})}, errors.UnknownNameError),
     "a pattern in fractions": ({"budget": kfp.FiltersBudget({"nosuch": 0.5})}, errors.FilterPruneError),
-    "a criterion that only ranks": ({"budget": kfp.RedundancyBudget()}, errors.InfeasibleBudgetError),
+    "a criterion that only ranks": ({"budget": kfp.budgets.RedundancyBudget()}, errors.InfeasibleBudgetError),
     "a target": ({"channel_multiple": "arm46"}, errors.UnknownNameError),
     "a seed": ({"seed": -1}, errors.FilterPruneError),
 }

@@ -51,7 +51,7 @@ COUNTED = {
     "uneven share": (criteria.L1(), kfp.FiltersBudget(0.3)),
     "shares by layer": (criteria.L2(), kfp.FiltersBudget({"conv0": 0.5, "conv2": 0.25})),
     "everything": (criteria.L2(), kfp.FiltersBudget(1.0)),
-    "redundant": (criteria.Similarity(), kfp.RedundancyBudget()),
+    "redundant": (criteria.Similarity(), kfp.budgets.RedundancyBudget()),
     "own": (criteria.L2(), Narrowed()),
 }
 

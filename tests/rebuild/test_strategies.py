@@ -64,7 +64,7 @@ for copy, callbacks in (
             histories.append(twin.fit(x, y, **settings).history)
         if callbacks:
             plain = kfp.strip_wrappers(twin)
-            small = kfp.prune_model(plain, "dead", kfp.RedundancyBudget(), compensate="none", **pruned)
+            small = kfp.prune_model(plain, "dead", kfp.budgets.RedundancyBudget(), compensate="none", **pruned)
             assert total(small) == histories[-1]["macs_if_pruned"][-1] <= 0.8 * total(model)
             assert small.distribute_strategy is twin.distribute_strategy
     # Where each of the two computes half of every batch, the model learns as it does alone.

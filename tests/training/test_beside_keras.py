@@ -440,7 +440,7 @@ for prepare, callback in (
         ], validation_data=(data, labels)).history
     assert not any(type(callback).__name__ in str(w.message) for w in caught)
     plain = kfp.strip_wrappers(model)
-    small = kfp.prune_model(plain, "dead", kfp.RedundancyBudget(), compensate="none", progress=False)
+    small = kfp.prune_model(plain, "dead", kfp.budgets.RedundancyBudget(), compensate="none", progress=False)
     assert macs(small) <= history["macs_if_pruned"][-1] <= 0.5 * macs(build()), (macs(small), history)
 """
 

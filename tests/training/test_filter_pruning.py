@@ -331,7 +331,7 @@ def test_models_that_are_not_prepared():
     with pytest.raises(errors.UnsupportedModelError, match="no layer that matches a layer that reads prunable filters"):
         kfp.apply_filter_pruning(head)
     with pytest.raises(errors.InfeasibleBudgetError, match="only ranks them"):
-        kfp.prune_model(network(), "l2", kfp.RedundancyBudget(), progress=False)
+        kfp.prune_model(network(), "l2", kfp.budgets.RedundancyBudget(), progress=False)
 
 
 # ---------------------------------------------------------------------------------------------- other backends
@@ -346,7 +346,7 @@ model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
 data, labels = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32"), np.arange(32) % 3
 to_numpy = keras.ops.convert_to_numpy
 def shrunk(model):
-    return kfp.prune_model(model, "dead", kfp.RedundancyBudget(), compensate="none", progress=False)
+    return kfp.prune_model(model, "dead", kfp.budgets.RedundancyBudget(), compensate="none", progress=False)
 other = kfp.apply_filter_pruning(model)
 for trained, callback in (
     (other, kfp.callbacks.PruningSchedule([0.8, 0.5])),

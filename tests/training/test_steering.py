@@ -306,7 +306,7 @@ def test_slimming_reaches_the_budget():
 # ---------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("budget", [kfp.FiltersBudget(0.5), kfp.RedundancyBudget()])
+@pytest.mark.parametrize("budget", [kfp.FiltersBudget(0.5), kfp.budgets.RedundancyBudget()])
 @pytest.mark.parametrize("kind", [kfp.callbacks.BudgetGates, kfp.callbacks.PenaltySchedule])
 def test_budgets_that_are_no_cost(kind, budget):
     with pytest.raises(errors.InfeasibleBudgetError, match=f"{kind.__name__} steers what the network costs"):
@@ -384,7 +384,8 @@ gated = kfp.apply_filter_gates(model)
 gated.compile("sgd", entropy)
 gates = kfp.callbacks.BudgetGates(0.5, strength=0.2)
 history = gated.fit(data, labels, batch_size=8, epochs=4, verbose=0, callbacks=[gates]).history
-small = kfp.prune_model(kfp.strip_wrappers(gated), "dead", kfp.RedundancyBudget(), compensate="none", progress=False)
+budget = kfp.budgets.RedundancyBudget()
+small = kfp.prune_model(kfp.strip_wrappers(gated), "dead", budget, compensate="none", progress=False)
 assert abs(to_numpy(small(data)) - to_numpy(gated(data))).max() < 1e-4
 cost = kfp.budgets.CostModel(kfp.analyze(small))
 full = kfp.budgets.CostModel(kfp.analyze(model))
