@@ -22,6 +22,8 @@ from keras_filterprune.graph.types import Call, ModelView, Shape, TensorRef
 
 # Sides assumed where a model leaves them open: images and signals, and sequences of tokens.
 NOMINAL_SIZE, NOMINAL_TOKENS = 64, 8
+# Keras prints in bold.
+_STYLE = re.compile(r"\x1b\[\d+m")
 _GROWTH = 1, 4, 16, 64, 256
 
 
@@ -135,7 +137,9 @@ def plain_call(model: keras.Model) -> bool:
 
 def first_line(error: Exception) -> str:
     """The first line of an exception's text; Keras' own run over a page."""
-    lines = str(error).strip().splitlines()
+    lines = [line.strip() for line in _STYLE.sub("", str(error)).splitlines() if line.strip()]
+    # Keras says first where something happened, and then what.
+    lines = lines[1:] if len(lines) > 1 and lines[0].startswith("Exception encountered when calling") else lines
     return lines[0] if lines else type(error).__name__
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_filterprune.checks import wrong
 from keras_filterprune.errors import InvalidValueError, UnsupportedModelError
+from keras_filterprune.graph.keras_view import NOMINAL_SIZE, NOMINAL_TOKENS
 from keras_filterprune.opening.kinds import graph_inputs
 
 _SAMPLES = 3
@@ -32,15 +33,27 @@ def specs_of(model: keras.Model, input_spec: Any) -> Any:
             return keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype, name=t.name), inputs)
         shape = (model.get_build_config() or {}).get("input_shape") if model.built else None
         if shape is None:
+            why = "Keras has noted no shapes of inputs" if model.built else "it was not built"
+            call = "O" if model.built else "Call it on data once, or o"
             raise UnsupportedModelError(
-                f"what model '{model.name}' ({type(model).__name__}) takes is not known: it was not built. Call it on "
-                "data once, or open it with its inputs: kfp.open_model(model, input_spec=(None, 224, 224, 3)), or a "
-                "batch of data in the place of the shape."
+                f"what model '{model.name}' ({type(model).__name__}) takes is not known: {why}. {call}pen it with its "
+                "inputs: kfp.open_model(model, input_spec=(None, 224, 224, 3)), or a batch of data in the place of the "
+                "shape."
             )
         input_spec = _shapes(shape)
     specs = _mapped(_spec, input_spec)
     names = _names(specs)
     return keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype, name=next(names)), specs)
+
+
+def call_once(model: keras.Model, specs: Any) -> None:
+    """Call a model on zeros, as its layers make their weights when they are called."""
+
+    def zeros(spec: Any) -> Any:
+        side = NOMINAL_TOKENS if "int" in spec.dtype else NOMINAL_SIZE
+        return keras.ops.zeros((1, *(n or side for n in spec.shape[1:])), spec.dtype)
+
+    model(keras.tree.map_structure(zeros, specs))
 
 
 def check_spec(model: keras.Model, input_spec: Any) -> None:

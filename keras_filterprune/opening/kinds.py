@@ -9,7 +9,7 @@ import keras
 
 from keras_filterprune.graph.keras_view import functional_class, plain_call
 from keras_filterprune.handlers.passing import passes_in_inference
-from keras_filterprune.handlers.registry import is_known, keras_class, keras_name
+from keras_filterprune.handlers.registry import is_known, keras_class, keras_name, statistics_of
 
 
 def has_graph(layer: Any) -> bool:
@@ -54,6 +54,14 @@ def is_idle(layer: Any) -> bool:
     if keras_class(layer) is not None:
         return keras_name(layer).startswith(("Dropout", "SpatialDropout", "AlphaDropout", "Gaussian", "Random"))
     return passes_in_inference(layer)
+
+
+def differs_in_training(op: Any) -> bool:
+    """Whether a layer does something else in training; of the user's, whether it can."""
+    own = not type(op).__module__.startswith("keras.")
+    return (
+        is_idle(op) or statistics_of(op) is not None or (own and isinstance(op, keras.Layer) and takes(op, "training"))
+    )
 
 
 def _written_by_keras(function: Any) -> bool:

@@ -15,8 +15,8 @@ from keras_filterprune.opening.assemble import Assembler
 from keras_filterprune.opening.batch import batch_size_for
 from keras_filterprune.opening.branches import branching, same_graph
 from keras_filterprune.opening.errors import CannotOpenError
-from keras_filterprune.opening.inputs import batch_of, check_spec, optional_inputs, specs_of
-from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes, why_leaf
+from keras_filterprune.opening.inputs import batch_of, call_once, check_spec, optional_inputs, specs_of
+from keras_filterprune.opening.kinds import differs_in_training, has_graph, is_composite, is_idle, takes, why_leaf
 from keras_filterprune.opening.proof import difference_of
 from keras_filterprune.opening.trace import Trace
 from keras_filterprune.opening.where import where
@@ -33,7 +33,8 @@ def open_model(model: keras.Model, input_spec: Any = None) -> keras.Model:
     in training, and the gradients of a step. All that prunes opens models by itself; this gives the opened one.
 
     Args:
-        model: a subclassed, functional or Sequential model. It is not modified.
+        model: a subclassed, functional or Sequential model. It is not modified, but for the weights of one that has not
+            been called: they are made.
         input_spec: shapes with the batch first, `keras.Input`s, or a batch of data to take shapes from and to compare
             on, in the structure of the inputs; needed by subclassed models that have not been called (None).
 
@@ -97,6 +98,12 @@ class _Opening:
     def __post_init__(self):
         self._specs = specs_of(self.model, self.input_spec)
         self._open = has_open_batch(self._specs)
+        if not self.model.built:
+            try:
+                call_once(self.model, self._specs)
+            # The user's code, on inputs that may be wrong.
+            except Exception as error:
+                raise self._refused(where(error)) from error
         weights = {n for variable in self.model.weights for n in variable.shape}
         sides = {n for t in keras.tree.flatten(self._specs) for n in t.shape if n}
         self._batch = batch_size_for({n for n in weights | sides if n}) if self._open else None
@@ -117,7 +124,7 @@ class _Opening:
 
     def _training_note(self, view: ModelView) -> list[str]:
         """What `fit()` does otherwise with a model that is not told that it trains."""
-        told = [call.path for call in view.calls if call.inputs and takes(call.op, "training")]
+        told = [call.path for call in view.calls if call.inputs and differs_in_training(call.op)]
         if has_graph(self.model) or takes(self.model, "training") or not told:
             return []
         return [
@@ -212,8 +219,9 @@ class _Opening:
     def _refused(self, why: str) -> UnsupportedModelError:
         name = type(self.model).__name__
         return UnsupportedModelError(
-            f"model '{self.model.name}' ({name}) cannot be opened into a graph of layers: {name} {why}. Write its "
-            "call() with Keras layers and keras.ops alone, or as a functional model: keras.Model(inputs, outputs)."
+            f"model '{self.model.name}' ({name}) cannot be opened into a graph of layers: {name} {why.rstrip('.')}. "
+            "Write its call() with Keras layers and keras.ops alone, or as a functional model: keras.Model(inputs, "
+            "outputs)."
         )
 
 

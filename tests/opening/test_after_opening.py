@@ -194,13 +194,30 @@ def test_models_that_cannot_be_opened_say_where_they_stop():
     assert "keras.ops" in str(error.value)
 
 
-def test_shapes_or_a_batch_open_what_was_not_built():
-    for spec in ((None, 6, 6, 3), keras.Input((6, 6, 3)), X, keras.InputSpec(shape=(None, 6, 6, 3))):
-        model = called(Classifier())
-        opened = kfp.open_model(model, spec)
-        np.testing.assert_allclose(opened(X), model(X), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("called_before", [True, False])
+@pytest.mark.parametrize(
+    "spec",
+    [(None, 6, 6, 3), (4, 6, 6, 3), keras.KerasTensor((None, 6, 6, 3)), X, keras.InputSpec(shape=(None, 6, 6, 3))],
+    ids=["shape", "fixed batch", "symbolic", "batch", "spec"],
+)
+def test_shapes_or_a_batch_open_what_is_not_known(spec, called_before):
+    model = Classifier()
+    if called_before:
+        model(X)
+    opened = kfp.open_model(model, spec)
+    np.testing.assert_allclose(opened(X[:4]), model(X[:4]), rtol=1e-5, atol=1e-6)
+    assert len(opened.layers) > 3
+
+
+def test_an_input_spec_that_a_model_does_not_take():
     with pytest.raises(errors.InvalidValueError, match="input_spec is a shape with the batch first"):
         kfp.open_model(called(Classifier()), "image")
+    for model in (Classifier(), called(Classifier())):
+        with pytest.raises(
+            errors.UnsupportedModelError, match=r"stops in its call\(\) .*\.py:\d+ .*[^.]\. Write its"
+        ) as error:
+            kfp.open_model(model, (None, 6, 6))
+        assert "Leaf" not in str(error.value)
 
 
 def test_a_graph_that_cannot_be_opened_is_pruned_around_what_it_has():
