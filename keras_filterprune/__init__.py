@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from keras_filterprune.budgets import LatencyBudget as LatencyBudget
     from keras_filterprune.budgets import MacsBudget as MacsBudget
     from keras_filterprune.budgets import ParamsBudget as ParamsBudget
+    from keras_filterprune.distillation import distill as distill
+    from keras_filterprune.distillation import recover as recover
     from keras_filterprune.errors import FilterPruneError as FilterPruneError
     from keras_filterprune.export import ExportResult as ExportResult
     from keras_filterprune.export import Metadata as Metadata
@@ -57,7 +59,6 @@ if TYPE_CHECKING:
     from keras_filterprune.training import apply_filter_gates as apply_filter_gates
     from keras_filterprune.training import apply_filter_pruning as apply_filter_pruning
     from keras_filterprune.training import apply_penalty as apply_penalty
-    from keras_filterprune.training import distill as distill
     from keras_filterprune.training import strip_wrappers as strip_wrappers
 
 __version__ = "0.1.0"
@@ -65,6 +66,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "analysis": "analyze",
     "budgets": "BopsBudget FiltersBudget LatencyBudget MacsBudget ParamsBudget",
+    "distillation": "distill recover",
     "errors": "FilterPruneError",
     "export": "ExportResult Metadata export_tflite predict_tflite read_metadata",
     "graph": "ChannelGraph",
@@ -78,7 +80,7 @@ _NAMES = {
     "rebuild": "PruningPlan",
     "report": "PruneReport",
     "studies": "measure_sensitivity",
-    "training": "apply_bridgeout apply_filter_gates apply_filter_pruning apply_penalty distill strip_wrappers",
+    "training": "apply_bridgeout apply_filter_gates apply_filter_pruning apply_penalty strip_wrappers",
 }
 _NAMESPACES = (
     "allocators budgets callbacks compensators criteria errors handlers layer_pruning layers regularizers studies tfmot"

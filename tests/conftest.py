@@ -35,7 +35,7 @@ LONGEST = [
     "export/test_order.py",
     "export/test_export_other_backends.py",
     "rebuild/test_strategies.py",
-    "training/test_distilled_training.py",
+    "distillation/test_distilled_training.py",
     "training/test_filter_pruning.py",
     "test_notebook.py",
 ]

@@ -7,5 +7,6 @@ from keras_filterprune.compensators.linear import Linear as Linear
 from keras_filterprune.compensators.linear import Merge as Merge
 from keras_filterprune.compensators.mean_shift import MeanShift as MeanShift
 from keras_filterprune.compensators.recalibration import BNRecalibration as BNRecalibration
+from keras_filterprune.compensators.reconstruct import Reconstruct as Reconstruct
 from keras_filterprune.handlers.rebuilt import Rebuilt as Rebuilt
 from keras_filterprune.probe.data import Samples as Samples

@@ -74,6 +74,11 @@ class Compensator(Part, abc.ABC):
 
     requires: frozenset[str] = frozenset()
 
+    @property
+    def between(self) -> Compensator:
+        """What serves between the rounds of a method, where the network is cut again."""
+        return self
+
     @abc.abstractmethod
     @returns(check_applied)
     def apply(self, rebuilt: Rebuilt, data: Samples | None, progress: bool = True) -> str:

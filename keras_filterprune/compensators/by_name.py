@@ -9,6 +9,7 @@ from keras_filterprune.compensators.least_squares import LeastSquares
 from keras_filterprune.compensators.linear import Linear, Merge
 from keras_filterprune.compensators.mean_shift import MeanShift
 from keras_filterprune.compensators.recalibration import BNRecalibration
+from keras_filterprune.compensators.reconstruct import Reconstruct
 
 _NAMES = {
     "least_squares": LeastSquares,
@@ -17,6 +18,7 @@ _NAMES = {
     "linear": Linear,
     "merge": Merge,
     "adapter": Adapters,
+    "reconstruct": Reconstruct,
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_filterprune.checks import check_flag, check_number
 from keras_filterprune.compensators.base import Compensator, left_out
+from keras_filterprune.compensators.recalibration import fold_statistics
 from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.linear import Linear
@@ -34,7 +35,9 @@ class LeastSquares(Compensator):
 
     Layers with more than 6 000 input columns (taps x channels) read the regression of the removed channels on the
     kept ones instead, the same for every tap; above 6 000 channels, and for grouped and depthwise layers, only the mean
-    is shifted. Layers whose input did not change, recurrent layers and layers called several times are left alone.
+    is shifted. Layers whose input did not change, recurrent layers and layers called several times are left alone. At
+    last, batch normalization takes the statistics that the refitted network has, and its scale and offset what that
+    changes: inference stays the same, and training starts where it stands.
 
     Args:
         variance: rescale outputs that no ReLU follows to the original's variance (True).
@@ -61,6 +64,8 @@ class LeastSquares(Compensator):
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         run = _Run(rebuilt, self)
         samples = run.run(data, progress)
+        # Moving statistics are still those of the original: training would start from another function.
+        fold_statistics(rebuilt.model, data, progress)
         shifted = f", the mean of {run.shifted} shifted" if run.shifted else ""
         left = left_out(rebuilt, "input")
         return f"{run.refitted} layers refitted by least squares{shifted} on {samples} samples{left}"

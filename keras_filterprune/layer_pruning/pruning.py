@@ -22,10 +22,10 @@ from keras_filterprune.layer_pruning.importance import Importance, as_importance
 from keras_filterprune.layer_pruning.removal import verify_removal, without_units
 from keras_filterprune.layer_pruning.units import Unit, find_units
 from keras_filterprune.measuring import require_faster
+from keras_filterprune.outcome import Run
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
 from keras_filterprune.pruning.options import Options
-from keras_filterprune.rebuild.outcome import Run
 from keras_filterprune.report import LayerReport, UnitRow
 
 

@@ -54,6 +54,15 @@ class Inputs:
         ]
         return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
 
+    def take(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """Arrays (samples, ...) of samples by their numbers, one per input of the model, in its data types."""
+        parts = np.searchsorted(self._starts, numbers, side="right") - 1
+        places = list(zip(parts.tolist(), (numbers - self._starts[parts]).tolist(), strict=True))
+        return [
+            np.stack([self._parts[part][index][place] for part, place in places]).astype(dtype)
+            for index, dtype in enumerate(self._dtypes)
+        ]
+
     @property
     def values(self) -> int:
         """Values of one sample."""

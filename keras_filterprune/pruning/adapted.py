@@ -6,14 +6,14 @@ import keras
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Adapters
+from keras_filterprune.compensators.adapted_models import add_adapters, wrappable
 from keras_filterprune.compensators.adapters import AFTER, BEFORE
 from keras_filterprune.cost import Budget, CostModel
 from keras_filterprune.errors import InfeasibleBudgetError
 from keras_filterprune.methods import Method
+from keras_filterprune.outcome import Run
 from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.task import Task
-from keras_filterprune.rebuild.adapters import add_adapters, wrappable
-from keras_filterprune.rebuild.outcome import Run
 from keras_filterprune.rebuild.plan import PruningPlan
 
 

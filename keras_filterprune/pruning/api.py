@@ -11,6 +11,8 @@ import keras
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_flags, wrong
 from keras_filterprune.compensators import Adapters, Compensator
+from keras_filterprune.compensators.adapted_models import merge_adapters
+from keras_filterprune.compensators.adapter_costs import counts_params
 from keras_filterprune.compensators.by_name import as_compensator
 from keras_filterprune.cost import Budget, CostModel, Tiles, as_budget
 from keras_filterprune.criteria import Criterion
@@ -18,6 +20,7 @@ from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.measuring import require_faster
 from keras_filterprune.methods import Method, as_method, list_methods
+from keras_filterprune.outcome import Outcome, Run, operate
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
 from keras_filterprune.probe.proof import prove_linear
@@ -26,9 +29,6 @@ from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.planner import Planner
 from keras_filterprune.pruning.rounds import carry_out, choose
 from keras_filterprune.pruning.task import Task
-from keras_filterprune.rebuild.adapter_costs import counts_params
-from keras_filterprune.rebuild.adapters import merge_adapters
-from keras_filterprune.rebuild.outcome import Outcome, Run, operate
 from keras_filterprune.rebuild.plan import PruningPlan, check_fingerprint, refreshed, units_of
 from keras_filterprune.report import PruneReport
 from keras_filterprune.report.build import prune_report

@@ -14,14 +14,14 @@ from keras_filterprune.allocators.search import SearchState
 from keras_filterprune.checkpoint import Checkpoint
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.methods import Method
+from keras_filterprune.outcome import Outcome, Run, operate
 from keras_filterprune.progress import track
 from keras_filterprune.pruning.planner import Planner
-from keras_filterprune.rebuild.outcome import Outcome, Run, operate
 
 
 def choose(planner: Planner) -> Kept:
     """Units that stay under the budget; the networks between the recipe's rounds serve the choice alone."""
-    run = replace(planner.task.run, verify=False, finetune=None)
+    run = replace(planner.task.run.between, verify=False, finetune=None)
     if planner.task.recipe.one_by_one:
         return _one_by_one(planner, run).kept
     outcome, planner, counts = _before_last(planner, run)
@@ -38,7 +38,7 @@ def carry_out(planner: Planner) -> Outcome:
         return _one_by_one(planner, run)
     if isinstance(task.recipe.allocator, Search):
         return _TrainedSearch(planner, task.recipe.allocator).result()
-    outcome, planner, counts = _before_last(planner, run)
+    outcome, planner, counts = _before_last(planner, run.between)
     return _cut(outcome, planner, counts, run)
 
 

@@ -12,16 +12,16 @@ import numpy as np
 from keras_filterprune.allocators.base import Allocation
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compensators import Adapters
+from keras_filterprune.compensators.adapter_costs import AdaptedCost
 from keras_filterprune.cost import Budget, Cost, CostModel, Tiles
 from keras_filterprune.errors import CalibrationDataError, InfeasibleBudgetError
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method
+from keras_filterprune.outcome import Run
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.metrics import metric_name
 from keras_filterprune.probe.proof import prove_linear
 from keras_filterprune.pruning.options import Options
-from keras_filterprune.rebuild.adapter_costs import AdaptedCost
-from keras_filterprune.rebuild.outcome import Run
 
 _NAMED = 3
 

@@ -10,7 +10,7 @@ from keras_filterprune.cost import Budget, CostModel, as_tiles
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.latency import SizedOperators
-from keras_filterprune.rebuild.outcome import Outcome
+from keras_filterprune.outcome import Outcome
 from keras_filterprune.rebuild.plan import PruningPlan
 from keras_filterprune.report import LayerRow, PruneReport
 from keras_filterprune.report.prune_report import Spent

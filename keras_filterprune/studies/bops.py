@@ -22,6 +22,7 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.methods import Method, as_method
+from keras_filterprune.outcome import Run
 from keras_filterprune.probe.accuracy import class_numbers
 from keras_filterprune.probe.data import Samples
 from keras_filterprune.probe.inputs import check_class_scores, labelled_inputs
@@ -30,7 +31,6 @@ from keras_filterprune.progress import track
 from keras_filterprune.pruning import prune_model
 from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.task import Task
-from keras_filterprune.rebuild.outcome import Run
 
 _SAMPLES = 10_000
 _FLOAT_BITS = 32

@@ -18,12 +18,12 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
 from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method, as_method
+from keras_filterprune.outcome import Run
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import Samples
 from keras_filterprune.pruning.options import Options
 from keras_filterprune.pruning.planner import Planner
 from keras_filterprune.pruning.task import Task
-from keras_filterprune.rebuild.outcome import Run
 from keras_filterprune.tracing import trace_model
 from keras_filterprune.training.base import wrappers_of
 from keras_filterprune.training.callback import TrainingCallback

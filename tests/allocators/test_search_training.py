@@ -12,7 +12,7 @@ from trials import NEVER, Hook, Killed, chain, kept_of, labelled, rounds_of, tra
 
 import keras_filterprune as kfp
 from keras_filterprune import criteria, errors
-from keras_filterprune.rebuild.adapters import add_adapters, wrappable
+from keras_filterprune.compensators.adapted_models import add_adapters, wrappable
 
 # ------------------------------------------------------------------------------------------------- search with training
 

@@ -11,9 +11,9 @@ from zoo import ZOO, random_inputs, randomise
 
 import keras_filterprune as kfp
 from keras_filterprune import allocators, compensators, criteria, errors
+from keras_filterprune.compensators.adapted_models import add_adapters, merge_adapters, wrappable
+from keras_filterprune.compensators.adapter_costs import AdaptedCost
 from keras_filterprune.criteria.greedy import forward_order
-from keras_filterprune.rebuild.adapter_costs import AdaptedCost
-from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
 
 MODELS = [
     "plain_chain",

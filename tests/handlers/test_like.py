@@ -12,12 +12,12 @@ from zoo import randomise
 import keras_filterprune as kfp
 from keras_filterprune.budgets import LatencyBudget, RedundancyBudget
 from keras_filterprune.compensators import by_name
+from keras_filterprune.compensators.adapted_models import wrappable
 from keras_filterprune.export.image_constants import stored_by_column
 from keras_filterprune.handlers import registry
 from keras_filterprune.latency.operators import list_operators
 from keras_filterprune.layer_pruning.units import find_units
 from keras_filterprune.probe.gaussian import gaussian_inputs
-from keras_filterprune.rebuild.adapters import wrappable
 from keras_filterprune.tfmot.description import describe
 
 every_net = pytest.mark.parametrize("net", NETS)

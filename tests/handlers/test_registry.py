@@ -12,11 +12,11 @@ from keras import layers
 import keras_filterprune as kfp
 from keras_filterprune import errors
 from keras_filterprune.compensators import by_name
+from keras_filterprune.compensators.adapted_models import wrappable
 from keras_filterprune.handlers import activation, registry
 from keras_filterprune.latency.operators import list_operators
 from keras_filterprune.latency.sized import SizedOperators
 from keras_filterprune.layer_pruning.units import find_units
-from keras_filterprune.rebuild.adapters import wrappable
 from keras_filterprune.tfmot.description import describe
 from keras_filterprune.tracing import trace_model
 

@@ -145,10 +145,10 @@ def test_layers_of_other_names_stay_whole_under_a_latency_budget():
 def test_another_table_is_another_search(tmp_path):
     """A search that was broken off is taken up again only for the same table and tiles."""
     from keras_filterprune.methods import as_method
+    from keras_filterprune.outcome import Run
     from keras_filterprune.pruning.options import Options
     from keras_filterprune.pruning.planner import Planner
     from keras_filterprune.pruning.task import Task
-    from keras_filterprune.rebuild.outcome import Run
 
     model = chain((32, 32))
 

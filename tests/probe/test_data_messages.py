@@ -91,7 +91,7 @@ def test_wrong_channels_on_a_model_with_open_sides():
 
 
 def test_a_compensator_without_its_data_stops_before_any_work(chain, monkeypatch):
-    monkeypatch.setattr("keras_filterprune.rebuild.outcome.rebuild", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr("keras_filterprune.outcome.rebuild", lambda *_: pytest.fail("work was done"))
     sentence = r"BNRecalibration\(\) needs calibration inputs: pass data=\. A few hundred are enough\."
     fails(errors.CalibrationDataError, ValueError, sentence, kfp.prune_model, chain, compensate=BNRecalibration())
 

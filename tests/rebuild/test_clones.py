@@ -11,8 +11,8 @@ from keras import layers, ops
 
 import keras_filterprune as kfp
 from keras_filterprune import errors
+from keras_filterprune.compensators.adapted_models import add_adapters, merge_adapters, wrappable
 from keras_filterprune.export.precision import in_float32
-from keras_filterprune.rebuild.adapters import add_adapters, merge_adapters, wrappable
 from keras_filterprune.rebuild.clone import clone
 from keras_filterprune.rebuild.verify import call_whole
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -44,6 +44,11 @@ class Run:
         check_callable("finetune", self.finetune, "a function of the model", optional=True)
         # Generators can be gone through once, and several steps look at the data.
         object.__setattr__(self, "data", Samples.of(self.data))
+
+    @property
+    def between(self) -> Run:
+        """How it is carried out before the last cut: nobody sees what comes of that but the next choice."""
+        return self if self.compensator is None else replace(self, compensator=self.compensator.between)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,13 @@ from typing import Any
 import keras
 
 from keras_filterprune.checks import check_flag, check_names, check_number, wrong
+from keras_filterprune.distillation.distiller import Distiller, Taught
+from keras_filterprune.distillation.heads import Head, heads_of
+from keras_filterprune.distillation.imitation import Imitation
 from keras_filterprune.errors import InvalidValueError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.compiled import compile_arguments, per_output
 from keras_filterprune.graph.keras_view import output_names
 from keras_filterprune.rebuild.clone import clone, scope_of
-from keras_filterprune.training.distiller import Distiller, Taught
-from keras_filterprune.training.heads import Head, heads_of
-from keras_filterprune.training.imitation import Imitation
 
 
 def distill(
@@ -73,6 +73,11 @@ def distill(
         >>> history = kfp.distill(student, teacher).fit(x, y, verbose=0)
     """
     _check(student, teacher)
+    if not student.compiled:
+        raise UnsupportedModelError(
+            f"distill trains a student as it is compiled. Model '{student.name}' is not: compile(optimizer, loss) it "
+            "first."
+        )
     check_number("temperature", temperature, above=0)
     check_number("alpha", alpha, "the teacher's share", least=0, most=1)
     check_number("attention", attention, "the weight of the attention maps", least=0)
@@ -80,16 +85,38 @@ def distill(
     layers = _pairs(student, teacher, features)
     taught = _taught(student, teacher, float(temperature), temperature**2 if squared_temperature else 1.0)
     with scope_of(student):
-        frozen = clone(teacher)
-        try:
-            distiller = Distiller(frozen, student, taught, layers, float(alpha), float(attention))
-        except ValueError as error:
-            raise UnsupportedModelError(
-                f"'{teacher.name}' cannot teach '{student.name}': {error} Pass the network that the student was pruned "
-                "from, or one with the same inputs and outputs."
-            ) from error
+        distiller = _distiller(student, teacher, taught, layers, float(alpha), float(attention))
         distiller.compile_like_student()
     return distiller
+
+
+def imitator(student: keras.Model, teacher: keras.Model, temperature: float = 4.0) -> Distiller:
+    """A model whose `fit` trains the student on the teacher's outputs alone; not compiled, and the student need not be.
+
+    Args:
+        student, teacher, temperature: as in `distill`.
+    """
+    _check(student, teacher)
+    return _distiller(
+        student, teacher, _taught(student, teacher, temperature, temperature**2, every=True), [], 1.0, 0.0
+    )
+
+
+def _distiller(
+    student: keras.Model,
+    teacher: keras.Model,
+    taught: list[Taught],
+    layers: list[tuple[str, str]],
+    alpha: float,
+    attention: float,
+) -> Distiller:
+    try:
+        return Distiller(clone(teacher), student, taught, layers, alpha, attention)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"'{teacher.name}' cannot teach '{student.name}': {error} Pass the network that the student was pruned "
+            "from, or one with the same inputs and outputs."
+        ) from error
 
 
 def _check(student: keras.Model, teacher: keras.Model) -> None:
@@ -107,11 +134,6 @@ def _check(student: keras.Model, teacher: keras.Model) -> None:
                     f"output '{output_name}' of the {name} '{model.name}' gives {output.dtype}, from which nothing can "
                     "be learnt. Take the output before that, of scores."
                 )
-    if not student.compiled:
-        raise UnsupportedModelError(
-            f"distill trains a student as it is compiled. Model '{student.name}' is not: compile(optimizer, loss) it "
-            "first."
-        )
     if len(student.outputs) != len(teacher.outputs):
         raise UnsupportedModelError(
             f"'{teacher.name}' cannot teach '{student.name}': they have {len(teacher.outputs)} and "
@@ -119,8 +141,10 @@ def _check(student: keras.Model, teacher: keras.Model) -> None:
         )
 
 
-def _taught(student: keras.Model, teacher: keras.Model, temperature: float, factor: float) -> list[Taught]:
-    """The outputs that the student is trained on."""
+def _taught(
+    student: keras.Model, teacher: keras.Model, temperature: float, factor: float, every: bool = False
+) -> list[Taught]:
+    """The outputs that the student is trained on: those that have a loss, or every one."""
     names, known = output_names(student), output_names(teacher)
     # Outputs that are called alike stand in any order.
     others = [known.index(name) for name in names] if set(names) == set(known) else list(range(len(names)))
@@ -129,10 +153,10 @@ def _taught(student: keras.Model, teacher: keras.Model, temperature: float, fact
     # A loss that one of the two lacks is the other's.
     ours = heads_of(student, [a or b for a, b in zip(losses, own, strict=True)])
     theirs = heads_of(teacher, [own[i] or losses[i] for i in map(others.index, range(len(names)))])
-    weights = per_output(student, compile_arguments(student)["loss_weights"])
+    weights = per_output(student, compile_arguments(student)["loss_weights"] if student.compiled else None)
     found = []
     for number, (name, loss, weight) in enumerate(zip(names, losses, weights, strict=True)):
-        if loss is not None or student.loss is None:
+        if loss is not None or every or student.loss is None:
             heads = _agreed(name, ours[number], theirs[others[number]])
             reduction = getattr(loss, "reduction", None)
             imitation = Imitation(*heads, temperature, factor, None if reduction == "none" else reduction)

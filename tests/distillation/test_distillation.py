@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 
 import keras_filterprune as kfp
 from keras_filterprune import errors
-from keras_filterprune.training.heads import heads_of
+from keras_filterprune.distillation.heads import heads_of
 
 FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

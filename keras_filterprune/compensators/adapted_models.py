@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.compensators.adapter_costs import Convolutions
 from keras_filterprune.compensators.adapters import AFTER, BEFORE, Adapted, adapted_convolutions, is_convolution
 from keras_filterprune.graph.keras_view import copy_value, named_weights
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.handlers.registry import known_linear
-from keras_filterprune.rebuild.adapter_costs import Convolutions
 from keras_filterprune.rebuild.clone import Cloner, without_old_shapes
 from keras_filterprune.rebuild.state import copy_activation
 from keras_filterprune.rebuild.verify import rounding

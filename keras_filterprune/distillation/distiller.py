@@ -7,10 +7,10 @@ from typing import Any
 
 import keras
 
+from keras_filterprune.distillation.imitation import AttentionTransfer, Imitation, Scaled
 from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.graph.compiled import compile_arguments, per_output
 from keras_filterprune.graph.keras_view import output_names
-from keras_filterprune.training.imitation import AttentionTransfer, Imitation, Scaled
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_filterprune.training.heads import Head
+from keras_filterprune.distillation.heads import Head
 
 
 class _PerSample(keras.losses.Loss):
