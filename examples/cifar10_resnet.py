@@ -52,7 +52,7 @@ def main() -> None:
         size = kfp.export_tflite(model, path, quantize=quantize, data=calibration[:256], overwrite=True).bytes
         score = accuracy(model, x_test, y_test)
         if quantize:
-            score = float(np.mean(kfp.predict_tflite(path, x_test).argmax(-1) == y_test))
+            score = float(np.mean(kfp.export.predict_tflite(path, x_test).argmax(-1) == y_test))
         macs = report.plan.cost["macs"][name != "dense"]
         rows.append((name, score, model.count_params(), macs, size, path))
 

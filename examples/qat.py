@@ -49,7 +49,7 @@ def one_run(seed: int, keep: float, epochs: int, out: Path) -> dict[str, tuple[f
     found = {}
 
     def add(name: str, result: Any) -> None:
-        score = float(np.mean(kfp.predict_tflite(result.path, x_test).argmax(-1) == y_test))
+        score = float(np.mean(kfp.export.predict_tflite(result.path, x_test).argmax(-1) == y_test))
         found[name] = score, result.bytes
 
     dense = network(keras)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from keras_filterprune import compensators as compensators
     from keras_filterprune import criteria as criteria
     from keras_filterprune import errors as errors
+    from keras_filterprune import export as export
     from keras_filterprune import handlers as handlers
     from keras_filterprune import layer_pruning as layer_pruning
     from keras_filterprune import layers as layers
@@ -35,11 +36,8 @@ if TYPE_CHECKING:
     from keras_filterprune.distillation import distill as distill
     from keras_filterprune.distillation import recover as recover
     from keras_filterprune.errors import FilterPruneError as FilterPruneError
-    from keras_filterprune.export import ExportResult as ExportResult
     from keras_filterprune.export import Metadata as Metadata
     from keras_filterprune.export import export_tflite as export_tflite
-    from keras_filterprune.export import predict_tflite as predict_tflite
-    from keras_filterprune.export import read_metadata as read_metadata
     from keras_filterprune.graph import ChannelGraph as ChannelGraph
     from keras_filterprune.handlers import register_handler as register_handler
     from keras_filterprune.latency import LatencyTable as LatencyTable
@@ -68,7 +66,7 @@ _NAMES = {
     "budgets": "BopsBudget FiltersBudget LatencyBudget MacsBudget ParamsBudget",
     "distillation": "distill recover",
     "errors": "FilterPruneError",
-    "export": "ExportResult Metadata export_tflite predict_tflite read_metadata",
+    "export": "Metadata export_tflite",
     "graph": "ChannelGraph",
     "handlers": "register_handler",
     "latency": "LatencyTable",
@@ -83,7 +81,8 @@ _NAMES = {
     "training": "apply_bridgeout apply_filter_gates apply_filter_pruning apply_penalty strip_wrappers",
 }
 _NAMESPACES = (
-    "allocators budgets callbacks compensators criteria errors handlers layer_pruning layers regularizers studies tfmot"
+    "allocators budgets callbacks compensators criteria errors export handlers layer_pruning layers regularizers"
+    " studies tfmot"
 ).split()
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
@@ -102,6 +101,7 @@ _MOVED = {
         " OperatorNorm OutputPursuit Random Similarity Taylor",
         "errors": "CalibrationDataError ExportError InfeasibleBudgetError PlanMismatchError SurgeryError"
         " UnknownNameError UnsupportedLayerError UnsupportedModelError",
+        "export": "ExportResult predict_tflite read_metadata",
         "handlers": "Handler",
         "layer_pruning": "Ensemble Imprinting LayerReport",
         "layers": "BatchBridgeout FilterPruning",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 from tflite_bench.progress import progress_bar
@@ -10,7 +10,7 @@ from tflite_bench.progress import progress_bar
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], description: str, total: int | None, enabled: bool = True) -> Iterator[T]:
+def track(items: Iterable[T], description: str, total: int | None, enabled: bool = True) -> Generator[T, None, None]:
     """Yield the items and show how many are done; see `tflite_bench.progress.progress_bar`.
 
     Args:

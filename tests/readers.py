@@ -24,6 +24,15 @@ def give(layer, **arrays) -> None:
         getattr(layer, name).assign(array)
 
 
+def affine(model: keras.Model, layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a batch normalization does to each channel in inference: (scale, offset)."""
+    mean, variance, gamma, beta = (
+        weight(model, layer, name).astype(float) for name in ("moving_mean", "moving_variance", "gamma", "beta")
+    )
+    scale = gamma / np.sqrt(variance + model.get_layer(layer).epsilon)
+    return scale, beta - scale * mean
+
+
 def weight(model: keras.Model, layer: str, name: str) -> np.ndarray:
     return keras.ops.convert_to_numpy(getattr(model.get_layer(layer), name).value)
 

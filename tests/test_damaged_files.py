@@ -104,9 +104,9 @@ def readers(tmp_path_factory):
         ),
         "checkpoint's model": Reader(search.with_name(content["more"]["model"]), beside),
         "keras": Reader(folder / "model.keras", weights_and_graph),
-        "metadata": Reader(folder / "model.tflite", kfp.read_metadata),
+        "metadata": Reader(folder / "model.tflite", kfp.export.read_metadata),
         # What has no checksum is either read or refused.
-        "tflite": Reader(folder / "model.tflite", lambda p: kfp.predict_tflite(p, IMAGES[:1]), sealed=False),
+        "tflite": Reader(folder / "model.tflite", lambda p: kfp.export.predict_tflite(p, IMAGES[:1]), sealed=False),
         "benchmark": Reader(folder / "model.tflite", lambda p: Runner(p).bytes, sealed=False),
         "npy": Reader(folder / "x.npy", _array, sealed=False),
     }

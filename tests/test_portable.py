@@ -115,4 +115,4 @@ def test_every_kind_of_file_computes_what_the_model_does(model, mode, tmp_path):
     metadata = kfp.Metadata(labels=["a", "b", "c"])
     result = kfp.export_tflite(small, tmp_path / "small.tflite", quantize=mode, data=x, metadata=metadata)
     assert result.max_abs_difference < 0.05 * np.ptp(small.predict(x, verbose=0))
-    assert kfp.read_metadata(tmp_path / "small.tflite")["labels"] == metadata.labels
+    assert kfp.export.read_metadata(tmp_path / "small.tflite")["labels"] == metadata.labels

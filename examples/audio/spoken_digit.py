@@ -132,7 +132,7 @@ def _figures(model: keras.Model, train: tuple, test: tuple, stem: Path) -> dict:
         file = stem.with_name(f"{stem.name}.{mode}.tflite")
         result = kfp.export_tflite(model, file, quantize=mode, data=train[0][:200], overwrite=True)
         found[f"{mode}_bytes"] = result.bytes
-    found["int8_accuracy"] = float(100 * np.mean(kfp.predict_tflite(file, test[0]).argmax(-1) == test[1]))
+    found["int8_accuracy"] = float(100 * np.mean(kfp.export.predict_tflite(file, test[0]).argmax(-1) == test[1]))
     return found
 
 

@@ -48,7 +48,7 @@ def main() -> None:
             for mode in MODES:
                 path = Path(folder, f"{number}-{mode}.tflite")
                 result = kfp.export_tflite(model, path, quantize=mode, data=data[:CALIBRATION])
-                score = 100 * float(np.mean(kfp.predict_tflite(path, x_test).argmax(-1) == y_test))
+                score = 100 * float(np.mean(kfp.export.predict_tflite(path, x_test).argmax(-1) == y_test))
                 rows.append({"network": name, "mode": mode, "bytes": result.bytes, "accuracy": score, "path": path})
                 print(name, mode, result.bytes, score, flush=True)
         timed = tflite_bench.benchmark([row.pop("path") for row in rows], runs=options.runs, rounds=20, progress=True)

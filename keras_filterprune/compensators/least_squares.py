@@ -9,13 +9,14 @@ import numpy as np
 
 from keras_filterprune.checks import check_flag, check_number
 from keras_filterprune.compensators.base import Compensator, left_out
-from keras_filterprune.compensators.recalibration import fold_statistics
 from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import known_statistics, linear_of
 from keras_filterprune.probe.consumers import Places, draw_places, moments, rows_at
+from keras_filterprune.probe.inputs import calibration_inputs
+from keras_filterprune.probe.normalization import fold_statistics
 from keras_filterprune.probe.outlets import Outlet, add_constant
 from keras_filterprune.probe.regression import rectified_regression, regression, scale_to
 
@@ -65,7 +66,8 @@ class LeastSquares(Compensator):
         run = _Run(rebuilt, self)
         samples = run.run(data, progress)
         # Moving statistics are still those of the original: training would start from another function.
-        fold_statistics(rebuilt.model, data, progress)
+        if run.refitted or run.shifted:
+            fold_statistics(rebuilt.model, calibration_inputs(data, rebuilt.graph.view), progress)
         shifted = f", the mean of {run.shifted} shifted" if run.shifted else ""
         left = left_out(rebuilt, "input")
         return f"{run.refitted} layers refitted by least squares{shifted} on {samples} samples{left}"

@@ -19,6 +19,7 @@ from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.probe.inputs import Inputs, calibration_inputs
+from keras_filterprune.probe.normalization import fold_statistics, recalibrate
 from keras_filterprune.progress import track
 from keras_filterprune.rebuild.clone import Cloner, scope_of
 
@@ -35,7 +36,7 @@ _DISTANCE = "distillation_loss"
 class Recovery:
     """How a pruned network learns from the one that it came from.
 
-    Args:
+    Attributes:
         steps: of the optimizer, at most (600).
         seconds: at most (None: no limit). The rate falls to 0 by the end of whichever comes first.
         augment: `augment(batch)` returns other inputs like those of a batch, in the same form: an array
@@ -74,6 +75,7 @@ class Recovery:
         size = inputs.differentiable(slice(min(_BATCH, len(learnt))))[0].stop
         if not student.trainable_variables:
             raise UnsupportedModelError(f"'{student.name}' has no trainable weights: nothing can be learnt.")
+        fold_statistics(student, inputs, progress)
         with scope_of(student):
             imitating = imitator(student, teacher)
             keras.Model.compile(imitating, _optimizer(student))
@@ -88,6 +90,9 @@ class Recovery:
                 callbacks=[pace, best],
                 verbose=0,
             )
+        best.look()
+        # Moving statistics are late by a hundred steps, and of augmented samples.
+        recalibrate(student, inputs, progress)
         best.look()
         best.restore()
         return (
@@ -138,14 +143,15 @@ class _Lessons(_Batches):
             self._left = np.concatenate([self._left, self._generator.permutation(self._numbers)])
         now, self._left = np.split(self._left, [self._size])
         arrays = self._inputs.take(now)
-        return (self.packed(arrays if self._augment is None else self._augmented(arrays)),)
+        return (self.packed(arrays if self._augment is None else _augmented(self._augment, arrays)),)
 
-    def _augmented(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        given = self._augment(arrays[0] if len(arrays) == 1 else arrays)
-        found = [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(given)]
-        shapes = [x.shape for x in arrays]
-        check_returned([x.shape for x in found] == shapes, "augment", f"return inputs of shapes {shapes}", given)
-        return [x.astype(old.dtype) for x, old in zip(found, arrays, strict=True)]
+
+def _augmented(augment: Callable[[Any], Any], arrays: list[np.ndarray]) -> list[np.ndarray]:
+    given = augment(arrays[0] if len(arrays) == 1 else arrays)
+    found = [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(given)]
+    shapes = [x.shape for x in arrays]
+    check_returned([x.shape for x in found] == shapes, "augment", f"return inputs of shapes {shapes}", given)
+    return [x.astype(old.dtype) for x, old in zip(found, arrays, strict=True)]
 
 
 class _Pace(keras.callbacks.Callback):
@@ -154,7 +160,7 @@ class _Pace(keras.callbacks.Callback):
     def __init__(self, recovery: Recovery, progress: bool):
         super().__init__()
         self._limits, self.steps, self._start = recovery, 0, time.monotonic()
-        self._percents = iter(track(range(100), "recovering", 100, progress))
+        self._percents = track(range(100), "recovering", 100, progress)
         self._shown = 0
 
     def _done(self) -> float:

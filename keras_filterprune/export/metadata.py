@@ -43,7 +43,7 @@ class Metadata:
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
         >>> metadata = kfp.Metadata(labels=["cat", "dog"], normalization=(127.5, 127.5))
         >>> _ = kfp.export_tflite(model, "pets.tflite", metadata=metadata, overwrite=True)
-        >>> kfp.read_metadata("pets.tflite")["labels"]
+        >>> kfp.export.read_metadata("pets.tflite")["labels"]
         ['cat', 'dog']
     """
 
@@ -71,7 +71,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
         >>> metadata = kfp.Metadata(labels=["cat", "dog"])
         >>> _ = kfp.export_tflite(model, "pets.tflite", metadata=metadata, overwrite=True)
-        >>> kfp.read_metadata("pets.tflite")["labels"]
+        >>> kfp.export.read_metadata("pets.tflite")["labels"]
         ['cat', 'dog']
     """
     path = check_path("path", path)

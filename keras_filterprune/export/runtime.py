@@ -87,7 +87,7 @@ def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
         >>> import keras, numpy as np, keras_filterprune as kfp
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()])
         >>> result = kfp.export_tflite(model, "model.tflite", overwrite=True)
-        >>> kfp.predict_tflite(result.path, np.zeros((5, 8, 8, 3), "float32")).shape
+        >>> kfp.export.predict_tflite(result.path, np.zeros((5, 8, 8, 3), "float32")).shape
         (5, 144)
     """
     path = check_path("path", path)

@@ -35,7 +35,9 @@ class Inputs:
         self._starts = np.cumsum([0, *(len(arrays[0]) for arrays in self._parts)])
         self._view = view
         if len(self) < least:
-            raise CalibrationDataError("calibration needs at least 2 samples, better a few hundred. Received: 1.")
+            raise CalibrationDataError(
+                f"calibration needs at least {least} samples, better a few hundred. Received: {len(self)}."
+            )
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -89,7 +89,7 @@ def files(pruned, tmp_path_factory):
 
 def test_metadata_is_read_back(files, pruned):
     plan = pruned[1].plan
-    assert kfp.read_metadata(files[1].path) == {
+    assert kfp.export.read_metadata(files[1].path) == {
         "labels": NAMES,
         "normalization": [127.5, [127.5, 128.0, 64.0]],
         "plan": {"sha256": plan.sha256, "model": "pets", "method": "l2", "budget": plan.budget},
@@ -127,7 +127,7 @@ def test_tools_find_it_by_the_official_schema(files):
 def test_several_inputs_and_outputs_are_named(tmp_path):
     metadata = kfp.Metadata(labels={"kind": NAMES, "size": ["small", "large"]}, normalization={"my image": (0, 255)})
     result = kfp.export_tflite(two_heads(), tmp_path / "model.tflite", metadata=metadata)
-    content = kfp.read_metadata(result.path)
+    content = kfp.export.read_metadata(result.path)
     assert content["labels"] == {"kind": NAMES, "size": ["small", "large"]}
     assert content["normalization"] == {"my image": [0, 255]}
     assert content["plan"] is None
@@ -212,10 +212,10 @@ def test_a_plan_keeps_its_hash_in_a_file_and_another_has_another(pruned, tmp_pat
 
 def test_files_without_metadata_say_so(files, tmp_path):
     with pytest.raises(errors.FileError, match=r"plain.tflite holds no metadata of keras_filterprune .*Metadata\("):
-        kfp.read_metadata(files[0].path)
+        kfp.export.read_metadata(files[0].path)
     with zipfile.ZipFile(tmp_path / "other.tflite", "w") as archive:
         archive.writestr("labels.txt", "cat\n")
     with pytest.raises(errors.FileError, match=r"other.tflite holds no metadata"):
-        kfp.read_metadata(tmp_path / "other.tflite")
+        kfp.export.read_metadata(tmp_path / "other.tflite")
     with pytest.raises(errors.FileError, match=r"cannot read .*missing.tflite"):
-        kfp.read_metadata(tmp_path / "missing.tflite")
+        kfp.export.read_metadata(tmp_path / "missing.tflite")

@@ -1,0 +1,178 @@
+"""Recovery without labels: the original teaches on calibration inputs."""
+
+from __future__ import annotations
+
+import time
+
+import keras
+import numpy as np
+import pytest
+from builders import images, relative_error, values
+from keras import layers
+from readers import weight
+
+import keras_filterprune as kfp
+from keras_filterprune.errors import CalibrationDataError, InvalidValueError, UnsupportedModelError
+
+SHAPE = (8, 8, 3)
+QUIET = {"progress": False}
+
+
+def network(*heads, shape=SHAPE, compiled=False):
+    """A convolutional network with some heads (logits of five classes)."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input(shape, name="image")
+    y = layers.BatchNormalization(name="bn")(layers.Conv2D(16, 3, name="conv1")(x))
+    y = layers.Conv2D(16, 3, name="conv2", activation="relu")(layers.ReLU()(y))
+    flat = layers.GlobalAveragePooling2D()(y)
+    made = [head(flat, y) for head in heads or [CLASSES]]
+    model = keras.Model(x, made[0] if len(made) == 1 else made)
+    if compiled:
+        model.compile("sgd", "mse", metrics=["mae"])
+    return model
+
+
+CLASSES = lambda flat, maps: layers.Dense(5, activation="softmax", name="classes")(flat)  # noqa: E731
+HEADS = {
+    "softmax": [CLASSES],
+    "logits": [lambda flat, maps: layers.Dense(5)(flat)],
+    "sigmoids": [lambda flat, maps: layers.Dense(4, activation="sigmoid")(flat)],
+    "numbers": [lambda flat, maps: layers.Dense(1)(flat)],
+    "masks": [lambda flat, maps: layers.Conv2D(3, 1, activation="softmax")(maps)],
+    "two outputs": [CLASSES, lambda flat, maps: layers.Conv2D(1, 1)(maps)],
+}
+
+
+def pruned(model, x):
+    return kfp.prune_model(model, "l2", 0.5, data=x, compensate="none", **QUIET)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_outputs_of_every_kind_come_nearer_to_the_originals(head):
+    model, x, fresh = network(*HEADS[head]), images(128), images(64, seed=1)
+    small = pruned(model, x)
+    recovered = kfp.recover(small, model, x, steps=100, **QUIET)
+    assert relative_error(model, recovered, fresh) < 0.7 * relative_error(model, small, fresh)
+
+
+def test_neither_network_changes_and_the_result_is_compiled_as_the_small_one_was():
+    model, x = network(compiled=True), images(64)
+    small = pruned(model, x)
+    before = values(model), values(small)
+    recovered = kfp.recover(small, model, x, steps=20, **QUIET)
+    for old, now in zip(before, (values(model), values(small)), strict=True):
+        assert all((a == b).all() for a, b in zip(old, now, strict=True))
+    assert recovered.loss == "mse" and isinstance(recovered.optimizer, keras.optimizers.SGD)
+    assert model.trainable and all(layer.trainable for layer in model.layers)
+
+
+def test_labels_are_never_looked_at():
+    model, x = network(), images(64)
+    small = pruned(model, x)
+    results = [
+        kfp.recover(small, model, data, steps=20, **QUIET) for data in (x, (x, np.zeros(64)), (x, np.full(64, np.nan)))
+    ]
+    for other in results[1:]:
+        assert all((a == b).all() for a, b in zip(values(results[0]), values(other), strict=True))
+
+
+def test_what_equals_the_original_stays_as_it_is():
+    model, x = network(), images(128)
+    same = kfp.recover(keras.models.clone_model(model), model, x, steps=20, **QUIET)
+    whole = kfp.recover(kfp.prune_model(model, "l2", 1.0, **QUIET), model, x, steps=20, **QUIET)
+    assert relative_error(model, whole, x) < 1e-5
+    assert relative_error(model, same, x) > 0.1  # Other weights: there was something to learn.
+
+
+def test_the_worse_of_start_and_end_does_not_stay(monkeypatch):
+    from keras_filterprune.distillation import recovery
+
+    monkeypatch.setattr(recovery, "_RATE", 10.0)
+    model, x = network(), images(64)
+    small = pruned(model, x)
+    recovered = kfp.recover(small, model, x, steps=20, **QUIET)
+    assert relative_error(small, recovered, x) < 1e-9
+
+
+def test_a_time_limit_ends_it():
+    model, x = network(), images(64)
+    small = pruned(model, x)
+    start = time.monotonic()
+    recovered = kfp.recover(small, model, x, seconds=4, steps=10**6, **QUIET)
+    assert time.monotonic() - start < 40
+    assert relative_error(model, recovered, x) < relative_error(model, small, x)
+
+
+def test_frozen_layers_stay_frozen():
+    model, x = network(), images(64)
+    small = pruned(model, x)
+    small.get_layer("conv1").trainable = False
+    recovered = kfp.recover(small, model, x, steps=100, **QUIET)
+    assert (weight(recovered, "conv1", "kernel") == weight(small, "conv1", "kernel")).all()
+    assert (weight(recovered, "conv2", "kernel") != weight(small, "conv2", "kernel")).any()
+    small.trainable = False
+    with pytest.raises(UnsupportedModelError, match="has no trainable weights"):
+        kfp.recover(small, model, x, **QUIET)
+
+
+def test_augmentation_sees_batches_and_its_result_is_learnt_from():
+    model, x, seen = network(), images(64), []
+
+    def flipped(batch):
+        seen.append(batch.shape)
+        return batch[:, :, ::-1]
+
+    small = pruned(model, x)
+    kfp.recover(small, model, x, steps=10, augment=flipped, **QUIET)
+    kfp.recover(small, model, x, steps=10, augment=layers.RandomFlip(), **QUIET)
+    assert set(seen) == {(32, *SHAPE)}
+    with pytest.raises(InvalidValueError, match=r"augment is to return inputs of shapes \[\(32, 8, 8, 3\)\]"):
+        kfp.recover(small, model, x, steps=10, augment=lambda batch: batch[1:], **QUIET)
+
+
+def test_several_inputs_in_a_structure():
+    first, second = keras.Input(SHAPE, name="a"), keras.Input((4,), name="b")
+    y = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(first))
+    model = keras.Model({"b": second, "a": first}, layers.Dense(3)(layers.Concatenate()([y, second])))
+    data = {"a": images(64), "b": np.random.default_rng(0).normal(size=(64, 4))}
+    small = kfp.prune_model(model, "l2", 0.5, **QUIET)
+    swapped = lambda arrays: [x[::-1] for x in arrays]  # noqa: E731
+    recovered = kfp.recover(small, model, data, steps=20, augment=swapped, **QUIET)
+    assert [w.shape for w in values(recovered)] == [w.shape for w in values(small)]
+
+
+REFUSED = {
+    "steps": ({"steps": 0}, "steps is a number of optimizer steps, at least 1"),
+    "seconds": ({"seconds": -1}, "seconds is a time limit, above 0, or None"),
+    "augment": ({"augment": "flip"}, "augment is a function of a batch of inputs"),
+    "original": ({"original": "model.keras"}, "original is a keras.Model"),
+    "model": ({"model": None}, "model is a keras.Model"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_arguments_are_refused(case):
+    wrong, message = REFUSED[case]
+    model = network()
+    given = {"model": model, "original": model, "data": images(16)} | wrong
+    with pytest.raises((InvalidValueError, UnsupportedModelError), match=message):
+        kfp.recover(given.pop("model"), given.pop("original"), given.pop("data"), **given)
+
+
+def test_too_few_samples_and_another_network_are_refused():
+    model = network()
+    with pytest.raises(CalibrationDataError, match="at least 16 samples"):
+        kfp.recover(model, model, images(8), **QUIET)
+    with pytest.raises(UnsupportedModelError, match="cannot teach"):
+        kfp.recover(model, network(shape=(9, 9, 3)), images(16), **QUIET)
+
+
+@pytest.mark.parametrize("method", ["pursuit", "l2"])
+def test_as_a_compensator_it_begins_where_least_squares_ends(method):
+    model, x, fresh = network(), images(512), images(64, seed=1)
+    settings = {"data": x, "return_report": True, **QUIET}
+    fitted, _ = kfp.prune_model(model, method, 0.4, compensate="least_squares", **settings)
+    small, report = kfp.prune_model(model, method, 0.4, compensate="reconstruct", **settings)
+    assert [layer.get_config() for layer in fitted.layers] == [layer.get_config() for layer in small.layers]
+    assert "refitted by least squares on 512 samples, then 600 steps on 448 samples" in report.compensation
+    assert relative_error(model, small, fresh) < relative_error(model, fitted, fresh)
