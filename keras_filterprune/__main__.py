@@ -113,7 +113,8 @@ def _scan(options: argparse.Namespace) -> Answer:
 def _prune_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=".keras file")
     parser.add_argument("-o", "--output", required=True, help=".keras file to write")
-    parser.add_argument("--method", default="l2", help="a method's name (%(default)s)")
+    parser.add_argument("--method", default="auto", help="a method's name (%(default)s)")
+    parser.add_argument("--seconds", type=float, help="the most that recovery may train for (120)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--keep-macs", type=float, metavar="F", help="fraction of multiply-accumulates kept (0.5)")
     budget.add_argument("--keep-params", type=float, metavar="F", help="fraction of parameters kept")
@@ -164,6 +165,7 @@ def _prune(options: argparse.Namespace) -> Answer:
         exclude=options.exclude,
         min_filters=options.min_filters,
         channel_multiple=options.channel_multiple,
+        seconds=options.seconds,
         seed=options.seed,
         return_report=True,
     )

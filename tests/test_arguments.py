@@ -34,8 +34,8 @@ TAKEN = {
     "generator": "exclude features include",
     "true": "dynamic_batch exhaustive gates integer_io one_by_one overwrite progress projections rectified "
     "return_report squared_temperature variance verify",
-    "none": "accuracy benchmark checkpoint data device drop exclude executor features finetune first folder include "
-    "labels latency like m metadata normalization quantize sensitivity test tolerance",
+    "none": "accuracy augment benchmark checkpoint data device drop exclude executor features finetune first folder "
+    "include labels latency like m metadata normalization quantize seconds sensitivity test tolerance",
     "text": "checkpoint folder path",
 }
 # The same where it differs, by the argument's owner and it.
@@ -128,6 +128,7 @@ class World:
             "layer": keras.layers.Dense(2),
             "model": self.model,
             "name": "zz",
+            "original": self.model,
             "path": "zz",
             "penalty": kfp.regularizers.GroupLasso(),
             "plan": self.plan,

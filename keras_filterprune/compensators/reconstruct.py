@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from keras_filterprune.checks import wrong
+from keras_filterprune.checks import check_number, wrong
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.least_squares import LeastSquares
 from keras_filterprune.distillation.recovery import STEPS, Recovery
@@ -48,7 +48,15 @@ class Reconstruct(Compensator):
         self.first = LeastSquares() if first is None else first
         if not isinstance(self.first, Compensator):
             raise wrong("first", first, "a compensator, or None")
-        self.recovery = Recovery(steps, seconds, augment, seed)
+        self.steps, self.seconds, self.augment, self.seed = steps, seconds, augment, seed
+        self._recovery = Recovery(steps, seconds, augment, seed)
+
+    def within(self, seconds: float) -> Compensator:
+        """The same with another time limit; without training for 0."""
+        check_number("seconds", seconds, "a time limit", least=0)
+        if not seconds:
+            return self.first
+        return Reconstruct(self.steps, seconds, self.augment, self.first, self.seed)
 
     @property
     def between(self) -> Compensator:
@@ -56,4 +64,6 @@ class Reconstruct(Compensator):
 
     def apply(self, rebuilt: Rebuilt, data: Any, progress: bool = True) -> str:
         done = self.first.apply(rebuilt, data, progress)
-        return f"{done}, then {self.recovery.teach(rebuilt.model, rebuilt.graph.model, data, progress)}"
+        if rebuilt.kept.whole:
+            return done
+        return f"{done}, then {self._recovery.teach(rebuilt.model, rebuilt.graph.model, data, progress)}"

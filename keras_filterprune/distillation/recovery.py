@@ -13,11 +13,12 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import check_callable, check_integer, check_number, check_returned, wrong
+from keras_filterprune.checks import check_callable, check_flag, check_integer, check_number, check_returned, wrong
 from keras_filterprune.distillation.distill import imitator
 from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.interrupts import interruptible
+from keras_filterprune.probe.data import Samples, check_data
 from keras_filterprune.probe.inputs import Inputs, calibration_inputs
 from keras_filterprune.probe.normalization import fold_statistics, recalibrate
 from keras_filterprune.progress import track
@@ -267,6 +268,9 @@ def recover(
     for name, given in (("model", model), ("original", original)):
         if not isinstance(given, keras.Model):
             raise wrong(name, given, "a keras.Model", UnsupportedModelError)
-    student = Cloner(view_model(model)).result(model)
-    recovery.teach(student, analyze(original).model, data, progress)
+    check_flag("progress", progress)
+    view, teacher, samples = view_model(model), analyze(original).model, Samples.of(data)
+    check_data(samples, view)
+    student = Cloner(view).result(model)
+    recovery.teach(student, teacher, samples, progress)
     return student

@@ -10,7 +10,7 @@ import keras
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_flags, wrong
-from keras_filterprune.compensators import Adapters, Compensator
+from keras_filterprune.compensators import Adapters, Compensator, Reconstruct
 from keras_filterprune.compensators.adapted_models import merge_adapters
 from keras_filterprune.compensators.adapter_costs import counts_params
 from keras_filterprune.compensators.by_name import as_compensator
@@ -37,7 +37,7 @@ from keras_filterprune.report.build import prune_report
 @overload
 def prune_model(
     model: keras.Model,
-    method: str | Method | Criterion = "l2",
+    method: str | Method | Criterion = "auto",
     budget: float | Budget = 0.5,
     *,
     data: Any = None,
@@ -46,6 +46,7 @@ def prune_model(
     min_filters: int = 1,
     channel_multiple: int | str = 1,
     compensate: str | Compensator = "auto",
+    seconds: float | None = None,
     finetune: Callable[[keras.Model], Any] | None = None,
     seed: int = 0,
     verify: bool = True,
@@ -57,7 +58,7 @@ def prune_model(
 @overload
 def prune_model(
     model: keras.Model,
-    method: str | Method | Criterion = "l2",
+    method: str | Method | Criterion = "auto",
     budget: float | Budget = 0.5,
     *,
     data: Any = None,
@@ -66,6 +67,7 @@ def prune_model(
     min_filters: int = 1,
     channel_multiple: int | str = 1,
     compensate: str | Compensator = "auto",
+    seconds: float | None = None,
     finetune: Callable[[keras.Model], Any] | None = None,
     seed: int = 0,
     verify: bool = True,
@@ -77,7 +79,7 @@ def prune_model(
 @interruptible()
 def prune_model(
     model: keras.Model,
-    method: str | Method | Criterion = "l2",
+    method: str | Method | Criterion = "auto",
     budget: float | Budget = 0.5,
     *,
     data: Any = None,
@@ -86,6 +88,7 @@ def prune_model(
     min_filters: int = 1,
     channel_multiple: int | str = 1,
     compensate: str | Compensator = "auto",
+    seconds: float | None = None,
     finetune: Callable[[keras.Model], Any] | None = None,
     seed: int = 0,
     verify: bool = True,
@@ -94,13 +97,14 @@ def prune_model(
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
     """Rebuild a model with fewer filters, within a budget, and prove that nothing else changed.
 
-    The best result without training is `method="auto"` with `data=`: `"pursuit"`, whose filters go by what
-    `OutputPursuit` measures, widths by one ranking in two rounds, and whose layers `LeastSquares` refits.
+    With `data=`, `method="auto"` is the best that was measured without labels: filters and widths by `"pursuit"`,
+    layers refitted by `LeastSquares`, and then up to two minutes in which the original teaches (`Reconstruct`). Without
+    data it is `"l2"` with `Linear`.
 
     Args:
         model: a built functional or Sequential model, channels last. It is not modified.
         method: a name from `list_methods()`, or a `Method` or criterion object, as `kfp.criteria.L2(aggregate="max")`
-            ("l2").
+            ("auto").
         budget: the fraction of multiply-accumulates to keep, in (0, 1]; or a `MacsBudget`, `ParamsBudget`,
             `BopsBudget`, `LatencyBudget`, `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one
             unit (one `channel_multiple`). A latency is also measured, and refused if not below the original's (0.5).
@@ -114,7 +118,9 @@ def prune_model(
             "arm64" (8), "arm64-int8" (8), "arm64-dotprod-int8" (16), "arm64-fp16" (16), "arm32" (8), "x86-avx512" (32,
             or 16), "x86-avx512-int8" (16).
         compensate: "auto" (default), the method's compensator, if it has the data it needs; "none"; a name
-            ("least_squares", "bn", "mean_shift", "linear", "merge", "adapter"); or a compensator object.
+            ("least_squares", "reconstruct", "bn", "mean_shift", "linear", "merge", "adapter"); or a compensator object.
+        seconds: the most that `"reconstruct"` may train for, 0 for not at all (None: 120 in `"auto"`, else no limit).
+            How far it comes depends on the machine then; `Reconstruct(steps=)` does not.
         finetune: called with the smaller model after every round of the method (most have one; `"pursuit"`,
             `"search"`, `"fp_omp_search"` and a `Method` with `rounds` have more) and every group of `"hu_ga"`, to train
             it in place, say with `fit` (None).
@@ -144,7 +150,7 @@ def prune_model(
         8
     """
     recipe = as_method(method, seed, data is not None)
-    run = Run(data, seed, verify, progress, _compensator(compensate, recipe, data), finetune)
+    run = Run(data, seed, verify, progress, _compensator(compensate, recipe, data, seconds), finetune)
     check_flags(return_report=return_report)
     options, budget = Options(include, exclude, min_filters, channel_multiple), as_budget(budget)
     costs = CostModel(analyze(model))
@@ -153,6 +159,8 @@ def prune_model(
     outcome = carry_out(planner)
     small = _merged(outcome, repr(budget), run)
     outcome = _priced(costs.graph.model, small, planner.task, outcome)
+    if isinstance(method, str) and method == "auto":
+        outcome = replace(outcome, notes=(*outcome.notes, f"auto: {recipe.name}, then {run.compensator!r}."))
     plan = planner.plan(_name(method, recipe), outcome.kept) if return_report else None
     return (small, _report(costs, small, plan, outcome, channel_multiple, budget)) if plan else small
 
@@ -160,7 +168,7 @@ def prune_model(
 @interruptible()
 def plan_pruning(
     model: keras.Model,
-    method: str | Method | Criterion = "l2",
+    method: str | Method | Criterion = "auto",
     budget: float | Budget = 0.5,
     *,
     data: Any = None,
@@ -208,6 +216,7 @@ def apply_plan(
     *,
     data: Any = None,
     compensate: str | Compensator = "auto",
+    seconds: float | None = None,
     verify: bool = True,
     return_report: Literal[True],
     progress: bool = True,
@@ -221,6 +230,7 @@ def apply_plan(
     *,
     data: Any = None,
     compensate: str | Compensator = "auto",
+    seconds: float | None = None,
     verify: bool = True,
     return_report: Literal[False] = False,
     progress: bool = True,
@@ -234,6 +244,7 @@ def apply_plan(
     *,
     data: Any = None,
     compensate: str | Compensator = "auto",
+    seconds: float | None = None,
     verify: bool = True,
     return_report: bool = False,
     progress: bool = True,
@@ -243,8 +254,9 @@ def apply_plan(
     Args:
         model: the model, with the very weights that the plan was made from. It is not modified.
         plan: from `plan_pruning` or `PruningPlan.load`.
-        data, compensate, verify, return_report, progress: as in `prune_model`. With `compensate="auto"` the compensator
-            is that of the plan's method, batch normalization recalibration for a method without a registered name.
+        data, compensate, seconds, verify, return_report, progress: as in `prune_model`. With `compensate="auto"` the
+            compensator is that of the plan's method, batch normalization recalibration for a method without a
+            registered name.
 
     Returns:
         An ordinary `keras.Model`, as from `prune_model`; with `return_report`, also the report.
@@ -265,7 +277,7 @@ def apply_plan(
         raise wrong("plan", plan, "a PruningPlan, see PruningPlan.load(path)")
     known = [name for name, _, _ in list_methods()]
     recipe = as_method(plan.method if plan.method in known else "l2", plan.seed, data is not None)
-    run = Run(data, plan.seed, verify, progress, _compensator(compensate, recipe, data))
+    run = Run(data, plan.seed, verify, progress, _compensator(compensate, recipe, data, seconds))
     check_flags(return_report=return_report)
     costs = CostModel(analyze(model))
     check_data(data, costs.graph.view)
@@ -284,15 +296,22 @@ def _name(method: Any, recipe: Method) -> str:
     return method if isinstance(method, str) else recipe.name
 
 
-def _compensator(compensate: str | Compensator, recipe: Method, data: Any) -> Compensator | None:
-    if isinstance(compensate, str) and compensate == "none":
-        return None
-    if isinstance(compensate, str) and compensate == "auto":
-        return None if recipe.compensator.requires and data is None else recipe.compensator
-    compensator = as_compensator(compensate)
-    if compensator.requires and data is None:
-        raise CalibrationDataError(f"{compensator!r} needs calibration inputs: pass data=. A few hundred are enough.")
-    return compensator
+def _compensator(
+    compensate: str | Compensator, recipe: Method, data: Any, seconds: float | None = None
+) -> Compensator | None:
+    chosen: Compensator | None = None
+    how = compensate if isinstance(compensate, str) else None
+    if how == "auto":
+        chosen = None if recipe.compensator.requires and data is None else recipe.compensator
+    elif how != "none":
+        chosen = as_compensator(compensate)
+        if chosen.requires and data is None:
+            raise CalibrationDataError(f"{chosen!r} needs calibration inputs: pass data=. A few hundred are enough.")
+    if seconds is None:
+        return chosen
+    if not isinstance(chosen, Reconstruct):
+        raise wrong("seconds", seconds, "a limit for compensate='reconstruct' (method='auto' with data=), else None")
+    return chosen.within(seconds)
 
 
 def _merged(outcome: Outcome, budget: str, run: Run) -> keras.Model:
