@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -30,7 +31,8 @@ class Imitation(_PerSample):
 
     Args:
         ours, theirs: what the two give.
-        temperature: of the softmax or sigmoid.
+        temperature: of the softmax or sigmoid; infinite: the squared difference of logits, to which T^2 times the
+            divergence tends but for a factor (Hinton et al. 2015, section 2.1).
         factor: of the divergences.
         reduction: of a `keras.losses.Loss` (None: the mean).
     """
@@ -47,11 +49,19 @@ class Imitation(_PerSample):
         teacher, student = self._theirs.logits(y_true), self._ours.logits(y_pred)
         if self._ours.kind == "numbers":
             return _over_units(keras.ops.square(student - teacher))
+        if math.isinf(self._temperature):
+            return self._squares(student - teacher)
         teacher, student = teacher / self._temperature, student / self._temperature
         if self._ours.kind == "units":
             return self._factor * _over_units(_binary_divergence(teacher, student))
         teacher, student = (z - keras.ops.logsumexp(z, axis=self._ours.axes, keepdims=True) for z in (teacher, student))
         return self._factor * keras.ops.sum(keras.ops.exp(teacher) * (teacher - student), axis=self._ours.axes)
+
+    def _squares(self, difference: Any) -> Any:
+        if self._ours.kind == "units":
+            return _over_units(keras.ops.square(difference))
+        # What all logits have in common changes no class.
+        return keras.ops.var(difference, axis=self._ours.axes)
 
 
 def _binary_divergence(teacher: Any, student: Any) -> Any:

@@ -25,7 +25,9 @@ from keras_filterprune.progress import track
 from keras_filterprune.rebuild.clone import Cloner, scope_of
 
 # Chosen on training images of CIFAR-10.
-STEPS, _RATE, _BATCH = 600, 1e-3, 128
+STEPS, _RATE, _BATCH = 600, 2e-3, 128
+# Of the distribution of a sample's share in a mixture.
+_MIXING = 0.5
 # Every so many samples one is held out, at most so many: looked at every so many steps, and never learnt from.
 _HELD_OUT, _MOST_HELD_OUT, _LOOK = 8, 256, 60
 # Steps at one rate.
@@ -144,7 +146,11 @@ class _Lessons(_Batches):
             self._left = np.concatenate([self._left, self._generator.permutation(self._numbers)])
         now, self._left = np.split(self._left, [self._size])
         arrays = self._inputs.take(now)
-        return (self.packed(arrays if self._augment is None else _augmented(self._augment, arrays)),)
+        if self._augment is not None:
+            arrays = _augmented(self._augment, arrays)
+        if all(x.dtype.kind == "f" for x in arrays):
+            arrays = _mixed(arrays, self._generator)
+        return (self.packed(arrays),)
 
 
 def _augmented(augment: Callable[[Any], Any], arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -153,6 +159,17 @@ def _augmented(augment: Callable[[Any], Any], arrays: list[np.ndarray]) -> list[
     shapes = [x.shape for x in arrays]
     check_returned([x.shape for x in found] == shapes, "augment", f"return inputs of shapes {shapes}", given)
     return [x.astype(old.dtype) for x, old in zip(found, arrays, strict=True)]
+
+
+def _mixed(arrays: list[np.ndarray], generator: np.random.Generator) -> list[np.ndarray]:
+    """Every sample with a share of another: there are as many as one wants, and the teacher knows what they are."""
+    size = len(arrays[0])
+    share, others = generator.beta(_MIXING, _MIXING, size), generator.permutation(size)
+    mixed = []
+    for x in arrays:
+        own = share.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        mixed.append(own * x + (1 - own) * x[others])
+    return mixed
 
 
 class _Pace(keras.callbacks.Callback):
@@ -231,10 +248,11 @@ def recover(
 ) -> keras.Model:
     """Recover accuracy after pruning without labels: the original teaches on calibration inputs.
 
-    A few hundred steps of Adam on how far the outputs are from the original's (see `distill`: classes, single units and
-    numbers, any number of outputs), by a rate that falls as a cosine. Every eighth sample is held out: the weights that
-    are nearest to the original there stay, be they those at the start. It does for the network as a whole what
-    `LeastSquares` does layer by layer, and starts best from there.
+    A few hundred steps of Adam on the squared difference of all outputs, of their logits where they are classes or
+    single units (Ba and Caruana 2014), by a rate that falls as a cosine. Samples of numbers are mixed in pairs (Zhang et
+    al. 2018), and the original says what the mixture is. Every eighth sample is held out: the weights that are nearest
+    to the original there stay, be they those at the start. It does for the network as a whole what `LeastSquares` does
+    layer by layer, and starts best from there.
 
     Args:
         model: a pruned functional or Sequential model. It is not modified.

@@ -25,7 +25,7 @@ every_net = pytest.mark.parametrize("net", NETS)
 RUNS = [
     (name, data) for name, needs, _ in kfp.list_methods() for data in {needs: 0, needs.replace("nothing", "inputs"): 0}
 ]
-COMPENSATORS = ("least_squares", "bn", "mean_shift", "linear", "merge", "adapter")
+COMPENSATORS = ("least_squares", "bn", "mean_shift", "linear", "merge", "adapter", "reconstruct")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,8 @@ def test_every_compensator_is_tried():
 @pytest.mark.parametrize("compensate", COMPENSATORS)
 def test_every_compensator_writes_the_same_weights(nets, net, compensate):
     budget = 0.9 if compensate == "adapter" else 0.75
+    if compensate == "reconstruct":
+        compensate = kfp.compensators.Reconstruct(steps=10)
     assert_pruned_alike(nets[net], net, method="l2", budget=budget, data=samples(net)[0], compensate=compensate)
 
 

@@ -6,7 +6,8 @@ import pytest
 from builders import assert_all_equal, chain, images, values
 
 import keras_filterprune as kfp
-from keras_filterprune.methods import registry
+from keras_filterprune.errors import InvalidValueError
+from keras_filterprune.methods import recipes, registry
 
 allocators, criteria = kfp.allocators, kfp.criteria
 
@@ -75,18 +76,38 @@ def test_a_papers_name_is_the_papers_selection_with_and_without_data():
 
 
 @pytest.mark.parametrize(
-    ("data", "same"),
-    [
-        (None, kfp.Method(criteria.L2(), compensator=kfp.compensators.Linear())),
-        (images(64, (6, 6, 3)), "pursuit"),
-    ],
+    ("data", "same", "compensate"),
+    [(None, "l2", "linear"), (images(64, (6, 6, 3)), "pursuit", None)],
     ids=["nothing", "inputs"],
 )
-def test_auto_is_the_best_that_was_measured_for_what_is_given(data, same):
-    model = chain((12, 10, 8))
-    auto, named = (kfp.prune_model(model, name, 0.6, data=data, progress=False) for name in ("auto", same))
+def test_auto_is_the_best_that_was_measured_for_what_is_given(monkeypatch, data, same, compensate):
+    model, settings = chain((12, 10, 8)), {"data": data, "return_report": True, "progress": False}
+    if data is not None:
+        # A time limit of its own would make the result depend on the machine.
+        monkeypatch.setattr(recipes, "Reconstruct", lambda **_: kfp.compensators.Reconstruct(steps=20))
+        compensate = kfp.compensators.Reconstruct(steps=20)
+    auto, report = kfp.prune_model(model, budget=0.6, **settings)
+    named, other = kfp.prune_model(model, same, 0.6, compensate=compensate, **settings)
     assert_all_equal(values(auto), values(named))
-    assert kfp.plan_pruning(model, "auto", 0.6, data=data, progress=False).method == "auto"
+    assert report.plan.groups == other.plan.groups
+    assert report.plan.method == kfp.plan_pruning(model, budget=0.6, data=data, progress=False).method == "auto"
+    assert next(note for note in report.notes if note.startswith("auto: "))
+    assert_all_equal(values(auto), values(kfp.apply_plan(model, report.plan, data=data, progress=False)))
+
+
+def test_recovery_is_a_part_of_auto_and_takes_two_minutes_at_most():
+    compensator = registry.as_method("auto", 3, True).compensator
+    assert (type(compensator).__name__, compensator.seconds, compensator.seed) == ("Reconstruct", 120, 3)
+
+
+def test_the_time_of_recovery_is_limited_and_can_be_none():
+    model, x = chain((12, 10, 8)), images(64, (6, 6, 3))
+    settings = {"budget": 0.6, "data": x, "progress": False}
+    fitted = kfp.prune_model(model, "pursuit", **settings)
+    assert_all_equal(values(fitted), values(kfp.prune_model(model, seconds=0, **settings)))
+    for wrong in ({"method": "l2"}, {"data": None}, {"compensate": "least_squares"}):
+        with pytest.raises(InvalidValueError, match="seconds is a limit for compensate='reconstruct'"):
+            kfp.prune_model(model, seconds=1, **settings | wrong)
 
 
 def test_the_papers_search_is_plain_accuracy_of_every_group_between_1x1_convolutions():
