@@ -41,6 +41,20 @@ def augmented(x: np.ndarray, y: np.ndarray, batch: int, seed: int):
     return data.map(augment, num_parallel_calls=2).batch(batch).prefetch(2)
 
 
+def flipped_and_shifted(seed: int):
+    """A function that flips images (n, 32, 32, 3) at random, and shifts them by up to 4 pixels."""
+    generator = np.random.default_rng(seed)
+
+    def augment(x: np.ndarray) -> np.ndarray:
+        x = np.where(generator.random(len(x))[:, None, None, None] < 0.5, x[:, :, ::-1], x)
+        x = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)))
+        down, right = generator.integers(0, 9, (2, len(x), 1, 1))
+        pixels = np.arange(32)
+        return x[np.arange(len(x))[:, None, None], down + pixels[:, None], right + pixels]
+
+    return augment
+
+
 def fit(
     model: keras.Model,
     x: np.ndarray,

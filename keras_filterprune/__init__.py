@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from keras_filterprune.rebuild import PruningPlan as PruningPlan
     from keras_filterprune.report import PruneReport as PruneReport
     from keras_filterprune.studies import measure_sensitivity as measure_sensitivity
+    from keras_filterprune.studies import prune_family as prune_family
     from keras_filterprune.training import apply_bridgeout as apply_bridgeout
     from keras_filterprune.training import apply_filter_gates as apply_filter_gates
     from keras_filterprune.training import apply_filter_pruning as apply_filter_pruning
@@ -77,7 +78,7 @@ _NAMES = {
     "pruning": "apply_plan plan_pruning prune_model",
     "rebuild": "PruningPlan",
     "report": "PruneReport",
-    "studies": "measure_sensitivity",
+    "studies": "measure_sensitivity prune_family",
     "training": "apply_bridgeout apply_filter_gates apply_filter_pruning apply_penalty strip_wrappers",
 }
 _NAMESPACES = (

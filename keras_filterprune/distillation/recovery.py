@@ -249,10 +249,10 @@ def recover(
     """Recover accuracy after pruning without labels: the original teaches on calibration inputs.
 
     A few hundred steps of Adam on the squared difference of all outputs, of their logits where they are classes or
-    single units (Ba and Caruana 2014), by a rate that falls as a cosine. Samples of numbers are mixed in pairs (Zhang et
-    al. 2018), and the original says what the mixture is. Every eighth sample is held out: the weights that are nearest
-    to the original there stay, be they those at the start. It does for the network as a whole what `LeastSquares` does
-    layer by layer, and starts best from there.
+    single units (Ba and Caruana 2014), by a rate that falls as a cosine. Samples of numbers are mixed in pairs (Zhang
+    et al. 2018), and the original says what the mixture is. Every eighth sample is held out: the weights that are
+    nearest to the original there stay, be they those at the start. It does for the network as a whole what
+    `LeastSquares` does layer by layer, and starts best from there.
 
     Args:
         model: a pruned functional or Sequential model. It is not modified.

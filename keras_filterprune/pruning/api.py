@@ -97,22 +97,19 @@ def prune_model(
 ) -> keras.Model | tuple[keras.Model, PruneReport]:
     """Rebuild a model with fewer filters, within a budget, and prove that nothing else changed.
 
-    With `data=`, `method="auto"` is the best that was measured without labels: filters and widths by `"pursuit"`,
-    layers refitted by `LeastSquares`, and then up to two minutes in which the original teaches (`Reconstruct`). Without
-    data it is `"l2"` with `Linear`.
-
     Args:
         model: a built functional or Sequential model, channels last. It is not modified.
-        method: a name from `list_methods()`, or a `Method` or criterion object, as `kfp.criteria.L2(aggregate="max")`
-            ("auto").
+        method: a name from `list_methods()`, or a `Method` or criterion object, as `kfp.criteria.L2(aggregate="max")`.
+            "auto" is the best measured one: with data `"pursuit"`, and then up to two minutes in which the original
+            teaches (`Reconstruct`); without, `"l2"` and `Linear` ("auto").
         budget: the fraction of multiply-accumulates to keep, in (0, 1]; or a `MacsBudget`, `ParamsBudget`,
             `BopsBudget`, `LatencyBudget`, `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one
             unit (one `channel_multiple`). A latency is also measured, and refused if not below the original's (0.5).
         data: calibration inputs: array(s), `(x, y)`, `tf.data.Dataset`, `PyDataset`, a PyTorch loader or batches, of
             which the first 2 048 samples are read, once. Labels are looked at by methods that need them alone (None,
             which is fine for methods that need nothing).
-        include: layer names or globs; only groups that make filters in a matching layer are pruned (None: all).
-        exclude: layer names or globs; groups with filters in a matching layer stay whole (None).
+        include, exclude: layer names or globs; only groups with filters in a matching layer are pruned (None: all), or
+            such groups stay whole (None).
         min_filters: the fewest units a group keeps (1).
         channel_multiple: kept counts are multiples of this, or the whole group (1); or the target whose steps they fit:
             "arm64" (8), "arm64-int8" (8), "arm64-dotprod-int8" (16), "arm64-fp16" (16), "arm32" (8), "x86-avx512" (32,
@@ -125,9 +122,8 @@ def prune_model(
             `"search"`, `"fp_omp_search"` and a `Method` with `rounds` have more) and every group of `"hu_ga"`, to train
             it in place, say with `fit` (None).
         seed: seed of everything random (0).
-        verify: compare with the masked original on a random batch (True).
-        return_report: return `(model, PruneReport)` (False).
-        progress: progress bars on stderr (True).
+        verify, return_report, progress: compare with the masked original on a random batch (True), return
+            `(model, PruneReport)` (False), show progress bars on stderr (True).
 
     Returns:
         An ordinary `keras.Model`, compiled like the original if that was; with `return_report`, also the report.
@@ -142,11 +138,8 @@ def prune_model(
 
     Example:
         >>> import keras, keras_filterprune as kfp
-        >>> x = keras.Input((32, 32, 3))
-        >>> y = keras.layers.Conv2D(16, 3, activation="relu")(x)
-        >>> y = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(y))
-        >>> small = kfp.prune_model(keras.Model(x, y), method="l2", budget=0.5)
-        >>> small.layers[1].filters
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Conv2D(2, 1)]
+        >>> kfp.prune_model(keras.Sequential(layers), budget=0.5).layers[0].filters
         8
     """
     recipe = as_method(method, seed, data is not None)
@@ -159,10 +152,12 @@ def prune_model(
     outcome = carry_out(planner)
     small = _merged(outcome, repr(budget), run)
     outcome = _priced(costs.graph.model, small, planner.task, outcome)
-    if isinstance(method, str) and method == "auto":
+    if not return_report:
+        return small
+    plan = planner.plan(_name(method, recipe), outcome.kept)
+    if plan.method == "auto":
         outcome = replace(outcome, notes=(*outcome.notes, f"auto: {recipe.name}, then {run.compensator!r}."))
-    plan = planner.plan(_name(method, recipe), outcome.kept) if return_report else None
-    return (small, _report(costs, small, plan, outcome, channel_multiple, budget)) if plan else small
+    return small, _report(costs, small, plan, outcome, channel_multiple, budget)
 
 
 @interruptible()

@@ -1,0 +1,290 @@
+"""One network at several sizes: each is cut from the one before, refitted, and taught by the original."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+from rich.table import Table
+
+from keras_filterprune.analysis import analyze
+from keras_filterprune.checks import (
+    check_callable,
+    check_packages,
+    check_path,
+    check_returned,
+    entries,
+    is_number,
+    wrong,
+)
+from keras_filterprune.compensators import Reconstruct
+from keras_filterprune.cost import CostModel, MacsBudget
+from keras_filterprune.criteria import Criterion
+from keras_filterprune.distillation import recover
+from keras_filterprune.errors import FileError, InfeasibleBudgetError, InvalidValueError
+from keras_filterprune.files import check_destination, load_keras, read_json, replacing, save_keras, write_json
+from keras_filterprune.interrupts import interruptible
+from keras_filterprune.latency import LatencyTable
+from keras_filterprune.methods import Method, as_method
+from keras_filterprune.probe.data import Samples, check_data
+from keras_filterprune.probe.weights import Weights
+from keras_filterprune.pruning import prune_model
+from keras_filterprune.rebuild.plan import fingerprint
+
+# Of half as many steps each as a network that is cut once: it starts from one that was taught already.
+_STEPS = 300
+_INDEX = "family.json"
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """What one size costs and still knows.
+
+    Attributes:
+        keep: the share of the multiply-accumulates that was asked for; 1 is the original.
+        macs, params: of one sample.
+        bytes: of the weights, as they are stored.
+        score: what `evaluate` returned, None without.
+        ms: what `latency` predicts in milliseconds, None without.
+    """
+
+    keep: float
+    macs: int
+    params: int
+    bytes: int
+    score: float | None
+    ms: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """What `prune_family` made.
+
+    Attributes:
+        rows: one `FamilyRow` per size, the original first.
+        models: the networks, the original first.
+    """
+
+    rows: tuple[FamilyRow, ...]
+    models: tuple[keras.Model, ...]
+
+    def smallest(self, score: float) -> keras.Model:
+        """The smallest network with at least this score.
+
+        Raises:
+            InfeasibleBudgetError: none has it, or nothing was scored.
+        """
+        for row, model in reversed(list(zip(self.rows, self.models, strict=True))):
+            if row.score is not None and row.score >= score:
+                return model
+        best = max((row.score for row in self.rows if row.score is not None), default=None)
+        raise InfeasibleBudgetError(f"no network of the family has a score of {score!r}; the best is {best!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {"rows": [asdict(row) for row in self.rows]}
+
+    def table(self) -> Table:
+        """The rows for a terminal."""
+        table = Table(title="one network at several sizes")
+        for name in ("keep", "MACs", "parameters", "bytes", "score", "ms"):
+            table.add_column(name, justify="right")
+        for row in self.rows:
+            counts = (f"{count:,}" for count in (row.macs, row.params, row.bytes))
+            measured = ("" if value is None else f"{value:.4g}" for value in (row.score, row.ms))
+            table.add_row(f"{row.keep:g}", *counts, *measured)
+        return table
+
+    def plot(self, path: str | os.PathLike) -> Path:
+        """Draw scores against what the networks cost, one panel per cost, into an image.
+
+        Raises:
+            InvalidValueError: nothing was scored.
+            MissingPackageError: matplotlib is not installed.
+            FileError: the image cannot be written.
+        """
+        check_packages("Family.plot", "plots", "matplotlib.figure")
+        from matplotlib.figure import Figure
+
+        scores = [row.score for row in self.rows if row.score is not None]
+        if len(scores) < len(self.rows):
+            raise InvalidValueError("there is no score to draw: pass evaluate= to prune_family.")
+        costs = {"million MACs": [row.macs / 1e6 for row in self.rows], "kB": [row.bytes / 1e3 for row in self.rows]}
+        if all(row.ms is not None for row in self.rows):
+            costs["ms"] = [row.ms or 0.0 for row in self.rows]
+        figure = Figure(figsize=(4 * len(costs), 4), layout="constrained")
+        for number, (name, values) in enumerate(costs.items()):
+            axes = figure.add_subplot(1, len(costs), number + 1)
+            axes.plot(values, scores, marker="o")
+            for row, place in zip(self.rows, zip(values, scores, strict=True), strict=True):
+                axes.annotate(f"{row.keep:g}", place, textcoords="offset points", xytext=(4, -12))
+            axes.set(xlabel=name, xlim=(0, None), ylabel="" if number else "score")
+            axes.grid(alpha=0.3)
+        with replacing(path) as draft:
+            figure.savefig(draft, dpi=150)
+        return Path(path)
+
+
+@interruptible()
+def prune_family(
+    model: keras.Model,
+    budgets: Sequence[float] = (0.75, 0.5, 0.35, 0.25),
+    method: str | Method | Criterion = "auto",
+    *,
+    data: Any = None,
+    evaluate: Callable[[keras.Model], float] | None = None,
+    latency: LatencyTable | None = None,
+    finetune: Callable[[keras.Model], Any] | None = None,
+    folder: str | os.PathLike | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Family:
+    """Prune a network to several sizes, each cut from the one before: the units of the smaller stay in the larger.
+
+    Every size is one round of the method on what the size before has become. With data, the original then teaches it
+    (`recover`, 300 steps), unless `compensate` says otherwise. One pass gives the whole front, which is the aim of CACP
+    (Liu et al. 2021).
+
+    Args:
+        model: a built model. It is not modified.
+        budgets: shares of its multiply-accumulates, falling, in (0, 1) ((0.75, 0.5, 0.35, 0.25)).
+        method, data: as in `prune_model` ("auto", None).
+        evaluate: `evaluate(model)` returns a score, the higher the better; of samples that decide nothing else (None).
+        latency: table that predicts milliseconds (None).
+        finetune: trains every size in place before the next is cut (None).
+        folder: where to save every size as `keep-0.5.keras` as soon as it is made, and `family.json`; an interrupted
+            family goes on from there (None).
+        progress: progress bars on stderr (True).
+        **options: `include`, `exclude`, `min_filters`, `channel_multiple`, `compensate`, `seed` and `verify`, as in
+            `prune_model`.
+
+    Returns:
+        A `Family`: networks, table and plot.
+
+    Raises:
+        FilterPruneError: what `prune_model` raises.
+        InvalidValueError: the budgets do not fall.
+        FileError: the folder holds files of another family, or cannot be written.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Conv2D(2, 1)]
+        >>> family = kfp.prune_family(keras.Sequential(layers), (0.5, 0.25))
+        >>> [model.layers[0].filters for model in family.models]
+        [16, 8, 4]
+    """
+    shares = _falling(budgets)
+    check_callable("evaluate", evaluate, "a function of the model", optional=True)
+    check_callable("finetune", finetune, "a function of the model", optional=True)
+    if latency is not None and not isinstance(latency, LatencyTable):
+        raise wrong("latency", latency, "a LatencyTable, or None")
+    seed = options.get("seed", 0)
+    recipe = as_method(method, seed, data is not None)
+    taught = isinstance(recipe.compensator, Reconstruct) and options.get("compensate", "auto") == "auto"
+    recipe = replace(recipe, rounds=1, compensator=recipe.compensator.between)
+    costs = CostModel(analyze(model))
+    data = Samples.of(data)
+    check_data(data, costs.graph.view)
+    whole = costs.macs(costs.sizes)
+    settings = f"{recipe.name} {sorted(options.items())} {shares}"
+    store = _Store(folder, f"{fingerprint(costs.graph, Weights(costs.graph.view))} {settings}")
+    models = [costs.graph.model]
+    for share in shares:
+        small = store.load(share)
+        if small is None:
+            last = models[-1]
+            left = CostModel(analyze(last))
+            keep = min(1.0, share * whole / left.macs(left.sizes))
+            cut = prune_model(last, recipe, MacsBudget(keep=keep), data=data, progress=progress, **options)
+            small = recover(cut, costs.graph.model, data, steps=_STEPS, seed=seed, progress=progress) if taught else cut
+            if finetune is not None:
+                finetune(small)
+            store.save(share, small)
+        models.append(small)
+    models[0] = model
+    rows = [_row(share, made, evaluate, latency) for share, made in zip((1.0, *shares), models, strict=True)]
+    return Family(tuple(rows), tuple(models))
+
+
+def _falling(budgets: Any) -> list[float]:
+    shares = entries(budgets)
+    falling = all(a > b for a, b in itertools.pairwise(shares)) if all(map(is_number, shares)) else False
+    if not shares or not falling or not 0 < shares[-1] <= shares[0] < 1:
+        raise wrong("budgets", budgets, "shares of the multiply-accumulates, falling, in (0, 1)")
+    return [float(share) for share in shares]
+
+
+def _row(share: float, model: keras.Model, evaluate: Any, latency: LatencyTable | None) -> FamilyRow:
+    costs = CostModel(analyze(model))
+    score = None
+    if evaluate is not None:
+        found = evaluate(model)
+        check_returned(is_number(found), "evaluate", "return a number", found)
+        score = float(found)
+    size = sum(keras.ops.convert_to_numpy(weight.value).nbytes for weight in model.weights)
+    ms = None if latency is None else latency.predict(model)
+    return FamilyRow(share, costs.macs(costs.sizes), costs.params(costs.sizes), size, score, ms)
+
+
+class _Store:
+    """Networks in a folder, and a file that says which of them are whole.
+
+    Args:
+        folder: the folder; None: nothing is written, and nothing found.
+        key: of the work.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None, key: str):
+        self._folder = None if folder is None else check_path("folder", folder)
+        self._key = hashlib.sha256(key.encode()).hexdigest()
+        self._digests: dict[str, str | None] = {}
+        if self._folder is None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot make the folder {self._folder}: {error}.") from error
+        if (self._folder / _INDEX).exists():
+            content = read_json(self._folder / _INDEX, "a family", sealed=True)
+            if not isinstance(content, dict) or content.get("key") != self._key:
+                raise FileError(
+                    f"'{self._folder}' holds another family: model, method, budgets or options differ. Give another "
+                    "folder."
+                )
+            self._digests = content["files"]
+
+    def load(self, share: float) -> keras.Model | None:
+        """A network that was made before."""
+        digest = self._digests.get(f"{share:g}")
+        if self._folder is None or digest is None:
+            return None
+        path = self._folder / f"keep-{share:g}.keras"
+        if digest != _digest(path):
+            raise FileError(f"cannot load {path} as it was written: it was cut or changed. Give another folder.")
+        return load_keras(path)
+
+    def save(self, share: float, model: keras.Model) -> None:
+        """Save a network."""
+        if self._folder is not None:
+            path = self._folder / f"keep-{share:g}.keras"
+            name = f"{share:g}"
+            if name not in self._digests:
+                # What is found under this name after a kill is this family's own.
+                check_destination(path, overwrite=False)
+                self._note(self._folder, name, None)
+            save_keras(model, path, overwrite=True)
+            self._note(self._folder, name, _digest(path))
+
+    def _note(self, folder: Path, name: str, digest: str | None) -> None:
+        self._digests[name] = digest
+        write_json(folder / _INDEX, {"key": self._key, "files": self._digests})
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
