@@ -3,9 +3,9 @@
 python examples/benchmarks/recovery.py --model resnet20.keras [--data-dir DIR] [--keep 0.5 0.3] [--seeds 3]
     [--rows "least squares" recovery "recovery, flips and shifts"] [--out DIR]
 
-Calibration sees 2 048 training images, drawn anew for every seed, and no label; accuracy is over all 10 000 test images.
-All rows are `pursuit`; recovery are 600 steps. Seconds are those of choosing, refitting and recovery together. Results
-are written after every run, and a benchmark that was interrupted goes on from there.
+Calibration sees 2 048 training images, drawn anew for every seed, and no label; accuracy is over all 10 000 test
+images. All rows are `pursuit`; recovery are 600 steps. Seconds are those of choosing, refitting and recovery together.
+Results are written after every run, and a benchmark that was interrupted goes on from there.
 """
 
 from __future__ import annotations
