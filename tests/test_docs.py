@@ -1,5 +1,6 @@
-"""What the documentation shows runs: docstring examples, the code on pages, README's table of methods."""
+"""What the documentation shows runs: docstring examples, the code on pages; and what it quotes is said elsewhere."""
 
+import ast
 import doctest
 import importlib.util
 import pkgutil
@@ -98,7 +99,7 @@ def test_a_wrong_example_is_found(text):
 
 
 def python_blocks(text):
-    """(line number, code) of every fenced block marked `python`; those marked `python no-test` are left out."""
+    """(line number, code) of every fenced block marked `python`; other libraries' code is marked `py`."""
     found = []
     for match in re.finditer(r"^```([^\n`]*)\n(.*?)^```\s*$", text, re.MULTILINE | re.DOTALL):
         if match[1].strip() == "python":
@@ -152,7 +153,7 @@ Text
 ```python
 a = 1
 ```
-```python no-test
+```py
 raise SystemExit
 ```
 ```bash
@@ -172,22 +173,45 @@ def test_readme_blocks_share_a_namespace_and_may_opt_out():
     assert caught.traceback[-1].lineno + 1 == 17
 
 
-def method_table(text):
-    """Rows of the table under the heading "## Methods", as `list_methods` has them."""
-    (section,) = re.findall(r"^## Methods[ \t]*\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    return re.findall(r"^\| `([^`]+)` \| (.*?) \| (.*?) \|$", section, re.MULTILINE)
+def tables(text):
+    """Rows of tables, without those that name columns."""
+    return re.findall(r"^(?!\|[ :|-]+\|$)\|.*\|$(?!\n\|[ :|-]+\|$)", text, re.MULTILINE)
 
 
-def test_readme_lists_exactly_the_registered_methods():
-    assert method_table((ROOT / "README.md").read_text()) == kfp.list_methods()
+def test_figures_of_the_readme_are_those_of_the_results():
+    (measured,) = re.findall(r"^## Measured$(.*?)^## ", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    results = "".join(path.read_text() for path in (ROOT / "examples/benchmarks/results").glob("*.md")).splitlines()
+    assert len(tables(measured)) >= 4
+    assert [row for row in tables(measured) if row not in results] == []
 
 
-def test_the_method_table_is_read():
-    text = "# A\n\n## Methods\n\nText.\n\n| name | needs | what |\n|---|---|---|\n| `l1` | nothing | `w` |\n"
-    assert method_table(text) == [("l1", "nothing", "`w`")]
-    assert method_table(text + "| `x` | labels | y |\n\n## Other\n\n| `z` | inputs | y |\n")[1:] == [
-        ("x", "labels", "y")
-    ]
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 170
+    links = re.findall(r"\]\(([^)#]+)", text)
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def sentences(source):
+    """Every string of a module; an f-string with a gap where a value goes."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def unknown_messages(text):
+    """What the first column of a table quotes, and no module says."""
+    modules = (path.read_text() for path in (ROOT / "keras_filterprune").rglob("*.py"))
+    said = [sentence for module in modules for sentence in sentences(module)]
+    return [quoted for quoted in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE) if not any(quoted in s for s in said)]
+
+
+def test_messages_that_are_explained_are_said():
+    assert unknown_messages(PAGES["docs/troubleshooting.md"].read_text()) == []
+    assert unknown_messages("| `the smallest reachable is` | a |\n| `nobody says this` | b |\n") == ["nobody says this"]
 
 
 def moved_names(text):
