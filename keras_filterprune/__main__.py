@@ -7,10 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 from rich.console import Console
 
-from keras_filterprune import __version__
 from keras_filterprune.checks import import_keras
 from keras_filterprune.commands import COMMANDS
 from keras_filterprune.errors import FilterPruneError
@@ -67,7 +67,8 @@ def _start_keras() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="keras-filterprune", description="Structured pruning for Keras 3.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    version = metadata.version("keras-filterprune")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.help)

@@ -171,7 +171,7 @@ def check_path(name: str, value: Any) -> Path:
 
 
 def missing_package(user: str, package: str, extra: str, reason: str = "is not installed") -> MissingPackageError:
-    """The error to raise where a package of one of this library's extras is needed; it names all packages of the extra."""
+    """The error to raise where a package of one of this library's extras is needed; it names all of the extra's."""
     return MissingPackageError(f"{user} needs {package}, which {reason}: pip install {_packages(extra) or package}")
 
 

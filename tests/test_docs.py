@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib.util
+import os
 import pkgutil
 import re
 import subprocess
@@ -124,22 +125,46 @@ def test_code_on_pages_runs(page, tmp_path, monkeypatch):
     run_blocks(PAGES[page].read_text(), page)
 
 
-CLUSTERS = [code for _, code in python_blocks(PAGES["docs/clusters.md"].read_text())]
+def scripts(page):
+    """The first block of a page, and the scripts that it stands in front of."""
+    first, *others = (code for _, code in python_blocks(PAGES[page].read_text()))
+    return first, others
 
 
-@pytest.mark.parametrize("executor", CLUSTERS[1:], ids=["processes", "loky", "dask", "ray"])
-def test_every_executor_gives_what_one_process_gives(executor, tmp_path, capsys):
-    for package in re.findall(r"^ *(?:import|from) (\w+)", executor, re.MULTILINE):
+def printed_by(first, script, folder, **environment):
+    """The lines that a script prints, in a process of its own; skipped where what it imports is not installed."""
+    for package in [*re.findall(r"^ *(?:import|from) (\w+)", script, re.MULTILINE), *environment.values()]:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    namespace = {}
-    exec(CLUSTERS[0], namespace)
-    namespace["measure"](None)
-    script = tmp_path / "script.py"
-    script.write_text("\n".join([CLUSTERS[0], executor]))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    path = folder / "script.py"
+    path.write_text("\n".join([first, script]))
+    settings = {"capture_output": True, "text": True, "timeout": 300, "env": os.environ | environment}
+    done = subprocess.run([sys.executable, path], cwd=folder, check=False, **settings)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1:] == capsys.readouterr().out.splitlines()
+    return done.stdout.splitlines()
+
+
+CLUSTERS, EXECUTORS = scripts("docs/clusters.md")
+DEVICES, TRAININGS = scripts("docs/devices.md")
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=["processes", "loky", "dask", "ray"])
+def test_every_executor_gives_what_one_process_gives(executor, tmp_path, capsys):
+    printed = printed_by(CLUSTERS, executor, tmp_path)
+    namespace = {}
+    exec(CLUSTERS, namespace)
+    namespace["measure"](None)
+    assert printed[-1:] == capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("script", "last"),
+    list(zip(TRAININGS, ["True", "[8, 8]", "True", "True", "2", "True"], strict=True)),
+    ids=["replicas", "mesh", "resumed", "logs", "optuna", "keras_tuner"],
+)
+def test_trainings_end_as_they_should(script, last, tmp_path):
+    environment = {"KERAS_BACKEND": "jax"} if "KERAS_BACKEND" in script else {}
+    assert printed_by(DEVICES, script, tmp_path, **environment)[-1] == last
 
 
 def test_extending_takes_less_than_thirty_lines_each():
@@ -206,7 +231,9 @@ def unknown_messages(text):
     """What the first column of a table quotes, and no module says."""
     modules = (path.read_text() for path in (ROOT / "keras_filterprune").rglob("*.py"))
     said = [sentence for module in modules for sentence in sentences(module)]
-    return [quoted for quoted in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE) if not any(quoted in s for s in said)]
+    return [
+        quoted for quoted in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE) if not any(quoted in s for s in said)
+    ]
 
 
 def test_messages_that_are_explained_are_said():

@@ -116,7 +116,9 @@ def _image_files(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     except OSError as error:
         raise FileError(f"cannot read the folder {folder}: {error}.") from error
     if not files:
-        raise CalibrationDataError(f"no images in {folder}; expected {', '.join(sorted(_IMAGES))}, or a folder a class.")
+        raise CalibrationDataError(
+            f"no images in {folder}; expected {', '.join(sorted(_IMAGES))}, or a folder a class."
+        )
     return files, classes
 
 

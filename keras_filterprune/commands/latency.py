@@ -30,4 +30,6 @@ def run(options: argparse.Namespace) -> Answer:
     table = measure_latency(model, options.output, **settings)
     whole = table.predict(model)
     content = {"path": options.output, "device": table.device, "unit": table.unit, "whole_model": whole}
-    return content, [f"{options.output}: {table.source}; the whole model is predicted to take {whole:,.4g} {table.unit}"]
+    return content, [
+        f"{options.output}: {table.source}; the whole model is predicted to take {whole:,.4g} {table.unit}"
+    ]

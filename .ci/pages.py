@@ -1,4 +1,4 @@
-"""What pages of the site get from elsewhere: tables of the registry, names of the reference, plots of the benchmarks."""
+"""What pages get from elsewhere: the registered methods, names of the API reference, plots of the benchmarks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from pathlib import Path
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+ROOT = Path(__file__).resolve().parents[1]
 # A class or function of the reference, and a namespace without what is in it.
 OBJECT, NAMESPACE = "::: {}\n", "::: {}\n    options: {{members: false, show_root_heading: false}}\n"
+
+
+def on_config(config):
+    """What pages are made from can be imported; MkDocs takes back what a hook does to the path when it is loaded."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    return config
 
 
 def on_files(files, config):
@@ -51,8 +56,7 @@ def reference(name):
 
     module = importlib.import_module(name)
     names = getattr(module, "__all__", None) or exported(module)
-    return "
-".join([NAMESPACE.format(name), *(OBJECT.format(f"{name}.{entry}") for entry in names)])
+    return "\n".join([NAMESPACE.format(name), *(OBJECT.format(f"{name}.{entry}") for entry in names)])
 
 
 def method_table():
@@ -60,7 +64,8 @@ def method_table():
     import keras_filterprune as kfp
     from keras_filterprune.methods import as_method
 
-    lines = ["| method | needs | what it ranks filters by | criterion | widths | makes up by |", "|---|---|---|---|---|---|"]
+    columns = ("method", "needs", "what it ranks filters by", "criterion", "widths", "makes up by")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, needs, what in kfp.list_methods():
         parts = as_method(name, 0, True)
         made_of = {"criteria": parts.criterion, "allocators": parts.allocator, "compensators": parts.compensator}
