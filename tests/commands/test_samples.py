@@ -12,13 +12,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from PIL import Image
 
 import keras_filterprune as kfp
 from keras_filterprune import __main__ as command_line
 from keras_filterprune.__main__ import main
 from keras_filterprune.commands.data import read_data
 
+Image = pytest.importorskip("PIL.Image")
 ROOT = Path(kfp.__file__).parents[1]
 LAYERS = """
 import keras
