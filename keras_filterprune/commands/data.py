@@ -61,8 +61,9 @@ def read_data(options: argparse.Namespace, model: Any) -> Read:
 def _read_arrays(path: Path) -> Read:
     wanted = "Expected an .npy array, an .npz archive of x and y, or a folder of images."
     try:
-        content = np.load(path, allow_pickle=False)
-        arrays = {name: content[name] for name in content.files} if hasattr(content, "files") else content
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            arrays = {name: content[name] for name in content.files} if hasattr(content, "files") else content
     # A damaged header makes NumPy raise almost anything.
     except Exception as error:
         raise CalibrationDataError(f"cannot read samples from {path}: {error}. {wanted}") from error

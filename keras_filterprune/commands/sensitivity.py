@@ -11,6 +11,7 @@ from rich.text import Text
 
 from keras_filterprune.commands.data import add_data, read_data
 from keras_filterprune.commands.options import Answer, add_model, check_distinct, read_model
+from keras_filterprune.errors import InvalidValueError
 
 HELP = "measure what each group of filters matters, by cutting it alone"
 
@@ -45,6 +46,8 @@ def run(options: argparse.Namespace) -> Answer:
     check_distinct([options.model, options.data, options.checkpoint, options.plot, options.csv])
     for path in filter(None, (options.plot, options.csv)):
         check_destination(path, options.overwrite)
+    if options.plot:
+        _check_image(options.plot)
     model = read_model(options)
     found = measure_sensitivity(
         model,
@@ -68,6 +71,16 @@ def run(options: argparse.Namespace) -> Answer:
         "skipped": found.skipped,
     }
     return content, [_table(found), *(f"not cut: {group}, which {why}" for group, why in found.skipped.items())]
+
+
+def _check_image(path: str) -> None:
+    from tflite_bench import BenchError
+    from tflite_bench.plot import check_image_name
+
+    try:
+        check_image_name(path)
+    except BenchError as error:
+        raise InvalidValueError(str(error)) from error
 
 
 def _table(found: Any) -> Table:

@@ -23,7 +23,7 @@ ROOT = Path(kfp.__file__).parents[1]
 LAYERS = """
 import keras
 
-@keras.saving.register_keras_serializable()
+@keras.saving.register_keras_serializable("mine")
 class {name}(keras.layers.Dense):
     pass
 """
@@ -61,6 +61,7 @@ def place(tmp_path_factory):
     np.savez(folder / "words.npz", x=x, y=np.array(["a", "b", "c"] * 4))
     np.savez(folder / "short.npz", x=x, y=y[:5])
     np.savez(folder / "two.npz", image0=x, image1=x + 1, y=y)
+    np.savez(folder / "named.npz", a=x, b=x)
     np.savez(folder / "objects.npz", x=np.array([{}], object))
     (folder / "cut.npz").write_bytes((folder / "xy.npz").read_bytes()[:300])
     (folder / "text.npy").write_text("nothing")
@@ -176,19 +177,21 @@ def test_latency_tables_are_made_and_spent(place, tmp_path, monkeypatch, capsys)
         assert "ms" in capsys.readouterr().err
 
 
-def test_layers_of_a_folder_of_ones_own(place, tmp_path, monkeypatch, capsys):
-    (tmp_path / "layers_of_mine.py").write_text(LAYERS.format(name="Mine"))
+def test_layers_of_a_folder_of_ones_own(tmp_path, monkeypatch, capsys):
+    source = LAYERS.format(name="Mine")
+    (tmp_path / "layers_of_mine.py").write_text(source)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import layers_of_mine
-
+    # Saved by a script that is gone.
+    gone = {"__name__": "gone"}
+    exec(source, gone)
     x = keras.Input((4,))
-    keras.Model(x, layers_of_mine.Mine(2)(keras.layers.Dense(4)(x))).save("own.keras")
-    keras.saving.get_custom_objects().pop("Package>Mine", None)
-    monkeypatch.delitem(sys.modules, "layers_of_mine")
+    keras.Model(x, gone["Mine"](2)(keras.layers.Dense(4)(x))).save("own.keras")
+    keras.saving.get_custom_objects().pop("mine>Mine")
     assert main(["scan", "own.keras"]) == 2
     assert "cannot load own.keras" in capsys.readouterr().err
     assert main(["scan", "own.keras", "--import", "layers_of_mine"]) == 0
+    keras.saving.get_custom_objects().pop("mine>Mine")
+    del sys.modules["layers_of_mine"]
 
 
 # ------------------------------------------------------------------------------------------------------- what is said
@@ -202,7 +205,7 @@ def test_layers_of_a_folder_of_ones_own(place, tmp_path, monkeypatch, capsys):
         ("prune model.keras --data cut.npz", "cannot read samples from .*cut.npz"),
         ("prune model.keras --data objects.npz", "cannot read samples from .*objects.npz"),
         ("prune model.keras --data y.npz", "it holds labels alone"),
-        ("prune model.keras --data two.npz", "input"),
+        ("prune model.keras --data named.npz", "input"),
         ("prune model.keras --data empty", "no images in .*empty; expected"),
         ("prune model.keras --data damaged", "cannot read the image .*b.jpg"),
         ("prune two.keras --data flat", "a folder of images is for a model with one input"),
