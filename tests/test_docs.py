@@ -159,8 +159,8 @@ def test_every_executor_gives_what_one_process_gives(executor, tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("script", "last"),
-    list(zip(TRAININGS, ["True", "[8, 8]", "True", "True", "2", "True"], strict=True)),
-    ids=["replicas", "mesh", "resumed", "logs", "optuna", "keras_tuner"],
+    list(zip(TRAININGS, ["True", "[10, 10]", "True", "2", "True"], strict=True)),
+    ids=["replicas", "mesh", "schedule", "optuna", "keras_tuner"],
 )
 def test_trainings_end_as_they_should(script, last, tmp_path):
     environment = {"KERAS_BACKEND": "jax"} if "KERAS_BACKEND" in script else {}

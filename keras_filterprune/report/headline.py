@@ -53,7 +53,7 @@ def _pair(before: float, after: float) -> str:
 def _short(value: float) -> str:
     """Three digits and a unit."""
     factor, unit = next((entry for entry in _UNITS if value >= entry[0]), (1, ""))
-    return f"{value / factor:.3g}{unit}"
+    return f"{value / factor:#.3g}".rstrip(".") + unit
 
 
 def _points(points: float) -> str:

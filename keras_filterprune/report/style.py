@@ -11,6 +11,7 @@ body { margin: 0 auto; max-width: 80rem; padding: 1rem; background: var(--page);
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .75rem; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 p { margin: .25rem 0; max-width: 60rem; }
+#part0 p, #part0 td { font-size: 1.1rem; font-weight: 600; }
 .hint { color: var(--soft); font-size: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .9rem; }
 a { color: var(--kept); }
@@ -18,7 +19,7 @@ a { color: var(--kept); }
   width: fit-content; max-width: 100%; }
 table { border-collapse: separate; border-spacing: 0; width: max-content; font-size: .87rem;
   font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: .25rem .45rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td { max-width: min(22rem, 70vw); background: rgba(var(--loss), calc(.6 * var(--shade, 0))); }
 td:first-child { max-width: min(16rem, 45vw); position: sticky; left: 0; background: var(--page); }
 tr:last-child td { border-bottom: 0; }

@@ -145,7 +145,7 @@ def test_the_headline_compares_the_first_with_the_last(run, extras, tmp_path):
     _, _, report = run
     page = Page(saved(report, tmp_path, **extras))
     (row,) = page.rows("accuracy", "multiply-accumulates")
-    assert page.tables[0][0] == list(row)
+    assert page.tables[0][0][:2] == ["accuracy", "multiply-accumulates"]
     assert row["accuracy"] == "90.0 → 81.2 %"
     size, macs = [file.bytes for file in extras["exports"]], report.plan.cost["macs"]
     ms = [model.p50_ms for model in extras["benchmark"].models]
