@@ -30,7 +30,7 @@ th:focus-visible { outline: 2px solid var(--kept); outline-offset: -2px; }
 th[aria-sort=ascending]::after { content: " \\2191"; }
 th[aria-sort=descending]::after { content: " \\2193"; }
 .right { text-align: right; white-space: nowrap; }
-th.right { white-space: normal; max-width: 8rem; }
+th.right { white-space: normal; max-width: 6rem; }
 .drawn { min-width: min(18rem, 40vw); vertical-align: middle; }
 svg { display: block; }
 svg.bar { width: 100%; height: .8rem; }
@@ -50,7 +50,7 @@ svg.curves { width: 100%; min-width: 30rem; max-width: 46rem; height: auto; }
 .legend svg { display: inline-block; width: 2rem; height: .6rem; margin-right: .35rem; }
 .legend line { stroke: var(--line-colour, var(--rest)); stroke-width: 2; stroke-dasharray: var(--dash, none); }
 summary { cursor: pointer; }
-@media (max-width: 40rem) { table { font-size: .8rem; } th, td { padding: .2rem .4rem; }
+@media (max-width: 40rem) { table { font-size: .8rem; } #part0 td { font-size: .9rem; } th, td { padding: .2rem .4rem; }
   td:first-child { max-width: 32vw; } }
 @page { size: landscape; margin: 12mm; }
 @media print {
