@@ -274,7 +274,7 @@ def test_budgets_are_one(capsys, words):
 
 def commands_on_pages():
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    text = "\n".join(path.read_text() for path in pages)
+    text = "\n".join(path.read_text() for path in pages).replace("\\\n", " ")
     return sorted(set(re.findall(r"^keras-filterprune (.*)$", text, re.MULTILINE)))
 
 
