@@ -210,6 +210,13 @@ def test_figures_of_the_readme_are_those_of_the_results():
     assert [row for row in tables(measured) if row not in results] == []
 
 
+def test_every_result_is_on_a_page():
+    pages = "".join(text.read_text() for page, text in PAGES.items() if page.startswith("docs/results/"))
+    results = [path.relative_to(ROOT).as_posix() for path in (ROOT / "examples/benchmarks/results").glob("*.md")]
+    assert len(results) > 10
+    assert [result for result in results if f'--8<-- "{result}"' not in pages] == []
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 170
