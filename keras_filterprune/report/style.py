@@ -61,6 +61,7 @@ summary { cursor: pointer; }
   nav, .hint { display: none; }
   .scroll { overflow: visible; max-height: none; width: auto; border: 0; }
   table { width: auto; font-size: 8px; }
+  #part0 p, #part0 td { font-size: 11px; }
   th, td { position: static !important; padding: 1px 4px; }
   td:first-child { max-width: none; overflow-wrap: normal; }
   .drawn { min-width: 7rem; }
