@@ -4,7 +4,7 @@ python examples/qat.py [--keep-macs 0.25] [--epochs 10] [--seeds 3]
 
 scikit-learn's digits, a small residual network. Both int8 files come from the same pruned network, and both have had
 the same number of epochs after pruning: float32 ones, or the second half of them quantization-aware. About half a
-minute per seed. Needs pip install "keras-filterprune[all]".
+minute per seed. Needs pip install -e ".[all,tfmot]".
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -170,8 +171,17 @@ def check_path(name: str, value: Any) -> Path:
 
 
 def missing_package(user: str, package: str, extra: str, reason: str = "is not installed") -> MissingPackageError:
-    """The error to raise where a package of one of this library's extras is needed."""
-    return MissingPackageError(f'{user} needs {package}, which {reason}: pip install "keras-filterprune[{extra}]"')
+    """The error to raise where a package of one of this library's extras is needed; it names all of the extra's."""
+    return MissingPackageError(f"{user} needs {package}, which {reason}: pip install {_packages(extra) or package}")
+
+
+def _packages(extra: str) -> str:
+    """What pip is to install for an extra; nothing where the library itself is not installed."""
+    try:
+        wanted = metadata.requires("keras-filterprune") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    return " ".join(f'"{line.partition(";")[0].strip()}"' for line in wanted if f'extra == "{extra}"' in line)
 
 
 def check_packages(user: str, extra: str, *modules: str) -> None:

@@ -91,7 +91,7 @@ def residual_net() -> keras.Model:
 
 
 def _digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    check_packages("the demo", "all", "sklearn.datasets")
+    check_packages("the demo", "examples", "sklearn.datasets")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

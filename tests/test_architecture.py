@@ -41,11 +41,12 @@ ROWS = [
     ["training", "tfmot"],
     ["callbacks", "layers", "regularizers"],
     ["demo"],
+    ["commands"],
     ["__main__"],
 ]
 ROW_OF = {package: number for number, row in enumerate(ROWS) for package in row}
 # What times the files it writes, and what writes, reports and is silent as it is; nothing else knows the benchmark.
-MAY_BENCHMARK = {"demo", "files", "measuring", "progress", "quiet", "__main__"}
+MAY_BENCHMARK = {"commands", "demo", "files", "measuring", "progress", "quiet", "__main__"}
 PRIVATE = ("keras.src", "tensorflow.python", "_inbound_nodes", "_nodes_by_depth", "_keras_history", "tf.keras")
 HEAVY = ("keras", "tensorflow", "scipy", "matplotlib", "tensorflow_model_optimization", "jax", "torch")
 

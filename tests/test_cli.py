@@ -86,7 +86,7 @@ def test_existing_output_is_kept_unless_overwrite(folder, capsys):
         (["--keep-macs", "1e-9"], "the smallest reachable is"),
         (["--exclude", "stemm"], "no layer matches 'stemm'. Did you mean 'stem"),
         (["--method", "cap"], "needs calibration inputs: pass data="),
-        (["--data", "nowhere.npy"], "cannot read calibration inputs from nowhere.npy"),
+        (["--data", "nowhere.npy"], "cannot read samples from nowhere.npy"),
         (["--report", "report.pdf"], "path is a name that ends in .html or .md. Received: path='report.pdf'"),
         (["--min-filters", "0"], "min_filters is an integer, at least 1. Received: min_filters=0"),
     ],

@@ -1,7 +1,9 @@
-"""What the documentation shows runs: docstring examples, the code on pages, README's table of methods."""
+"""What the documentation shows runs: docstring examples, the code on pages; and what it quotes is said elsewhere."""
 
+import ast
 import doctest
 import importlib.util
+import os
 import pkgutil
 import re
 import subprocess
@@ -98,7 +100,7 @@ def test_a_wrong_example_is_found(text):
 
 
 def python_blocks(text):
-    """(line number, code) of every fenced block marked `python`; those marked `python no-test` are left out."""
+    """(line number, code) of every fenced block marked `python`; other libraries' code is marked `py`."""
     found = []
     for match in re.finditer(r"^```([^\n`]*)\n(.*?)^```\s*$", text, re.MULTILINE | re.DOTALL):
         if match[1].strip() == "python":
@@ -123,22 +125,46 @@ def test_code_on_pages_runs(page, tmp_path, monkeypatch):
     run_blocks(PAGES[page].read_text(), page)
 
 
-CLUSTERS = [code for _, code in python_blocks(PAGES["docs/clusters.md"].read_text())]
+def scripts(page):
+    """The first block of a page, and the scripts that it stands in front of."""
+    first, *others = (code for _, code in python_blocks(PAGES[page].read_text()))
+    return first, others
 
 
-@pytest.mark.parametrize("executor", CLUSTERS[1:], ids=["processes", "loky", "dask", "ray"])
-def test_every_executor_gives_what_one_process_gives(executor, tmp_path, capsys):
-    for package in re.findall(r"^ *(?:import|from) (\w+)", executor, re.MULTILINE):
+def printed_by(first, script, folder, **environment):
+    """The lines that a script prints, in a process of its own; skipped where what it imports is not installed."""
+    for package in [*re.findall(r"^ *(?:import|from) (\w+)", script, re.MULTILINE), *environment.values()]:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    namespace = {}
-    exec(CLUSTERS[0], namespace)
-    namespace["measure"](None)
-    script = tmp_path / "script.py"
-    script.write_text("\n".join([CLUSTERS[0], executor]))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    path = folder / "script.py"
+    path.write_text("\n".join([first, script]))
+    settings = {"capture_output": True, "text": True, "timeout": 300, "env": os.environ | environment}
+    done = subprocess.run([sys.executable, path], cwd=folder, check=False, **settings)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1:] == capsys.readouterr().out.splitlines()
+    return done.stdout.splitlines()
+
+
+CLUSTERS, EXECUTORS = scripts("docs/clusters.md")
+DEVICES, TRAININGS = scripts("docs/devices.md")
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=["processes", "loky", "dask", "ray"])
+def test_every_executor_gives_what_one_process_gives(executor, tmp_path, capsys):
+    printed = printed_by(CLUSTERS, executor, tmp_path)
+    namespace = {}
+    exec(CLUSTERS, namespace)
+    namespace["measure"](None)
+    assert printed[-1:] == capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("script", "last"),
+    list(zip(TRAININGS, ["True", "[10, 10]", "True", "2", "True"], strict=True)),
+    ids=["replicas", "mesh", "schedule", "optuna", "keras_tuner"],
+)
+def test_trainings_end_as_they_should(script, last, tmp_path):
+    environment = {"KERAS_BACKEND": "jax"} if "KERAS_BACKEND" in script else {}
+    assert printed_by(DEVICES, script, tmp_path, **environment)[-1] == last
 
 
 def test_extending_takes_less_than_thirty_lines_each():
@@ -152,7 +178,7 @@ Text
 ```python
 a = 1
 ```
-```python no-test
+```py
 raise SystemExit
 ```
 ```bash
@@ -172,22 +198,63 @@ def test_readme_blocks_share_a_namespace_and_may_opt_out():
     assert caught.traceback[-1].lineno + 1 == 17
 
 
-def method_table(text):
-    """Rows of the table under the heading "## Methods", as `list_methods` has them."""
-    (section,) = re.findall(r"^## Methods[ \t]*\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    return re.findall(r"^\| `([^`]+)` \| (.*?) \| (.*?) \|$", section, re.MULTILINE)
+def tables(text):
+    """Rows of tables, without those that name columns."""
+    return re.findall(r"^(?!\|[ :|-]+\|$)\|.*\|$(?!\n\|[ :|-]+\|$)", text, re.MULTILINE)
 
 
-def test_readme_lists_exactly_the_registered_methods():
-    assert method_table((ROOT / "README.md").read_text()) == kfp.list_methods()
+def test_figures_of_the_readme_are_those_of_the_results():
+    (measured,) = re.findall(r"^## Measured$(.*?)^## ", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    results = "".join(path.read_text() for path in (ROOT / "examples/benchmarks/results").glob("*.md")).splitlines()
+    assert len(tables(measured)) >= 4
+    assert [row for row in tables(measured) if row not in results] == []
 
 
-def test_the_method_table_is_read():
-    text = "# A\n\n## Methods\n\nText.\n\n| name | needs | what |\n|---|---|---|\n| `l1` | nothing | `w` |\n"
-    assert method_table(text) == [("l1", "nothing", "`w`")]
-    assert method_table(text + "| `x` | labels | y |\n\n## Other\n\n| `z` | inputs | y |\n")[1:] == [
-        ("x", "labels", "y")
+def test_every_result_is_on_a_page():
+    pages = "".join(text.read_text() for page, text in PAGES.items() if page.startswith("docs/results/"))
+    results = [path.relative_to(ROOT).as_posix() for path in (ROOT / "examples/benchmarks/results").glob("*.md")]
+    assert len(results) > 10
+    assert [result for result in results if f'--8<-- "{result}"' not in pages] == []
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 170
+    links = re.findall(r"\]\(([^)#]+)", text)
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_ten_tasks_are_one_click_from_the_first_page():
+    text = PAGES["docs/index.md"].read_text()
+    tasks = [re.search(r"\]\((\w+\.md)\) \|$", row)[1] for row in tables(text)]
+    assert len(set(tasks)) >= 10
+    assert [task for task in tasks if f"docs/{task}" not in PAGES] == []
+
+
+def sentences(source):
+    """Every string of a module but docstrings; an f-string with a gap where a value goes."""
+    nodes = list(ast.walk(ast.parse(source)))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def unknown_messages(text):
+    """What the first column of a table quotes, and no module says."""
+    modules = (path.read_text() for path in (ROOT / "keras_filterprune").rglob("*.py"))
+    said = [sentence for module in modules for sentence in sentences(module)]
+    return [
+        quoted for quoted in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE) if not any(quoted in s for s in said)
     ]
+
+
+def test_messages_that_are_explained_are_said():
+    assert unknown_messages(PAGES["docs/troubleshooting.md"].read_text()) == []
+    assert unknown_messages("| `the smallest reachable is` | a |\n| `nobody says this` | b |\n") == ["nobody says this"]
 
 
 def moved_names(text):

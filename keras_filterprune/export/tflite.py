@@ -258,7 +258,8 @@ def _in_float32(layers: Sequence[str]) -> list[ExportWarning]:
 
 def _check_environment(mode: str) -> None:
     quantizer = ("ai_edge_quantizer",) if mode in INTEGER_MODES else ()
-    check_packages("export_tflite", "tflite", "tensorflow", "ai_edge_litert.interpreter", *quantizer)
+    check_packages("export_tflite", "tensorflow", "tensorflow")
+    check_packages("export_tflite", "tflite", "ai_edge_litert.interpreter", *quantizer)
 
 
 def _refuse_differences(model: keras.Model, tolerance: float, parity: Parity | None) -> None:

@@ -132,7 +132,7 @@ class Cloner:
         """Compile the clone like the original, if that is compiled; returns what could not be carried over."""
         if not model.compiled:
             return []
-        pairs = [(named_weights(old), named_weights(new)) for old, new in self._made]
+        pairs = [(named_weights(old), named_weights(new)) for old, new in self._made if id(old) not in self.gone]
         variables = {id(old[name]): new[name] for old, new in pairs for name in old}
         with scope_of(model):
             return compile_like(model, twin, variables)

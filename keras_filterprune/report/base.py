@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_filterprune.files import check_destination, replacing
 from keras_filterprune.latency import Prices, as_prices
 from keras_filterprune.report import html, markdown
 from keras_filterprune.report.document import Section
-from keras_filterprune.report.measured import accuracy_section, benchmark_section, exports_section, sensitivity_sections
+from keras_filterprune.report.headline import headline_section
+from keras_filterprune.report.measured import (
+    accuracy_section,
+    benchmark_section,
+    exports_section,
+    plain_files,
+    sensitivity_sections,
+)
 
 _RENDERERS = {".html": html.render, ".md": markdown.render}
 
@@ -57,8 +64,10 @@ class SavedReport(abc.ABC):
         render = _RENDERERS[check_report_path(path)]
         prices = self.prices if latency is None else as_prices("latency", latency)
         first, *rest = self._sections(prices)
-        extras = [accuracy_section(accuracy), benchmark_section(benchmark), exports_section(exports)]
-        sections = [first, *filter(None, extras), *rest, *sensitivity_sections(sensitivity), *self._closing()]
+        files = plain_files(exports)
+        extras = [accuracy_section(accuracy), benchmark_section(benchmark), exports_section(files)]
+        headline = headline_section(self._costs, accuracy, benchmark, files)
+        sections = [headline, first, *filter(None, extras), *rest, *sensitivity_sections(sensitivity), *self._closing()]
         # Names may hold halves of characters, which no encoding has.
         content = render(self._title, sections).encode("utf-8", "backslashreplace")
         with replacing(path) as draft:
@@ -68,6 +77,11 @@ class SavedReport(abc.ABC):
     @abc.abstractmethod
     def _title(self) -> str:
         """The headline."""
+
+    @property
+    @abc.abstractmethod
+    def _costs(self) -> Mapping[str, Sequence[float]]:
+        """{"macs": (before, after), "params": (before, after)}."""
 
     @abc.abstractmethod
     def _sections(self, prices: Prices | None) -> list[Section]:

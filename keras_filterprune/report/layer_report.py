@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -113,6 +114,10 @@ class LayerReport(SavedReport):
     @property
     def _title(self) -> str:
         return f"{self.model}, layers removed by {self.criterion}"
+
+    @property
+    def _costs(self) -> Mapping[str, Sequence[float]]:
+        return self.cost
 
     def _sections(self, prices: Prices | None) -> list[Section]:
         return _layer_sections(self, prices)

@@ -31,12 +31,12 @@ def accuracy_section(accuracy: Mapping[str, float] | None) -> Section | None:
     with _expected("accuracy", accuracy, '{"dense": 0.91, "pruned": 0.90, ...}, shares of 1'):
         for value in accuracy.values():
             check_number("accuracy", value, least=0, most=1)
-        base = next(iter(accuracy.values()))
+        base, worst = next(iter(accuracy.values())), 1 - min(accuracy.values())
         rows = [
-            (str(name), Bar(1, value, 1), percent(value, 2), number(100 * (value - base), "+.2f"))
+            (str(name), Bar(0, 1 - value, worst), percent(value, 2), number(100 * (value - base), "+.2f"))
             for name, value in accuracy.items()
         ]
-    columns = ("model", "share that is right", "accuracy", f"points from {next(iter(accuracy))}")
+    columns = ("model", "share that is wrong", "accuracy", f"points from {next(iter(accuracy))}")
     return Section("Accuracy", (), Table(columns, tuple(rows)))
 
 
@@ -45,10 +45,9 @@ def benchmark_section(benchmark: Any) -> Section | None:
     if benchmark is None:
         return None
     with _expected("benchmark", benchmark, "what tflite_bench.benchmark returned, or its to_dict()"):
-        content = _plain(benchmark)
+        content = plain(benchmark)
         machine, settings, models = content["machine"], content["settings"], content["models"]
-        # The tool for phones has no median where it is old.
-        key = "p50_ms" if all(model["p50_ms"] is not None for model in models) else "mean_ms"
+        key = median_of(models)
         slowest = max(model[key] for model in models)
         rows = tuple(
             (
@@ -73,10 +72,15 @@ def benchmark_section(benchmark: Any) -> Section | None:
     return Section("Measured latency", text, without_empty_columns(Table(columns, rows)))
 
 
-def exports_section(exports: Iterable[Any]) -> Section | None:
-    """The files that were written, and how far they are from the Keras models."""
+def plain_files(exports: Iterable[Any]) -> list[dict[str, Any]]:
+    """What was returned for every file, as plain data."""
     with _expected("exports", exports, "a list of what export_tflite returned"):
-        files = [_plain(result) for result in exports]
+        return [plain(result) for result in exports]
+
+
+def exports_section(files: list[dict[str, Any]]) -> Section | None:
+    """The files that were written, and how far they are from the Keras models."""
+    with _expected("exports", files, "a list of what export_tflite returned"):
         largest = max((file["bytes"] for file in files), default=0)
         rows = tuple(
             (
@@ -142,7 +146,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
-def _plain(value: Any) -> Any:
+def median_of(models: list[dict[str, Any]]) -> str:
+    """The key of the times to compare: the tool for phones has no median where it is old."""
+    return "p50_ms" if all(model["p50_ms"] is not None for model in models) else "mean_ms"
+
+
+def plain(value: Any) -> Any:
+    """Plain data of a result, which may be plain already."""
     return value.to_dict() if hasattr(value, "to_dict") else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -135,6 +136,10 @@ class PruneReport(SavedReport):
     def _title(self) -> str:
         return f"{self.plan.model['name']}, pruned by {self.plan.method}"
 
+    @property
+    def _costs(self) -> Mapping[str, Sequence[float]]:
+        return self.plan.cost
+
     def _sections(self, prices: Prices | None) -> list[Section]:
         return _prune_sections(self, prices)
 
@@ -252,8 +257,8 @@ def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) ->
     rows = tuple(_layer(row, prediction, tiles) for row in report.layers)
     what = prediction.what if prediction else "predicted"
     columns = (
-        *("layer", "channels", "kept", "removed", "pinned: it", "free", "room", "MACs, before", "after"),
-        *("float32 bytes, before", "after", "int8 bytes (estimate)", f"{what}, before", "after"),
+        *("layer", "channels", "kept", "removed", "free", "room", "MACs, before", "after"),
+        *("float32 bytes, before", "after", "int8 bytes (estimate)", f"{what}, before", "after", "pinned: it"),
     )
     text = ["Every layer with weights, in the order of the model."]
     if tiles.step > 1:
@@ -282,11 +287,11 @@ def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles) -> tuple[
     return (
         row.layer,
         *widths,
-        row.pinned,
         *steps,
         count(row.macs),
         count(row.macs_after),
         *(count(bytes_each * n) for bytes_each, n in ((FLOAT32, row.params), (FLOAT32, row.params_after))),
         count(INT8 * row.params_after),
         *times,
+        row.pinned,
     )

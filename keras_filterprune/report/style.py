@@ -11,6 +11,7 @@ body { margin: 0 auto; max-width: 80rem; padding: 1rem; background: var(--page);
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .75rem; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 p { margin: .25rem 0; max-width: 60rem; }
+#part0 p, #part0 td { font-size: 1.1rem; font-weight: 600; }
 .hint { color: var(--soft); font-size: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .9rem; }
 a { color: var(--kept); }
@@ -18,7 +19,7 @@ a { color: var(--kept); }
   width: fit-content; max-width: 100%; }
 table { border-collapse: separate; border-spacing: 0; width: max-content; font-size: .87rem;
   font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: .25rem .45rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td { max-width: min(22rem, 70vw); background: rgba(var(--loss), calc(.6 * var(--shade, 0))); }
 td:first-child { max-width: min(16rem, 45vw); position: sticky; left: 0; background: var(--page); }
 tr:last-child td { border-bottom: 0; }
@@ -29,7 +30,7 @@ th:focus-visible { outline: 2px solid var(--kept); outline-offset: -2px; }
 th[aria-sort=ascending]::after { content: " \\2191"; }
 th[aria-sort=descending]::after { content: " \\2193"; }
 .right { text-align: right; white-space: nowrap; }
-th.right { white-space: normal; max-width: 8rem; }
+th.right { white-space: normal; max-width: 6rem; }
 .drawn { min-width: min(18rem, 40vw); vertical-align: middle; }
 svg { display: block; }
 svg.bar { width: 100%; height: .8rem; }
@@ -49,7 +50,7 @@ svg.curves { width: 100%; min-width: 30rem; max-width: 46rem; height: auto; }
 .legend svg { display: inline-block; width: 2rem; height: .6rem; margin-right: .35rem; }
 .legend line { stroke: var(--line-colour, var(--rest)); stroke-width: 2; stroke-dasharray: var(--dash, none); }
 summary { cursor: pointer; }
-@media (max-width: 40rem) { table { font-size: .8rem; } th, td { padding: .2rem .4rem; }
+@media (max-width: 40rem) { table { font-size: .8rem; } #part0 td { font-size: .9rem; } th, td { padding: .2rem .4rem; }
   td:first-child { max-width: 32vw; } }
 @page { size: landscape; margin: 12mm; }
 @media print {
@@ -60,6 +61,7 @@ summary { cursor: pointer; }
   nav, .hint { display: none; }
   .scroll { overflow: visible; max-height: none; width: auto; border: 0; }
   table { width: auto; font-size: 8px; }
+  #part0 p, #part0 td { font-size: 11px; }
   th, td { position: static !important; padding: 1px 4px; }
   td:first-child { max-width: none; overflow-wrap: normal; }
   .drawn { min-width: 7rem; }

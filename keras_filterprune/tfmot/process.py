@@ -53,7 +53,7 @@ class Job:
 
 def check_installed(user: str, **extras: str) -> None:
     """Raise `MissingPackageError` unless tf_keras is there, and `module="extra"`; nothing is imported."""
-    for module, extra in ({"tensorflow": "tfmot", "tf_keras": "tfmot"} | extras).items():
+    for module, extra in ({"tensorflow": "tensorflow", "tf_keras": "tfmot"} | extras).items():
         if importlib.util.find_spec(module) is None:
             raise missing_package(user, module, extra)
 

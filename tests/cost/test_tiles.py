@@ -89,8 +89,8 @@ def test_tiles_that_cannot_be(arguments, sentence):
         Tiles(**arguments)
 
 
-def test_readme_lists_the_targets_and_their_steps():
-    text = (Path(kfp.__file__).parents[1] / "README.md").read_text()
+def test_the_page_lists_the_targets_and_their_steps():
+    text = (Path(kfp.__file__).parents[1] / "docs/latency.md").read_text()
     section = re.search(r"^## Targets\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
     rows = re.findall(r"^\| `([^`]+)`[^|]*\| ([^|]+?) \|", section, re.MULTILINE)
     assert rows == [(name, str(tiles)) for name, tiles in TARGETS.items()]

@@ -141,6 +141,47 @@ def test_the_page_says_what_the_run_did(run, tmp_path):
         assert part in " ".join(page.text)
 
 
+def test_the_headline_compares_the_first_with_the_last(run, extras, tmp_path):
+    _, _, report = run
+    page = Page(saved(report, tmp_path, **extras))
+    (row,) = page.rows("accuracy", "multiply-accumulates")
+    assert page.tables[0][0][:2] == ["accuracy", "multiply-accumulates"]
+    assert row["accuracy"] == "90.0 → 81.2 %"
+    size, macs = [file.bytes for file in extras["exports"]], report.plan.cost["macs"]
+    ms = [model.p50_ms for model in extras["benchmark"].models]
+    text = " ".join(page.text)
+    for (before, after), what in ((macs, "multiply-accumulates"), (size, "bytes"), (ms, "milliseconds")):
+        assert f"{100 * after / before:.0f} % of the {what}" in text
+    assert row["milliseconds"] == f"{ms[0]:.3g} → {ms[1]:.3g}"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "ending"),
+    [
+        (None, "% of the bytes of the original."),
+        ({}, "% of the bytes of the original."),
+        ({"dense": 0.9}, "of the original, at the same accuracy."),
+        ({"dense": 0.9, "pruned": 0.8, "tuned": 0.88}, "of the original, at 2.0 points less accuracy."),
+        ({"dense": 0.5, "pruned": 0.75}, "of the original, at 25.0 points more accuracy."),
+        ({"dense": 0.9, "pruned": 0.9004}, "of the original, at the same accuracy."),
+    ],
+)
+def test_the_headline_says_at_what_accuracy(run, tmp_path, accuracy, ending):
+    _, _, report = run
+    text = saved(report, tmp_path, "report.md", accuracy=accuracy)
+    sentence = text.split("## In short")[1].strip().splitlines()[0]
+    assert sentence.endswith(ending)
+    params = report.plan.cost["params"]
+    assert f"and {100 * params[1] / params[0]:.0f} % of the bytes" in sentence
+
+
+def test_bars_of_accuracy_show_differences(run, tmp_path):
+    text = saved(run[2], tmp_path, accuracy={"dense": 0.98, "pruned": 0.96, "tuned": 0.99})
+    (section,) = re.findall(r"<h2>Accuracy</h2>(.*?)</section>", text, re.DOTALL)
+    widths = [float(width) for width in re.findall(r'class="kept" width="([\d.]+)"', section)]
+    assert widths == pytest.approx([50, 100, 25], abs=0.1)
+
+
 def test_every_pin_and_its_reason_is_shown(run, tmp_path):
     model, _, report = run
     page = Page(saved(report, tmp_path))

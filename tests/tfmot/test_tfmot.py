@@ -19,7 +19,7 @@ from keras_filterprune.tfmot.description import describe
 
 layers = keras.layers
 installed = all(map(importlib.util.find_spec, ("tf_keras", "tensorflow_model_optimization")))
-needs_tfmot = pytest.mark.skipif(not installed, reason='needs pip install "keras-filterprune[tfmot]"')
+needs_tfmot = pytest.mark.skipif(not installed, reason="needs tf_keras and tfmot")
 
 RECIPES = """
     def sparse(twin, x, y):
@@ -383,7 +383,7 @@ def test_without_tf_keras_the_message_says_what_to_install(monkeypatch, tmp_path
     ):
         with pytest.raises(
             errors.MissingPackageError,
-            match=r"needs tf_keras, which is not installed: pip install .keras-filterprune\[tfmot\]",
+            match=r"needs tf_keras, which is not installed: pip install .*tf-keras",
         ):
             call()
 
