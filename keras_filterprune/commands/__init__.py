@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from keras_filterprune.commands import bench, demo, export, latency, layers, prune, scan, sensitivity
+from keras_filterprune.commands import bench, demo, export, family, latency, layers, prune, scan, sensitivity
 from keras_filterprune.commands.options import Answer
 
 
@@ -21,6 +21,7 @@ class Command(NamedTuple):
 _MODULES = {
     "scan": scan,
     "prune": prune,
+    "family": family,
     "layers": layers,
     "sensitivity": sensitivity,
     "latency": latency,

@@ -32,12 +32,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def read_model(options: argparse.Namespace) -> Any:
-    """The model, after its modules; those of the folder that the command is called from are found, too."""
+    """The model, after its modules; those of the folder that the command is called from are found, too, by name."""
     from keras_filterprune.files import load_keras
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    for name in options.modules:
+    # Last, and for these alone: nothing else that is imported is to be taken from there.
+    sys.path.append(os.getcwd())
+    try:
+        _import(options.modules)
+    finally:
+        sys.path.remove(os.getcwd())
+    return load_keras(options.model)
+
+
+def _import(names: Sequence[str]) -> None:
+    for name in names:
         try:
             importlib.import_module(name)
         # A module may run anything.
@@ -46,7 +54,6 @@ def read_model(options: argparse.Namespace) -> Any:
                 f"--import is the name of a module that can be imported, such as my_layers. Received: {name}, which "
                 f"raised {type(error).__name__}: {error}"
             ) from error
-    return load_keras(options.model)
 
 
 def add_output(parser: argparse.ArgumentParser, kind: str) -> None:

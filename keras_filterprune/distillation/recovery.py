@@ -26,6 +26,8 @@ from keras_filterprune.rebuild.clone import Cloner, scope_of
 
 # Chosen on training images of CIFAR-10.
 STEPS, _RATE, _BATCH = 600, 2e-3, 128
+# More often no sample is seen: it would be learnt by heart.
+_PASSES = 43
 # Of the distribution of a sample's share in a mixture.
 _MIXING = 0.5
 # Every so many samples one is held out, at most so many: looked at every so many steps, and never learnt from.
@@ -40,7 +42,7 @@ class Recovery:
     """How a pruned network learns from the one that it came from.
 
     Attributes:
-        steps: of the optimizer, at most (600).
+        steps: of the optimizer, at most (600); fewer where samples would be seen more than 43 times.
         seconds: at most (None: no limit). The rate falls to 0 by the end of whichever comes first.
         augment: `augment(batch)` returns other inputs like those of a batch, in the same form: an array
             (samples, ...), or a list with one per input of the model (None).
@@ -82,12 +84,13 @@ class Recovery:
         with scope_of(student):
             imitating = imitator(student, teacher)
             keras.Model.compile(imitating, _optimizer(student))
+        steps = min(self.steps, -(-_PASSES * len(learnt) // size))
         exam = _Batches(student, inputs, held_out, size)
-        best, pace = _Best(imitating, exam), _Pace(self, progress)
+        best, pace = _Best(imitating, exam), _Pace(steps, self.seconds, progress)
         with contextlib.closing(pace):
             imitating.fit(
                 _Lessons(self, student, inputs, learnt, size),
-                epochs=-(-self.steps // _EPOCH),
+                epochs=-(-steps // _EPOCH),
                 validation_data=exam,
                 validation_freq=_LOOK // _EPOCH,
                 callbacks=[pace, best],
@@ -175,16 +178,15 @@ def _mixed(arrays: list[np.ndarray], generator: np.random.Generator) -> list[np.
 class _Pace(keras.callbacks.Callback):
     """Brings the rate down to 0, and ends the training, by whichever limit comes first; shows how far it is."""
 
-    def __init__(self, recovery: Recovery, progress: bool):
+    def __init__(self, most: int, seconds: float | None, progress: bool):
         super().__init__()
-        self._limits, self.steps, self._start = recovery, 0, time.monotonic()
+        self._most, self._seconds, self.steps, self._start = most, seconds, 0, time.monotonic()
         self._percents = track(range(100), "recovering", 100, progress)
         self._shown = 0
 
     def _done(self) -> float:
-        seconds = self._limits.seconds
-        spent = 0.0 if seconds is None else (time.monotonic() - self._start) / seconds
-        return min(1.0, max(spent, self.steps / self._limits.steps))
+        spent = 0.0 if self._seconds is None else (time.monotonic() - self._start) / self._seconds
+        return min(1.0, max(spent, self.steps / self._most))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.model.optimizer.learning_rate = _RATE * (1 + math.cos(math.pi * self._done())) / 2
@@ -260,7 +262,8 @@ def recover(
         data: inputs in any form that `prune_model` takes, of which the first 2 048 samples are read; labels are not
             looked at. Better those that the pruning was calibrated on than few.
         seconds: a time limit (None).
-        steps: of the optimizer, with batches of 128 samples, or of fewer where these do not fit into memory (600).
+        steps: of the optimizer, with batches of 128 samples, or of fewer where these do not fit into memory (600); at
+            most so many that a sample is seen 43 times.
         augment: `augment(batch)` returns inputs in the form of `batch`: an array (samples, ...), or a list with one per
             input of the model; flips and shifts for photographs, say (None).
         seed: seed of the order of samples (0).

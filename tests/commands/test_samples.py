@@ -142,6 +142,7 @@ def test_pixels_are_what_the_network_expects(place, pixels):
         ("prune model.keras -o small.keras --keep-latency 0.8 --latency-table arm64", ["small.keras"]),
         ("layers model.keras -o small.keras --n-layers 1 --report r.md", ["r.md", "small.keras"]),
         ("layers model.keras -o small.keras --keep-macs 0.6 --method imprinting --data xy.npz", ["small.keras"]),
+        ("family model.keras -o sizes --method l2 --keep 0.7 0.5", ["sizes"]),
         ("sensitivity model.keras --data xy.npz --keep 0.5 --csv c.csv --checkpoint s.json", ["c.csv", "s.json"]),
         ("sensitivity model.keras --data flat --metric error --keep 0.5 --plot p.png", ["p.png"]),
     ],
