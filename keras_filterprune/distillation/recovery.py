@@ -32,6 +32,10 @@ _PASSES = 43
 _MIXING = 0.5
 # Every so many samples one is held out, at most so many: looked at every so many steps, and never learnt from.
 _HELD_OUT, _MOST_HELD_OUT, _LOOK = 8, 256, 60
+# Samples below which nothing is learnt from them.
+LEAST = 2 * _HELD_OUT
+# Of the first distance; what is nearer by less may be so by chance.
+_GAIN = 0.9
 # Steps at one rate.
 _EPOCH = 10
 _DISTANCE = "distillation_loss"
@@ -74,7 +78,7 @@ class Recovery:
         Returns:
             What was done, in a sentence.
         """
-        inputs = calibration_inputs(data, view_model(student), least=2 * _HELD_OUT)
+        inputs = calibration_inputs(data, view_model(student), least=LEAST)
         held_out = np.arange(0, len(inputs), max(_HELD_OUT, len(inputs) // _MOST_HELD_OUT))
         learnt = np.setdiff1d(np.arange(len(inputs)), held_out)
         size = inputs.differentiable(slice(min(_BATCH, len(learnt))))[0].stop
@@ -209,7 +213,8 @@ class _Best(keras.callbacks.Callback):
 
     def __init__(self, imitating: keras.Model, exam: _Batches):
         super().__init__()
-        self._imitating, self._exam, self.best = imitating, exam, math.inf
+        self._imitating, self._exam = imitating, exam
+        self.first = self.best = math.inf
         self.look()
         self.first = self.best
 
@@ -222,7 +227,7 @@ class _Best(keras.callbacks.Callback):
             self._note(logs[f"val_{_DISTANCE}"])
 
     def _note(self, distance: float) -> None:
-        if distance < self.best:
+        if distance < min(self.best, _GAIN * self.first):
             self.best, self._weights = distance, self._imitating.student.get_weights()
 
     def restore(self) -> None:

@@ -106,8 +106,7 @@ def prune_model(
             `BopsBudget`, `LatencyBudget`, `FiltersBudget` or `RedundancyBudget`. Never exceeded; met within 1 % or one
             unit (one `channel_multiple`). A latency is also measured, and refused if not below the original's (0.5).
         data: calibration inputs: array(s), `(x, y)`, `tf.data.Dataset`, `PyDataset`, a PyTorch loader or batches, of
-            which the first 2 048 samples are read, once. Labels are looked at by methods that need them alone (None,
-            which is fine for methods that need nothing).
+            which the first 2 048 samples are read, once. Labels are looked at by methods that need them alone (None).
         include, exclude: layer names or globs; only groups with filters in a matching layer are pruned (None: all), or
             such groups stay whole (None).
         min_filters: the fewest units a group keeps (1).

@@ -182,10 +182,19 @@ def test_too_few_samples_and_another_network_are_refused():
 
 @pytest.mark.parametrize("method", ["pursuit", "l2"])
 def test_as_a_compensator_it_begins_where_least_squares_ends(method):
-    model, x, fresh = network(), images(512), images(64, seed=1)
+    model, x, fresh = network(*HEADS["masks"]), images(512), images(64, seed=1)
     settings = {"data": x, "return_report": True, **QUIET}
     fitted, _ = kfp.prune_model(model, method, 0.4, compensate="least_squares", **settings)
     small, report = kfp.prune_model(model, method, 0.4, compensate="reconstruct", **settings)
     assert [layer.get_config() for layer in fitted.layers] == [layer.get_config() for layer in small.layers]
     assert "refitted by least squares on 512 samples, then 151 steps on 448 samples" in report.compensation
     assert relative_error(model, small, fresh) < relative_error(model, fitted, fresh)
+
+
+def test_fewer_samples_than_it_takes_are_refitted_to_alone():
+    model, x = network(), images(12)
+    settings = {"data": x, "return_report": True, **QUIET}
+    fitted, _ = kfp.prune_model(model, "pursuit", 0.5, **settings)
+    small, report = kfp.prune_model(model, "auto", 0.5, **settings)
+    assert report.compensation.endswith("; not taught by the original, which takes 16 samples")
+    assert all((a == b).all() for a, b in zip(values(fitted), values(small), strict=True))
