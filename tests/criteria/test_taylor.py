@@ -269,6 +269,21 @@ def test_taylor_adds_squares_of_batches():
     np.testing.assert_allclose(gates.scores(group, weights), expected[group.units], rtol=1e-4)
 
 
+@pytest.mark.parametrize("group", [False, True])
+def test_both_forms_of_the_weights_are_a_loop_over_filters_and_batches(group):
+    (x, y), model = digits(BATCH + 40), network()
+    graph, weights, criterion = observed(criteria.Taylor(aggregate="first", group=group), model, (x, y))
+    for layer, name in (("conv1", "conv1"), ("short", "conv2")):
+        kernel, expected = model.get_layer(layer).kernel.numpy().astype(float), np.zeros(len(graph.by_name[name].units))
+        for rows in (slice(0, BATCH), slice(BATCH, None)):
+            (found,) = weight_gradients(graph.view, (x[rows], y[rows]), [(layer, "kernel")], False)
+            for j in range(kernel.shape[-1]):
+                terms = (kernel[..., j] * found[layer, "kernel"][..., j]).ravel().tolist()
+                expected[j] += sum(terms) ** 2 if group else sum(term**2 for term in terms)
+        whole = criterion.of_layers(graph.by_name[name], [layer], weights)
+        np.testing.assert_allclose(whole, expected, rtol=1e-4)
+
+
 def test_a_dead_filter_scores_zero_and_goes_first():
     (x, y), model = digits(64), network()
     for layer, cut in (("conv1", "bn1"), ("short", None), ("conv2", None)):
