@@ -345,9 +345,8 @@ def test_an_ensemble_adds_places():
     ]
     found = kfp.layer_pruning.Ensemble(["l1", "taylor_gate"]).scores(graph, units, data, False)
     np.testing.assert_array_equal(found, sum(places))
-    assert (
-        repr(kfp.layer_pruning.Ensemble()) == "Ensemble(L2(aggregate='mean'), Taylor(aggregate='mean'), TaylorGate())"
-    )
+    default = "Ensemble(L2(aggregate='mean'), Taylor(aggregate='mean', group=False), TaylorGate())"
+    assert repr(kfp.layer_pruning.Ensemble()) == default
 
 
 # ------------------------------------------------------------------------------------------------------ imprinting
