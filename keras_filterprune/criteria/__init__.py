@@ -2,6 +2,7 @@
 
 from keras_filterprune.criteria.activity import ActivationCriterion as ActivationCriterion
 from keras_filterprune.criteria.activity import APoZ as APoZ
+from keras_filterprune.criteria.activity import Excitation as Excitation
 from keras_filterprune.criteria.activity import MeanActivation as MeanActivation
 from keras_filterprune.criteria.base import Criterion as Criterion
 from keras_filterprune.criteria.base import MemberCriterion as MemberCriterion

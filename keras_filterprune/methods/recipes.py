@@ -16,6 +16,7 @@ from keras_filterprune.criteria import (
     Dead,
     Dependency,
     Energy,
+    Excitation,
     ForwardCaP,
     Genetic,
     GeometricMean,
@@ -166,6 +167,12 @@ def apoz(seed: int, data: bool) -> Method:
 def mean_activation(seed: int, data: bool) -> Method:
     """Mean of a filter's activations (Molchanov et al. 2017)."""
     return Method(MeanActivation())
+
+
+@built_in_method("excitation")
+def excitation(seed: int, data: bool) -> Method:
+    """Mean of the gate that multiplies a channel, where there is one (after Chang et al. 2020: no gates are added)."""
+    return Method(Excitation())
 
 
 @built_in_method("energy")

@@ -12,8 +12,8 @@ from keras_filterprune.methods import as_method
 from keras_filterprune.probe import Weights
 
 AGGREGATES = ("mean", "sum", "max", "prod", "first")
-# Those whose widths are measured, and those that stand here under the name of their criterion.
-ELSEWHERE = "auto balanced cap_search clr fp_omp_layerwise fp_omp_search hu_ga lrf_layerwise search".split()
+# Those whose widths are measured, those that stand here under the name of their criterion, and one for gated networks.
+ELSEWHERE = "auto balanced cap_search clr excitation fp_omp_layerwise fp_omp_search hu_ga lrf_layerwise search".split()
 NAMES = [name for name, *_ in kfp.list_methods() if name not in ELSEWHERE]
 
 

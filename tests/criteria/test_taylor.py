@@ -315,6 +315,22 @@ def test_activity_is_measured_behind_activations():
             )
 
 
+@pytest.mark.parametrize("name", ["se_reshape", "se_keepdims"])
+def test_excitation_is_the_mean_of_the_gate_and_below_999_in_1000_redundant(name):
+    model = ZOO[name]()
+    x = random_inputs(model, batch=16, seed=1)
+    graph, weights, seen = observed(criteria.Excitation(), model, x)
+    ranked = [group for group in graph.groups if seen.refuses(group) is None]
+    assert ranked and len(ranked) < len(graph.groups)
+    gate = model.get_layer("se_expand").output
+    expected = np.asarray(keras.Model(model.input, gate)(x)).reshape(16, -1).mean(axis=0)
+    for group in ranked:
+        np.testing.assert_allclose(seen.scores(group, weights), expected, rtol=1e-5)
+        assert seen.redundant(group, weights) == sum(value < 0.999 * expected.mean() for value in expected)
+    reasons = {seen.refuses(group) for group in graph.groups} - {None}
+    assert reasons == {"passes through no gate of a whole channel, a sigmoid"}
+
+
 def _output_of(model, kind):
     return next(layer.output for layer in model.layers if type(layer) is kind)
 
