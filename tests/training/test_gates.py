@@ -101,11 +101,13 @@ def test_fit_moves_gates_raises_the_slope_tenfold_and_goes_on_from_a_file(kind, 
     model, (x, y) = network(), labelled_images()
     gated, slopes = compiled(kfp.apply_filter_gates(model, gates=kind)), []
     wrappers = wrappers_of(gated, kfp.layers.FilterPruning)
-    seen = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: slopes.append(float(array(wrappers[0].slope)))
-    )
+
+    class Seen(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            slopes.append(float(array(wrappers[0].slope)))
+
     callback = kfp.callbacks.BudgetGates(0.5, epochs=4, strength=0.1)
-    gated.fit(x, y, batch_size=8, epochs=6, verbose=0, callbacks=[callback, seen])
+    gated.fit(x, y, batch_size=8, epochs=6, verbose=0, callbacks=[callback, Seen()])
     np.testing.assert_allclose(slopes[:4], 10 ** np.array([0.25, 0.5, 0.75, 1]), rtol=1e-5)
     assert total_macs(shrunk(kfp.strip_wrappers(gated))) <= 0.5 * total_macs(model)
     gated.save(tmp_path / "gated.keras")
