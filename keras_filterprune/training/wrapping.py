@@ -133,7 +133,7 @@ def apply_filter_gates(
         >>> kfp.apply_filter_gates(keras.Sequential(layers)).layers[1].gates
         True
     """
-    if not isinstance(gates, str) and gates is not True:
+    if gates is not True and not (isinstance(gates, str) and gates in GATES):
         raise unknown_name("gates", gates, f"True or one of {', '.join(GATES)}", GATES)
     graph = _maskable_of(model)
     criterion = as_method(method, 0, data is not None).criterion

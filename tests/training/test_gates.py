@@ -66,7 +66,7 @@ def test_a_filter_is_open_with_the_probability_of_its_gate_in_all_its_readers_at
     wrappers = {wrapper.name: wrapper for wrapper in wrappers_of(gated, kfp.layers.FilterPruning)}
     for name, wrapper in wrappers.items():
         wrapper.mask.assign(values[name])
-    callback, opened = begun(gated, kfp.callbacks.BudgetGates(0.01, strength=1e-12)), {name: [] for name in values}
+    callback, opened = begun(gated, kfp.callbacks.BudgetGates(0.05, strength=1e-12)), {name: [] for name in values}
     for step in range(1_500):
         for name, wrapper in wrappers.items():
             opened[name].append(4 * array(wrapper.mask) + array(wrapper.noise) > 0)
