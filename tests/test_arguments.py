@@ -32,10 +32,10 @@ BAD = {
 TAKEN = {
     # An empty list.
     "generator": "exclude features include",
-    "true": "dynamic_batch exhaustive gates integer_io one_by_one overwrite progress projections rectified "
+    "true": "dynamic_batch exhaustive gates group integer_io one_by_one overwrite progress projections rectified "
     "return_report squared_temperature variance verify",
     "none": "accuracy augment benchmark checkpoint data device drop exclude executor features finetune first folder "
-    "include labels latency like m metadata normalization quantize seconds sensitivity test tolerance",
+    "include labels latency like m metadata normalise normalization quantize seconds sensitivity test tolerance",
     "text": "checkpoint folder path",
 }
 # The same where it differs, by the argument's owner and it.

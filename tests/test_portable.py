@@ -24,7 +24,8 @@ def model() -> keras.Model:
     return trained
 
 
-@pytest.mark.parametrize("method", [name for name, *_ in kfp.list_methods()])
+# There are no gates in this network.
+@pytest.mark.parametrize("method", [name for name, *_ in kfp.list_methods() if name != "excitation"])
 def test_every_method_prunes_and_its_plan_replays_from_a_file(model, method, tmp_path):
     x, y = labelled_images()
     settings = {"data": (x, y), "compensate": "none", "progress": False}

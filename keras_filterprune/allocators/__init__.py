@@ -2,6 +2,7 @@
 
 from keras_filterprune.allocators.base import Allocation as Allocation
 from keras_filterprune.allocators.base import Allocator as Allocator
+from keras_filterprune.allocators.cross_layer import CrossLayer as CrossLayer
 from keras_filterprune.allocators.evolution import Evolution as Evolution
 from keras_filterprune.allocators.search import Search as Search
 from keras_filterprune.allocators.sensitivity import Sensitivity as Sensitivity

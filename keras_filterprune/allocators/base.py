@@ -33,6 +33,7 @@ class Allocation:
         cost: the budget's cost as a function of kept counts.
         limit: the most it may be.
         scores: group number -> float64 scores of its units, higher = keep, comparable between groups.
+        filters: group number -> [(weights of all its filters, multiply-accumulates)] of every layer that makes it.
         evaluate: kept counts -> how well the model does then, higher = better; for allocators that ask for a measure.
         evaluate_all: the same for several, in order, side by side where the allocator has an executor.
         keyed: gives `key`, which takes reading all weights.
@@ -59,6 +60,7 @@ class Allocation:
     cost: Cost
     limit: int
     scores: Callable[[int], np.ndarray] = lambda group: np.zeros(0)
+    filters: Callable[[int], Sequence[tuple[np.ndarray, int]]] = lambda group: ()
     evaluate: Callable[[np.ndarray], float] = _unmeasured
     evaluate_all: Callable[[Sequence[np.ndarray]], Iterator[float]] = _unmeasured
     keyed: Callable[[], str] = str

@@ -2,13 +2,17 @@
 
 from keras_filterprune.criteria.activity import ActivationCriterion as ActivationCriterion
 from keras_filterprune.criteria.activity import APoZ as APoZ
+from keras_filterprune.criteria.activity import Excitation as Excitation
 from keras_filterprune.criteria.activity import MeanActivation as MeanActivation
 from keras_filterprune.criteria.base import Criterion as Criterion
 from keras_filterprune.criteria.base import MemberCriterion as MemberCriterion
 from keras_filterprune.criteria.base import read_filters as read_filters
 from keras_filterprune.criteria.dead import Dead as Dead
+from keras_filterprune.criteria.dependency import Dependency as Dependency
 from keras_filterprune.criteria.distance import FPGM as FPGM
+from keras_filterprune.criteria.fisher import GroupFisher as GroupFisher
 from keras_filterprune.criteria.genetic import Genetic as Genetic
+from keras_filterprune.criteria.lasso import Lasso as Lasso
 from keras_filterprune.criteria.magnitude import L1 as L1
 from keras_filterprune.criteria.magnitude import L2 as L2
 from keras_filterprune.criteria.magnitude import BNScale as BNScale
@@ -19,6 +23,7 @@ from keras_filterprune.criteria.operator_norm import OperatorNorm as OperatorNor
 from keras_filterprune.criteria.random import Random as Random
 from keras_filterprune.criteria.reconstruction import CaP as CaP
 from keras_filterprune.criteria.reconstruction import Energy as Energy
+from keras_filterprune.criteria.reconstruction import ForwardCaP as ForwardCaP
 from keras_filterprune.criteria.reconstruction import OutputPursuit as OutputPursuit
 from keras_filterprune.criteria.similarity import Nystrom as Nystrom
 from keras_filterprune.criteria.similarity import Similarity as Similarity

@@ -13,11 +13,16 @@ import numpy as np
 from keras_filterprune.checks import check_returned
 from keras_filterprune.criteria.base import Criterion
 from keras_filterprune.errors import CalibrationDataError
-from keras_filterprune.graph.types import ChannelGraph, Group
-from keras_filterprune.handlers.activation import is_activation
+from keras_filterprune.graph.types import Call, ChannelGraph, Group
+from keras_filterprune.handlers.activation import is_activation, named, own_activation
+from keras_filterprune.handlers.base import volume
+from keras_filterprune.handlers.registry import keras_name
 from keras_filterprune.parts import returns
 from keras_filterprune.probe.execute import watched
 from keras_filterprune.probe.inputs import calibration_inputs
+
+# Share of the layer's mean below which a channel is redundant.
+_EXCITED = 0.999
 
 
 def _check_measured(criterion: Any, found: Any, y: Any) -> None:
@@ -47,6 +52,7 @@ class ActivationCriterion(Criterion):
     """
 
     requires = frozenset({"activations"})
+    watched = "activation"
     _means: np.ndarray | None = None
 
     @abc.abstractmethod
@@ -69,7 +75,7 @@ class ActivationCriterion(Criterion):
         total, seen = np.zeros(units), np.zeros(units)
         for number, (y, *_) in watched(graph.view, inputs, "observing", progress):
             tensor, *_ = graph.tensors[number][1]
-            if tensor.tracked and is_activation(graph.view.calls[number].op):
+            if tensor.tracked and self.watches(graph.view.calls[number]):
                 others = [axis for axis in range(len(y.shape)) if axis != tensor.axis]
                 found = keras.ops.convert_to_numpy(keras.ops.mean(self.measure(y), axis=others))
                 path = graph.view.calls[number].path
@@ -89,7 +95,11 @@ class ActivationCriterion(Criterion):
 
     def refuses(self, group: Group) -> str | None:
         unseen = self._means is not None and np.isnan(self._means[group.units]).any()
-        return "passes through no activation" if unseen else None
+        return f"passes through no {self.watched}" if unseen else None
+
+    def watches(self, call: Call) -> bool:
+        """Whether the outputs of a call are looked at: those of activations."""
+        return is_activation(call.op)
 
 
 class APoZ(ActivationCriterion):
@@ -116,3 +126,31 @@ class MeanActivation(ActivationCriterion):
 
     def measure(self, y: Any) -> Any:
         return keras.ops.cast(y, "float32")
+
+
+class Excitation(ActivationCriterion):
+    """Mean over samples of the sigmoid with which a squeeze-and-excitation gate multiplies a channel.
+
+    The statistic of Chang et al. 2020, "UCP: Uniform Channel Pruning", who insert such gates and train them for it,
+    drop the channels below 0.999 of their layer's mean (here with `RedundancyBudget`), and train what is left from
+    scratch, `keras.models.clone_model(small)`. This looks at networks that have gates; other groups stay whole.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> sorted(kfp.criteria.Excitation().requires)
+        ['activations']
+    """
+
+    watched = "gate of a whole channel, a sigmoid"
+
+    def measure(self, y: Any) -> Any:
+        return keras.ops.cast(y, "float32")
+
+    def watches(self, call: Call) -> bool:
+        function = named(own_activation(call.op)) if isinstance(call.op, keras.layers.Layer) else keras_name(call.op)
+        gate = str(function).lower().replace("_", "") in ("sigmoid", "hardsigmoid")
+        return gate and volume(call.output_shapes[0][1:-1]) == 1
+
+    def redundant(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> int:
+        scores = self.scores(group, weights)
+        return int((scores < _EXCITED * scores.mean()).sum())

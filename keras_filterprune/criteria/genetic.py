@@ -8,15 +8,15 @@ import numpy as np
 
 from keras_filterprune.checks import check_integer
 from keras_filterprune.criteria.magnitude import L2
-from keras_filterprune.criteria.reconstruction import Observed, Problem
+from keras_filterprune.criteria.reconstruction import Quadratic
 from keras_filterprune.graph.types import Group
-from keras_filterprune.probe.consumers import Moments, blocks
+from keras_filterprune.probe.consumers import Moments
 
 _CROSSOVER, _MUTATION = 0.9, 0.2
 _ELITE, _STALE = 2, 20
 
 
-class Genetic(Observed):
+class Genetic(Quadratic):
     """Searches, for every group and count, the channels whose loss changes the consumers' outputs least.
 
     Hu et al. 2018, "A novel channel pruning method for deep neural network compression"; the operators are ours.
@@ -50,13 +50,6 @@ class Genetic(Observed):
         # The error itself, not what is left of it once a bias has taken up its mean.
         return moments.covariance + np.outer(moments.mean, moments.mean)
 
-    def summarise(self, problems: list[Problem]) -> np.ndarray:
-        return np.sum([error_matrix(*problem) for problem in problems], axis=0)
-
-    def refuses(self, group: Group) -> str | None:
-        wide = len(self._found[group.name]) > 1 if self._found is not None else False
-        return f"has {group.size:,} units, too many for chromosomes" if wide else super().refuses(group)
-
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         (q,) = self.found(group)
         return elimination_scores(q)
@@ -69,20 +62,6 @@ class Genetic(Observed):
         generator = np.random.default_rng([self.seed, group.size, n_keep])
         removed = evolve(q, seeds, generator, self.population, self.generations)
         return np.flatnonzero(~swapped(q, removed))
-
-
-def error_matrix(gram: np.ndarray, kernel: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Q (n_units, n_units): m^T Q m is the mean squared change of the outputs without the units m.
-
-    Args:
-        gram: (d, d) second moments of a consumer's input columns.
-        kernel: (d, outputs) of the consumer.
-        columns: int64 (n_units, m), the columns of every unit.
-    """
-    shared = gram * sum(part @ part.T for part in blocks(kernel))
-    units, own = columns.shape
-    by_unit = shared[np.ix_(columns.ravel(), columns.ravel())]
-    return by_unit.reshape(units, own, units, own).sum(axis=(1, 3))
 
 
 def errors(q: np.ndarray, removed: np.ndarray) -> np.ndarray:

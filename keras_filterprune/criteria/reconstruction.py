@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_filterprune.criteria.base import Criterion
-from keras_filterprune.criteria.greedy import backward_order
+from keras_filterprune.criteria.greedy import backward_order, forward_units
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import Call, ChannelGraph, Group
 from keras_filterprune.handlers.base import volume
@@ -179,8 +179,33 @@ def _shares(group: Group, calls: Mapping[str, Call]) -> list[list[_Reader]]:
     return found
 
 
+class Quadratic(Observed):
+    """Base of criteria on Q, of `error_matrix`: what any set of a group's units adds to the consumers' outputs."""
+
+    def summarise(self, problems: list[Problem]) -> np.ndarray:
+        return np.sum([error_matrix(*problem) for problem in problems], axis=0)
+
+    def refuses(self, group: Group) -> str | None:
+        wide = len(self._found[group.name]) > 1 if self._found is not None else False
+        return f"has {group.size:,} units, too many to be looked at together" if wide else super().refuses(group)
+
+
+def error_matrix(gram: np.ndarray, kernel: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Q (n_units, n_units): m^T Q m is the mean squared change of the outputs without the units m.
+
+    Args:
+        gram: (d, d) second moments of a consumer's input columns.
+        kernel: (d, outputs) of the consumer.
+        columns: int64 (n_units, m), the columns of every unit.
+    """
+    shared = gram * sum(part @ part.T for part in blocks(kernel))
+    units, own = columns.shape
+    by_unit = shared[np.ix_(columns.ravel(), columns.ravel())]
+    return by_unit.reshape(units, own, units, own).sum(axis=(1, 3))
+
+
 class CaP(Observed):
-    """Compensation-aware pruning (Xie et al. 2021): backward elimination on the covariance of the consumers' inputs.
+    """After compensation-aware pruning (Xie et al. 2021): backward elimination on the covariance of consumers' inputs.
 
     The score of a channel is how much its removal raises the consumers' relative squared output error after least
     squares on the remaining channels, at the point of the elimination where it goes.
@@ -196,6 +221,26 @@ class CaP(Observed):
         scores = np.empty(len(order))
         # A later elimination never counts less than an earlier one: the ranking is the order.
         scores[order] = np.maximum.accumulate(increase) + np.arange(len(order)) * 1e-15
+        return scores
+
+
+class ForwardCaP(CaP):
+    """Compensation-aware pruning as published (Xie et al. 2021): forward selection where `CaP` eliminates.
+
+    The score of a channel is how much of the consumers' outputs it explains, by least squares next to those that were
+    selected before it.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.Method(kfp.criteria.ForwardCaP(), kfp.allocators.Tolerance(), kfp.compensators.LeastSquares()).needs
+        'labels'
+    """
+
+    def summarise(self, problems: list[Problem]) -> np.ndarray:
+        order, gain = forward_units(problems)
+        scores = np.empty(len(order))
+        # An earlier choice never counts less than a later one: the ranking is the order.
+        scores[order] = np.minimum.accumulate(gain) + np.arange(len(order))[::-1] * 1e-15
         return scores
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_filterprune.checks import check_flag
 from keras_filterprune.criteria.base import Criterion, MemberCriterion, read_filters
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import ChannelGraph, Group, Member
@@ -24,34 +25,43 @@ class Taylor(MemberCriterion):
 
     Args:
         aggregate: how the layers of a coupled group combine, see `MemberCriterion` ("mean").
+        group: the square of the sum, (sum w dL/dw)^2: what a filter's weights do together (False).
 
     Example:
         >>> import keras_filterprune as kfp
-        >>> sorted(kfp.criteria.Taylor().requires)
-        ['gradients', 'labels']
+        >>> kfp.criteria.Taylor(group=True)
+        Taylor(aggregate='mean', group=True)
     """
 
     requires = frozenset({"gradients", "labels"})
 
-    def __init__(self, aggregate: str = "mean"):
+    def __init__(self, aggregate: str = "mean", group: bool = False):
         super().__init__(aggregate)
-        self._changes: dict[tuple[str, str], np.ndarray] | None = None
+        self.group = check_flag("group", group)
+        # {(layer, weight, axis of filters): changes, of the shape of the weight, or of one value a filter}
+        self._changes: dict[tuple[str, str, int], np.ndarray] | None = None
 
     def observe(
         self, graph: ChannelGraph, weights: Mapping[tuple[str, str], np.ndarray], data: Any, progress: bool
     ) -> Criterion:
-        keys = {(bind.layer, bind.weight) for bind in graph.binds if bind.role == "filter"}
-        values = {key: weights[key].astype(np.float64) for key in sorted(keys)}
+        heads: list[Any] = [member for group in graph.groups if group.heads for member in self.members(group)]
+        filters = [bind for bind in graph.binds if bind.role == "filter"]
+        axes = {(place.layer, place.weight, place.axis) for place in (*filters, *heads)}
+        values = {key: weights[key].astype(np.float64) for key in sorted({axis[:2] for axis in axes})}
         observed = copy.copy(self)
         # The number of batches divides all scores alike.
-        observed._changes = {key: np.zeros(value.shape) for key, value in values.items()}
+        observed._changes = dict.fromkeys(axes, np.zeros(()))
         for found in weight_gradients(graph.view, data, values, progress) if values else ():
-            for key, gradient in found.items():
-                observed._changes[key] += np.square(values[key] * gradient)
+            for layer, weight, axis in axes:
+                change = values[layer, weight] * found[layer, weight]
+                if self.group:
+                    change = change.sum(axis=tuple(n for n in range(change.ndim) if n != axis), keepdims=True)
+                observed._changes[layer, weight, axis] = observed._changes[layer, weight, axis] + np.square(change)
         return observed
 
     def filters(self, member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        return read_filters(member, _observed(self, self._changes))
+        changes = _observed(self, self._changes)
+        return read_filters(member, {(member.layer, member.weight): changes[member.layer, member.weight, member.axis]})
 
     def score(self, filters: np.ndarray) -> np.ndarray:
         return filters.sum(axis=1)

@@ -17,6 +17,7 @@ from keras_filterprune.layer_pruning.units import Unit
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.execute import watched
+from keras_filterprune.probe.gates import tensor_gate_gradients
 from keras_filterprune.probe.inputs import labelled_inputs
 
 # Values of an embedding, about.
@@ -111,6 +112,40 @@ class Ensemble(Importance):
         return total
 
 
+class BlockGate(Importance):
+    """Square of dL/dz of gates z = 1 on the channels of what a block adds to its shortcut, averaged over them.
+
+    Elkerdawy et al. 2020, "To Filter Prune, or to Layer Prune, That Is The Question": one gate behind the last batch
+    normalization of each block (of a layer in a plain network, behind it and what goes with it), squares of the
+    gradients of batches of 128 added, their mean over channels the block's importance. "taylor_gate" has gates on the
+    channels that start and end within a block. L and labels as for `kfp.criteria.Taylor`.
+
+    Example:
+        >>> import keras_filterprune as kfp
+        >>> kfp.layer_pruning.BlockGate()
+        BlockGate()
+    """
+
+    def __repr__(self) -> str:
+        return "BlockGate()"
+
+    def scores(self, graph: ChannelGraph, units: Sequence[Unit], data: Any, progress: bool) -> np.ndarray:
+        if data is None:
+            raise CalibrationDataError("BlockGate() needs labelled samples: pass data=(x, y).")
+        ends = [_end(graph, unit) for unit in units]
+        squares = dict.fromkeys(ends, 0.0)
+        for found in tensor_gate_gradients(graph.view, squares.keys(), data, progress):
+            for ref, gradient in found.items():
+                squares[ref] += float(np.square(gradient).mean())
+        return np.array([squares[ref] for ref in ends])
+
+
+def _end(graph: ChannelGraph, unit: Unit) -> TensorRef:
+    """The tensor that a unit adds to its shortcut; what leaves it where there is none."""
+    sums = [(number, index) for number, index in unit.passes.items() if len(graph.view.calls[number].inputs) == 2]
+    return graph.view.calls[sums[0][0]].inputs[1 - sums[0][1]] if sums else unit.target
+
+
 class Imprinting(Importance):
     """What a unit adds to the accuracy of a classifier of class means (Elkerdawy et al. 2020, "One-Shot Layer-Wise").
 
@@ -176,14 +211,14 @@ def proxy_accuracy(values: np.ndarray, labels: np.ndarray) -> float:
 
 
 def as_importance(criterion: Any, seed: int, data: bool) -> Importance:
-    """An `Importance`: "ensemble", "imprinting", a method's name (its criterion) or a criterion object."""
+    """An `Importance`: a name of `_NAMED`, a method's name (its criterion) or a criterion object."""
     if isinstance(criterion, Importance):
         return criterion
     if isinstance(criterion, str) and criterion in _NAMED:
         return _NAMED[criterion]()
     if not isinstance(criterion, str | Criterion | Method):
-        raise unknown_name("method", criterion, "a name, a criterion object, Ensemble or Imprinting", _NAMED)
+        raise unknown_name("method", criterion, "a name, a criterion object, BlockGate, Ensemble or Imprinting", _NAMED)
     return FilterMean(as_method(criterion, seed, data).criterion)
 
 
-_NAMED = {"ensemble": Ensemble, "imprinting": Imprinting}
+_NAMED = {"block_gate": BlockGate, "ensemble": Ensemble, "imprinting": Imprinting}

@@ -92,10 +92,11 @@ def prune_layers(
         model: a built functional or Sequential model, channels last. It is not modified.
         n_layers: how many units go; or
         budget: what may be left: a fraction of the MACs, `MacsBudget`, `ParamsBudget`, `BopsBudget` or `LatencyBudget`.
-        method: a method's name or a criterion object, whose mean over a unit's filters counts; "ensemble", the sum
-            of ranks by l2, taylor and taylor_gate; or "imprinting", what a unit adds to the accuracy of a classifier of
-            class means ("l2").
-        data: calibration inputs, with labels for "taylor", "taylor_gate", "ensemble" and "imprinting" (None).
+        method: a method's name or a criterion object, whose mean over a unit's filters counts; "block_gate", what the
+            loss loses with what a unit adds; "ensemble", the sum of ranks by l2, taylor and taylor_gate; or
+            "imprinting", what a unit adds to the accuracy of a classifier of class means ("l2").
+        data: calibration inputs, with labels for "block_gate", "ensemble", "imprinting" and methods that need them
+            (None).
         projections: also offer the main branch of a block next to a projection shortcut (False).
         include: names or globs; only units with a layer that matches may go (None: all).
         exclude: names or globs; units with a layer that matches stay (None).

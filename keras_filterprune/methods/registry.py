@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from keras_filterprune.allocators import Allocator, Sensitivity, Uniform
-from keras_filterprune.checks import check_callable, check_flags, check_integer, check_returned, unknown_name, wrong
+from keras_filterprune.checks import check_callable, check_integer, check_returned, unknown_name, wrong
 from keras_filterprune.compensators import BNRecalibration, Compensator
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InvalidValueError
@@ -24,8 +24,9 @@ class Method:
         rounds: the budget is reached in so many cuts by equal factors (1), of the cost, or of every group's filters
             where the budget settles these. Scores are measured anew on the compensated network between them, and
             `prune_model(finetune=)` trains it there.
-        one_by_one: cut one group after the other (False), the one first whose own cut costs least, each chosen on the
-            network as it is then; `prune_model(finetune=)` trains it there.
+        one_by_one: cut one group after the other (False), each chosen on the network as it is then, where
+            `prune_model(finetune=)` trains it: True, the one first whose own cut costs least; "last_first", the last of
+            the network first.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -37,24 +38,36 @@ class Method:
     allocator: Allocator = field(default_factory=Uniform)
     compensator: Compensator = field(default_factory=BNRecalibration)
     rounds: int = 1
-    one_by_one: bool = False
+    one_by_one: bool | str = False
 
     def __post_init__(self):
-        check_flags(one_by_one=self.one_by_one)
-        if self.one_by_one and (self.rounds != 1 or not isinstance(self.allocator, Sensitivity)):
-            raise InvalidValueError(
-                f"one_by_one=True goes with rounds=1 and allocator=Sensitivity(). Received: rounds={self.rounds!r}, "
-                f"allocator={self.allocator!r}."
-            )
-        check_integer("rounds", self.rounds, "a number of cuts")
         for part, kind in ((self.criterion, Criterion), (self.allocator, Allocator), (self.compensator, Compensator)):
             if not isinstance(part, kind):
                 raise InvalidValueError(f"Method expects a {kind.__name__} object. Received: {part!r}.")
+        if not isinstance(self.one_by_one, bool | str) or (isinstance(self.one_by_one, str) and not self.last_first):
+            raise wrong("one_by_one", self.one_by_one, "True, False or 'last_first'")
+        measures = (
+            self.allocator.measure is not None if self.last_first else not isinstance(self.allocator, Sensitivity)
+        )
+        if self.one_by_one and (self.rounds != 1 or measures):
+            allocator = "an allocator that measures nothing" if self.last_first else "allocator=Sensitivity()"
+            raise InvalidValueError(
+                f"one_by_one={self.one_by_one!r} goes with rounds=1 and {allocator}. Received: rounds={self.rounds!r}, "
+                f"allocator={self.allocator!r}."
+            )
+        check_integer("rounds", self.rounds, "a number of cuts")
+
+    @property
+    def last_first(self) -> bool:
+        """Whether the groups are cut one by one from the end of the network to its beginning."""
+        return self.one_by_one == "last_first"
 
     @property
     def name(self) -> str:
         """The recipe as text."""
-        how = " one by one" if self.one_by_one else f" in {self.rounds} rounds" if self.rounds > 1 else ""
+        how = f" in {self.rounds} rounds" if self.rounds > 1 else ""
+        if self.one_by_one:
+            how = " one by one, the last first" if self.last_first else " one by one"
         return f"{self.criterion!r} + {self.allocator!r}{how}"
 
     @property
@@ -123,7 +136,9 @@ def list_methods() -> list[tuple[str, str, str]]:
     """List the registered methods.
 
     Returns:
-        (name, what it needs besides the model: "nothing", "inputs" or "labels", one line about it) of every method.
+        (name, what it needs besides the model: "nothing", "inputs" or "labels", one line about it) of every method. The
+        line ends with the source: "(Li et al. 2017)" is that paper's method, "(after Liu et al. 2021: one cut)" a
+        variant of it and what differs, "(ours)" of this library.
 
     Example:
         >>> import keras_filterprune as kfp

@@ -123,7 +123,7 @@ def weight_gradients(
         with keras.StatelessScope(state_mapping=[(variables[key], value) for key, value in values.items()]):
             return Executor(view, check=True).run(inputs)
 
-    return _loss_gradients(view, data, outputs, lambda: {k: v.value for k, v in variables.items()}, progress)
+    return loss_gradients(view, data, outputs, lambda _: {k: v.value for k, v in variables.items()}, progress)
 
 
 def gate_gradients(graph: ChannelGraph, data: Any, progress: bool) -> Iterator[np.ndarray]:
@@ -149,32 +149,38 @@ def gate_gradients(graph: ChannelGraph, data: Any, progress: bool) -> Iterator[n
         with keras.StatelessScope(state_mapping=[gated(read[n], gate) for n, gate in gates.items()]):
             return Executor(graph.view, check=True).run(inputs)
 
-    def ones() -> Tensors:
+    def ones(_: int) -> Tensors:
         return {n: keras.ops.ones(len(bind.ids)) for n, bind in read.items()}
 
     units = graph.unit_of_id.max(initial=-1) + 1
-    for found in _loss_gradients(graph.view, data, outputs, ones, progress):
+    for found in loss_gradients(graph.view, data, outputs, ones, progress):
         total = np.zeros(units)
         for n, gradient in found.items():
             total += np.bincount(graph.unit_of_id[read[n].ids], gradient, units)
         yield total
 
 
-def _loss_gradients(
+def loss_gradients(
     view: ModelView,
     data: Any,
     outputs: Callable[[Tensors, list[Any]], list[Any]],
-    at: Callable[[], Tensors],
+    at: Callable[[int], Tensors],
     progress: bool,
+    join: Callable[[list[np.ndarray]], Any] = sum,
 ) -> Iterator[dict[Any, np.ndarray]]:
-    """Gradients of the loss with respect to the tensors that `outputs` takes, at what `at` says, batch by batch."""
+    """Gradients of the loss with respect to the tensors that `outputs` takes, batch by batch.
+
+    Args:
+        at: gives these tensors for so many samples.
+        join: makes the gradients of the parts of a batch one.
+    """
     loss = Objective(view, data)
     inputs = loss.inputs
     # Outputs of a whole batch are held together.
     shapes = [view.calls[ref.call].output_shapes[ref.index] for ref in view.outputs]
     size = min(BATCH, at_once(sum(volume(shape[1:]) for shape in shapes)))
     parts = [inputs.differentiable(slice(start, start + size)) for start in range(0, len(inputs), size)]
-    loss.begin(outputs(at(), inputs[parts[0][0]]), parts[0][0])
+    loss.begin(outputs(at(_count(parts[0][0])), inputs[parts[0][0]]), parts[0][0])
 
     def computed(x: Tensors, part: slice) -> list[Any]:
         return outputs(x, inputs[part])
@@ -184,29 +190,39 @@ def _loss_gradients(
 
     for batch in track(parts, "differentiating", len(parts), progress):
         if len(batch) == 1:
-            yield {key: _array(value) for key, value in gradients(partial(alone, part=batch[0]), at()).items()}
+            found = gradients(partial(alone, part=batch[0]), at(_count(batch[0])))
+            yield {key: _array(value) for key, value in found.items()}
         else:
-            yield _joint_gradients(loss, computed, batch, at())
+            yield _joint_gradients(loss, computed, batch, at, join)
+
+
+def _count(part: slice) -> int:
+    return part.stop - part.start
 
 
 def _joint_gradients(
-    loss: Objective, outputs: Callable[[Tensors, slice], list[Any]], parts: list[slice], at: Tensors
+    loss: Objective,
+    outputs: Callable[[Tensors, slice], list[Any]],
+    parts: list[slice],
+    at: Callable[[int], Tensors],
+    join: Callable[[list[np.ndarray]], np.ndarray],
 ) -> dict[Any, np.ndarray]:
     """Gradients of the loss of a batch whose outputs are computed part by part: a loss need not be a mean of parts'."""
-    joined = [keras.ops.concatenate(z) for z in zip(*(outputs(at, part) for part in parts), strict=True)]
+    computed = (outputs(at(_count(part)), part) for part in parts)
+    joined = [keras.ops.concatenate(z) for z in zip(*computed, strict=True)]
     floats = {n: z for n, z in enumerate(joined) if "float" in keras.backend.standardize_dtype(z.dtype)}
     whole = slice(parts[0].start, parts[-1].stop)
     pulls = gradients(lambda x: loss([x.get(n, z) for n, z in enumerate(joined)], whole), floats)
-    total: dict[Any, np.ndarray] = {}
+    total: dict[Any, list[np.ndarray]] = {}
     for part in parts:
 
         def pulled(x: Tensors, part: slice = part) -> Any:
             found, rows = outputs(x, part), slice(part.start - whole.start, part.stop - whole.start)
             return sum(keras.ops.sum(keras.ops.cast(found[n] * pull[rows], "float32")) for n, pull in pulls.items())
 
-        for key, value in gradients(pulled, at).items():
-            total[key] = total.get(key, 0.0) + _array(value)
-    return total
+        for key, value in gradients(pulled, at(_count(part))).items():
+            total.setdefault(key, []).append(_array(value))
+    return {key: join(values) for key, values in total.items()}
 
 
 def _array(x: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.allocators.base import Allocation
+from keras_filterprune.criteria import read_filters
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Group
 from keras_filterprune.methods import Method
@@ -61,7 +62,8 @@ class Planner:
         """What the allocator is given; `limit` is the most that may be spent (None: the budget's)."""
         task, trial = self.task, self.trial
         found = task.allocation(self.refused, limit)
-        found = replace(found, scores=self._scores, keyed=partial(self._key, found.rungs), progress=task.run.progress)
+        keyed, progress = partial(self._key, found.rungs), task.run.progress
+        found = replace(found, scores=self._scores, filters=self._filters, keyed=keyed, progress=progress)
         if trial is None:
             return found
 
@@ -118,6 +120,11 @@ class Planner:
     def _scores(self, number: int) -> np.ndarray:
         group = self.task.graph.groups[number]
         return self.criterion.scores(group, self.task.weights).astype(np.float64)
+
+    def _filters(self, number: int) -> list[tuple[np.ndarray, int]]:
+        members = [member for member in self.task.graph.groups[number].members if member.role == "filter"]
+        spent = self.task.costs.macs.by_layer(self.task.costs.sizes)
+        return [(read_filters(member, self.task.weights), spent.get(member.layer, 0)) for member in members]
 
     def _select(self, number: int, count: int) -> np.ndarray:
         group = self.task.graph.groups[number]

@@ -125,10 +125,7 @@ class _TrainedSearch:
 
 
 def _one_by_one(planner: Planner, run: Run) -> Outcome:
-    """Cut one group after the other, the one first whose own cut costs least, on the network as it is then.
-
-    The recipe's allocator is one that measures.
-    """
+    """Cut one group after the other, in the recipe's order, on the network as it is then."""
     first, problem, checkpoint = planner, planner.problem(), planner.task.recipe.allocator.checkpoint
     key = problem.key + f" {problem.limit} one by one, {'with' if run.finetune else 'without'} fine-tuning"
     found = checkpoint.read(key, lambda content: (content["widths"], content["order"], content["more"]))
@@ -138,7 +135,9 @@ def _one_by_one(planner: Planner, run: Run) -> Outcome:
     else:
         counts, groups = planner.counts(), planner.task.graph.groups
         widths = {g.name: int(n) for g, n in zip(groups, counts, strict=True) if n < g.size}
-        order, outcome = _least_sensitive_first(planner, counts), _untouched(planner)
+        last_first = planner.task.recipe.last_first
+        order = list(widths)[::-1] if last_first else _least_sensitive_first(planner, counts)
+        outcome = _untouched(planner)
     left = [name for name in order if len(outcome.kept[name]) > widths[name]]
     # Widths are settled: there is nothing to measure any more.
     recipe = Method(planner.task.recipe.criterion, Uniform())

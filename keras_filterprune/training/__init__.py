@@ -2,6 +2,7 @@
 
 from keras_filterprune.training.bridgeout import BatchBridgeout as BatchBridgeout
 from keras_filterprune.training.bridgeout import BridgeoutSchedule as BridgeoutSchedule
+from keras_filterprune.training.clusters import ClusterPruning as ClusterPruning
 from keras_filterprune.training.filter_pruning import FilterPruning as FilterPruning
 from keras_filterprune.training.fractions import exponential as exponential
 from keras_filterprune.training.fractions import polynomial as polynomial

@@ -43,7 +43,7 @@ class Transparent(Wrapper):
         handler, inner, tensors = self.inner(call, inputs)
         outputs = handler.trace(inner, tensors, t)
         for name in named_weights(call.op).keys() - t.known_weights(call.path):
-            if name == "mask" and inputs[0].tracked:
+            if name in ("mask", "noise") and inputs[0].tracked:
                 t.bind(call.path, name, 0, inputs[0].ids)
             else:
                 t.constant(call.path, name)

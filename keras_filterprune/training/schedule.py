@@ -57,7 +57,7 @@ class _Lasting(Criterion):
         return self.inner.refuses(group) or Dead().refuses(group)
 
 
-class _Gradual(TrainingCallback):
+class Gradual(TrainingCallback):
     """Base of the callbacks that follow a list of kept fractions."""
 
     def __init__(
@@ -89,17 +89,19 @@ class _Gradual(TrainingCallback):
 
     def choose(self, model: keras.Model, epoch: int, lasting: bool) -> Kept:
         """The units of a plain model that stay at an epoch, `lasting` without dead ones; also notes the logs."""
-        costs = CostModel(self.graph_of(model))
         criterion = _Lasting(self.recipe.criterion) if lasting else self.recipe.criterion
-        budget = MacsBudget(self.keep[min(epoch, len(self.keep) - 1)])
-        recipe = replace(self.recipe, criterion=criterion, rounds=1)
-        run = Run(self.data, self.seed, progress=False)
-        planner = Planner(Task(model, costs, recipe, budget, self.options, run))
+        planner = self.planner(model, epoch, replace(self.recipe, criterion=criterion, rounds=1))
         kept = planner.select(planner.counts())
         if lasting:
-            kept = _both(kept, living(costs.graph))
-        self._logs = if_pruned(costs, kept.counts)
+            kept = _both(kept, living(planner.task.graph))
+        self._logs = if_pruned(planner.task.costs, kept.counts)
         return kept
+
+    def planner(self, model: keras.Model, epoch: int, recipe: Method) -> Planner:
+        """What plans for a plain model at an epoch."""
+        costs, budget = CostModel(self.graph_of(model)), MacsBudget(self.keep[min(epoch, len(self.keep) - 1)])
+        run = Run(self.data, self.seed, progress=False)
+        return Planner(Task(model, costs, recipe, budget, self.options, run))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
@@ -111,7 +113,7 @@ class _Gradual(TrainingCallback):
         return if_pruned(costs, living(costs.graph).counts)["macs_if_pruned"]
 
 
-class PruningSchedule(_Gradual):
+class PruningSchedule(Gradual):
     """Masks more and more filters while a model trains that `apply_filter_pruning` has prepared.
 
     At the beginning of every epoch whose fraction is a new one, filters are chosen as `prune_model` would, those masked
@@ -181,7 +183,7 @@ class PruningSchedule(_Gradual):
         self.warn_of_earlier_weights(undone, self.keep.index(self.keep[-1]))
 
 
-class SoftPruning(_Gradual):
+class SoftPruning(Gradual):
     """Shrinks the filters that would be pruned, again and again, while the model trains; useful ones grow back.
 
     `rho=0` is soft filter pruning (He et al. 2018), 0.95 at every step iterative soft shrinkage (Wang et al. 2023). The

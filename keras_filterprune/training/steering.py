@@ -21,6 +21,9 @@ from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.logs import if_pruned
 from keras_filterprune.training.wrapping import maskable, strip_wrappers
 
+# By how much the slope of gates that are relaxed in training rises, and a logit at which they are as good as hard.
+_STEEPER, _HARD = 10.0, 1e5
+
 
 class Steered(TrainingCallback, abc.ABC):
     """Knows what the network would cost, and what it may.
@@ -112,11 +115,17 @@ class BudgetGates(Steered):
     themselves as their averages. Gates move in every `fit`: give it this callback, in a second one too. Callbacks that
     look for the best epoch do well to begin when the budget is met; a warning says where they undid it.
 
+    Gates that are "gumbel" (the sampler of KDFS, Lin et al. 2023, whose distillation is `kfp.distill`) or "sigmoid"
+    (Larson et al. 2023) are moved by their own gradients and by the same hinge. Their slope rises tenfold while what is
+    allowed falls, the noise of the former is drawn anew for every step, the same for all readers; with the budget met,
+    gates are in training what they are at inference.
+
     Args:
         budget: what the open filters may cost: a fraction of the multiply-accumulates, `MacsBudget` or `ParamsBudget`.
         epochs: after so many the budget holds, at least 1 (None: half of the training's).
         strength: how far the hinge moves gates at each step, on average (0.01; gates start at 1, on average).
         min_filters: filters that stay open in every group (1; two where statistics over channels are taken).
+        seed: of the noise of "gumbel" gates (0).
 
     Raises:
         InfeasibleBudgetError: a budget that says how many filters to keep, or one below what `min_filters` cost.
@@ -130,8 +139,16 @@ class BudgetGates(Steered):
 
     advice = "Train for more epochs, or with a higher strength."
 
-    def __init__(self, budget: Budget | float, epochs: int | None = None, strength: float = 0.01, min_filters: int = 1):
+    def __init__(
+        self,
+        budget: Budget | float,
+        epochs: int | None = None,
+        strength: float = 0.01,
+        min_filters: int = 1,
+        seed: int = 0,
+    ):
         super().__init__(budget)
+        self.seed = check_integer("seed", seed, least=0)
         self.epochs = check_integer("epochs", epochs, optional=True)
         self.min_filters = check_integer("min_filters", min_filters)
         self.strength = float(check_number("strength", strength, above=0))
@@ -173,6 +190,7 @@ class BudgetGates(Steered):
         self._gates = np.ones(len(self._group))
         self._gates[self._numbers[self._numbers >= 0]] = self._read()[self._numbers >= 0]
         self._met = self._price(self.counts()) <= self._limit
+        self._generator = np.random.default_rng(self.seed)
 
     def counts_left(self) -> np.ndarray:
         is_open = np.zeros(len(self._group), bool)
@@ -188,6 +206,8 @@ class BudgetGates(Steered):
         way = min(1.0, (epoch + 1) / (self.epochs or max(1, self.params["epochs"] // 2)))
         full = self._price(self._costs.sizes)
         self._allowed = full - way * (full - self._limit)
+        self._slope = _STEEPER**way
+        self._relax()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.sync()
@@ -205,6 +225,19 @@ class BudgetGates(Steered):
             # A mean over time would open gates again.
             if (average := averages.get(wrapper.mask.path.replace("/", "_"))) is not None:
                 average.assign(part.astype("float32"))
+        self._relax()
+
+    def _relax(self) -> None:
+        """Slope and noise of the next step; gates that stay are what they are at inference."""
+        noise = self._generator.logistic(size=len(self._gates))
+        if self._met:
+            noise = np.where(self._gates > 0, _HARD, -_HARD)
+        for wrapper, numbers in zip(self._wrappers, np.split(self._numbers, self._ends[:-1]), strict=True):
+            if wrapper.soft:
+                drawn = noise[numbers] * (self._met or wrapper.gates == "gumbel")
+                # A channel without a gate is open.
+                wrapper.noise.assign(np.where(numbers >= 0, drawn, _HARD).astype("float32"))
+                wrapper.slope.assign(self._slope)
 
     def _values(self) -> np.ndarray:
         """The gates as their readers have them, 1 where a channel has none."""

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import check_integer, check_names
+from keras_filterprune.checks import check_integer, check_names, unknown_name
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, FilterPruneError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
@@ -25,7 +25,7 @@ from keras_filterprune.probe.data import check_data
 from keras_filterprune.rebuild.clone import Cloner
 from keras_filterprune.training.base import TrainingWrapper, unwrapped
 from keras_filterprune.training.bridgeout import BatchBridgeout
-from keras_filterprune.training.filter_pruning import FilterPruning
+from keras_filterprune.training.filter_pruning import GATES, FilterPruning
 
 
 def apply_bridgeout(
@@ -103,7 +103,9 @@ def apply_filter_pruning(model: keras.Model) -> keras.Model:
     return _masked(_maskable_of(model), lambda layer, _: FilterPruning(layer))
 
 
-def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l2", *, data: Any = None) -> keras.Model:
+def apply_filter_gates(
+    model: keras.Model, method: str | Method | Criterion = "l2", *, data: Any = None, gates: bool | str = True
+) -> keras.Model:
     """As `apply_filter_pruning`, with gates that are trained in the place of masks, for `BudgetGates`.
 
     Layers that are frozen stay so, and their gates are trained.
@@ -114,6 +116,7 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
             none ("l2"; those of Enderich et al. 2021 are the scales of batch normalization, "bn_scale"). Scores above 0
             are open.
         data: calibration data for methods that need it (None).
+        gates: what a gate is in training, "straight" (True), "gumbel" or "sigmoid", see `kfp.layers.FilterPruning`.
 
     Returns:
         A model of the same kind, with the weights, and compiled like the original if that was.
@@ -121,7 +124,7 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
     Raises:
         CalibrationDataError: the method needs data that is not there.
         UnsupportedModelError: the model has no filters that can be removed.
-        UnknownNameError: the method is not known.
+        UnknownNameError: the method, or the kind of gates, is not known.
         UnsupportedLayerError: the model is masked already.
 
     Example:
@@ -130,6 +133,8 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
         >>> kfp.apply_filter_gates(keras.Sequential(layers)).layers[1].gates
         True
     """
+    if gates is not True and not (isinstance(gates, str) and gates in GATES):
+        raise unknown_name("gates", gates, f"True or one of {', '.join(GATES)}", GATES)
     graph = _maskable_of(model)
     criterion = as_method(method, 0, data is not None).criterion
     if criterion.requires and data is None:
@@ -137,16 +142,16 @@ def apply_filter_gates(model: keras.Model, method: str | Method | Criterion = "l
     check_data(data, graph.view)
     weights = Weights(graph.view)
     criterion = criterion.observe(graph, weights, data, False)
-    gates = np.ones(graph.unit_of_id.max(initial=-1) + 1)
+    values = np.ones(graph.unit_of_id.max(initial=-1) + 1)
     for group in graph.groups:
         scores = np.zeros(1) if criterion.refuses(group) else criterion.scores(group, weights)
         if scores.mean() > 0:
-            gates[group.units] = scores / scores.mean()
-    gated = _masked(graph, lambda layer, _: FilterPruning(layer, gates=True))
+            values[group.units] = scores / scores.mean()
+    gated = _masked(graph, lambda layer, _: FilterPruning(layer, gates=gates))
     # The same calls in the same order, with and without wrappers.
     for call, (inputs, _) in zip(view_model(gated).calls, graph.tensors, strict=True):
         if isinstance(call.op, FilterPruning):
-            call.op.mask.assign(gates[graph.unit_of_id[inputs[0].ids]].astype("float32"))
+            call.op.mask.assign(values[graph.unit_of_id[inputs[0].ids]].astype("float32"))
     return gated
 
 

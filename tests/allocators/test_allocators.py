@@ -12,7 +12,7 @@ from zoo import ZOO, random_inputs
 
 import keras_filterprune as kfp
 from keras_filterprune import allocators, criteria, errors
-from keras_filterprune.allocators import Allocation, simple
+from keras_filterprune.allocators import Allocation, cross_layer, simple
 from keras_filterprune.cost import Tiles
 from keras_filterprune.graph import Kept
 from keras_filterprune.probe import Weights
@@ -23,6 +23,7 @@ ALLOCATORS = {
     "global0": allocators.Global(0.0),
     "global": allocators.Global(),
     "global1": allocators.Global(1.0),
+    "cross_layer": allocators.CrossLayer(),
 }
 BUDGETS = (0.15, 0.3, 0.5, 0.77, 0.95)
 every_allocator = pytest.mark.parametrize("allocator", ALLOCATORS.values(), ids=ALLOCATORS)
@@ -42,6 +43,12 @@ def problem_of():
             known[name] = graph, kfp.budgets.CostModel(graph), {key: live[key] for key in live}
         graph, cost, weights = known[name]
         budget = kind(keep=budget)
+        macs = cost.macs.by_layer(cost.sizes)
+
+        def filters(number):
+            members = [m for m in graph.groups[number].members if m.role == "filter"]
+            return [(criteria.read_filters(m, weights), macs[m.layer]) for m in members]
+
         return Allocation(
             sizes=cost.sizes,
             floors=np.minimum(cost.sizes, floor),
@@ -49,6 +56,7 @@ def problem_of():
             cost=budget.cost(cost),
             limit=budget.limit(budget.cost(cost)(cost.sizes)),
             scores=lambda number: criteria.L2().scores(graph.groups[number], weights),
+            filters=filters,
         )
 
     return make
@@ -78,7 +86,8 @@ def test_a_larger_budget_buys_more(problem_of, name, multiple, allocator, monkey
         problem = problem_of(name, multiple, float(budget))
         if problem.feasible(problem.legal(problem.floors)):
             with monkeypatch.context() as patch:
-                patch.setattr(simple, "top_up", lambda problem, keep, order: keep)
+                for module in (simple, cross_layer):
+                    patch.setattr(module, "top_up", lambda problem, keep, order: keep)
                 plain = allocator.allocate(problem)
             whole = allocator.allocate(problem)
             assert (whole >= plain).all()
@@ -128,6 +137,7 @@ def test_the_order_of_groups_does_not_matter(problem_of, name, multiple, allocat
                 Reordered(p.cost, order),
                 p.limit,
                 lambda number, order=order, p=p: p.scores(order[number]),
+                lambda number, order=order, p=p: p.filters(order[number]),
             )
             np.testing.assert_array_equal(allocator.allocate(moved), keep[order])
 
@@ -190,6 +200,44 @@ def test_global_equals_one_ranking_by_brute_force(problem_of, name, alpha):
         # What is left over after the ranking goes to the groups that lost a unit last.
         expected = spend_rest(problem, plain, dict.fromkeys(reversed(removed)))
         np.testing.assert_array_equal(allocators.Global(alpha).allocate(problem), expected)
+
+
+@pytest.mark.parametrize("name", ["residual_projection", "dense_concat", "plain_chain"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 10.0])
+def test_cross_layer_equals_one_quantile_of_all_weights_by_brute_force(name, alpha):
+    """As published: u = |w| / r^alpha, r = MACs of the layer / the first one's; keep = floor(C (1 - share below))."""
+    model = ZOO[name]()
+    graph = kfp.analyze(model)
+    cost = kfp.budgets.CostModel(graph)
+    macs = {layer: spent for layer, (spent, _) in cost.per_layer(cost.sizes).items()}
+    first, pools = macs[graph.groups[0].producers[0]], []
+    for group in graph.groups:
+        kernels = [(layer, model.get_layer(layer).kernel.numpy().ravel().tolist()) for layer in group.producers]
+        pools.append([abs(w) / (macs[layer] / first) ** alpha for layer, kernel in kernels for w in kernel])
+    quantiles = [-1.0, *sorted(u for pool in pools for u in pool)]
+
+    def share(pool, tau):
+        return sum(u < tau for u in pool) / len(pool)
+
+    for budget in (0.3, 0.6):
+        limit, low, high = int(budget * cost.macs(cost.sizes)), 0, len(quantiles) - 1
+        # The lowest quantile within the budget, by bisection: the cost never rises with it.
+        while low < high:
+            middle = (low + high) // 2
+            shares = np.array([share(pool, quantiles[middle]) for pool in pools])
+            keep = np.maximum(1, np.floor(cost.sizes * (1 - shares) + 1e-9)).astype(int)
+            low, high = (low, middle) if cost.macs(keep) <= limit else (middle + 1, high)
+        shares = np.array([share(pool, quantiles[low]) for pool in pools])
+        keep = np.maximum(1, np.floor(cost.sizes * (1 - shares) + 1e-9)).astype(int)
+        plan = kfp.plan_pruning(model, kfp.Method(criteria.L2(), allocators.CrossLayer(alpha)), budget)
+        found = np.array(list(kept_counts(plan).values()))
+        # What is left over goes on top: nothing below, and no more than the budget.
+        assert (found >= keep).all() and cost.macs(found) <= limit
+        tight = Allocation(
+            cost.sizes, np.ones_like(cost.sizes), [range(1, n + 1) for n in cost.sizes.tolist()], cost.macs, limit
+        )
+        expected = spend_rest(tight, keep, np.argsort(keep - cost.sizes * (1 - shares), kind="stable"))
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("budget", [0.3, 0.5, 0.7])

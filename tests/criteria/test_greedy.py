@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from keras_filterprune.criteria.greedy import backward_order, forward_order, replaceable_order
+from keras_filterprune.criteria.greedy import backward_order, forward_order, forward_units, replaceable_order
 from keras_filterprune.probe.regression import coefficients
 
 RULES = ("omp", "gain")
@@ -285,6 +285,41 @@ def test_backward_elimination_drops_blocks_of_columns_and_sums_over_consumers():
 
 
 # ----------------------------------------------------------------------------------------------- replaceable filters
+
+
+@pytest.mark.parametrize("consumers", [1, 2])
+@pytest.mark.parametrize(("units", "columns"), [(9, 1), (6, 3)])
+def test_forward_selection_takes_the_unit_that_explains_most_at_every_step(units, columns, consumers):
+    """By least squares on every unit that could be next, the errors of all consumers added."""
+    rng = np.random.default_rng(units)
+    samples = [
+        rng.normal(size=(80, units * columns)) @ rng.normal(size=(units * columns,) * 2) for _ in range(consumers)
+    ]
+    kernels = [rng.normal(size=(units * columns, 4)) for _ in range(consumers)]
+    own = rng.permutation(units * columns).reshape(units, columns)
+
+    def error(chosen: list[int]) -> float:
+        pairs = [(x[:, own[chosen].ravel()], x @ w) for x, w in zip(samples, kernels, strict=True)]
+        return sum(np.square(y - x @ np.linalg.lstsq(x, y, rcond=None)[0]).sum() for x, y in pairs)
+
+    order, gain = forward_units([(gram_of(x), w, own) for x, w in zip(samples, kernels, strict=True)])
+    chosen: list[int] = []
+    for unit, explained in zip(order.tolist(), gain, strict=True):
+        errors = {other: error([*chosen, other]) for other in range(units) if other not in chosen}
+        assert unit == min(errors, key=errors.__getitem__)
+        before = error(chosen) if chosen else sum(np.square(x @ w).sum() for x, w in zip(samples, kernels, strict=True))
+        assert explained == pytest.approx(before - errors[unit], rel=1e-4, abs=1e-6 * gain[0])
+        chosen.append(unit)
+
+
+def test_forward_selection_leaves_dead_and_double_units_for_the_end():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 8))
+    x[:, 3], x[:, 6] = 0, x[:, 1]
+    order, gain = forward_units([(gram_of(x), rng.normal(size=(8, 5)), np.arange(8)[:, None])])
+    assert sorted(order) == list(range(8))
+    assert {3} | ({1, 6} & set(order[-2:])) == set(order[-2:])
+    assert gain[-2:] == pytest.approx([0, 0], abs=1e-5 * gain[0])
 
 
 def replace_by_definition(columns: np.ndarray, downstream: np.ndarray) -> tuple[list[int], list[float]]:

@@ -269,6 +269,21 @@ def test_taylor_adds_squares_of_batches():
     np.testing.assert_allclose(gates.scores(group, weights), expected[group.units], rtol=1e-4)
 
 
+@pytest.mark.parametrize("group", [False, True])
+def test_both_forms_of_the_weights_are_a_loop_over_filters_and_batches(group):
+    (x, y), model = digits(BATCH + 40), network()
+    graph, weights, criterion = observed(criteria.Taylor(aggregate="first", group=group), model, (x, y))
+    for layer, name in (("conv1", "conv1"), ("short", "conv2")):
+        kernel, expected = model.get_layer(layer).kernel.numpy().astype(float), np.zeros(len(graph.by_name[name].units))
+        for rows in (slice(0, BATCH), slice(BATCH, None)):
+            (found,) = weight_gradients(graph.view, (x[rows], y[rows]), [(layer, "kernel")], False)
+            for j in range(kernel.shape[-1]):
+                terms = (kernel[..., j] * found[layer, "kernel"][..., j]).ravel().tolist()
+                expected[j] += sum(terms) ** 2 if group else sum(term**2 for term in terms)
+        whole = criterion.of_layers(graph.by_name[name], [layer], weights)
+        np.testing.assert_allclose(whole, expected, rtol=1e-4)
+
+
 def test_a_dead_filter_scores_zero_and_goes_first():
     (x, y), model = digits(64), network()
     for layer, cut in (("conv1", "bn1"), ("short", None), ("conv2", None)):
@@ -298,6 +313,22 @@ def test_activity_is_measured_behind_activations():
             np.testing.assert_allclose(
                 seen.scores(graph.by_name["conv2"], weights), tanh.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-6
             )
+
+
+@pytest.mark.parametrize("name", ["se_reshape", "se_keepdims"])
+def test_excitation_is_the_mean_of_the_gate_and_below_999_in_1000_redundant(name):
+    model = ZOO[name]()
+    x = random_inputs(model, batch=16, seed=1)
+    graph, weights, seen = observed(criteria.Excitation(), model, x)
+    ranked = [group for group in graph.groups if seen.refuses(group) is None]
+    assert ranked and len(ranked) < len(graph.groups)
+    gate = model.get_layer("se_expand").output
+    expected = np.asarray(keras.Model(model.input, gate)(x)).reshape(16, -1).mean(axis=0)
+    for group in ranked:
+        np.testing.assert_allclose(seen.scores(group, weights), expected, rtol=1e-5)
+        assert seen.redundant(group, weights) == sum(value < 0.999 * expected.mean() for value in expected)
+    reasons = {seen.refuses(group) for group in graph.groups} - {None}
+    assert reasons == {"passes through no gate of a whole channel, a sigmoid"}
 
 
 def _output_of(model, kind):

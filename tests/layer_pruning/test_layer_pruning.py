@@ -288,7 +288,9 @@ def test_least_important_units_go_first_and_others_never():
     assert set(report.unremovable) == {"stem", "down1", "down2", "projection", "head"}
 
 
-@pytest.mark.parametrize("name", [n for n, *_ in kfp.list_methods() if not n.startswith(("fp_omp", "lrf"))])
+@pytest.mark.parametrize(
+    "name", [n for n, *_ in kfp.list_methods() if not n.startswith(("excitation", "fp_omp", "lrf"))]
+)
 def test_every_criterion_scores_blocks(name):
     _, report = kfp.prune_layers(
         resnet(), 1, method=name, data=digits(), return_report=True, progress=False, verify=False
@@ -298,6 +300,41 @@ def test_every_criterion_scores_blocks(name):
     kept = [row.importance for row in report.units if not row.removed]
     (gone,) = (row.importance for row in report.units if row.removed)
     assert gone <= min(kept)
+
+
+@pytest.mark.parametrize("final_relu", [True, False])
+def test_a_gate_of_a_block_is_a_factor_on_what_it_adds(final_relu):
+    """Central differences: scaling the last normalization of a block scales its output, and nothing else."""
+    model, (x, y) = resnet(final_relu=final_relu), digits(60)
+    graph = kfp.analyze(model)
+    found = kfp.layer_pruning.BlockGate().scores(graph, find_units(graph)[0], (x, y), False)
+
+    def loss():
+        scores = np.asarray(model(x), np.float64)
+        scores -= scores.max(axis=1, keepdims=True)
+        return np.mean(np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(y)), y])
+
+    for name, score in zip("abc", found, strict=True):
+        bn, squares = model.get_layer(f"{name}2_bn"), []
+        values = [(weight, weight.numpy()) for weight in (bn.gamma, bn.beta)]
+        for channel in range(len(values[0][1])):
+            losses = []
+            for factor in (1.02, 0.98):
+                for weight, value in values:
+                    weight.assign(value * np.where(np.arange(len(value)) == channel, factor, 1))
+                losses.append(loss())
+            squares.append(((losses[0] - losses[1]) / 0.04) ** 2)
+        for weight, value in values:
+            weight.assign(value)
+        assert score == pytest.approx(np.mean(squares), rel=3e-2)
+
+
+def test_gates_of_blocks_stand_behind_plain_layers_too_and_need_labels():
+    model, (x, y) = vgg(), digits()
+    _, report = kfp.prune_layers(model, 1, method="block_gate", data=(x, y), return_report=True, progress=False)
+    assert report.criterion == "BlockGate()" and {row.kind for row in report.units} == {"convolution"}
+    with pytest.raises(errors.CalibrationDataError, match="needs labelled samples"):
+        kfp.prune_layers(model, 1, method="block_gate", progress=False)
 
 
 def test_an_ensemble_adds_places():
@@ -310,9 +347,8 @@ def test_an_ensemble_adds_places():
     ]
     found = kfp.layer_pruning.Ensemble(["l1", "taylor_gate"]).scores(graph, units, data, False)
     np.testing.assert_array_equal(found, sum(places))
-    assert (
-        repr(kfp.layer_pruning.Ensemble()) == "Ensemble(L2(aggregate='mean'), Taylor(aggregate='mean'), TaylorGate())"
-    )
+    default = "Ensemble(L2(aggregate='mean'), Taylor(aggregate='mean', group=False), TaylorGate())"
+    assert repr(kfp.layer_pruning.Ensemble()) == default
 
 
 # ------------------------------------------------------------------------------------------------------ imprinting

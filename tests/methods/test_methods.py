@@ -1,5 +1,7 @@
 """Recipes: what they need follows from their parts, and a registered one is met under its name everywhere."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -64,6 +66,13 @@ def test_every_method_has_one_line_and_parts_of_its_own(name):
     assert line and not line.endswith(".") and "\n" not in line
     one, other = (registry.as_method(name, 0, True) for _ in range(2))
     assert one.criterion is not other.criterion and one.allocator is not other.allocator
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in kfp.list_methods()])
+def test_every_method_says_whether_it_is_a_papers_or_after_one_or_ours(name):
+    (line,) = [line for found, _, line in kfp.list_methods() if found == name]
+    exact, variant = r"[A-Z][\w ]+(?: et al\.)? (?:19|20)\d\d", r"after [A-Z][\w ]+(?: et al\.)? (?:19|20)\d\d: [^()]+"
+    assert re.search(rf"\((?:ours|{exact}|{variant})\)$", line)
 
 
 def test_a_papers_name_is_the_papers_selection_with_and_without_data():

@@ -380,16 +380,17 @@ x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, name="conv2"
 model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
 data, labels = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32"), np.arange(32) % 3
 to_numpy, entropy = keras.ops.convert_to_numpy, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-gated = kfp.apply_filter_gates(model)
-gated.compile("sgd", entropy)
-gates = kfp.callbacks.BudgetGates(0.5, strength=0.2)
-history = gated.fit(data, labels, batch_size=8, epochs=4, verbose=0, callbacks=[gates]).history
-budget = kfp.budgets.RedundancyBudget()
-small = kfp.prune_model(kfp.strip_wrappers(gated), "dead", budget, compensate="none", progress=False)
-assert abs(to_numpy(small(data)) - to_numpy(gated(data))).max() < 1e-4
-cost = kfp.budgets.CostModel(kfp.analyze(small))
-full = kfp.budgets.CostModel(kfp.analyze(model))
-assert cost.macs(cost.sizes) == history["macs_if_pruned"][-1] <= 0.5 * full.macs(full.sizes)
+for kind in ("straight", "gumbel", "sigmoid"):
+    gated = kfp.apply_filter_gates(model, gates=kind)
+    gated.compile("sgd", entropy)
+    gates = kfp.callbacks.BudgetGates(0.5, strength=0.2)
+    history = gated.fit(data, labels, batch_size=8, epochs=4, verbose=0, callbacks=[gates]).history
+    budget = kfp.budgets.RedundancyBudget()
+    small = kfp.prune_model(kfp.strip_wrappers(gated), "dead", budget, compensate="none", progress=False)
+    assert abs(to_numpy(small(data)) - to_numpy(gated(data))).max() < 1e-4
+    cost = kfp.budgets.CostModel(kfp.analyze(small))
+    full = kfp.budgets.CostModel(kfp.analyze(model))
+    assert cost.macs(cost.sizes) == history["macs_if_pruned"][-1] <= 0.5 * full.macs(full.sizes)
 slim = kfp.apply_penalty(model, kfp.regularizers.BridgePenalty(1.0, 0.0), "scale")
 slim.compile(keras.optimizers.SGD(0.0), entropy)
 settings = {"batch_size": 32, "verbose": 0, "shuffle": False}

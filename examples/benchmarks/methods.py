@@ -1,0 +1,143 @@
+"""Every method in one protocol on CIFAR-10: half the MACs, one epoch of training in all, three seeds, time.
+
+python examples/benchmarks/methods.py --model resnet20.keras [--data-dir DIR] [--keep 0.5] [--seeds 3]
+    [--methods l2+least_squares group_fisher] [--out DIR]
+
+Methods see 2 048 training images, drawn anew for every seed, with their labels where they ask for them. Each runs as
+its name says; "+least_squares" gives it that compensator. Those that train after each cut get 5 steps there, and what
+is left of the epoch afterwards: SGD 0.02 with momentum 0.9 and a cosine schedule, batches of 128, flips and crops.
+Accuracy is over all 10 000 test images. Rows below `l2+least_squares` are reproductions. Results are written after
+every run, and a run that was interrupted goes on from there. `fp_omp_search` tries every layer in every round, for
+hours: it runs when it is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import keras
+import numpy as np
+from cifar10 import accuracy, fit, load_cifar10
+
+import keras_filterprune as kfp
+
+IMAGES, BETWEEN = 2048, 5
+BASELINE = "l2+least_squares"
+# Methods that train after each cut.
+TRAINED = ("fp_omp_layerwise", "lrf_layerwise", "hu_ga", "fp_omp_search")
+# What is another's name, what finds nothing in a network that was trained as usual, and what takes hours.
+LEFT_OUT = ("auto", "dead", "fp_omp_search")
+
+
+def main() -> None:
+    options = _options()
+    (x, y), (x_test, y_test) = load_cifar10(options.data_dir)
+    model = keras.models.load_model(options.model)
+    # "loss" is the one a model is compiled with.
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    path = Path(options.out, f"methods_{model.name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = json.loads(path.read_text()) if path.exists() else {"model": model.name, "runs": {}}
+    report.setdefault("dense", 100 * accuracy(model, x_test, y_test))
+    for seed in range(options.seeds):
+        for name in options.methods:
+            key = f"{options.keep} {name} {seed}"
+            if key in report["runs"]:
+                continue
+            report["runs"][key] = _run(model, name, options.keep, (x, y), (x_test, y_test), seed)
+            path.write_text(json.dumps(report, indent=1) + "\n")
+            print(key, report["runs"][key], flush=True)
+    path.with_suffix(".md").write_text(_table(report))
+    print(_table(report))
+
+
+def _run(model, name: str, keep: float, train: tuple, test: tuple, seed: int) -> dict:
+    """What is noted of one run: accuracies, share of the MACs, seconds."""
+    method, _, compensator = name.partition("+")
+    images = np.sort(np.random.default_rng(seed).choice(len(train[0]), IMAGES, replace=False))
+    steps, spent = -(-len(train[0]) // 128), []
+
+    def finetune(small) -> None:
+        fit(small, *train, 0, seed=seed, steps=BETWEEN)
+        spent.append(BETWEEN)
+
+    start = time.perf_counter()
+    small, report = kfp.prune_model(
+        model,
+        method,
+        keep,
+        data=_data(train, images, method),
+        compensate=compensator or "auto",
+        finetune=finetune if method in TRAINED else None,
+        seed=seed,
+        verify=False,
+        return_report=True,
+    )
+    pruning, pruned = time.perf_counter() - start, 100 * accuracy(small, *test)
+    start = time.perf_counter()
+    fit(small, *train, 0, seed=seed, steps=steps - sum(spent))
+    seconds = {"pruning": pruning, "training": time.perf_counter() - start}
+    full, left = report.plan.cost["macs"]
+    trained = 100 * accuracy(small, *test)
+    return {"pruned": pruned, "trained": trained, "macs": left / full, "seconds": seconds}
+
+
+def _data(train: tuple, images: np.ndarray, method: str):
+    """Labels are for the methods that ask for them; the papers' 1x1 convolutions are from the weights alone."""
+    x, y = train[0][images].astype("float32"), train[1][images]
+    needs = {name: needs for name, needs, _ in kfp.list_methods()}[method]
+    return None if method.endswith("_layerwise") else (x, y) if needs == "labels" else x
+
+
+def _table(report: dict) -> str:
+    rows: dict[tuple[str, str], list] = {}
+    for key, run in report["runs"].items():
+        keep, name, _ = key.split()
+        rows.setdefault((keep, name), []).append(run)
+    lines = [f"{report['model']}, dense {report['dense']:.2f} %: accuracy in % after pruning and one epoch in all", ""]
+    lines += [
+        "| MACs kept | method | after pruning | one epoch | pruning, s | in all, s |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for (keep, name), runs in sorted(rows.items(), key=lambda row: (row[0][0], -_mean(row[1], "trained"))):
+        pruning = np.median([run["seconds"]["pruning"] for run in runs])
+        seconds = np.median([sum(run["seconds"].values()) for run in runs])
+        scores = f"{_cell(runs, 'pruned')} | {_cell(runs, 'trained')}"
+        lines.append(f"| {keep} | `{name}` | {scores} | {pruning:.0f} | {seconds:.0f} |")
+    return "\n".join(lines) + f"\n\nRows below `{BASELINE}` are reproductions. Seconds: medians.\n"
+
+
+def _mean(runs: list[dict], what: str) -> float:
+    return float(np.mean([run[what] for run in runs]))
+
+
+def _cell(runs: list[dict], what: str) -> str:
+    scores = [run[what] for run in runs]
+    spread = f" ({min(scores):.1f}-{max(scores):.1f})" if len(scores) > 1 else ""
+    return f"{np.mean(scores):.1f}{spread}"
+
+
+def _options() -> argparse.Namespace:
+    known = [name for name, *_ in kfp.list_methods()]
+    rows = [name + how for name in known for how in ("", "+least_squares")]
+    chosen = [BASELINE, *(name for name in known if name not in LEFT_OUT)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a trained .keras file that takes raw images")
+    parser.add_argument("--data-dir", help="tensorflow_datasets folder (KFP_DATA_DIR, else TFDS's default)")
+    parser.add_argument("--keep", type=float, default=0.5, help="fraction of MACs kept (%(default)s)")
+    parser.add_argument("--methods", nargs="+", choices=rows, default=chosen, metavar="METHOD", help="rows (all)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs (%(default)s)")
+    parser.add_argument("--out", default="examples/benchmarks/results", help="folder for the table (%(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
