@@ -17,10 +17,7 @@ class Widths:
 
     def __init__(self, graph: ChannelGraph):
         self._sizes = graph.sizes
-        group_of_unit = np.full(graph.unit_of_id.max(initial=-1) + 1, -1)
-        for number, group in enumerate(graph.groups):
-            group_of_unit[group.units] = number
-        self._group_of_id = group_of_unit[graph.unit_of_id]
+        self._group_of_id = graph.group_of_id
         self._numbers: dict[int, int] = {}
         # Id vectors are known by their address: they have to stay where they are.
         self._known: list[np.ndarray | None] = []

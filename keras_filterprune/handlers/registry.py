@@ -15,7 +15,7 @@ from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.base import Handler, describe, untracked
 from keras_filterprune.handlers.linear import Linear
-from keras_filterprune.handlers.passing import passes_in_inference
+from keras_filterprune.handlers.passing import treats_alike
 from keras_filterprune.handlers.statistics import Statistics
 
 T = TypeVar("T")
@@ -33,7 +33,9 @@ class Opaque(Handler):
     """Any operation without a handler: its inputs are pinned, its outputs carry no channels."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        if len(inputs) == 1 and not named_weights(call.op) and passes_in_inference(call.op):
+        axes = {x.axis for x in inputs}
+        if len(axes) == 1 and axes != {None} and not named_weights(call.op) and treats_alike(call):
+            t.tie(*(x.ids for x in inputs))
             return [Tensor(call.output_shapes[0], inputs[0].axis, inputs[0].ids)]
         t.constant(call.path, *named_weights(call.op))
         t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{taught_by(call.op, call.closed)}")
