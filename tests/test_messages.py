@@ -332,11 +332,12 @@ def test_something_that_is_no_model(value):
         fails(errors.UnsupportedModelError, ValueError, sentence, call, value)
 
 
-def test_channels_first(bad):
-    x = keras.Input((3, 8, 8))
-    y = keras.layers.Conv2D(4, 3, data_format="channels_first", name="first")(x)
-    y = keras.layers.Dense(2)(keras.layers.Flatten()(y))
-    model = bad.use(keras.Model(x, y))
+def test_channels_first_inside_of_another_layer(bad):
+    x = keras.Input((2, 3, 8, 8))
+    conv = keras.layers.Conv2D(4, 3, data_format="channels_first", name="first")
+    model = bad.use(
+        keras.Model(x, keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.TimeDistributed(conv)(x))))
+    )
     text = fails(
         errors.UnsupportedModelError,
         ValueError,
@@ -344,7 +345,7 @@ def test_channels_first(bad):
         kfp.prune_model,
         model,
     )
-    assert "Rebuild the model with data_format='channels_last' and copy its weights" in text
+    assert "rebuild it with data_format='channels_last' and copy its weights" in text
 
 
 # -------------------------------------------------------------------------------------------------------------- options

@@ -29,6 +29,7 @@ class Row(NamedTuple):
     Attributes:
         name, kind: of the layer, its class and how many channels it gives.
         groups: numbers of the groups that its channels are in.
+        falls: of those by which its cost falls: these, or else what it reads.
         share: of the model's multiply-accumulates.
         reached: how much of that falls when filters go.
         note: the groups by name, and why what stays whole does.
@@ -38,6 +39,7 @@ class Row(NamedTuple):
     name: str
     kind: str
     groups: tuple[int, ...]
+    falls: tuple[int, ...]
     share: float
     reached: float
     note: str
@@ -55,34 +57,42 @@ def rows_of(
 ) -> list[Row]:
     """The rows of a graph in its order; what passes channels on has none. Arguments as in `ChannelGraph`."""
     total = max(1, sum(layer.macs for layer in spent.values()))
-    own: dict[str, list[int]] = {}
-    for bind in binds:
-        if bind.role == "filter":
-            own.setdefault(bind.layer, []).extend(_numbers(bind.ids, group_of_id))
+    own, read = (_groups_of(binds, role, group_of_id) for role in ("filter", "input"))
     reasons = {layer: reason for layer, _, reason in pinned}
     rows: list[Row] = []
     behind: dict[TensorRef, tuple[int, ...]] = {}
     for number, (call, (inputs, outputs)) in enumerate(zip(view.calls, tensors, strict=True)):
         # What is no function of the batch, a weight, reads nothing.
-        data = [ref for ref, shape in zip(call.inputs, call.input_shapes, strict=True) if _per_sample(call, shape)]
-        above = tuple(dict.fromkeys(row for ref in data for row in behind[ref]))
-        if not call.inputs or call.path in own or call.path in reasons or call.path in spent or len(above) > 1:
-            joined = _numbers(outputs[0].ids, group_of_id) if outputs and call.path not in own else ()
-            found = tuple(dict.fromkeys([*own.get(call.path, ()), *joined]))
-            read = {
-                row: _main(x, group_of_id) for ref, x in zip(call.inputs, inputs, strict=True) for row in behind[ref]
-            }
+        above = tuple(dict.fromkeys(row for ref in call.inputs for row in behind[ref])) if call.per_sample else ()
+        shown = call.path in own or call.path in reasons or call.path in spent or len(above) > 1
+        if not call.inputs or (shown and call.per_sample):
+            found = own.get(call.path) or (_numbers(outputs[0].ids, group_of_id) if outputs else [])
+            flows = {row: _main(x, group_of_id) for r, x in zip(call.inputs, inputs, strict=True) for row in behind[r]}
             macs, reached, _ = spent.get(call.path, LayerMacs(0, 0))
-            note = _note(call, found, groups, reasons.get(call.path, ""))
-            sources = tuple((row, read[row]) for row in above)
-            rows.append(Row(call.path, _kind(call), found, macs / total, reached / total, note, sources))
+            rows.append(
+                Row(
+                    call.path,
+                    _kind(call),
+                    tuple(found),
+                    tuple(found or read.get(call.path, ())),
+                    macs / total,
+                    reached / total,
+                    _note(found, groups, reasons.get(call.path, "")),
+                    tuple((row, flows[row]) for row in above),
+                )
+            )
             above = (len(rows) - 1,)
         behind.update({TensorRef(number, index): above for index in range(len(call.output_shapes))})
     return rows
 
 
-def _per_sample(call: Call, shape: Sequence[int | None]) -> bool:
-    return not shape or not call.output_shapes[0] or shape[0] is not None or call.output_shapes[0][0] is None
+def _groups_of(binds: Iterable[Bind], role: str, group_of_id: np.ndarray) -> dict[str, list[int]]:
+    """{layer: numbers of the groups that index weights of it in a role}."""
+    found: dict[str, dict[int, None]] = {}
+    for bind in binds:
+        if bind.role == role:
+            found.setdefault(bind.layer, {}).update(dict.fromkeys(_numbers(bind.ids, group_of_id)))
+    return {layer: list(numbers) for layer, numbers in found.items()}
 
 
 def _numbers(ids: np.ndarray, group_of_id: np.ndarray) -> list[int]:
@@ -103,7 +113,7 @@ def _kind(call: Call) -> str:
     return f"{name} {shape[-1]}" if len(shape) > 1 else name
 
 
-def _note(call: Call, numbers: Sequence[int], groups: Sequence[Group], reason: str) -> str:
+def _note(numbers: Sequence[int], groups: Sequence[Group], reason: str) -> str:
     found = [groups[number] for number in numbers]
     names = ", ".join(group.name + " (approximate)" * bool(group.approximate) for group in found[:2])
     names += f" and {len(found) - 2} more" if len(found) > 2 else ""
@@ -120,41 +130,41 @@ def draw(path: str | os.PathLike, title: str, rows: Sequence[Row]) -> Path:
     kinds = names + _CHARACTER * min(_LONGEST_NAME, max(len(row.name) for row in rows)) + 0.2
     bars = kinds + _CHARACTER * max(len(row.kind) for row in rows) + 0.2
     notes = bars + _BAR + 0.65
-    width = (
-        notes + 0.9 * _CHARACTER * max(len(title) * 1.3 - notes / _CHARACTER, *(len(_shown(row)) for row in rows)) + 0.2
-    )
+    longest = max(len(line) for row in rows for line in (*_wrapped(row), ""))
+    width = max(notes + 0.72 * _CHARACTER * longest, 1.3 * _CHARACTER * len(title)) + 0.3
     height = _ROW * (len(rows) + 2)
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     axes.text(0.15, 0.75 * _ROW, title, fontsize=10, weight="bold", va="center")
-    longest = max((row.share for row in rows), default=0) or 1
+    most = max(row.share for row in rows) or 1
     for number, row in enumerate(rows):
         y = _ROW * (number + 2)
         for source, group in row.sources:
             axes.add_patch(_arc(_ROW * (source + 2), y, number - source, _colour(group)))
-        colours = [_colour(group) for group in row.groups] or [_GREY]
-        axes.plot(_ARCS, y, "o", color=colours[-1], markersize=6, zorder=3)
+        axes.plot(_ARCS, y, "o", color=_colour(row.groups[-1] if row.groups else -1), markersize=6, zorder=3)
         axes.text(names, y, _middle(row.name), fontsize=8, va="center")
         axes.text(kinds, y, row.kind, fontsize=8, va="center", color="0.35")
-        _draw_bar(axes, bars, y, row, longest, colours)
-        axes.text(notes, y, _shown(row), fontsize=7.5, va="center", color="0.2" if row.groups else "0.45")
+        _draw_bar(axes, bars, y, row, most)
+        lines = _wrapped(row)
+        style = {"fontsize": 7.5 if len(lines) < 2 else 6.5, "color": "0.2" if row.groups else "0.45"}
+        axes.text(notes, y, "\n".join(lines), va="center", **style)
     with replacing(path) as draft:
         figure.savefig(draft, dpi=min(_DPI, _MOST_PIXELS / max(width, height)))
     return Path(path)
 
 
-def _draw_bar(axes: Any, x: float, y: float, row: Row, longest: float, colours: Sequence[str]) -> None:
+def _draw_bar(axes: Any, x: float, y: float, row: Row, most: float) -> None:
     """The share of a layer: what can fall in the colours of its groups, the rest in grey."""
     from matplotlib.patches import Rectangle
 
     if not row.share:
         return
-    falls = _BAR * row.reached / longest
-    for number, colour in enumerate(colours):
-        part = falls / len(colours)
-        axes.add_patch(Rectangle((x + number * part, y - 0.3 * _ROW), part, 0.6 * _ROW, color=colour, lw=0))
-    whole = _BAR * row.share / longest
+    falls = _BAR * row.reached / most
+    part = falls / max(1, len(row.falls))
+    for number, group in enumerate(row.falls):
+        axes.add_patch(Rectangle((x + number * part, y - 0.3 * _ROW), part, 0.6 * _ROW, color=_colour(group), lw=0))
+    whole = _BAR * row.share / most
     axes.add_patch(Rectangle((x + falls, y - 0.3 * _ROW), whole - falls, 0.6 * _ROW, color=_STAYS, lw=0))
     axes.text(x + whole + 0.06, y, percent(row.share), fontsize=7, va="center", color="0.35")
 
@@ -183,5 +193,7 @@ def _middle(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}...{name[2 - half :]}"
 
 
-def _shown(row: Row) -> str:
-    return textwrap.shorten(row.note, _LONGEST_NOTE, placeholder=" ...")
+def _wrapped(row: Row) -> list[str]:
+    """The note in two lines at most."""
+    first, *more = textwrap.wrap(row.note, _LONGEST_NOTE) or [""]
+    return [first, textwrap.shorten(" ".join(more), _LONGEST_NOTE, placeholder=" ...")] if more else [first]

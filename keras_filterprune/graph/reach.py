@@ -87,7 +87,7 @@ def macs_by_layer(
     }
     about: Counter[str] = Counter()
     for call in view.calls:
-        if call.path in unknown:
+        if call.path in unknown and call.per_sample:
             about[call.path] += unknown[call.path] * math.prod(map(_at_least_one, call.output_shapes[0][1:-1]))
     return found | {layer: LayerMacs(macs, 0, True) for layer, macs in about.items()}
 

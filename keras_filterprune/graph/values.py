@@ -59,6 +59,12 @@ class Call:
     output_shapes: tuple[Shape, ...]
     closed: str = ""
 
+    @property
+    def per_sample(self) -> bool:
+        """Whether its outputs have the batch of its inputs as their first axis; those of a weight have not."""
+        made, read = ([shape[0] for shape in shapes if shape] for shapes in (self.output_shapes, self.input_shapes))
+        return None in made or None not in read
+
 
 @dataclass(frozen=True, eq=False)
 class ModelView:

@@ -16,7 +16,7 @@ from keras_filterprune.graph.types import Call, Tensor, TensorRef
 from keras_filterprune.handlers.activation import pin_mixing
 from keras_filterprune.handlers.base import Handler, Resize, describe, give_up, read_last_axis, volume
 from keras_filterprune.handlers.linear import Linear
-from keras_filterprune.handlers.registry import handler_for, register_handler
+from keras_filterprune.handlers.registry import check_format, handler_for, register_handler
 
 L = keras.layers
 
@@ -35,6 +35,8 @@ class Recurrent(Handler):
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         layers = self.layers(call.op)
+        for layer in layers:
+            check_format(layer)
         stacks = [stack for layer in layers if (stack := self.cells(layer)) is not None]
         if len(stacks) < len(layers) or len({tuple(map(_width, stack)) for stack in stacks}) > 1:
             t.constant(call.path, *named_weights(call.op))

@@ -109,16 +109,20 @@ def register_keras_names(*names: str):
 
 def handler_for(op: Any) -> Handler:
     """The handler of a Keras operation; an opaque one that pins its inputs where none is registered."""
-    if getattr(op, "data_format", None) == "channels_first":
-        raise UnsupportedModelError(
-            f"layer '{op.name}' uses data_format='channels_first'; expected 'channels_last', the format of TFLite "
-            "and of CPUs. Rebuild the model with data_format='channels_last' and copy its weights: kernels have the "
-            "same layout."
-        )
     kind = _LIKE.get(type(op), type(op))
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
     return _BY_NAME.get(keras_name(op), _OPAQUE)
+
+
+def check_format(op: Any) -> None:
+    """Raise `UnsupportedModelError` where channels are not on the last axis."""
+    if getattr(op, "data_format", None) == "channels_first":
+        raise UnsupportedModelError(
+            f"layer '{op.name}' uses data_format='channels_first'; expected 'channels_last', the format of TFLite and "
+            "of CPUs. kfp.open_model(model) makes that of it; of a layer inside of another, rebuild it with "
+            "data_format='channels_last' and copy its weights: kernels have the same layout."
+        )
 
 
 def is_known(op: Any) -> bool:

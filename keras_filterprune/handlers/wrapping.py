@@ -12,7 +12,7 @@ from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Shape, Tensor
 from keras_filterprune.handlers.base import Handler, Resize, give_up, volume
 from keras_filterprune.handlers.convolution import Conv, Dense
-from keras_filterprune.handlers.registry import handler_for, register_handler
+from keras_filterprune.handlers.registry import check_format, handler_for, register_handler
 
 L = keras.layers
 
@@ -22,6 +22,7 @@ class Wrapper(Handler):
 
     def inner(self, call: Call, inputs: tuple[Tensor, ...]) -> tuple[Handler, Call, tuple[Tensor, ...]]:
         """Handler, call and tensors as the wrapped layer sees them."""
+        check_format(call.op.layer)
         return handler_for(call.op.layer), replace(call, op=call.op.layer), inputs
 
     def resize(self, config: dict, r: Resize) -> dict:
@@ -37,6 +38,8 @@ class TimeDistributed(Wrapper):
     """The inner layer sees every tensor without axis 1."""
 
     def inner(self, call: Call, inputs: tuple[Tensor, ...]) -> tuple[Handler, Call, tuple[Tensor, ...]]:
+        check_format(call.op.layer)
+
         def step(shape: Shape) -> Shape:
             return shape[:1] + shape[2:]
 

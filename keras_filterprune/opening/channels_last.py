@@ -13,6 +13,7 @@ from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.activation import Activation, Elementwise
 from keras_filterprune.handlers.registry import handler_for, keras_class
 from keras_filterprune.rebuild.clone import Cloner
+from keras_filterprune.rebuild.state import carry_state, copy_weights
 
 L = keras.layers
 _FIRST = "channels_first"
@@ -78,6 +79,11 @@ class _ChannelsLast(Cloner):
         if "axis" in config and keras_class(op) in _ALONG_AXIS:
             config["axis"] = _moved_axis(config["axis"], self._ranks[id(op)])
         return config | ({"data_format": "channels_last"} if "data_format" in config else {})
+
+    def fill(self, old: Any, new: Any) -> None:
+        copy_weights(old, new)
+        # What says where channels are is not carried over.
+        carry_state(old, new, resized=self._follows.get(id(old), False))
 
     def model(self, model: keras.Model) -> keras.Model:
         if model is not self._root:
