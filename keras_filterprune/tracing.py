@@ -21,7 +21,7 @@ from keras_filterprune.handlers.registry import (
     explained,
     handler_for,
     keras_class,
-    taught_by,
+    remedy,
 )
 
 
@@ -75,7 +75,7 @@ def _unseen(graph: ChannelGraph) -> tuple[Pinned, ...]:
         Pinned(
             path,
             call.output_shapes[0][-1] or 0 if call.output_shapes[0] else 0,
-            f"is opaque: no handler looks into {type(call.op).__name__}{taught_by(call.op, call.closed)}",
+            f"is opaque: no handler looks into {type(call.op).__name__}{remedy(call)}",
         )
         for path, call in calls.items()
     )

@@ -262,7 +262,9 @@ def test_a_budget_that_options_make_unreachable_names_the_excluded_layer(chain):
 
 
 def test_a_model_without_a_removable_filter(bad):
-    model = bad.use(ZOO["conv_lstm"]())
+    inputs = keras.Input((4, 8))
+    x = keras.layers.Attention(name="attention")([keras.layers.Dense(8, name="hidden")(inputs)] * 2)
+    model = bad.use(keras.Model(inputs, keras.layers.Dense(2, name="scores")(x), name="whole"))
     text = fails(
         errors.InfeasibleBudgetError,
         ValueError,
@@ -272,7 +274,10 @@ def test_a_model_without_a_removable_filter(bad):
         "l2",
         0.5,
     )
-    assert "model 'conv_lstm'" in text
+    assert "model 'whole'" in text
+    assert (
+        "'hidden' (80.0 % of the MACs) feeds unsupported layer 'attention' (Attention); a kfp.handlers.Handler" in text
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- models

@@ -213,9 +213,9 @@ def _groups(
                 reasons[number][reason] = None
     of_heads = np.isin(np.arange(len(sizes)), group_of_unit[heads])
     names = _names(members, of_heads)
+    own = np.split(units[np.argsort(group_of_unit[units], kind="stable")], np.cumsum(sizes)[:-1])
     return tuple(
-        Group(names[g], np.flatnonzero(group_of_unit == g), tuple(members[g]), tuple(reasons[g]), bool(of_heads[g]))
-        for g in range(len(sizes))
+        Group(names[g], own[g], tuple(members[g]), tuple(reasons[g]), bool(of_heads[g])) for g in range(len(sizes))
     )
 
 

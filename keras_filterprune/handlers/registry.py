@@ -29,6 +29,14 @@ def taught_by(op: Any, closed: str = "") -> str:
     return f"{taught}; it is not opened: it {closed}" if closed else taught
 
 
+def remedy(call: Call) -> str:
+    """What would make the library know what a call does, as the end of a sentence."""
+    if not isinstance(call.op, keras.layers.Layer):
+        return "; a layer of your own around it, with a kfp.handlers.Handler, teaches it"
+    known = "; a kfp.handlers.Handler of your own, registered for its class, teaches it"
+    return taught_by(call.op, call.closed) or known
+
+
 class Opaque(Handler):
     """Any operation without a handler: its inputs are pinned, its outputs carry no channels."""
 
@@ -38,7 +46,7 @@ class Opaque(Handler):
             t.tie(*(x.ids for x in inputs))
             return [Tensor(call.output_shapes[0], inputs[0].axis, inputs[0].ids)]
         t.constant(call.path, *named_weights(call.op))
-        t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{taught_by(call.op, call.closed)}")
+        t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{remedy(call)}")
         return untracked(call)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_filterprune.errors import UnsupportedModelError
+from keras_filterprune.errors import SurgeryError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import first_line, substitute, view_model
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.activation import Activation, Elementwise
@@ -40,6 +40,8 @@ def channels_last_view(view: ModelView) -> ModelView:
     )
     try:
         cloner.check(view.model, twin)
+    except SurgeryError:
+        raise
     # Whatever a backend raises that has no kernels for this format.
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         notes.append(f"The original does not run here, so that the two could not be compared: {first_line(error)}")

@@ -369,26 +369,6 @@ def test_what_is_no_model_is_refused(thing):
     assert str(error.value) == f"expected a keras.Model. Received: {type(thing).__name__}."
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        layers.Conv2D(4, 1, data_format="channels_first", name="first"),
-        layers.MaxPooling2D(2, data_format="channels_first", name="first"),
-        layers.Flatten(data_format="channels_first", name="first"),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_channels_first_is_refused_with_the_layer_and_a_way_out(layer):
-    x = keras.Input((4, 6, 6))
-    model = keras.Model(x, layer(x))
-    with pytest.raises(errors.UnsupportedModelError) as error:
-        kfp.analyze(model)
-    assert str(error.value) == (
-        "layer 'first' uses data_format='channels_first'; expected 'channels_last', the format of TFLite and of CPUs. "
-        "Rebuild the model with data_format='channels_last' and copy its weights: kernels have the same layout."
-    )
-
-
 def test_refusals_are_value_errors():
     with pytest.raises(ValueError, match=r"expected a keras\.Model"):
         kfp.prune_model(3)

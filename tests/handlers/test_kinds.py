@@ -17,6 +17,7 @@ import keras_filterprune as kfp
 from keras_filterprune.graph import Kept
 from keras_filterprune.graph.keras_view import named_weights
 
+pytestmark = pytest.mark.portable
 TIME, SIDE, WIDTH = 5, 6, 6
 
 
