@@ -185,6 +185,8 @@ class Activation(Elementwise):
 class Lambda(Opaque):
     """A function that nobody can look into: where it treats every number alike, its shape follows."""
 
+    sized = True
+
     def resize(self, config: dict, r: Resize) -> dict:
         out = r.outputs[0]
         fixed = isinstance(config.get("output_shape"), list | tuple)

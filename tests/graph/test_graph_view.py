@@ -372,3 +372,47 @@ def test_what_is_no_model_is_refused(thing):
 def test_refusals_are_value_errors():
     with pytest.raises(ValueError, match=r"expected a keras\.Model"):
         kfp.prune_model(3)
+
+
+def too_short():
+    inputs = keras.Input((None, 1))
+    return inputs, layers.Conv1D(4, 9, 5)(layers.Conv1D(4, 127, 4)(inputs))
+
+
+def too_deep():
+    x = inputs = keras.Input((None, None, 3))
+    for _ in range(8):
+        x = layers.MaxPooling2D()(layers.Conv2D(4, 3, padding="same")(x))
+    return inputs, x
+
+
+def windows_of_five():
+    inputs = keras.Input((None, 4))
+    return inputs, layers.Reshape((-1, 5, 8))(layers.Dense(8)(inputs))
+
+
+def thirds_put_together():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2DTranspose(4, 3, 3)(layers.Conv2D(4, 3, 3)(inputs))
+    return inputs, layers.Concatenate()([inputs, x])
+
+
+def few_tokens():
+    inputs = keras.Input((None,), dtype="int32")
+    return inputs, layers.Conv1D(4, 12)(layers.Embedding(9, 4)(inputs))
+
+
+@pytest.mark.parametrize("build", [too_short, too_deep, windows_of_five, thirds_put_together, few_tokens])
+def test_open_sides_are_such_as_all_layers_take(build):
+    inputs, x = build()
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(6, name="hidden")(x)))
+    small, report = kfp.prune_model(model, "l2", kfp.FiltersBudget(0.5), return_report=True, progress=False)
+    assert report.verification <= 1e-5
+    assert small.get_layer("hidden").units == 3
+
+
+def test_open_sides_that_nothing_fits_are_said():
+    inputs = keras.Input((None, 4))
+    x = layers.Concatenate(name="odd")([layers.ZeroPadding1D((0, 1))(inputs), inputs])
+    with pytest.raises(errors.UnsupportedModelError, match=r"tried, up to 27720: 'odd' joins tensors of shapes"):
+        kfp.analyze(keras.Model(inputs, x))

@@ -197,7 +197,7 @@ class Own(layers.SimpleRNNCell):
 
 @situation(pinned=["before", "rnn"])
 def a_cell_of_ones_own():
-    return sequence(layers.RNN(Own(7), name="rnn"))
+    return sequence(layers.RNN(Own(7), return_sequences=True, name="rnn"), layers.Dense(4, name="after"))
 
 
 @situation(pinned=["rnn"])
@@ -441,16 +441,15 @@ def check(build, exact=True, pinned=frozenset()):
     assert any(group.approximate for group in graph.groups) is not exact
     budget = kfp.FiltersBudget(0.5)
     settings = {"compensate": "none", "return_report": True, "progress": False}
-    for seed in (0, 1):
-        small, report = kfp.prune_model(model, "random", budget, seed=seed, **settings)
-        assert report.verification <= 1e-5
-        kept = {group["name"]: np.array(group["kept"]) for group in report.plan.groups}
-        assert all(len(units) < max(2, graph.by_name[name].size) for name, units in kept.items())
-        if exact:
-            dense = randomise(build(), 0)
-            zeros = kfp.analyze(dense)
-            x = random_inputs(dense, batch=3, seed=seed)
-            assert difference(predict(zeroed(zeros.model, zeros, kept), x), predict(small, x)) <= 1e-5
+    small, report = kfp.prune_model(model, "random", budget, seed=0, **settings)
+    assert report.verification <= 1e-5
+    kept = {group["name"]: np.array(group["kept"]) for group in report.plan.groups}
+    assert all(len(units) < max(2, graph.by_name[name].size) for name, units in kept.items())
+    if exact:
+        dense = randomise(build(), 0)
+        zeros = kfp.analyze(dense)
+        x = random_inputs(dense, batch=3, seed=0)
+        assert difference(predict(zeroed(zeros.model, zeros, kept), x), predict(small, x)) <= 1e-5
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
