@@ -411,7 +411,7 @@ class Shuffled(Drop):
     """Mixes channels, in training and in inference."""
 
     def call(self, x, training=False):
-        return x + x[..., ::-1]
+        return x + ops.flip(x, axis=-1)
 
 
 @situation(pinned=["before"])

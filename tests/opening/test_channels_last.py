@@ -71,7 +71,7 @@ def nested():
     x = layers.GroupNormalization(2, axis=1)(layers.Conv2D(8, 3, **FIRST)(inner))
     stage = keras.Model(inner, layers.SeparableConv2D(5, 3, **FIRST)(x), name="stage")
     inputs = keras.Input((2, 8, 8))
-    x = layers.PReLU()(layers.LayerNormalization(axis=1)(stage(inputs)))
+    x = layers.PReLU()(layers.UnitNormalization(axis=1)(stage(inputs)))
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x + layers.Conv2D(5, 1, **FIRST)(x))))
 
 
