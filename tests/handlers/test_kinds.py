@@ -278,7 +278,10 @@ def flipped_everywhere():
 
 @situation()
 def rolled():
-    return image(lambda x: ops.roll(x, 2, axis=-1), lambda x: ops.roll(x, (1, -1, 3), axis=(1, 3, 2)))
+    return image(
+        lambda x: ops.concatenate([ops.roll(x, shift, axis=-1) for shift in range(-1, 5)], axis=-1),
+        lambda x: ops.roll(x, (1, -1, 3), axis=(1, 3, 2)),
+    )
 
 
 @situation()
