@@ -19,6 +19,9 @@ import numpy as np
 from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.live import named_alone, serializable
 from keras_filterprune.graph.types import Call, ModelView, Shape, TensorRef
+from keras_filterprune.graph.variables import copy_value as copy_value
+from keras_filterprune.graph.variables import named_weights as named_weights
+from keras_filterprune.graph.variables import scale_slices as scale_slices
 
 # Sides assumed where a model leaves them open: images and signals, and sequences of tokens.
 NOMINAL_SIZE, NOMINAL_TOKENS = 64, 8
@@ -64,31 +67,6 @@ def view_model(model: keras.Model) -> ModelView:
 def output_names(model: keras.Model) -> list[str]:
     """Names of the outputs, by which losses and labels go; Keras itself gives Sequential models none."""
     return list(getattr(model, "output_names", None) or [model.layers[-1].name])
-
-
-def named_weights(layer: Any) -> dict[str, Any]:
-    """{unique name: variable} of a layer, in the order of `layer.weights`; repeated names are numbered."""
-    named: dict[str, Any] = {}
-    for variable in getattr(layer, "weights", ()):
-        # Keras counts variables without a name through the whole process: variable_7 here is variable_9 in a clone.
-        base = re.sub(r"^variable_\d+$", "variable", variable.name)
-        name, number = base, 1
-        while name in named:
-            name, number = f"{base}_{number}", number + 1
-        named[name] = variable
-    return named
-
-
-def copy_value(source: Any, target: Any) -> None:
-    """Give `target` the value of `source` in memory of its own: on JAX, training deletes the arrays it started from."""
-    target.assign(keras.ops.convert_to_numpy(source.value).copy())
-
-
-def scale_slices(variable: Any, axis: int, where: np.ndarray, factor: float) -> None:
-    """Multiply the slices of a variable at `where` (indices or a boolean array) along an axis by a factor."""
-    value = np.moveaxis(keras.ops.convert_to_numpy(variable.value).copy(), axis, 0)
-    value[where] *= factor
-    variable.assign(np.moveaxis(value, 0, axis))
 
 
 @functools.cache
