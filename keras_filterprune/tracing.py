@@ -15,7 +15,14 @@ from keras_filterprune.graph.keras_view import named_weights, view_model
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import ROLES, Call, ChannelGraph, ModelView, Pinned, Tensor, TensorRef
 from keras_filterprune.handlers.base import describe
-from keras_filterprune.handlers.registry import check_weights, explained, handler_for, keras_class, taught_by
+from keras_filterprune.handlers.registry import (
+    check_format,
+    check_weights,
+    explained,
+    handler_for,
+    keras_class,
+    remedy,
+)
 
 
 def trace_model(model: keras.Model) -> ChannelGraph:
@@ -68,7 +75,7 @@ def _unseen(graph: ChannelGraph) -> tuple[Pinned, ...]:
         Pinned(
             path,
             call.output_shapes[0][-1] or 0 if call.output_shapes[0] else 0,
-            f"is opaque: no handler looks into {type(call.op).__name__}{taught_by(call.op, call.closed)}",
+            f"is opaque: no handler looks into {type(call.op).__name__}{remedy(call)}",
         )
         for path, call in calls.items()
     )
@@ -82,6 +89,7 @@ def _input(call: Call, t: Tracer) -> Tensor:
 
 
 def _trace(call: Call, inputs: tuple[Tensor, ...], read: list[int], t: Tracer) -> list[Tensor]:
+    check_format(call.op)
     with explained():
         check_weights(call.op)
         outputs = handler_for(call.op).trace(call, inputs, t)

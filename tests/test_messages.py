@@ -262,7 +262,9 @@ def test_a_budget_that_options_make_unreachable_names_the_excluded_layer(chain):
 
 
 def test_a_model_without_a_removable_filter(bad):
-    model = bad.use(ZOO["conv_lstm"]())
+    inputs = keras.Input((4, 8))
+    x = keras.layers.Attention(name="attention")([keras.layers.Dense(8, name="hidden")(inputs)] * 2)
+    model = bad.use(keras.Model(inputs, keras.layers.Dense(2, name="scores")(x), name="whole"))
     text = fails(
         errors.InfeasibleBudgetError,
         ValueError,
@@ -272,7 +274,10 @@ def test_a_model_without_a_removable_filter(bad):
         "l2",
         0.5,
     )
-    assert "model 'conv_lstm'" in text
+    assert "model 'whole'" in text
+    assert (
+        "'hidden' (80.0 % of the MACs) feeds unsupported layer 'attention' (Attention); a kfp.handlers.Handler" in text
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -332,11 +337,12 @@ def test_something_that_is_no_model(value):
         fails(errors.UnsupportedModelError, ValueError, sentence, call, value)
 
 
-def test_channels_first(bad):
-    x = keras.Input((3, 8, 8))
-    y = keras.layers.Conv2D(4, 3, data_format="channels_first", name="first")(x)
-    y = keras.layers.Dense(2)(keras.layers.Flatten()(y))
-    model = bad.use(keras.Model(x, y))
+def test_channels_first_inside_of_another_layer(bad):
+    x = keras.Input((2, 3, 8, 8))
+    conv = keras.layers.Conv2D(4, 3, data_format="channels_first", name="first")
+    model = bad.use(
+        keras.Model(x, keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.TimeDistributed(conv)(x))))
+    )
     text = fails(
         errors.UnsupportedModelError,
         ValueError,
@@ -344,7 +350,7 @@ def test_channels_first(bad):
         kfp.prune_model,
         model,
     )
-    assert "Rebuild the model with data_format='channels_last' and copy its weights" in text
+    assert "rebuild it with data_format='channels_last' and copy its weights" in text
 
 
 # -------------------------------------------------------------------------------------------------------------- options

@@ -17,22 +17,20 @@ class Widths:
 
     def __init__(self, graph: ChannelGraph):
         self._sizes = graph.sizes
-        group_of_unit = np.full(graph.unit_of_id.max(initial=-1) + 1, -1)
-        for number, group in enumerate(graph.groups):
-            group_of_unit[group.units] = number
-        self._group_of_id = group_of_unit[graph.unit_of_id]
+        self._group_of_id = graph.group_of_id
         self._numbers: dict[int, int] = {}
         # Id vectors are known by their address: they have to stay where they are.
         self._known: list[np.ndarray | None] = []
         self._fixed: list[int] = []
-        self._rows: list[np.ndarray] = []
+        # Groups, and how many channels of each of their units.
+        self._slopes: list[tuple[np.ndarray, np.ndarray]] = []
 
     def of_ids(self, ids: np.ndarray) -> int:
         """Number of the width of an id vector; passed-through vectors are the same array and share it."""
         if id(ids) not in self._numbers:
             group = self._group_of_id[ids]
-            row = np.bincount(group[group >= 0], minlength=len(self._sizes)) // np.maximum(self._sizes, 1)
-            self._numbers[id(ids)] = self._add(int((group < 0).sum()), row)
+            groups, counts = np.unique(group[group >= 0], return_counts=True)
+            self._numbers[id(ids)] = self._add(int((group < 0).sum()), groups, counts // self._sizes[groups])
             self._known.append(ids)
         return self._numbers[id(ids)]
 
@@ -44,19 +42,21 @@ class Widths:
 
     def constant(self, width: int) -> int:
         """Number of a width that never changes."""
-        return self._add(width, np.zeros(len(self._sizes), int))
+        return self._add(width, np.zeros(0, int), np.zeros(0, int))
 
     def affine(self) -> tuple[np.ndarray, csr_array]:
         """Fixed parts, int64 of shape (n_widths,), and channels per unit of each group, sparse (n_widths, n_groups)."""
-        rows = np.array(self._rows, int).reshape(len(self._rows), len(self._sizes))
-        return np.array(self._fixed, int), csr_array(rows)
+        groups, counts = (np.concatenate([np.zeros(0, int), *(slope[n] for slope in self._slopes)]) for n in (0, 1))
+        ends = np.cumsum([0, *(len(row) for row, _ in self._slopes)])
+        shape = len(self._slopes), len(self._sizes)
+        return np.array(self._fixed, int), csr_array((counts, groups, ends), shape=shape)
 
     def at(self, keep: np.ndarray) -> list[int]:
         """All widths at the kept counts `keep`, int64 of shape (n_groups,)."""
         fixed, slope = self.affine()
         return (fixed + slope @ keep).tolist()
 
-    def _add(self, fixed: int, row: np.ndarray) -> int:
+    def _add(self, fixed: int, groups: np.ndarray, counts: np.ndarray) -> int:
         self._fixed.append(fixed)
-        self._rows.append(row)
+        self._slopes.append((groups, counts))
         return len(self._fixed) - 1

@@ -173,7 +173,7 @@ def _shares(group: Group, calls: Mapping[str, Call]) -> list[list[_Reader]]:
     found: list[list[_Reader]] = [[] for _ in parts]
     for member in group.members:
         linear = linear_of(calls[member.layer].op) if member.role == "input" else None
-        if linear is not None and linear.kernel is not None and linear.groups == 1:
+        if linear is not None and linear.kernel == member.weight and linear.groups == 1:
             for share, part in zip(found, parts, strict=True):
                 share.append(_Reader(calls[member.layer], linear, member.positions[part]))
     return found

@@ -19,12 +19,16 @@ import numpy as np
 from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.live import named_alone, serializable
 from keras_filterprune.graph.types import Call, ModelView, Shape, TensorRef
+from keras_filterprune.graph.variables import copy_value as copy_value
+from keras_filterprune.graph.variables import named_weights as named_weights
+from keras_filterprune.graph.variables import scale_slices as scale_slices
 
 # Sides assumed where a model leaves them open: images and signals, and sequences of tokens.
 NOMINAL_SIZE, NOMINAL_TOKENS = 64, 8
 # Keras prints in bold.
 _STYLE = re.compile(r"\x1b\[\d+m")
-_GROWTH = 1, 4, 16, 64, 256
+# Sides to try after that: longer ones, and such as most small numbers divide.
+_SIDES = NOMINAL_SIZE, 256, 1024, 4096, 16384, 840, 5040, 27720
 
 
 def view_model(model: keras.Model) -> ModelView:
@@ -63,31 +67,6 @@ def view_model(model: keras.Model) -> ModelView:
 def output_names(model: keras.Model) -> list[str]:
     """Names of the outputs, by which losses and labels go; Keras itself gives Sequential models none."""
     return list(getattr(model, "output_names", None) or [model.layers[-1].name])
-
-
-def named_weights(layer: Any) -> dict[str, Any]:
-    """{unique name: variable} of a layer, in the order of `layer.weights`; repeated names are numbered."""
-    named: dict[str, Any] = {}
-    for variable in getattr(layer, "weights", ()):
-        # Keras counts variables without a name through the whole process: variable_7 here is variable_9 in a clone.
-        base = re.sub(r"^variable_\d+$", "variable", variable.name)
-        name, number = base, 1
-        while name in named:
-            name, number = f"{base}_{number}", number + 1
-        named[name] = variable
-    return named
-
-
-def copy_value(source: Any, target: Any) -> None:
-    """Give `target` the value of `source` in memory of its own: on JAX, training deletes the arrays it started from."""
-    target.assign(keras.ops.convert_to_numpy(source.value).copy())
-
-
-def scale_slices(variable: Any, axis: int, where: np.ndarray, factor: float) -> None:
-    """Multiply the slices of a variable at `where` (indices or a boolean array) along an axis by a factor."""
-    value = np.moveaxis(keras.ops.convert_to_numpy(variable.value).copy(), axis, 0)
-    value[where] *= factor
-    variable.assign(np.moveaxis(value, 0, axis))
 
 
 @functools.cache
@@ -293,44 +272,47 @@ def _topological(nodes: dict, made: dict) -> list[tuple[str, int]]:
 def _with_shapes(view: ModelView, open_inputs: bool) -> ModelView:
     """The view with every shape computed anew from the inputs, unknown sides taken at their nominal sizes.
 
-    Where a layer takes more than these, a window of 400 samples of a sound, they grow.
+    Where a layer takes more than these, a window of 400 samples of a sound, or multiples of a number, others are tried.
     """
-    for factor in _GROWTH:
+    for side in _SIDES:
         try:
-            return _sized(view, open_inputs, factor)
+            return _sized(view, open_inputs, side)
         except ValueError as error:
             if not open_inputs:
                 raise
             problem = error
     raise UnsupportedModelError(
         f"model '{view.name}' leaves sides of its inputs open, and its layers fit none of the sizes that were "
-        f"tried, up to {_GROWTH[-1] * NOMINAL_SIZE}: {first_line(problem)} Give it inputs with fixed sizes."
+        f"tried, up to {max(_SIDES)}: {first_line(problem)} Give it inputs with fixed sizes."
     ) from problem
 
 
-def _sized(view: ModelView, open_inputs: bool, factor: int) -> ModelView:
-    """The view with nominal sizes of so many times the usual."""
+def _sized(view: ModelView, open_inputs: bool, side: int) -> ModelView:
+    """The view with open sides of that size, and as many times as many tokens."""
     specs: dict[TensorRef, Any] = {}
     calls = []
     for number, call in enumerate(view.calls):
         if not call.inputs:
             shape = call.output_shapes[0]
-            size = factor * (NOMINAL_TOKENS if "int" in call.op.dtype else NOMINAL_SIZE)
+            size = side * NOMINAL_TOKENS // NOMINAL_SIZE if "int" in call.op.dtype else side
             shape = (shape[0], *(size if d is None else d for d in shape[1:]))
             spec = [keras.KerasTensor(shape, dtype=call.op.dtype)]
             calls.append(replace(call, output_shapes=(shape,)))
         else:
             args, kwargs = substitute((call.args, call.kwargs), specs)
             spec = keras.tree.flatten(call.op.compute_output_spec(*args, **kwargs))
-            calls.append(
-                replace(
-                    call,
-                    input_shapes=tuple(tuple(specs[ref].shape) for ref in call.inputs),
-                    output_shapes=tuple(tuple(s.shape) for s in spec),
-                )
-            )
+            shapes = tuple(tuple(specs[ref].shape) for ref in call.inputs)
+            _check_joined(call, shapes)
+            made = tuple(tuple(s.shape) for s in spec)
+            calls.append(replace(call, input_shapes=shapes, output_shapes=made))
         specs.update({TensorRef(number, i): s for i, s in enumerate(spec)})
     return replace(view, calls=tuple(calls), open_inputs=open_inputs)
+
+
+def _check_joined(call: Call, shapes: tuple[Shape, ...]) -> None:
+    """Raise `ValueError` where sides differ that are to be alike; Keras looks at them when a layer is built alone."""
+    if type(call.op).__name__ == "Concatenate" and len({tuple(np.delete(s, call.op.axis)) for s in shapes}) > 1:
+        raise ValueError(f"'{call.path}' joins tensors of shapes {', '.join(map(str, shapes))}.")
 
 
 def substitute(structure: Any, values: dict[TensorRef, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -130,17 +131,10 @@ class Tracer:
         binds = tuple(self._binds.values())
         reasons, reason_of_unit = self._pin_reasons(unit_of_id, binds)
         groups = _groups(binds, unit_of_id, reason_of_unit < 0, self._approximate, self._heads(unit_of_id))
-        pinned: dict[tuple[str, str], int] = defaultdict(int)
-        for bind in binds:
-            if bind.role == "filter":
-                numbers, counts = np.unique(reason_of_unit[unit_of_id[bind.ids]], return_counts=True)
-                for number, count in zip(numbers, counts, strict=True):
-                    if number >= 0:
-                        pinned[bind.layer, reasons[number]] += int(count)
-        return ChannelGraph(
+        graph = ChannelGraph(
             view=view,
             groups=groups,
-            pinned=tuple(Pinned(layer, count, reason) for (layer, reason), count in pinned.items()),
+            pinned=(),
             tensors=tuple(tensors),
             binds=binds,
             terms=tuple(self._terms),
@@ -148,6 +142,13 @@ class Tracer:
             uncounted=uncounted,
             unit_of_id=unit_of_id,
         )
+        pinned: Counter[tuple[str, str]] = Counter()
+        for layer, ids in graph.filter_ids.items():
+            numbers, counts = np.unique(reason_of_unit[unit_of_id[ids]], return_counts=True)
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+                if number >= 0:
+                    pinned[layer, reasons[number]] += count
+        return replace(graph, pinned=tuple(Pinned(layer, n, reason) for (layer, reason), n in pinned.items()))
 
     def _units(self) -> np.ndarray:
         """Unit number of every id: connected components of the ties, numbered by their first id."""
@@ -212,9 +213,9 @@ def _groups(
                 reasons[number][reason] = None
     of_heads = np.isin(np.arange(len(sizes)), group_of_unit[heads])
     names = _names(members, of_heads)
+    own = np.split(units[np.argsort(group_of_unit[units], kind="stable")], np.cumsum(sizes)[:-1])
     return tuple(
-        Group(names[g], np.flatnonzero(group_of_unit == g), tuple(members[g]), tuple(reasons[g]), bool(of_heads[g]))
-        for g in range(len(sizes))
+        Group(names[g], own[g], tuple(members[g]), tuple(reasons[g]), bool(of_heads[g])) for g in range(len(sizes))
     )
 
 

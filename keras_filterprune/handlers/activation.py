@@ -12,6 +12,7 @@ from keras_filterprune.graph.types import Call, Tensor, TensorRef
 from keras_filterprune.handlers.base import Handler, Resize, describe, give_up, untracked
 from keras_filterprune.handlers.functions import ELEMENTWISE, activation_name, is_elementwise
 from keras_filterprune.handlers.registry import (
+    Opaque,
     handler_for,
     keras_class,
     keras_name,
@@ -25,7 +26,11 @@ L = keras.layers
 
 def pin_mixing_activation(call: Call, ids: np.ndarray, t: Tracer) -> None:
     """Pin the channels of a call whose activation does not act on one number at a time."""
-    activation = getattr(call.op, "activation", None)
+    pin_mixing(call, getattr(call.op, "activation", None), ids, t)
+
+
+def pin_mixing(call: Call, activation: Any, ids: np.ndarray, t: Tracer) -> None:
+    """Pin the channels of a call that go through such an activation, a function or a layer."""
     if activation is None:
         return
     if isinstance(activation, keras.layers.Layer):
@@ -174,6 +179,18 @@ class Activation(Elementwise):
         if out.tracked:
             pin_mixing_activation(call, out.ids, t)
         return [out]
+
+
+@register_handler(L.Lambda)
+class Lambda(Opaque):
+    """A function that nobody can look into: where it treats every number alike, its shape follows."""
+
+    sized = True
+
+    def resize(self, config: dict, r: Resize) -> dict:
+        out = r.outputs[0]
+        fixed = isinstance(config.get("output_shape"), list | tuple)
+        return config | {"output_shape": r.shape(out)[1:]} if fixed and out.tracked else config
 
 
 @register_handler(L.Softmax)

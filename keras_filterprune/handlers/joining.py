@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.handlers.base import UNTRACKED, Handler, Resize, describe, give_up, untracked
+from keras_filterprune.handlers.base import UNTRACKED, Handler, Resize, describe, give_up, untracked, volume
 from keras_filterprune.handlers.registry import register_handler, register_keras_names
 
 L = keras.layers
@@ -39,6 +41,44 @@ class Concatenate(Handler):
         t.pin_tensors((x for x in inputs if x.axis != axis), f"is joined along another axis by {describe(call)}")
         ids = [x.ids if x.axis == axis else t.pinned(x.shape[axis], UNTRACKED) for x in inputs]
         return [Tensor(shape, axis, np.concatenate(ids))]
+
+
+@register_handler(L.Dot)
+class Dot(Handler):
+    """Sums products of two tensors along an axis of each: channels along it end here, each with its partner."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        (left, right), (shape,), axes = inputs, call.output_shapes, _summed(call.op, inputs)
+        along = [x.axis == axis for x, axis in zip(inputs, axes, strict=True)]
+        if any(along) and not all(along):
+            return give_up(call, inputs, t, "meets channels that are not tracked in")
+        sizes = volume(left.shape[1:]) * volume(right.shape[1:]) // max(1, left.shape[axes[0]] or 1) ** 2
+        if all(along):
+            t.tie(left.ids, right.ids)
+            t.spend(call.path, sizes, left.ids)
+            if call.op.normalize:
+                t.approximate(left.ids, f"{describe(call)} takes statistics over channels")
+            return untracked(call)
+        t.spend(call.path, sizes * (left.shape[axes[0]] or 1))
+        # The axes of the left one come first, without that which is summed over, and one batch.
+        for x, axis, before in ((left, axes[0], 0), (right, axes[1], len(left.shape) - 2)):
+            if x.axis is not None:
+                t.pin_tensors([right] if x is left else [], f"meets channels of another axis in {describe(call)}")
+                return [Tensor(shape, before + x.axis - (x.axis > axis), x.ids)]
+        return untracked(call)
+
+    def masked_call(self, op: Any, args: tuple, kwargs: dict, r: Resize) -> Any:
+        axes = _summed(op, r.inputs)
+        if any(x.axis != axis for x, axis in zip(r.inputs, axes, strict=True)):
+            return op(*args, **kwargs)
+        kept = np.flatnonzero(r.kept(r.inputs[0]))
+        return op([keras.ops.take(x, kept, axis=axis) for x, axis in zip(args[0], axes, strict=True)], **kwargs)
+
+
+def _summed(op: Any, inputs: tuple[Tensor, ...]) -> list[int]:
+    """The axis of each input of a `Dot` along which products are summed."""
+    axes = [op.axes] * 2 if isinstance(op.axes, int) else op.axes
+    return [axis % len(x.shape) for x, axis in zip(inputs, axes, strict=True)]
 
 
 @register_keras_names("Stack")

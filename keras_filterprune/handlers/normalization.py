@@ -79,7 +79,7 @@ class OverChannels(Handler):
         shape[x.axis] = -1
         mask = ops.reshape(ops.convert_to_tensor(r.kept(x), "float32"), shape)
         y = self.masked(op, ops.cast(args[0], "float32"), mask, self.axes(op, len(x.shape)))
-        return ops.cast(y, op.compute_dtype)
+        return ops.cast(y, getattr(op, "compute_dtype", args[0].dtype))
 
     @abc.abstractmethod
     def masked(self, op: Any, x: Any, mask: Any, axes: list[int]) -> Any:
@@ -121,11 +121,12 @@ class RMSNormalization(OverChannels):
 
 
 @register_handler(L.UnitNormalization)
+@register_keras_names("Normalize")
 class UnitNormalization(OverChannels):
-    """x / |x| along `axis`."""
+    """x / |x| along `axis`, in any norm."""
 
     def masked(self, op: Any, x: Any, mask: Any, axes: list[int]) -> Any:
-        return x * ops.rsqrt(ops.maximum(ops.sum((x * mask) ** 2, axes, keepdims=True), 1e-12))
+        return op(x * mask)
 
 
 @register_handler(L.GroupNormalization)

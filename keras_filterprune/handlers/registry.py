@@ -15,7 +15,7 @@ from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.base import Handler, describe, untracked
 from keras_filterprune.handlers.linear import Linear
-from keras_filterprune.handlers.passing import passes_in_inference
+from keras_filterprune.handlers.passing import treats_alike
 from keras_filterprune.handlers.statistics import Statistics
 
 T = TypeVar("T")
@@ -29,14 +29,24 @@ def taught_by(op: Any, closed: str = "") -> str:
     return f"{taught}; it is not opened: it {closed}" if closed else taught
 
 
+def remedy(call: Call) -> str:
+    """What would make the library know what a call does, as the end of a sentence."""
+    if not isinstance(call.op, keras.layers.Layer):
+        return "; a layer of your own around it, with a kfp.handlers.Handler, teaches it"
+    known = "; a kfp.handlers.Handler of your own, registered for its class, teaches it"
+    return taught_by(call.op, call.closed) or known
+
+
 class Opaque(Handler):
     """Any operation without a handler: its inputs are pinned, its outputs carry no channels."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        if len(inputs) == 1 and not named_weights(call.op) and passes_in_inference(call.op):
+        axes = {x.axis for x in inputs}
+        if len(axes) == 1 and axes != {None} and not named_weights(call.op) and treats_alike(call):
+            t.tie(*(x.ids for x in inputs))
             return [Tensor(call.output_shapes[0], inputs[0].axis, inputs[0].ids)]
         t.constant(call.path, *named_weights(call.op))
-        t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{taught_by(call.op, call.closed)}")
+        t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{remedy(call)}")
         return untracked(call)
 
 
@@ -107,16 +117,20 @@ def register_keras_names(*names: str):
 
 def handler_for(op: Any) -> Handler:
     """The handler of a Keras operation; an opaque one that pins its inputs where none is registered."""
-    if getattr(op, "data_format", None) == "channels_first":
-        raise UnsupportedModelError(
-            f"layer '{op.name}' uses data_format='channels_first'; expected 'channels_last', the format of TFLite "
-            "and of CPUs. Rebuild the model with data_format='channels_last' and copy its weights: kernels have the "
-            "same layout."
-        )
     kind = _LIKE.get(type(op), type(op))
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
     return _BY_NAME.get(keras_name(op), _OPAQUE)
+
+
+def check_format(op: Any) -> None:
+    """Raise `UnsupportedModelError` where channels are not on the last axis."""
+    if getattr(op, "data_format", None) == "channels_first":
+        raise UnsupportedModelError(
+            f"layer '{op.name}' uses data_format='channels_first'; expected 'channels_last', the format of TFLite and "
+            "of CPUs. kfp.open_model(model) makes that of it; of a layer inside of another, rebuild it with "
+            "data_format='channels_last' and copy its weights: kernels have the same layout."
+        )
 
 
 def is_known(op: Any) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import keras
 import numpy as np
 
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.handlers.base import Handler, Resize, give_up
-from keras_filterprune.handlers.registry import register_handler, register_keras_names
+from keras_filterprune.handlers.base import Handler, Resize, describe, give_up, untracked
+from keras_filterprune.handlers.registry import keras_name, register_handler, register_keras_names
 
 L = keras.layers
 
@@ -36,36 +39,103 @@ class Spatial(Handler):
         return [Tensor(shape, len(shape) - 1, x.ids) if x.tracked else Tensor(shape)]
 
 
-@register_keras_names(
-    *"""
-    Mean Sum Max Min Var Std Prod Any All Logsumexp Amax Amin Median CountNonzero
-""".split()
-)
-class Reduction(Handler):
-    """A reduction over axes other than the channels keeps them apart."""
+@register_keras_names("ExtractPatches")
+class Patches(Handler):
+    """`ops.image.extract_patches`: the channels of every position of a patch behind each other."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x, shape = inputs[0], call.output_shapes[0]
+        if x.tracked and x.axis != len(x.shape) - 1:
+            return give_up(call, inputs, t, "lies on an axis that is cut by")
+        return [Tensor(shape, len(shape) - 1, np.tile(x.ids, math.prod(call.op.size))) if x.tracked else Tensor(shape)]
+
+
+# What is defined over any number of channels; sums alone lose nothing but the channels that go.
+_OVER_CHANNELS = frozenset("Sum Mean Max Min Amax Amin Var Std Logsumexp Norm Moments".split())
+
+
+@register_keras_names(*_OVER_CHANNELS, "Prod", "Any", "All", "Median", "CountNonzero")
+class Reduction(Handler):
+    """Over axes other than the channels it keeps them apart; over channels, it is taken over those that stay."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x, name = inputs[0], keras_name(call.op)
         if x.axis is None or len(inputs) > 1:
             return give_up(call, inputs, t, "feeds")
-        rank = len(x.shape)
-        axes = range(rank) if call.op.axis is None else [int(a) % rank for a in np.atleast_1d(call.op.axis)]
+        axes = _reduced(call.op, len(x.shape))
         if x.axis in axes:
-            return give_up(call, inputs, t, "is reduced over channels by")
-        before = 0 if len(shape) == rank else sum(a < x.axis for a in axes)
-        return [Tensor(shape, x.axis - before, x.ids)]
+            if name not in _OVER_CHANNELS:
+                return give_up(call, inputs, t, "is reduced over channels by")
+            if name != "Sum":
+                t.approximate(x.ids, f"{describe(call)} takes statistics over channels")
+            return untracked(call)
+        before = sum(a < x.axis for a in axes)
+        return [
+            Tensor(shape, x.axis - (before if len(shape) < len(x.shape) else 0), x.ids) for shape in call.output_shapes
+        ]
+
+    def masked_call(self, op: Any, args: tuple, kwargs: dict, r: Resize) -> Any:
+        x = r.inputs[0]
+        if x.axis is None or x.axis not in _reduced(op, len(x.shape)) or r.kept(x).all():
+            return op(*args, **kwargs)
+        return op(keras.ops.take(args[0], np.flatnonzero(r.kept(x)), axis=x.axis), *args[1:], **kwargs)
 
 
-@register_keras_names("Cumsum", "Cumprod", "Flip", "Roll", "Normalize")
+def _reduced(op: Any, rank: int) -> list[int]:
+    axis = op.axes if keras_name(op) == "Moments" else op.axis
+    return list(range(rank)) if axis is None else [int(a) % rank for a in np.atleast_1d(axis)]
+
+
+@register_keras_names("Cumsum", "Cumprod")
 class AlongAxis(Handler):
     """Operations along one axis that treat every other axis independently."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x = inputs[0]
-        axes = getattr(call.op, "axis", None)
-        if not x.tracked or axes is None or x.axis in [int(a) % len(x.shape) for a in np.atleast_1d(axes)]:
-            return give_up(call, inputs, t, "is mixed or moved along channels by")
+        axis = call.op.axis
+        if not x.tracked or axis is None or x.axis == axis % len(x.shape):
+            return give_up(call, inputs, t, "is added up along channels by")
         return [Tensor(call.output_shapes[0], x.axis, x.ids)]
+
+
+@register_keras_names("Flip")
+class Flip(Handler):
+    """Axes are run through from behind."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x = inputs[0]
+        flipped = x.axis in _reduced(call.op, len(x.shape))
+        return [Tensor(x.shape, x.axis, x.ids[::-1] if flipped else x.ids)]
+
+
+@register_keras_names("Roll")
+class Roll(Handler):
+    """The last of an axis come to its front: fewer of them, where some go."""
+
+    sized = True
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x = inputs[0]
+        if x.tracked and call.op.axis is None:
+            return give_up(call, inputs, t, "is moved across channels by")
+        return [Tensor(x.shape, x.axis, np.roll(x.ids, _shift(call.op, x)) if x.tracked else x.ids)]
+
+    def resize(self, config: dict, r: Resize) -> dict:
+        x = r.inputs[0]
+        axes = [int(a) % len(x.shape) for a in np.atleast_1d(config["axis"])]
+        shifts = np.broadcast_to(config["shift"], len(axes)).tolist()
+        if x.axis in axes:
+            to_front = _shift(r.call.op, x) % len(x.ids)
+            shifts = [0 if a == x.axis else s for a, s in zip(axes, shifts, strict=True)]
+            shifts[axes.index(x.axis)] = int(r.kept(x)[len(x.ids) - to_front :].sum())
+        return config | {"shift": tuple(shifts), "axis": tuple(axes)}
+
+
+def _shift(op: Any, x: Tensor) -> int:
+    """By how many places channels are moved."""
+    axes = [int(a) % len(x.shape) for a in np.atleast_1d(op.axis)]
+    shifts = np.broadcast_to(op.shift, len(axes)).tolist()
+    return sum(s for a, s in zip(axes, shifts, strict=True) if a == x.axis)
 
 
 @register_keras_names("Pad")

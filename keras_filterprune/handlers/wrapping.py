@@ -1,4 +1,4 @@
-"""Recurrent layers as consumers, and wrappers that apply another layer."""
+"""Wrappers that apply another layer."""
 
 from __future__ import annotations
 
@@ -8,74 +8,13 @@ from typing import Any
 
 import keras
 
-from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Shape, Tensor
-from keras_filterprune.handlers.base import Handler, Resize, give_up, read_last_axis, untracked, volume
+from keras_filterprune.handlers.base import Handler, Resize, give_up, volume
 from keras_filterprune.handlers.convolution import Conv, Dense
-from keras_filterprune.handlers.linear import Linear
-from keras_filterprune.handlers.registry import handler_for, register_handler
+from keras_filterprune.handlers.registry import check_format, handler_for, register_handler
 
 L = keras.layers
-
-
-@register_handler(L.SimpleRNN)
-class Recurrent(Handler):
-    """Reads channels through its input kernel; its own units are tied through time and stay.
-
-    Attributes:
-        gates: numbers that a unit computes in a step, each with a kernel of its own.
-    """
-
-    gates = 1
-
-    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        return _read_in_time(call, inputs, t, [call.op])
-
-    def linear(self, op: Any) -> Linear:
-        # What a gate sums up has to do with what the layer remembers as well.
-        return Linear(op, None, activation=getattr(op, "activation", None))
-
-
-@register_handler(L.LSTM)
-class LSTM(Recurrent):
-    """Three gates and the new state."""
-
-    gates = 4
-
-
-@register_handler(L.GRU)
-class GRU(Recurrent):
-    """Two gates and the new state."""
-
-    gates = 3
-
-
-@register_handler(L.Bidirectional)
-class Bidirectional(Handler):
-    """A recurrent layer for either direction of time."""
-
-    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        return _read_in_time(call, inputs, t, [call.op.forward_layer, call.op.backward_layer])
-
-
-def _read_in_time(call: Call, inputs: tuple[Tensor, ...], t: Tracer, layers: list[Any]) -> list[Tensor]:
-    """What a call does whose recurrent layers all read its one input."""
-    handlers = [handler for layer in layers if isinstance(handler := handler_for(layer), Recurrent)]
-    if len(handlers) < len(layers) or len(inputs) > 1:
-        return give_up(call, inputs, t, "feeds")
-    x = read_last_axis(call, inputs[0], t)
-    steps = volume(call.input_shapes[0][1:2])
-    for name in named_weights(call.op):
-        if name.startswith("kernel"):
-            t.bind(call.path, name, 0, x, "input")
-        else:
-            t.constant(call.path, name)
-    for handler, layer in zip(handlers, layers, strict=True):
-        numbers = steps * handler.gates * layer.units
-        t.spend(call.path, numbers, x)
-        t.spend(call.path, numbers * layer.units)
-    return untracked(call)
 
 
 class Wrapper(Handler):
@@ -83,6 +22,7 @@ class Wrapper(Handler):
 
     def inner(self, call: Call, inputs: tuple[Tensor, ...]) -> tuple[Handler, Call, tuple[Tensor, ...]]:
         """Handler, call and tensors as the wrapped layer sees them."""
+        check_format(call.op.layer)
         return handler_for(call.op.layer), replace(call, op=call.op.layer), inputs
 
     def resize(self, config: dict, r: Resize) -> dict:
@@ -98,6 +38,8 @@ class TimeDistributed(Wrapper):
     """The inner layer sees every tensor without axis 1."""
 
     def inner(self, call: Call, inputs: tuple[Tensor, ...]) -> tuple[Handler, Call, tuple[Tensor, ...]]:
+        check_format(call.op.layer)
+
         def step(shape: Shape) -> Shape:
             return shape[:1] + shape[2:]
 

@@ -14,6 +14,7 @@ from keras_filterprune.graph.types import ModelView
 from keras_filterprune.opening.assemble import Assembler
 from keras_filterprune.opening.batch import batch_size_for
 from keras_filterprune.opening.branches import branching, same_graph
+from keras_filterprune.opening.channels_last import channels_last_view
 from keras_filterprune.opening.errors import CannotOpenError
 from keras_filterprune.opening.inputs import batch_of, call_once, check_spec, optional_inputs, specs_of
 from keras_filterprune.opening.kinds import differs_in_training, has_graph, is_composite, is_idle, takes, why_leaf
@@ -64,7 +65,11 @@ def open_model(model: keras.Model, input_spec: Any = None) -> keras.Model:
 
 
 def opened_view(model: keras.Model, input_spec: Any = None) -> ModelView:
-    """The flat view of a model, opened where there is something to open; `view.model` is what it is a view of."""
+    """The flat view of a model, opened where there is something to open, its channels last; `view.model` is viewed."""
+    return channels_last_view(_opened_view(model, input_spec))
+
+
+def _opened_view(model: keras.Model, input_spec: Any) -> ModelView:
     if has_graph(model):
         check_spec(model, input_spec)
         view = view_model(model)

@@ -125,7 +125,9 @@ class Trial:
         """The score of a choice, higher = better."""
         values = masked_weights(kept)
         for path in values.keys() & self._consumers.keys():
-            values.pop(path)
+            # Its kernel is refitted; the weights by which a recurrent layer reads itself are masked all the same.
+            refitted = self._consumers[path].linear.summed
+            values[path] = [pair for pair in values[path] if pair[0] is not refitted]
             for owner, variable, value in self._refit(path, kept.alive):
                 values.setdefault(owner, []).append((variable, value))
         return self._score.mean(self._wanted, masked_outputs(kept, self._inputs, values))

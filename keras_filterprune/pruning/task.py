@@ -64,7 +64,7 @@ class Task:
         prove_linear(self.graph.view)
         self.options.check_names(self.graph)
         if not self.graph.groups:
-            raise InfeasibleBudgetError(self._nothing())
+            raise InfeasibleBudgetError(self.graph.why_whole())
         if self.budget.settles_counts:
             self._check_counts()
         else:
@@ -137,17 +137,6 @@ class Task:
             by_hand = self.budget.settles_counts
             self._ladders[tiles] = rungs if by_hand else [self.spent.worthwhile(n, c) for n, c in enumerate(rungs)]
         return self._ladders[tiles]
-
-    def _nothing(self) -> str:
-        """Why no filter can be removed: the layers where most of the cost is first."""
-        # Where the MACs of a layer are not known, parameters say how much it matters.
-        what = "parameters" if self.graph.uncounted else "MACs"
-        spent = (self.costs.params if self.graph.uncounted else self.costs.macs).by_layer(self.costs.sizes)
-        whole = max(1, sum(spent.values()))
-        pinned = sorted(self.graph.pinned, key=lambda pin: -spent[pin.layer])[:_NAMED]
-        reasons = [f"'{p.layer}' ({100 * spent[p.layer] / whole:.0f} % of the {what}) {p.reason}" for p in pinned]
-        why = "; ".join(reasons or ["no layer with a handler makes filters"])
-        return f"model '{self.graph.view.name}' has no filter that can be removed: {why}."
 
     def _check_data(self) -> None:
         criterion, allocator, data = self.recipe.criterion, self.recipe.allocator, self.run.data

@@ -309,7 +309,7 @@ def without_old_shapes(config: Any) -> Any:
         if config.get("class_name") == "Constant" and np.ndim(_plain(config["config"].get("value"))):
             return keras.initializers.serialize(keras.initializers.Zeros())
         return {key: without_old_shapes(value) for key, value in config.items() if key != "build_config"}
-    return config
+    return [without_old_shapes(value) for value in config] if type(config) is list else config
 
 
 def _plain(value: Any) -> Any:

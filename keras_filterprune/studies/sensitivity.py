@@ -123,7 +123,7 @@ def measure_sensitivity(
 def _checked(graph: ChannelGraph) -> Weights:
     """The weights of a model that has filters to remove."""
     if not graph.groups:
-        raise InfeasibleBudgetError(f"model '{graph.view.name}' has no filter that can be removed.")
+        raise InfeasibleBudgetError(graph.why_whole())
     weights = Weights(graph.view)
     weights.check_finite()
     return weights

@@ -147,8 +147,9 @@ def apply_penalty(
         for member in group.members
         if (member.role == "filter" if weights == "kernel" else member.weight == "gamma")
         and any(fnmatch.fnmatch(member.layer, pattern) for pattern in patterns)
-        # One regularizer for several kernels, as attention has, does not know along which axis theirs lie.
-        and hasattr(ops[member.layer], _regularizer(member.weight))
+        # One regularizer for several kernels, as attention has, does not know along which axis theirs lie; those of
+        # recurrent layers are their cells'.
+        and _regularizer(member.weight) in vars(ops[member.layer])
     }
     if not axes:
         raise (UnsupportedModelError if include is None else UnknownNameError)(

@@ -369,26 +369,50 @@ def test_what_is_no_model_is_refused(thing):
     assert str(error.value) == f"expected a keras.Model. Received: {type(thing).__name__}."
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        layers.Conv2D(4, 1, data_format="channels_first", name="first"),
-        layers.MaxPooling2D(2, data_format="channels_first", name="first"),
-        layers.Flatten(data_format="channels_first", name="first"),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_channels_first_is_refused_with_the_layer_and_a_way_out(layer):
-    x = keras.Input((4, 6, 6))
-    model = keras.Model(x, layer(x))
-    with pytest.raises(errors.UnsupportedModelError) as error:
-        kfp.analyze(model)
-    assert str(error.value) == (
-        "layer 'first' uses data_format='channels_first'; expected 'channels_last', the format of TFLite and of CPUs. "
-        "Rebuild the model with data_format='channels_last' and copy its weights: kernels have the same layout."
-    )
-
-
 def test_refusals_are_value_errors():
     with pytest.raises(ValueError, match=r"expected a keras\.Model"):
         kfp.prune_model(3)
+
+
+def too_short():
+    inputs = keras.Input((None, 1))
+    return inputs, layers.Conv1D(4, 9, 5)(layers.Conv1D(4, 127, 4)(inputs))
+
+
+def too_deep():
+    x = inputs = keras.Input((None, None, 3))
+    for _ in range(8):
+        x = layers.MaxPooling2D()(layers.Conv2D(4, 3, padding="same")(x))
+    return inputs, x
+
+
+def windows_of_five():
+    inputs = keras.Input((None, 4))
+    return inputs, layers.Reshape((-1, 5, 8))(layers.Dense(8)(inputs))
+
+
+def thirds_put_together():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2DTranspose(4, 3, 3)(layers.Conv2D(4, 3, 3)(inputs))
+    return inputs, layers.Concatenate()([inputs, x])
+
+
+def few_tokens():
+    inputs = keras.Input((None,), dtype="int32")
+    return inputs, layers.Conv1D(4, 12)(layers.Embedding(9, 4)(inputs))
+
+
+@pytest.mark.parametrize("build", [too_short, too_deep, windows_of_five, thirds_put_together, few_tokens])
+def test_open_sides_are_such_as_all_layers_take(build):
+    inputs, x = build()
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(6, name="hidden")(x)))
+    small, report = kfp.prune_model(model, "l2", kfp.FiltersBudget(0.5), return_report=True, progress=False)
+    assert report.verification <= 1e-5
+    assert small.get_layer("hidden").units == 3
+
+
+def test_open_sides_that_nothing_fits_are_said():
+    inputs = keras.Input((None, 4))
+    x = layers.Concatenate(name="odd")([layers.ZeroPadding1D((0, 1))(inputs), inputs])
+    with pytest.raises(errors.UnsupportedModelError, match=r"tried, up to 27720: 'odd' joins tensors of shapes"):
+        kfp.analyze(keras.Model(inputs, x))

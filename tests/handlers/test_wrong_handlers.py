@@ -19,7 +19,7 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Tensor
 from keras_filterprune.handlers import registry
 from keras_filterprune.handlers.activation import Elementwise, PReLU
-from keras_filterprune.handlers.base import read_last_axis, untracked, weight_axis
+from keras_filterprune.handlers.base import read_last_axis, weight_axis
 from keras_filterprune.handlers.convolution import Conv, ConvTranspose, Dense, DepthwiseConv, SeparableConv
 from keras_filterprune.handlers.joining import Concatenate, GetItem, Split
 from keras_filterprune.handlers.multiplying import finish
@@ -247,8 +247,8 @@ class FlipAsElementwise(Elementwise):
 
 @wrong(names=("Mean",), body=lambda x: x * ops.mean(x, axis=-1, keepdims=True))
 class MeanOverChannelsUnnoticed(Reduction):
-    def trace(self, call, inputs, t):
-        return untracked(call)
+    def masked_call(self, op, args, kwargs, r):
+        return op(*args, **kwargs)
 
 
 @wrong(layers.LayerNormalization, body=lambda x: layers.LayerNormalization()(x))

@@ -14,7 +14,7 @@ def neighbour_sum(x):
 
 @register
 def lambda_layer():
-    """A Lambda layer, whose function nobody can inspect (pinned: "conv2")."""
+    """A Lambda layer, whose function is known by what it does to numbers: nothing is pinned by it."""
     inputs = keras.Input((6, 6, 3), name="image")
     x = conv_bn(conv_bn(inputs, 9, "conv1"), 7, "conv2")
     x = layers.Lambda(lambda t: t * t, output_shape=(6, 6, 7), name="square")(x)
