@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -13,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.types import Bind, ChannelGraph, Group, Member, ModelView, Pinned, Tensor, Term
 
+T = TypeVar("T")
 # What channels are that live inside of a layer and in no tensor, see `Tracer.fresh`.
 HEADS = "heads"
 _NO_FILTER = "is zero padding that no filter fills"
@@ -25,6 +27,12 @@ class Tracer:
     which stay (`pin`), and which axes of which weights they index (`bind`). Whatever weight they say nothing of pins
     all channels of the layer.
 
+    Args:
+        avoided: {reshape or weight: axes along which it is not to lay channels}, as far as it has others ({}).
+
+    Attributes:
+        regrets: {reshape or weight: the axis along which its channels came to where they cannot go on}.
+
     Example:
         >>> import keras_filterprune as kfp
         >>> tracer = kfp.handlers.Tracer()
@@ -34,7 +42,10 @@ class Tracer:
         array([3, 4])
     """
 
-    def __init__(self):
+    def __init__(self, avoided: Mapping[str, Collection[int]] | None = None):
+        self.regrets: dict[str, int] = {}
+        self._avoided = avoided or {}
+        self._laid: dict[str, tuple[int, np.ndarray, bool]] = {}
         self._size = 0
         self._repeat = 1
         self._fresh: dict[tuple[str, str], np.ndarray] = {}
@@ -84,6 +95,26 @@ class Tracer:
         for owner, weight, axis in list(self._binds):
             if owner == layer:
                 self.pin(self._binds[owner, weight, axis].ids, reason)
+
+    def lay(self, layer: str, axes: Sequence[T]) -> T:
+        """The axis along which a reshape, or a weight, lays channels: of these, best first, the first not to avoid."""
+        return next((axis for axis in axes if axis not in self._avoided.get(layer, ())), axes[0])
+
+    def laid(self, layer: str, axis: int, ids: np.ndarray, last: bool = False) -> None:
+        """Channels lie along an axis and could lie along another; `last` ones are the last to be reconsidered."""
+        if axis not in self._avoided.get(layer, ()):
+            self._laid[layer] = axis, ids, last
+
+    def reconsider(self, *vectors: np.ndarray) -> None:
+        """Channels cannot go on from here: what laid those of one of these vectors is to try another axis."""
+        found = [
+            (last, -number, layer)
+            for number, (layer, (_, laid, last)) in enumerate(self._laid.items())
+            if any(len(ids) and np.isin(ids, laid).all() for ids in vectors)
+        ]
+        if found:
+            layer = min(found)[2]
+            self.regrets[layer] = self._laid[layer][0]
 
     def approximate(self, ids: np.ndarray, reason: str) -> None:
         """Removing these channels changes what the others compute, because of `reason`."""
