@@ -1,4 +1,4 @@
-"""Multiply-accumulates, counted without the library's own rules: in TensorFlow's graph, and from the shapes of calls."""
+"""Multiply-accumulates, counted without the rules of the library: in a graph of TensorFlow, and from shapes.
 
 import math
 import re
@@ -40,6 +40,8 @@ def _macs(op) -> int:
     shapes = [tuple(x.shape) if x.shape.rank is not None else () for x in op.inputs]
     made = tuple(op.outputs[0].shape) if op.outputs and op.outputs[0].shape.rank is not None else ()
     if op.type in ("Conv2D", "Conv3D"):
+        if not _reads_weight(op.inputs[1].op):
+            return 0  # How Keras cuts images into patches.
         return _volume(made) * _volume(shapes[1][:-1])
     if op.type == "DepthwiseConv2dNative":
         return _volume(made) * _volume(shapes[1][:2])
@@ -51,6 +53,11 @@ def _macs(op) -> int:
     if op.type == "Einsum":
         return _letters(op.get_attr("equation").decode(), shapes)
     return 0
+
+
+def _reads_weight(op) -> bool:
+    """Whether a filter is a weight, or made of one."""
+    return op.type in ("ReadVariableOp", "Placeholder") or any(_reads_weight(x.op) for x in op.inputs)
 
 
 def call_macs(op, inputs: list[tuple], output: tuple) -> int:

@@ -123,7 +123,7 @@ class CompactTransformer(keras.Model):
             x = self.pool(conv(x))
         x = ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3]))
         x = x + self.positions(ops.arange(x.shape[1]))
-        for n, (attention, mlp, drop) in enumerate(zip(self.attentions, self.mlps, self.drops)):
+        for n, (attention, mlp, drop) in enumerate(zip(self.attentions, self.mlps, self.drops, strict=True)):
             y = self.norms[2 * n](x)
             x = x + drop(attention(y, y), training=training)
             x = x + drop(mlp(self.norms[2 * n + 1](x), training=training), training=training)

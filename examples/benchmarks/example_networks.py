@@ -68,7 +68,7 @@ class UNet(keras.Model):
             for block in blocks:
                 x = block(x, training=training)
             skips.append(x)
-        for grow, blocks, skip in zip(self.up, self.merge, skips[-2::-1]):
+        for grow, blocks, skip in zip(self.up, self.merge, skips[-2::-1], strict=True):
             x = ops.concatenate([skip, grow(x)], axis=-1)
             for block in blocks:
                 x = block(x, training=training)
@@ -172,7 +172,7 @@ class SuperResolution(keras.Model):
 
     def call(self, images):
         x = skip = self.stem(images / 255.0)
-        for first, second in zip(self.first, self.second):
+        for first, second in zip(self.first, self.second, strict=True):
             x = x + 0.1 * second(first(x))
         return ops.clip(255.0 * self.image(self.shuffle(self.grow(x + skip))), 0.0, 255.0)
 
@@ -256,7 +256,7 @@ class Generator(keras.Model):
 
     def call(self, noise, training=False):
         x = self.shape(ops.leaky_relu(self.norms[0](self.dense(noise), training=training)))
-        for up, norm in zip(self.ups, self.norms[1:]):
+        for up, norm in zip(self.ups, self.norms[1:], strict=True):
             x = ops.leaky_relu(norm(up(x), training=training), 0.2)
         return self.image(x)
 

@@ -75,7 +75,7 @@ class LanguageModel(keras.Model):
 
     def call(self, x, training=None):
         x = self.embedding(x)
-        for n, (attention, mlp) in enumerate(zip(self.attentions, self.mlps)):
+        for n, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
             x = x + attention(self.norms[2 * n](x))
             x = x + mlp(self.norms[2 * n + 1](x), training=training)
         return self.words(x)
@@ -121,7 +121,7 @@ class TimeSeriesTransformer(keras.Model):
         self.hidden, self.scores = layers.Dense(24, activation="relu"), layers.Dense(CLASSES)
 
     def call(self, x):
-        for n, (attention, (up, down)) in enumerate(zip(self.attentions, self.convs)):
+        for n, (attention, (up, down)) in enumerate(zip(self.attentions, self.convs, strict=True)):
             x = x + self.norms[2 * n](attention(x, x))
             x = x + down(up(self.norms[2 * n + 1](x)))
         return self.scores(self.hidden(ops.mean(x, axis=-1)))
@@ -144,7 +144,7 @@ class Dilated(layers.Layer):
 
     def call(self, x, training=None):
         y = x
-        for conv, norm in zip(self.convs, self.norms):
+        for conv, norm in zip(self.convs, self.norms, strict=True):
             y = self.drop(ops.relu(norm(conv(y))), training=training)
         return ops.relu(self.shortcut(x) + y)
 
@@ -235,7 +235,7 @@ class Keywords(keras.Model):
         real, imaginary = ops.stft(waves, 64, 32, 64, window=self.window)
         x = ops.log(real**2 + imaginary**2 + 1e-6)[..., None]
         x = self.stem(x)
-        for depthwise, norm, pointwise in zip(self.depthwise, self.norms, self.pointwise):
+        for depthwise, norm, pointwise in zip(self.depthwise, self.norms, self.pointwise, strict=True):
             x = pointwise(ops.relu(norm(depthwise(x))))
         return self.scores(self.pool(x))
 

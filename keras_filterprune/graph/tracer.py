@@ -46,6 +46,8 @@ class Tracer:
         self.regrets: dict[str, int] = {}
         self._avoided = avoided or {}
         self._laid: dict[str, tuple[int, np.ndarray, bool]] = {}
+        self._hoped: dict[str, tuple[int, np.ndarray]] = {}
+        self._fixed: list[np.ndarray] = []
         self._size = 0
         self._repeat = 1
         self._fresh: dict[tuple[str, str], np.ndarray] = {}
@@ -70,7 +72,12 @@ class Tracer:
         """New channel ids that never go away."""
         ids = self.fresh(size)
         self.pin(ids, reason)
+        self._fixed.append(ids)
         return ids
+
+    def fixed(self, ids: np.ndarray) -> bool:
+        """Whether these ids, channels of an input of the model say, were made to stay."""
+        return any(np.isin(ids, made).all() for made in self._fixed)
 
     def tie(self, *vectors: np.ndarray) -> None:
         """Channels at the same position of these id vectors live and die together."""
@@ -116,6 +123,11 @@ class Tracer:
             layer = min(found)[2]
             self.regrets[layer] = self._laid[layer][0]
 
+    def hoped(self, layer: str, axis: int, ids: np.ndarray) -> None:
+        """Channels lie along an axis so that some can go; where all of them stay, the layer is to try another axis."""
+        if axis not in self._avoided.get(layer, ()):
+            self._hoped[layer] = axis, ids
+
     def approximate(self, ids: np.ndarray, reason: str) -> None:
         """Removing these channels changes what the others compute, because of `reason`."""
         self._approximate.append((ids, reason))
@@ -160,6 +172,9 @@ class Tracer:
         unit_of_id = self._units()
         binds = tuple(self._binds.values())
         reasons, reason_of_unit = self._pin_reasons(unit_of_id, binds)
+        for layer, (axis, ids) in self._hoped.items():
+            if (reason_of_unit[unit_of_id[ids]] >= 0).all():
+                self.regrets[layer] = axis
         groups = _groups(binds, unit_of_id, reason_of_unit < 0, self._approximate, self._heads(unit_of_id))
         pinned: dict[tuple[str, str], int] = defaultdict(int)
         for bind in binds:

@@ -92,6 +92,9 @@ class Elementwise(Handler):
         placed = [(x, x.axis + len(shape) - len(x.shape)) for x in inputs if x.axis is not None]
         # A single channel that is broadcast over many is tied to none of them.
         placed = [(x, axis) for x, axis in placed if shape and shape[axis] == len(x.ids)]
+        if len({axis for _, axis in placed}) > 1:
+            # What stays anyhow stands in nobody's way: the features of an input, beside the heads of scores.
+            placed = [(x, axis) for x, axis in placed if not t.fixed(x.ids)] or placed[:1]
         tracked, axes = [x for x, _ in placed], {axis for _, axis in placed}
         if not axes:
             return untracked(call)
