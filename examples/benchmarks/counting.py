@@ -1,4 +1,4 @@
-"""Multiply-accumulates, counted without the rules of the library: in a graph of TensorFlow, and from shapes.
+"""Multiply-accumulates, counted without the rules of the library: in a graph of TensorFlow, and from shapes."""
 
 import math
 import re
