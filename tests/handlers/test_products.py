@@ -177,7 +177,7 @@ def masked_in_windows():
 @situation(HEADS)
 def to_another_sequence():
     inputs = [keras.Input((TIME, 5)), keras.Input((4, 5))]
-    x, other = (layers.Dense(WIDTH, name=name)(i) for name, i in zip(("stream", "other"), inputs))
+    x, other = (layers.Dense(WIDTH, name=name)(i) for name, i in zip(("stream", "other"), inputs, strict=True))
     q, k, v = layers.Dense(12, name="q")(x), layers.Dense(12, name="k")(other), layers.Dense(12, name="v")(other)
     y = layers.Dense(WIDTH, name="out")(joined(attend(split(q), split(k), split(v))))
     return keras.Model(inputs, layers.Dense(3, name="scores")(layers.Flatten()(layers.Add()([x, y]))))
