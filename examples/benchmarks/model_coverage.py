@@ -144,11 +144,16 @@ def analyse(name: str, row: dict, files: Path) -> dict:
     """What is opened, what stays closed and why, and how far pruning reaches."""
     model = row["_model"]
     graph = kfp.analyze(model)
+    opened = "as it is" if graph.model is model else "opened"
+    if any(call.closed for call in graph.view.calls) and any(None in t.shape[1:] for t in graph.model.inputs):
+        # What the reasons say would help: sides that are known.
+        shapes = keras.tree.map_structure(lambda t: (None, *known(t).shape[1:]), graph.model.input)
+        graph, opened = kfp.analyze(kfp.open_model(model, input_spec=shapes)), "at a fixed size"
     specs = [known(tensor) for tensor in graph.model.inputs]
     total, reached, seen = graph_macs(model, specs, graph.model.input), *reach(graph, specs)
     return {
         "_graph": graph,
-        "opened": "as it is" if graph.model is model else "opened",
+        "opened": opened,
         "closed": {f"{c.path} ({type(c.op).__name__})": c.closed for c in graph.view.calls if c.closed},
         "reach": min(1.0, reached / total),
         "counted": seen / total,

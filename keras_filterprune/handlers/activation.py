@@ -184,10 +184,14 @@ class SoftmaxLayer(Handler):
     """Softmax over an axis without tracked channels keeps them in place; over the channels it mixes them."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x = inputs[0]
+        x, *masks = inputs
         axes = np.atleast_1d(call.op.axis if call.op.axis is not None else np.arange(len(x.shape)))
-        if x.axis in [a % len(x.shape) for a in axes] or len(inputs) > 1:
+        if x.axis in [a % len(x.shape) for a in axes]:
             return give_up(call, inputs, t, "is normalised over channels by")
+        t.pin_tensors(masks, f"masks {describe(call)}")
+        masks += [Tensor(np.shape(value)) for value in _constants(call)]
+        if x.tracked and any(_size_at(mask.shape, x.shape, x.axis) not in (1, None) for mask in masks):
+            t.pin(x.ids, f"is masked on its own in {describe(call)}")
         return [Tensor(call.output_shapes[0], x.axis, x.ids)]
 
 

@@ -103,8 +103,14 @@ class Assembler(Cloner):
         return keras.Model(structure, outputs, name=model.name)
 
     def _input(self, tensor: Any) -> Any:
-        batch = None if self._batch else tensor.shape[0]
-        return keras.Input(batch_shape=(batch, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name)
+        return keras.Input(batch_shape=self._open(tensor), dtype=tensor.dtype, name=tensor.name)
+
+    def input_shape(self, model: keras.Model, index: int) -> tuple[int | None, ...]:
+        # An `input_spec` may have fixed sides that the model leaves open.
+        return self._open(self._traced.inputs[index]) if model is self._root else super().input_shape(model, index)
+
+    def _open(self, tensor: Any) -> tuple[int | None, ...]:
+        return (None if self._batch else tensor.shape[0], *tensor.shape[1:])
 
     def _applied(self, call: Call, args: tuple, kwargs: dict, anchor: Any, open_batch: OpenBatch | None) -> Any:
         op = call.op

@@ -229,8 +229,10 @@ def _with_reasons(view: ModelView, closed: dict[int, str]) -> ModelView:
     """The view with {id of a layer: why it was not opened}, where layers stand in the way of anything."""
     if not closed:
         return view
+    sides = any(None in t.shape[1:] for t in view.model.inputs)
+    help_ = ". Its inputs leave sides open; with known ones, kfp.open_model(model, input_spec=...), it may open" * sides
     calls = (
-        replace(call, closed=closed[id(call.op)]) if id(call.op) in closed and not is_idle(call.op) else call
+        replace(call, closed=closed[id(call.op)] + help_) if id(call.op) in closed and not is_idle(call.op) else call
         for call in view.calls
     )
     return replace(view, calls=tuple(calls))
