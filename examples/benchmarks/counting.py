@@ -75,8 +75,9 @@ def call_macs(op, inputs: list[tuple], output: tuple) -> int:
     sizes = sum(_volume(v.shape) for v in kernels)
     if name in ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"):
         numbers = op.weights[0].shape[-1] * op.weights[0].shape[-2]
-        positions, others = _volume(inputs[0][:-1]), _volume(inputs[1][1:-1]) if len(inputs) > 1 else 1
-        return positions * sizes + 2 * positions * others * numbers
+        # Masks come before or after; the last sequence of as many numbers as values have is that of the values.
+        values = next((x for x in inputs[::-1] if len(x) == len(output) and x[-1] == kernels[2].shape[0]), output)
+        return _volume(output[:-1]) * sizes + 2 * _volume(output[:-1]) * _volume(values[1:-1]) * numbers
     if name.endswith("Transpose") and kernels:
         return _volume(inputs[0][:-1]) * sizes
     if name in ("LSTM", "GRU", "SimpleRNN", "Bidirectional"):

@@ -34,6 +34,8 @@ from rows import append, read
 
 import keras_filterprune as kfp
 from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.opening import opened_view
+from keras_filterprune.tracing import trace_view
 
 TARGET, KEEP, SIDE = 0.95, 0.5, 64
 TOLERANCE = 1e-5  # of the oracle, relative to the largest output
@@ -148,7 +150,7 @@ def analyse(name: str, row: dict, files: Path) -> dict:
     if any(call.closed for call in graph.view.calls) and any(None in t.shape[1:] for t in graph.model.inputs):
         # What the reasons say would help: sides that are known.
         shapes = keras.tree.map_structure(lambda t: (None, *known(t).shape[1:]), graph.model.input)
-        graph, opened = kfp.analyze(kfp.open_model(model, input_spec=shapes)), "at a fixed size"
+        graph, opened = trace_view(opened_view(model, shapes)), "at a fixed size"
     specs = [known(tensor) for tensor in graph.model.inputs]
     total, reached, seen = graph_macs(model, specs, graph.model.input), *reach(graph, specs)
     return {

@@ -168,7 +168,13 @@ class Trace:
         if id(op) not in self._made:
             self.paths.setdefault(id(op), (*self._path, self._name(op)))
             self._made[id(op)] = Leaf(op)
-        return self._made[id(op)](*args, **kwargs)
+        try:
+            return self._made[id(op)](*args, **kwargs)
+        except ValueError:
+            if id(op) not in self.closed:
+                raise
+            # It gives None among its tensors, say, as only a layer that is opened can.
+            raise CannotOpenError(f"calls layer '{op.name}', which {self.closed[id(op)]}") from None
 
     def _weight(self, variable: Any, holder: Any) -> Any:
         if id(variable) not in self._weights:
