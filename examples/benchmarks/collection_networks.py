@@ -1,4 +1,4 @@
-"""Small models of collections, with random weights: backbones of every family of keras-hub, and of kimm.
+"""Small models of collections, with random weights: backbones of keras-hub below a head of classes, and kimm.
 
 Neither package is needed for anything else; what is not installed is left out.
 """
@@ -23,13 +23,13 @@ MIT = {
     "max_drop_path_rate": 0.1,
     "layerwise_patch_sizes": [7, 3, 3, 3],
     "layerwise_strides": [4, 2, 2, 2],
-    "hidden_dims": [16, 16, 32, 32],
+    "hidden_dims": [16, 24, 32, 40],
     "image_shape": IMAGE,
 }
 RESNET = {
     "input_conv_filters": [16],
     "input_conv_kernel_sizes": [7],
-    "stackwise_num_filters": [16, 24],
+    "stackwise_num_filters": [64, 64],
     "stackwise_num_blocks": [1, 2],
     "stackwise_num_strides": [1, 2],
     "image_shape": IMAGE,
@@ -86,14 +86,8 @@ CSPNET = {
     "stackwise_depth": [1, 2],
     "stackwise_strides": [1, 2],
     "stackwise_num_filters": [16, 32],
-    "block_type": "dark_block",
+    "block_type": "dark",
     "image_shape": IMAGE,
-}
-VAE = {
-    "encoder_num_filters": [8, 8, 16, 16],
-    "encoder_num_blocks": [1, 1, 1, 1],
-    "decoder_num_filters": [16, 16, 8, 8],
-    "decoder_num_blocks": [1, 1, 1, 1],
 }
 DETECTOR = {
     "hidden_size": 32,
@@ -144,7 +138,7 @@ BACKBONES = {
     "RobertaBackbone": TEXT | LONG,
     "RoformerV2Backbone": TEXT | {"head_size": 8},
     "T5Backbone": TEXT,
-    "WhisperBackbone": TEXT | {"num_mels": 8, "max_encoder_sequence_length": 32, "max_decoder_sequence_length": TOKENS},
+    "WhisperBackbone": TEXT | {"num_mels": 8, "max_encoder_sequence_length": 64, "max_decoder_sequence_length": TOKENS},
     "XLMRobertaBackbone": TEXT | LONG,
     "XLNetBackbone": TEXT,
     "MoonshineBackbone": MOONSHINE,
@@ -165,7 +159,6 @@ BACKBONES = {
         "num_heads": [2, 4],
         "window_size": 4,
     },
-    "VAEBackbone": VAE,
     "VGGBackbone": {"stackwise_num_repeats": [2, 2], "stackwise_num_filters": [16, 24], "image_shape": IMAGE},
     "ViTBackbone": VIT | {"patch_size": (16, 16), "mlp_dim": 64},
     "ViTDetBackbone": DETECTOR,
@@ -202,7 +195,20 @@ def hub_networks() -> dict[str, Callable[[], keras.Model]]:
         return lambda: getattr(models, kind)(image_encoder=plain(inner)(), **arguments)
 
     made = {kind: plain(kind) for kind in BACKBONES} | {kind: around(kind) for kind in AROUND_IMAGES}
-    return {f"keras-hub {kind.removesuffix('Backbone')}": build for kind, build in made.items()}
+    return {f"keras-hub {kind.removesuffix('Backbone')}": with_head(build) for kind, build in made.items()}
+
+
+def with_head(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
+    """The backbone as it is used: means over positions, and classes. Its outputs alone would have to stay as wide."""
+
+    def make() -> keras.Model:
+        backbone = build()
+        features = [x for x in keras.tree.flatten(backbone.output) if "float" in x.dtype]
+        means = [keras.ops.mean(x, axis=tuple(range(1, len(x.shape) - 1))) if len(x.shape) > 2 else x for x in features]
+        x = keras.layers.Concatenate()(means) if len(means) > 1 else means[0]
+        return keras.Model(backbone.input, keras.layers.Dense(5, name="classes")(x), name="classifier")
+
+    return make
 
 
 def kimm_networks() -> dict[str, Callable[[], keras.Model]]:

@@ -33,11 +33,11 @@ from counting import call_macs, graph_macs
 from rows import append, read
 
 import keras_filterprune as kfp
-from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.keras_view import named_weights, output_spec
 from keras_filterprune.opening import opened_view
 from keras_filterprune.tracing import trace_view
 
-TARGET, KEEP, SIDE = 0.95, 0.5, 64
+TARGET, KEEP, SIDE, SAMPLES = 0.95, 0.5, 64, 4096
 TOLERANCE = 1e-5  # of the oracle, relative to the largest output
 COLUMNS = "model opened closed reach MACs groups approximate verified oracle loaded exported seconds".split()
 
@@ -179,7 +179,7 @@ def known(tensor):
     """A spec of an input with every side known, for a batch of one."""
     import tensorflow as tf
 
-    side = TOKENS if len(tensor.shape) <= 2 else SIDE
+    side = SIDE if len(tensor.shape) > 2 else TOKENS if "float" not in tensor.dtype else SAMPLES
     return tf.TensorSpec((1, *(n or side for n in tensor.shape[1:])), tensor.dtype)
 
 
@@ -197,7 +197,7 @@ def reach(graph, specs: list) -> tuple[int, int]:
         args, kwargs = keras.tree.map_structure(
             lambda x: values[x.call][x.index] if isinstance(x, kfp.handlers.TensorRef) else x, (call.args, call.kwargs)
         )
-        values[number] = keras.tree.flatten(call.op.compute_output_spec(*args, **kwargs))
+        values[number] = keras.tree.flatten(output_spec(call.op, args, kwargs))
         shapes = [tuple(values[ref.call][ref.index].shape) for ref in call.inputs]
         macs = call_macs(call.op, shapes, tuple(values[number][0].shape))
         seen += macs

@@ -321,7 +321,7 @@ def _sized(view: ModelView, open_inputs: bool, factor: int) -> ModelView:
             calls.append(replace(call, output_shapes=(shape,)))
         else:
             args, kwargs = substitute((call.args, call.kwargs), specs)
-            spec = keras.tree.flatten(call.op.compute_output_spec(*args, **kwargs))
+            spec = keras.tree.flatten(output_spec(call.op, args, kwargs))
             calls.append(
                 replace(
                     call,
@@ -331,6 +331,20 @@ def _sized(view: ModelView, open_inputs: bool, factor: int) -> ModelView:
             )
         specs.update({TensorRef(number, i): s for i, s in enumerate(spec)})
     return replace(view, calls=tuple(calls), open_inputs=open_inputs)
+
+
+def output_spec(op: Any, args: tuple, kwargs: dict) -> Any:
+    """What an operation gives for symbolic arguments: `EinsumDense` with the sides that its equation takes over.
+
+    Keras leaves those open that the layer was told nothing of.
+    """
+    outputs = op.compute_output_spec(*args, **kwargs)
+    if not isinstance(op, keras.layers.EinsumDense) or not args or "..." in op.equation:
+        return outputs
+    read, _, made = re.split(",|->", op.equation)
+    sides = dict(zip(read, args[0].shape, strict=True))
+    shape = [sides.get(letter) if side is None else side for letter, side in zip(made, outputs.shape, strict=True)]
+    return keras.KerasTensor(shape, dtype=outputs.dtype)
 
 
 def substitute(structure: Any, values: dict[TensorRef, Any]) -> Any:

@@ -100,9 +100,12 @@ class Elementwise(Handler):
             # Channels that a constant makes follow whatever they are tied to later: zeros for every head, say.
             made = [a for a in range(1, len(shape)) if all(_size_at(x.shape, shape, a) in (1, None) for x in inputs)]
             made = [a for a in made if any(_size_at(v.shape, shape, a) not in (1, None) for v in _constants(call))]
-            if len(made) != 1 or keras_name(call.op) == "Where":
+            axis = t.lay(call.path, [*made, None])
+            if axis is None:
                 return untracked(call)
-            return [Tensor(shape, made[0], t.fresh(shape[made[0]], (call.path, "constant")))]
+            ids = t.fresh(shape[axis], (call.path, "constant"))
+            t.laid(call.path, axis, ids)
+            return [Tensor(shape, axis, ids)]
         if len(axes) > 1:
             return give_up(call, inputs, t, "meets channels of another axis in")
         (axis,) = axes

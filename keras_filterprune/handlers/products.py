@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor, TensorRef
-from keras_filterprune.handlers.base import Handler, Resize, describe, give_up, volume
+from keras_filterprune.handlers.base import Handler, Resize, describe, give_up, untracked, volume
 from keras_filterprune.handlers.registry import register_keras_names
 
 Labels = Sequence[Hashable]
@@ -136,9 +136,12 @@ class DotProductAttention(Handler):
         found = {n: made[x] if isinstance(x, TensorRef) else Tensor(np.shape(x)) for n, x in given.items()}
         query, key, value = (found[name] for name in ("query", "key", "value"))
         t_q, t_k, heads = query.shape[1], key.shape[1], query.shape[2]
-        tracked = [x for x in (query, key, value) if x.axis == 2]
-        if len(tracked) < 3:
-            return give_up(call, inputs, t, "lies on another axis than that of the heads of")
+        others = [x for x in (query, key, value) if x.axis != 2]
+        if others:
+            for x in others:
+                t.reconsider(x.ids)
+            t.pin_tensors(inputs, f"lies on another axis than that of the heads of {describe(call)}")
+            return untracked(call)
         t.tie(query.ids, *(np.repeat(x.ids, heads // len(x.ids)) for x in (key, value)))
         t.spend(call.path, volume((t_q, t_k, 2 * query.last)), query.ids)
         for x in (found[name] for name in ("bias", "mask") if name in found):

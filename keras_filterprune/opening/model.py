@@ -184,7 +184,7 @@ class _Opening:
         """Close the innermost opened layers whose operations cannot be had for any batch."""
         for op, why in failed:
             for layer, inputs, outputs in trace.owners:
-                if layer is not self.model and op in keras.Function(inputs, outputs).operations:
+                if layer is not self.model and op in trace.operations(inputs, outputs):
                     self._closed.setdefault(id(layer), why)
                     break
 

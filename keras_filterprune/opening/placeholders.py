@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+
+from keras_filterprune.graph.keras_view import output_spec
 
 _NUMBER = itertools.count()
 
@@ -35,7 +36,7 @@ class Leaf(Placeholder):
         self.op = op
 
     def _infer(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = _known(self.op, args, self.op.compute_output_spec(*args, **kwargs))
+        outputs = output_spec(self.op, args, kwargs)
         computes, stores = getattr(self.op, "compute_dtype", None), getattr(self.op, "variable_dtype", None)
         if computes == stores:
             return outputs
@@ -43,16 +44,6 @@ class Leaf(Placeholder):
         return keras.tree.map_structure(
             lambda x: keras.KerasTensor(x.shape, dtype=computes) if x is not None and x.dtype == stores else x, outputs
         )
-
-
-def _known(op: Any, args: tuple, outputs: Any) -> Any:
-    """Outputs with the sides that the equation of an `EinsumDense` takes over from its input, which Keras leaves open."""
-    if not isinstance(op, keras.layers.EinsumDense) or not args or "..." in op.equation:
-        return outputs
-    read, _, made = re.split(",|->", op.equation)
-    sides = dict(zip(read, args[0].shape, strict=True))
-    shape = [sides.get(letter) if side is None else side for letter, side in zip(made, outputs.shape, strict=True)]
-    return keras.KerasTensor(shape, dtype=outputs.dtype)
 
 
 class HeldWeight(Placeholder):

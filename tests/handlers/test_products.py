@@ -12,7 +12,7 @@ import keras_filterprune as kfp
 from keras_filterprune.graph import Kept
 from keras_filterprune.graph.keras_view import named_weights
 
-TIME, WIDTH, HEADS, SIZE = 6, 8, 4, 3
+TIME, WIDTH, HEADS, SIZE = 6, 8, 4, 5
 SITUATIONS = {}
 
 
@@ -178,7 +178,7 @@ def masked_in_windows():
 def to_another_sequence():
     inputs = [keras.Input((TIME, 5)), keras.Input((4, 5))]
     x, other = (layers.Dense(WIDTH, name=name)(i) for name, i in zip(("stream", "other"), inputs, strict=True))
-    q, k, v = layers.Dense(12, name="q")(x), layers.Dense(12, name="k")(other), layers.Dense(12, name="v")(other)
+    q, k, v = (layers.Dense(HEADS * SIZE, name=n)(i) for n, i in (("q", x), ("k", other), ("v", other)))
     y = layers.Dense(WIDTH, name="out")(joined(attend(split(q), split(k), split(v))))
     return keras.Model(inputs, layers.Dense(3, name="scores")(layers.Flatten()(layers.Add()([x, y]))))
 
@@ -186,8 +186,8 @@ def to_another_sequence():
 @situation(HEADS)
 def of_pixels():
     def attention(x):
-        parts = [ops.reshape(layers.Conv2D(12, 1, name=name)(x), (-1, 9, 12)) for name in "qkv"]
-        return ops.reshape(joined(attend(*map(split, parts))), (-1, 3, 3, 12))
+        parts = [ops.reshape(layers.Conv2D(HEADS * SIZE, 1, name=name)(x), (-1, 9, HEADS * SIZE)) for name in "qkv"]
+        return ops.reshape(joined(attend(*map(split, parts))), (-1, 3, 3, HEADS * SIZE))
 
     return around(attention, (3, 3, 5))
 
@@ -195,13 +195,13 @@ def of_pixels():
 @situation(HEADS)
 def one_projection_for_queries_and_keys():
     def attention(x):
-        both = layers.Dense(12, name="both")
-        return joined(attend(split(both(x)), split(both(x)), split(layers.Dense(12, name="v")(x))))
+        both = layers.Dense(HEADS * SIZE, name="both")
+        return joined(attend(split(both(x)), split(both(x)), split(layers.Dense(HEADS * SIZE, name="v")(x))))
 
     return around(attention)
 
 
-@situation(12, WIDTH)
+@situation(HEADS * SIZE, WIDTH)
 def one_head():
     """Numbers of queries and keys end in a product, those of values go on."""
     return around(lambda x: attend(*projections(x)))
@@ -211,7 +211,7 @@ def one_head():
 def weighed_by_constants():
     def attention(x):
         scores = np.random.default_rng(0).normal(size=(HEADS, TIME, TIME)).astype("float32")
-        return joined(ops.matmul(scores, split(layers.Dense(12, name="v")(x))))
+        return joined(ops.matmul(scores, split(layers.Dense(HEADS * SIZE, name="v")(x))))
 
     return around(attention)
 
@@ -221,7 +221,7 @@ def edges_of_a_graph():
     """Scores of heads on the last axis, and an input that lies across."""
     inputs = [keras.Input((TIME, 5)), keras.Input((TIME, TIME))]
     x = layers.Dense(WIDTH, name="stream")(inputs[0])
-    v = ops.reshape(layers.Dense(12, name="v")(x), (-1, TIME, HEADS, SIZE))
+    v = ops.reshape(layers.Dense(HEADS * SIZE, name="v")(x), (-1, TIME, HEADS, SIZE))
     scores = ops.expand_dims(ops.sum(v, -1), 2) + ops.expand_dims(ops.max(v, -1), 1) + inputs[1][..., None]
     y = ops.einsum("bijh,bjhu->bihu", ops.softmax(scores, axis=2), v)
     y = layers.Dense(WIDTH, name="out")(ops.reshape(y, (-1, TIME, HEADS * SIZE)))
