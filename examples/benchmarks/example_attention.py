@@ -103,6 +103,9 @@ class StochasticDepth(layers.Layer):
             return x / (1 - self.rate) * keep
         return x
 
+    def get_config(self):
+        return super().get_config() | {"rate": self.rate}
+
 
 class CompactTransformer(keras.Model):
     """CCT: tokens by convolutions, pooling over the sequence by weights that are learned."""
@@ -301,10 +304,10 @@ class SpatialAttention(layers.Layer):
     def call(self, x):
         batch, height, width, _ = ops.shape(x)
         y = self.norm(x)
-        scores = ops.einsum("bhwc,bHWc->bhwHW", self.q(y), self.k(y)) * self.width**-0.5
+        scores = ops.einsum("bhwc,bxyc->bhwxy", self.q(y), self.k(y)) * self.width**-0.5
         scores = ops.softmax(ops.reshape(scores, (batch, height, width, height * width)), -1)
         scores = ops.reshape(scores, (batch, height, width, height, width))
-        return x + self.out(ops.einsum("bhwHW,bHWc->bhwc", scores, self.v(y)))
+        return x + self.out(ops.einsum("bhwxy,bxyc->bhwc", scores, self.v(y)))
 
 
 @network

@@ -1,7 +1,6 @@
 """Small networks of text, sound, signals, points and graphs, written the way that code examples are."""
 
 import keras
-import numpy as np
 from example_attention import LENGTH, WORDS, Encoder, Mlp
 from example_networks import CLASSES, WIDTH, ConvBlock, called, network
 from keras import layers, ops
@@ -224,7 +223,6 @@ class Keywords(keras.Model):
 
     def __init__(self):
         super().__init__()
-        self.window = ops.convert_to_tensor(np.hanning(64), "float32")
         self.stem = layers.Conv2D(16, (10, 4), (2, 2), padding="same", activation="relu")
         self.depthwise = [layers.DepthwiseConv2D(3, padding="same") for _ in range(2)]
         self.pointwise = [layers.Conv2D(16, 1, activation="relu") for _ in range(2)]
@@ -232,7 +230,7 @@ class Keywords(keras.Model):
         self.pool, self.scores = layers.GlobalAveragePooling2D(), layers.Dense(CLASSES)
 
     def call(self, waves):
-        real, imaginary = ops.stft(waves, 64, 32, 64, window=self.window)
+        real, imaginary = ops.stft(waves, 64, 32, 64)
         x = ops.log(real**2 + imaginary**2 + 1e-6)[..., None]
         x = self.stem(x)
         for depthwise, norm, pointwise in zip(self.depthwise, self.norms, self.pointwise, strict=True):

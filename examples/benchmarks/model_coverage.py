@@ -6,8 +6,8 @@ Networks: those of `example_networks.py`, `example_attention.py` and `example_se
 layers of layers, and small backbones of keras-hub and of kimm where these are installed. All have random weights.
 
 Reach is the share of multiply-accumulates that are spent in calls whose widths can fall. Both are counted without the
-library's rules, see `counting.py`. The oracle zeroes the weights that read removed channels, and heads, in the model
-before it is pruned, and compares outputs. Files are loaded in a process that has never seen the models.
+library's rules, see `counting.py`. The oracle zeroes the weights that make and read removed channels, and heads, in the
+model before it is pruned, and compares outputs. Files are loaded in a process that has never seen the models.
 
 Every finished row goes to model_coverage.json at once, so that an interrupted run continues where it stopped (rows with
 errors are tried again); a crash of the process is a row. Ends with the table model_coverage.md.
@@ -230,14 +230,12 @@ def oracle(name: str, row: dict, files: Path) -> dict:
     for entry in plan.groups:
         units = graph.by_name[entry["name"]].units
         dead[np.delete(units, entry["kept"])] = True
-    read_by = {unit for bind in graph.binds if bind.role == "input" for unit in graph.unit_of_id[bind.ids]}
     layers = {call.path: call.op for call in graph.view.calls if call.inputs}
     batch = random_batch(graph.model)
     for bind in graph.binds:
-        units = graph.unit_of_id[bind.ids]
-        # Channels that end in a product of tensors are read by no weight: those that make them are zeroed.
-        gone = dead[units] & np.array([bind.role == "input" or unit not in read_by for unit in units])
-        if gone.any():
+        # Channels that end in a product of tensors are read by no weight: those that make them are zeroed as well.
+        gone = dead[graph.unit_of_id[bind.ids]]
+        if gone.any() and "variance" not in bind.weight:
             zero(named_weights(layers[bind.layer])[bind.weight], bind.axis, gone)
     found = difference(outputs(graph.model, batch), outputs(small, batch))
     result = {"oracle": found}

@@ -257,14 +257,12 @@ def mixed_outputs():
 
 
 def masked(model, graph, plan):
-    """The model, with zeros in weights that read what goes; what is read by no weight is zero where it is made."""
+    """The model, with zeros in weights that make and read what goes: what ends in a product is read by no weight."""
     alive = Kept(graph, {entry["name"]: entry["kept"] for entry in plan.groups}).alive
-    read = [graph.unit_of_id[bind.ids] for bind in graph.binds if bind.role == "input"]
-    unread = ~np.isin(graph.unit_of_id, np.concatenate(read))
     for bind in graph.binds:
         variable = named_weights(model.get_layer(bind.layer))[bind.weight]
         value = np.moveaxis(np.array(keras.ops.convert_to_numpy(variable.value)), bind.axis, 0)
-        value[~alive[bind.ids] & ((bind.role == "input") | unread[bind.ids])] = 0
+        value[~alive[bind.ids]] = 0
         variable.assign(np.moveaxis(value, 0, bind.axis))
     return model
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 from opened import assert_pruned_is_masked, randomised
 
-EXAMPLES = 60
+EXAMPLES = 40
 DEEPEST, MOST_STEPS = 2, 4
 
 
