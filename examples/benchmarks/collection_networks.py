@@ -86,7 +86,7 @@ CSPNET = {
     "stackwise_depth": [1, 2],
     "stackwise_strides": [1, 2],
     "stackwise_num_filters": [16, 32],
-    "block_type": "dark",
+    "block_type": "dark_block",
     "image_shape": IMAGE,
 }
 DETECTOR = {

@@ -15,7 +15,7 @@ from keras_filterprune.rebuild.verify import rounding
 # Relative to the largest value.
 _EXACT, _HALF = 1e-5, 1e-3
 # Keras runs calls of one layer that wait for nothing of each other in an order of its own, which shows in averages.
-_IN_ANOTHER_ORDER = 2e-2
+_IN_ANOTHER_ORDER = 1e-1
 # A gradient that is so small against the others is rounding.
 _NEGLIGIBLE = 1e-4
 
