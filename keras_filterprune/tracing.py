@@ -39,7 +39,18 @@ def trace_model(model: keras.Model) -> ChannelGraph:
 
 def trace_view(view: ModelView) -> ChannelGraph:
     """The channel graph of a flat model view, in time linear in its calls and channels; no weight is read."""
-    t = Tracer()
+    avoided: dict[str, list[int]] = defaultdict(list)
+    while True:
+        t = Tracer(avoided)
+        graph = _traced(view, t)
+        if not t.regrets:
+            return graph
+        # Attention written by hand asks for whole heads, where a reshape before has seen the numbers of each.
+        for reshape, axis in t.regrets.items():
+            avoided[reshape].append(axis)
+
+
+def _traced(view: ModelView, t: Tracer) -> ChannelGraph:
     made: dict[TensorRef, Tensor] = {}
     traced: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = []
     first_use: dict[str, int] = {}

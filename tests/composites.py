@@ -436,6 +436,48 @@ def windows():
 
 
 @situation()
+def windows_and_a_rest():
+    def call(self, x):
+        windows, channels = ops.shape(x)[0] * 4, x.shape[-1]
+        x = ops.transpose(ops.reshape(x, (-1, 2, 3, 2, 3, channels)), (0, 1, 3, 2, 4, 5))
+        x = ops.reshape(self.dense(ops.reshape(x, (windows, 9, channels))), (windows, 9, 2, -1))
+        return ops.reshape(ops.max(x, axis=2), (windows // 4, 6, 6, 5))
+
+    return around(layer(call, dense=layers.Dense(10, "relu")))
+
+
+@situation()
+def sides_that_an_equation_takes_over():
+    def call(self, x):
+        y = self.dense(x)
+        return y * ops.cast(ops.reshape(ops.arange(ops.shape(y)[1]), (1, -1, 1)), "float32")
+
+    return sequence(layer(call, dense=layers.EinsumDense("abc,cd->abd", (None, 7), activation="relu")))
+
+
+@situation()
+def operations_of_one_name():
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = ops.transpose(inputs, (0, 2, 1, 3))
+    x = layer(lambda self, x: ops.transpose(self.conv(x), (0, 2, 1, 3)), conv=layers.Conv2D(7, 1))(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(ops.transpose(Block(5)(x), (0, 2, 1, 3)))))
+
+
+@situation()
+def identity_of_a_policy():
+    same = layers.Identity(dtype=keras.DTypePolicy("float32"))
+    return around(layer(lambda self, x: self.same(self.conv(x)), conv=layers.Conv2D(7, 3, padding="same"), same=same))
+
+
+@situation()
+def statistics_of_two_calls():
+    block = Block(7)
+    inputs = [keras.Input((SIDE, SIDE, 3)), keras.Input((SIDE, SIDE, 3))]
+    x = ops.abs(block(inputs[0]) - block(inputs[1]))
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layers.Conv2D(5, 3)(x))))
+
+
+@situation()
 def mask_of_a_batch():
     def call(self, x):
         return self.dense(x) * ops.concatenate(
@@ -521,6 +563,18 @@ def other_layers_in_training():
         return ops.relu(self.conv(x)) if training else self.conv(x)
 
     return around(layer(call, conv=layers.Conv2D(WIDTH, 3, padding="same")), Block(7))
+
+
+@situation(closed={"Made": "training"})
+def other_layers_in_training_beside_a_weight():
+    class Made(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight((WIDTH,), "ones", name="scale")
+
+        def call(self, x, training=False):
+            return x * ops.relu(self.scale) if training else x * self.scale
+
+    return around(Made(), Block(7))
 
 
 @situation(closed={"Made": "training=False, always"})

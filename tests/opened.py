@@ -60,14 +60,18 @@ def twins(model, opened):
 
 
 def masked_original(model, graph, plan):
-    """The original, with zeros where it reads channels that the plan removes."""
+    """The original, with zeros where it makes and reads channels that the plan removes.
+
+    Where channels end in a product of two tensors, no weight reads them.
+    """
     alive = Kept(graph, {entry["name"]: entry["kept"] for entry in plan.groups}).alive
     of, ops = twins(model, graph.model), {call.path: call.op for call in graph.view.calls}
     for bind in graph.binds:
-        if bind.role == "input":
+        gone = ~alive[bind.ids]
+        if gone.any() and "variance" not in bind.weight:
             variable = of[id(named_weights(ops[bind.layer])[bind.weight])]
             value = np.moveaxis(np.array(keras.ops.convert_to_numpy(variable.value)), bind.axis, 0)
-            value[~alive[bind.ids]] = 0
+            value[gone] = 0
             variable.assign(np.moveaxis(value, 0, bind.axis))
     return model
 

@@ -9,10 +9,8 @@ run continues where it stopped (failed rows are tried again). Ends with the tabl
 
 import argparse
 import inspect
-import json
 import multiprocessing
 import os
-import platform
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,9 +23,12 @@ import keras
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rows import append, read
 
 import keras_filterprune as kfp
 
+KEYS = "model", "budget"
+KILLED = "the process was killed (out of memory?)"
 BUDGETS = [0.75, 0.5, 0.25]
 SIZES = [96, 224, None]  # the first that the constructor accepts; None is its default
 IS_OUTPUT = "is model output"
@@ -89,7 +90,7 @@ def run(name: str, budgets: list[float], path: Path) -> None:
         except BrokenProcessPool:
             # The first budget without any row is the one that was being worked on.
             for budget in missing()[:1]:
-                append({"model": name, "budget": budget, "error": "the process was killed (out of memory?)"}, path)
+                append({"model": name, "budget": budget, "error": KILLED}, path, *KEYS)
 
 
 def cover(name: str, budgets: list[float], path: Path) -> None:
@@ -100,14 +101,14 @@ def cover(name: str, budgets: list[float], path: Path) -> None:
         common = {"model": name, **describe(model), "seconds_to_build": round(time.perf_counter() - start, 2)}
     except Exception as error:  # noqa: BLE001  (a failure is a result)
         for budget in budgets:
-            append({"model": name, "budget": budget, "error": f"{type(error).__name__}: {error}"}, path)
+            append({"model": name, "budget": budget, "error": f"{type(error).__name__}: {error}"}, path, *KEYS)
         return
     for budget in budgets:
         try:
             result = prune(model, budget)
         except Exception as error:  # noqa: BLE001  (a failure is a result)
             result = {"error": f"{type(error).__name__}: {error}"}
-        append({**common, "budget": budget, **result}, path)
+        append({**common, "budget": budget, **result}, path, *KEYS)
 
 
 def build(name: str) -> keras.Model:
@@ -197,25 +198,6 @@ def prune(model: keras.Model, budget: float) -> dict:
     elif row["macs_kept"] > budget:
         row["error"] = f"the budget {budget} is exceeded"
     return row
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {"environment": environment(), "rows": []}
-
-
-def append(row: dict, path: Path) -> None:
-    """Add a row, in place of an earlier one for the same model and budget; the file is replaced in one step."""
-    content = read(path)
-    rows = [r for r in content["rows"] if (r["model"], r["budget"]) != (row["model"], row["budget"])]
-    rows = sorted([*rows, row], key=lambda r: (r["model"], -r["budget"]))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content | {"rows": rows}, indent=1) + "\n")
-    temporary.replace(path)
-
-
-def environment() -> dict[str, str]:
-    versions = {"keras": keras.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    return {"backend": keras.backend.backend(), **versions, "machine": platform.machine()}
 
 
 def markdown(rows: list[dict]) -> str:

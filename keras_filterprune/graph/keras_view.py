@@ -300,7 +300,7 @@ def _sized(view: ModelView, open_inputs: bool, side: int) -> ModelView:
             calls.append(replace(call, output_shapes=(shape,)))
         else:
             args, kwargs = substitute((call.args, call.kwargs), specs)
-            spec = keras.tree.flatten(call.op.compute_output_spec(*args, **kwargs))
+            spec = keras.tree.flatten(output_spec(call.op, args, kwargs))
             shapes = tuple(tuple(specs[ref].shape) for ref in call.inputs)
             _check_joined(call, shapes)
             made = tuple(tuple(s.shape) for s in spec)
@@ -313,6 +313,20 @@ def _check_joined(call: Call, shapes: tuple[Shape, ...]) -> None:
     """Raise `ValueError` where sides differ that are to be alike; Keras looks at them when a layer is built alone."""
     if type(call.op).__name__ == "Concatenate" and len({tuple(np.delete(s, call.op.axis)) for s in shapes}) > 1:
         raise ValueError(f"'{call.path}' joins tensors of shapes {', '.join(map(str, shapes))}.")
+
+
+def output_spec(op: Any, args: tuple, kwargs: dict) -> Any:
+    """What an operation gives for symbolic arguments: `EinsumDense` with the sides that its equation takes over.
+
+    Keras leaves those open that the layer was told nothing of.
+    """
+    outputs = op.compute_output_spec(*args, **kwargs)
+    if not isinstance(op, keras.layers.EinsumDense) or not args or "..." in op.equation:
+        return outputs
+    read, _, made = re.split(",|->", op.equation)
+    sides = dict(zip(read, args[0].shape, strict=True))
+    shape = [sides.get(letter) if side is None else side for letter, side in zip(made, outputs.shape, strict=True)]
+    return keras.KerasTensor(shape, dtype=outputs.dtype)
 
 
 def substitute(structure: Any, values: dict[TensorRef, Any]) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -14,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.types import Bind, ChannelGraph, Group, Member, ModelView, Pinned, Tensor, Term
 
+T = TypeVar("T")
 # What channels are that live inside of a layer and in no tensor, see `Tracer.fresh`.
 HEADS = "heads"
 _NO_FILTER = "is zero padding that no filter fills"
@@ -26,6 +28,12 @@ class Tracer:
     which stay (`pin`), and which axes of which weights they index (`bind`). Whatever weight they say nothing of pins
     all channels of the layer.
 
+    Args:
+        avoided: {reshape or weight: axes along which it is not to lay channels}, as far as it has others ({}).
+
+    Attributes:
+        regrets: {reshape or weight: the axis along which its channels came to where they cannot go on}.
+
     Example:
         >>> import keras_filterprune as kfp
         >>> tracer = kfp.handlers.Tracer()
@@ -35,7 +43,12 @@ class Tracer:
         array([3, 4])
     """
 
-    def __init__(self):
+    def __init__(self, avoided: Mapping[str, Collection[int]] | None = None):
+        self.regrets: dict[str, int] = {}
+        self._avoided = avoided or {}
+        self._laid: dict[str, tuple[int, np.ndarray, bool]] = {}
+        self._hoped: dict[str, tuple[int, np.ndarray]] = {}
+        self._fixed: list[np.ndarray] = []
         self._size = 0
         self._repeat = 1
         self._fresh: dict[tuple[str, str], np.ndarray] = {}
@@ -60,7 +73,12 @@ class Tracer:
         """New channel ids that never go away."""
         ids = self.fresh(size)
         self.pin(ids, reason)
+        self._fixed.append(ids)
         return ids
+
+    def fixed(self, ids: np.ndarray) -> bool:
+        """Whether these ids, channels of an input of the model say, were made to stay."""
+        return any(np.isin(ids, made).all() for made in self._fixed)
 
     def tie(self, *vectors: np.ndarray) -> None:
         """Channels at the same position of these id vectors live and die together."""
@@ -85,6 +103,31 @@ class Tracer:
         for owner, weight, axis in list(self._binds):
             if owner == layer:
                 self.pin(self._binds[owner, weight, axis].ids, reason)
+
+    def lay(self, layer: str, axes: Sequence[T]) -> T:
+        """The axis along which a reshape, or a weight, lays channels: of these, best first, the first not to avoid."""
+        return next((axis for axis in axes if axis not in self._avoided.get(layer, ())), axes[0])
+
+    def laid(self, layer: str, axis: int, ids: np.ndarray, last: bool = False) -> None:
+        """Channels lie along an axis and could lie along another; `last` ones are the last to be reconsidered."""
+        if axis not in self._avoided.get(layer, ()):
+            self._laid[layer] = axis, ids, last
+
+    def reconsider(self, *vectors: np.ndarray) -> None:
+        """Channels cannot go on from here: what laid those of one of these vectors is to try another axis."""
+        found = [
+            (last, -number, layer)
+            for number, (layer, (_, laid, last)) in enumerate(self._laid.items())
+            if any(len(ids) and np.isin(ids, laid).all() for ids in vectors)
+        ]
+        if found:
+            layer = min(found)[2]
+            self.regrets[layer] = self._laid[layer][0]
+
+    def hoped(self, layer: str, axis: int, ids: np.ndarray) -> None:
+        """Channels lie along an axis so that some can go; where all of them stay, the layer is to try another axis."""
+        if axis not in self._avoided.get(layer, ()):
+            self._hoped[layer] = axis, ids
 
     def approximate(self, ids: np.ndarray, reason: str) -> None:
         """Removing these channels changes what the others compute, because of `reason`."""
@@ -130,6 +173,9 @@ class Tracer:
         unit_of_id = self._units()
         binds = tuple(self._binds.values())
         reasons, reason_of_unit = self._pin_reasons(unit_of_id, binds)
+        for layer, (axis, ids) in self._hoped.items():
+            if (reason_of_unit[unit_of_id[ids]] >= 0).all():
+                self.regrets[layer] = axis
         groups = _groups(binds, unit_of_id, reason_of_unit < 0, self._approximate, self._heads(unit_of_id))
         graph = ChannelGraph(
             view=view,

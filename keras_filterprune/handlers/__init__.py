@@ -11,6 +11,7 @@ from keras_filterprune.handlers import convolution as convolution
 from keras_filterprune.handlers import einsum as einsum
 from keras_filterprune.handlers import joining as joining
 from keras_filterprune.handlers import normalization as normalization
+from keras_filterprune.handlers import products as products
 from keras_filterprune.handlers import recurrent as recurrent
 from keras_filterprune.handlers import reshaping as reshaping
 from keras_filterprune.handlers import spatial as spatial

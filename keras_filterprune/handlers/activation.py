@@ -97,9 +97,20 @@ class Elementwise(Handler):
         placed = [(x, x.axis + len(shape) - len(x.shape)) for x in inputs if x.axis is not None]
         # A single channel that is broadcast over many is tied to none of them.
         placed = [(x, axis) for x, axis in placed if shape and shape[axis] == len(x.ids)]
+        if len({axis for _, axis in placed}) > 1:
+            # What stays anyhow stands in nobody's way: the features of an input, beside the heads of scores.
+            placed = [(x, axis) for x, axis in placed if not t.fixed(x.ids)] or placed[:1]
         tracked, axes = [x for x, _ in placed], {axis for _, axis in placed}
         if not axes:
-            return untracked(call)
+            # Channels that a constant makes follow whatever they are tied to later: zeros for every head, say.
+            made = [a for a in range(1, len(shape)) if all(_size_at(x.shape, shape, a) in (1, None) for x in inputs)]
+            made = [a for a in made if any(_size_at(v.shape, shape, a) not in (1, None) for v in _constants(call))]
+            axis = t.lay(call.path, [*made, None])
+            if axis is None:
+                return untracked(call)
+            ids = t.fresh(shape[axis], (call.path, "constant"))
+            t.laid(call.path, axis, ids)
+            return [Tensor(shape, axis, ids)]
         if len(axes) > 1:
             return give_up(call, inputs, t, "meets channels of another axis in")
         (axis,) = axes
@@ -198,10 +209,14 @@ class SoftmaxLayer(Handler):
     """Softmax over an axis without tracked channels keeps them in place; over the channels it mixes them."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        x = inputs[0]
+        x, *masks = inputs
         axes = np.atleast_1d(call.op.axis if call.op.axis is not None else np.arange(len(x.shape)))
-        if x.axis in [a % len(x.shape) for a in axes] or len(inputs) > 1:
+        if x.axis in [a % len(x.shape) for a in axes]:
             return give_up(call, inputs, t, "is normalised over channels by")
+        t.pin_tensors(masks, f"masks {describe(call)}")
+        masks += [Tensor(np.shape(value)) for value in _constants(call)]
+        if x.tracked and any(_size_at(mask.shape, x.shape, x.axis) not in (1, None) for mask in masks):
+            t.pin(x.ids, f"is masked on its own in {describe(call)}")
         return [Tensor(call.output_shapes[0], x.axis, x.ids)]
 
 

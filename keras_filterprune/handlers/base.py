@@ -243,6 +243,7 @@ def untracked(call: Call) -> list[Tensor]:
 def give_up(call: Call, inputs: tuple[Tensor, ...], t: Tracer, why: str) -> list[Tensor]:
     """Pin everything that reaches the call; `why` is a predicate about the channels."""
     t.pin_tensors(inputs, f"{why} {describe(call)}")
+    t.reconsider(*(x.ids for x in inputs))
     return untracked(call)
 
 

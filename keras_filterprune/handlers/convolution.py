@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
-from keras_filterprune.handlers.base import Handler, Resize, read_last_axis, volume, weight_axis
+from keras_filterprune.handlers.base import UNTRACKED, Handler, Resize, describe, read_last_axis, volume, weight_axis
 from keras_filterprune.handlers.linear import Linear, Window
 from keras_filterprune.handlers.multiplying import LinearHandler, finish
 from keras_filterprune.handlers.registry import register_handler
@@ -103,7 +103,28 @@ class SeparableConv(LinearHandler):
 
 @register_handler(L.Dense)
 class Dense(LinearHandler):
-    """Kernel (in, units), applied along the last axis of a tensor of any rank."""
+    """Kernel (in, units), applied along the last axis of a tensor of any rank.
+
+    Where channels lie along another axis, as those of images do when patches are mixed, they move through, and the
+    units stay; the other way round where no channel could go anyhow.
+    """
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x, shape = inputs[0], call.output_shapes[0]
+        if x.axis in (None, len(x.shape) - 1) or t.fixed(x.ids) or t.lay(call.path, [x.axis, None]) is None:
+            return super().trace(call, inputs, t)
+        t.hoped(call.path, x.axis, x.ids)
+        made = t.fresh(call.op.units, (call.path, "filters"))
+        t.pin(made, f"is made along another axis than that of channels by {describe(call)}")
+        t.bind(call.path, "kernel", 0, t.pinned(x.last, UNTRACKED), "input")
+        t.bind(call.path, "kernel", 1, made, "filter")
+        t.spend(call.path, volume(x.shape[1:]) * call.op.units // len(x.ids), x.ids)
+        finish(call, "bias", made, t)
+        return [Tensor(shape, x.axis, x.ids)]
+
+    def resize(self, config: dict, r: Resize) -> dict:
+        through = r.outputs[0].axis not in (None, len(r.outputs[0].shape) - 1)
+        return config if through else super().resize(config, r)
 
     def linear(self, op: Any) -> Linear:
         return Linear(op, keras.ops.matmul, activation=getattr(op, "activation", None))

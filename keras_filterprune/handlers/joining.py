@@ -151,6 +151,7 @@ class GetItem(Handler):
             out_axis += not isinstance(item, int)
         if isinstance(item, int):
             t.pin(x.ids[[item]], f"is picked by number in {describe(call)}")
+            t.reconsider(x.ids)
             return [Tensor(shape)]
         if item.step not in (None, 1) and item != slice(None, None, -1):
             return give_up(call, inputs, t, f"is taken in steps of {item.step} by")

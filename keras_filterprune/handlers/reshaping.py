@@ -65,12 +65,13 @@ def _components(rows: np.ndarray) -> int:
     return connected_components(graph, directed=False)[0]
 
 
-def reshape_ids(x: Tensor, shape: Shape, t: Tracer) -> Tensor | None:
-    """Channels of `x` after a reshape to `shape`; None where they cannot be followed.
+def reshape_ids(call: Call, x: Tensor, t: Tracer) -> Tensor | None:
+    """Channels of `x` after a reshape; None where they cannot be followed.
 
-    When channels end up spread over several axes, only one can shrink: the one that leaves the most units, with the
-    ids along the others tied (a group axis, the blocks of depth-to-space).
+    When channels end up spread over several axes, only one can shrink: the one that leaves the most units and that
+    later calls do not ask to avoid, with the ids along the others tied (a group axis, the blocks of depth-to-space).
     """
+    shape = call.output_shapes[0]
     block = None if x.axis is None else matching_block(x.shape, shape, x.axis)
     if block is None:
         return None
@@ -88,10 +89,14 @@ def reshape_ids(x: Tensor, shape: Shape, t: Tracer) -> Tensor | None:
     def units(axis: int) -> int:
         return _components(along(axis)) if target[axis] > 1 or spread.size == 1 else 0
 
-    axis = max(range(len(target)), key=lambda axis: (units(axis), axis))
+    order = sorted(range(len(target)), key=lambda axis: (units(axis), axis), reverse=True)
+    axes = [order[0], *(axis for axis in order[1:] if target[axis] > 1)]
+    axis = t.lay(call.path, axes)
     rows = along(axis)
     if (rows != rows[0]).any():
         t.tie(*rows)
+    if len(axes) > 1:
+        t.laid(call.path, axis, rows[0], last=True)
     return Tensor(shape, outer.start + axis, rows[0])
 
 
@@ -104,7 +109,7 @@ class Reshaping(Handler):
         x, shape = inputs[0], call.output_shapes[0]
         if not x.tracked or not shape:
             return [Tensor(shape)]
-        out = reshape_ids(x, shape, t)
+        out = reshape_ids(call, x, t)
         return [out] if out is not None else give_up(call, inputs, t, "cannot be followed through")
 
 

@@ -40,8 +40,8 @@ class Assembler(Cloner):
         self._products = _products(self)
         # What the user has named goes before what Keras numbers.
         ops = {id(call.op.op): call.op.op for call in self.view.calls if isinstance(call.op, Leaf)}
-        layers = {key: op for key, op in ops.items() if isinstance(op, keras.layers.Layer)}
-        self._leaves = {key: self._name(paths.get(key, (op.name,))) for key, op in layers.items()}
+        order = sorted(ops.items(), key=lambda entry: not isinstance(entry[1], keras.layers.Layer))
+        self._leaves = {key: self._name(paths.get(key, (op.name,))) for key, op in order}
         self.failed: list[tuple[Any, str]] = []
 
     def opened(self, model: keras.Model) -> keras.Model:
@@ -66,7 +66,7 @@ class Assembler(Cloner):
 
     def config(self, op: Any) -> dict[str, Any]:
         config = super().config(op)
-        return config | {"name": self.name_of(op)} if id(op) in self._leaves else config
+        return config | {"name": self.name_of(op)} if id(op) in self._leaves and "name" in config else config
 
     def name_of(self, op: Any) -> str:
         return self._leaves.get(id(op), op.name)
@@ -103,8 +103,14 @@ class Assembler(Cloner):
         return keras.Model(structure, outputs, name=model.name)
 
     def _input(self, tensor: Any) -> Any:
-        batch = None if self._batch else tensor.shape[0]
-        return keras.Input(batch_shape=(batch, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name)
+        return keras.Input(batch_shape=self._open(tensor), dtype=tensor.dtype, name=tensor.name)
+
+    def input_shape(self, model: keras.Model, index: int) -> tuple[int | None, ...]:
+        # An `input_spec` may have fixed sides that the model leaves open.
+        return self._open(self._traced.inputs[index]) if model is self._root else super().input_shape(model, index)
+
+    def _open(self, tensor: Any) -> tuple[int | None, ...]:
+        return (None if self._batch else tensor.shape[0], *tensor.shape[1:])
 
     def _applied(self, call: Call, args: tuple, kwargs: dict, anchor: Any, open_batch: OpenBatch | None) -> Any:
         op = call.op

@@ -90,8 +90,7 @@ class OpenBatch:
             # The layer, unlike the operation, can have another open side besides that of the batch.
             return self._named(keras.layers.Reshape, "reshape", target_shape=tuple(target[1:]))(x)
         if -1 in target and None not in shape:
-            known = math.prod(n or 1 for n in target if n != -1) * math.prod([self._size] * target.count(None))
-            left = math.prod(shape) // known  # type: ignore[arg-type]
+            left = math.prod(shape) // math.prod(n for n in wanted if n != -1)  # type: ignore[arg-type]
             target[target.index(-1)] = None if self._is_batch(left) else left
         if target.count(None) + target.count(-1) != 1:
             raise CannotOpenError("reshapes to the size of the batch and another one that is open")

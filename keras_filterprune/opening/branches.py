@@ -35,7 +35,7 @@ def _calls(trace: Trace) -> dict[int, tuple[Any, list[Any]]]:
     """{id of an opened layer: (the layer, what it calls)}, inner ones first."""
     found: dict[int, tuple[Any, list[Any]]] = {}
     for layer, inputs, outputs in trace.owners:
-        operations = keras.Function(inputs, outputs).operations if inputs else []
+        operations = trace.operations(inputs, outputs)
         called = sorted(str(_key(op)) for op in operations if not (isinstance(op, Leaf) and is_idle(op.op)))
         found.setdefault(id(layer), (layer, []))[1].append(called)
     return found

@@ -42,6 +42,11 @@ def specs_of(model: keras.Model, input_spec: Any) -> Any:
             )
         input_spec = _shapes(shape)
     specs = _mapped(_spec, input_spec)
+    if graph_inputs(model) and len(flat := keras.tree.flatten(specs)) == len(model.inputs):
+        pairs = zip(flat, model.inputs, strict=True)
+        given = [keras.KerasTensor(spec.shape, dtype=t.dtype, name=t.name) for spec, t in pairs]
+        single = isinstance(model, keras.Sequential)
+        return given[0] if single else keras.tree.pack_sequence_as(model.input, given)
     names = _names(specs)
     return keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype, name=next(names)), specs)
 

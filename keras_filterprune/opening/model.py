@@ -189,7 +189,7 @@ class _Opening:
         """Close the innermost opened layers whose operations cannot be had for any batch."""
         for op, why in failed:
             for layer, inputs, outputs in trace.owners:
-                if layer is not self.model and op in keras.Function(inputs, outputs).operations:
+                if layer is not self.model and op in trace.operations(inputs, outputs):
                     self._closed.setdefault(id(layer), why)
                     break
 
@@ -234,8 +234,10 @@ def _with_reasons(view: ModelView, closed: dict[int, str]) -> ModelView:
     """The view with {id of a layer: why it was not opened}, where layers stand in the way of anything."""
     if not closed:
         return view
+    sides = any(None in t.shape[1:] for t in view.model.inputs)
+    help_ = ". Its inputs leave sides open; with known ones, kfp.open_model(model, input_spec=...), it may open" * sides
     calls = (
-        replace(call, closed=closed[id(call.op)]) if id(call.op) in closed and not is_idle(call.op) else call
+        replace(call, closed=closed[id(call.op)] + help_) if id(call.op) in closed and not is_idle(call.op) else call
         for call in view.calls
     )
     return replace(view, calls=tuple(calls))

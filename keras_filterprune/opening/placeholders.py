@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.graph.keras_view import output_spec
+
 _NUMBER = itertools.count()
 
 
@@ -34,7 +36,7 @@ class Leaf(Placeholder):
         self.op = op
 
     def _infer(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = self.op.compute_output_spec(*args, **kwargs)
+        outputs = output_spec(self.op, args, kwargs)
         computes, stores = getattr(self.op, "compute_dtype", None), getattr(self.op, "variable_dtype", None)
         if computes == stores:
             return outputs

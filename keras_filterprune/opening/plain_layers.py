@@ -112,16 +112,18 @@ class PerSample(keras.layers.Layer):
 
 @register_handler(Weight)
 class WeightHandler(Handler):
-    """Channels on the last axis."""
+    """Channels on the last axis that has several, or on that where they meet others: heads of a bias of positions."""
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         shape = call.op.shape
-        if not shape or shape[-1] == 1:
+        axis = t.lay(call.path, [*(axis for axis in reversed(range(len(shape))) if shape[axis] > 1), None])
+        if axis is None:
             t.constant(call.path, "value")
             return [Tensor(shape)]
-        ids = t.fresh(shape[-1], (call.path, "value"))
-        t.bind(call.path, "value", len(shape) - 1, ids)
-        return [Tensor(shape, len(shape) - 1, ids)]
+        ids = t.fresh(shape[axis], (call.path, "value"))
+        t.laid(call.path, axis, ids)
+        t.bind(call.path, "value", axis, ids)
+        return [Tensor(shape, axis, ids)]
 
     def resize(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
         return config | {"shape": list(r.shape(r.outputs[0]))}

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_filterprune.graph.keras_view import plain_call, substitute, view_model
+from keras_filterprune.graph.live import has_config
 from keras_filterprune.graph.types import TensorRef
 from keras_filterprune.opening.errors import CannotOpenError
 from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes, why_leaf
@@ -79,6 +80,14 @@ class Trace:
         finally:
             self._path.pop()
         return self._leaf(layer, args, kwargs)
+
+    def operations(self, inputs: list[Any], outputs: list[Any]) -> list[Any]:
+        """What an opened layer calls, given its symbolic arguments and outputs."""
+        try:
+            return keras.Function(inputs, outputs).operations if inputs else []
+        # A weight that it holds hangs on an input of the model.
+        except ValueError:
+            return keras.Function([self._anchor, *inputs], outputs).operations
 
     # ------------------------------------------------------------------------------------------------ composites
 
@@ -157,6 +166,9 @@ class Trace:
 
     def _leaf(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """A call of what stays a layer or an operation."""
+        if type(op) is keras.layers.Identity and not has_config(op):
+            # Made with a dtype policy it can be called, but not saved.
+            return args[0]
         if isinstance(op, keras.layers.Layer):
             training, args, kwargs = self._training_of(op, args, kwargs)
             if training is not self._mode and takes(op, "training") and op.trainable:
@@ -168,7 +180,13 @@ class Trace:
         if id(op) not in self._made:
             self.paths.setdefault(id(op), (*self._path, self._name(op)))
             self._made[id(op)] = Leaf(op)
-        return self._made[id(op)](*args, **kwargs)
+        try:
+            return self._made[id(op)](*args, **kwargs)
+        except ValueError:
+            if id(op) not in self.closed:
+                raise
+            # It gives None among its tensors, say, as only a layer that is opened can.
+            raise CannotOpenError(f"calls layer '{op.name}', which {self.closed[id(op)]}") from None
 
     def _weight(self, variable: Any, holder: Any) -> Any:
         if id(variable) not in self._weights:

@@ -189,7 +189,10 @@ class Cloner:
             return self.made(op, self.config(op))
         # Whatever the get_config() of a user's class raises.
         except Exception as error:
-            if not isinstance(op, keras.layers.Layer) or isinstance(op, keras.Model) or not op.built:
+            if not isinstance(op, keras.layers.Layer):
+                # An operation made with a function or a tensor: it holds no state, and can serve the clone as well.
+                return op
+            if isinstance(op, keras.Model) or not op.built:
                 raise UnsupportedModelError(
                     f"'{op.name}' ({type(op).__name__}) cannot be rebuilt from its get_config(): {first_line(error)} "
                     "It must return the arguments of the constructor; Keras cannot load a saved copy of it either."

@@ -156,10 +156,13 @@ def apply_filter_gates(
 
 
 def maskable(graph: ChannelGraph) -> ChannelGraph:
-    """The graph with those groups alone that masks can stand for: attention reads several tensors, and heads."""
+    """The graph with those groups alone that masks can stand for: attention reads several tensors, and heads.
+
+    Channels that end in a product of two tensors are read by no layer.
+    """
     attention = {member.layer for group in graph.groups if group.heads for member in group.members}
-    groups = (g for g in graph.groups if not any(m.role == "input" and m.layer in attention for m in g.members))
-    return replace(graph, groups=tuple(groups))
+    readers = {g: {m.layer for m in g.members if m.role == "input"} for g in graph.groups}
+    return replace(graph, groups=tuple(g for g, layers in readers.items() if layers and not layers & attention))
 
 
 def _maskable_of(model: keras.Model) -> ChannelGraph:

@@ -250,3 +250,10 @@ def test_a_nested_model_without_a_configuration_does_no_harm():
     model = around(Inner(7))
     conv = kfp.analyze(model).groups[1].producers[0]
     assert kfp.prune_model(model, "l2", WIDE, progress=False).get_layer(conv).filters < 7
+
+
+def test_sides_of_an_input_spec_are_those_of_the_opened_model():
+    inputs = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(Trained()(inputs))
+    opened = kfp.open_model(keras.Model(inputs, layers.Dense(3)(x)), input_spec=(None, 6, 6, 3))
+    assert opened.inputs[0].shape == (None, 6, 6, 3)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 from opened import assert_pruned_is_masked, randomised
 
-EXAMPLES = 60
+EXAMPLES = 40
 DEEPEST, MOST_STEPS = 2, 4
 
 
@@ -62,6 +62,15 @@ class Drawn(layers.Layer):
     def make_again(self, width, choices, depth):
         self.parts.append(Block(self.channels))
 
+    def make_attention(self, width, choices, depth):
+        """Heads of MultiHeadAttention, or by hand: projected together or apart, the axes of heads in any order."""
+        heads, size, form = 1 + next(choices) % 4, 1 + next(choices) % 4, next(choices) % 6
+        if form == 0:
+            self.parts.append(layers.MultiHeadAttention(heads, size))
+            return
+        fused = [layers.Dense(3 * heads * size)] if form < 4 else [layers.Dense(heads * size) for _ in "qkv"]
+        self.parts.append({"made": fused, "out": layers.Dense(self.channels), "how": [heads, size, form]})
+
     def call(self, x, training=None):
         for name, number in self.steps:
             x = getattr(self, f"apply_{name}")(x, self.parts[number])
@@ -98,6 +107,31 @@ class Drawn(layers.Layer):
 
     def apply_again(self, x, part):
         return part(ops.relu(part(x)))
+
+    def apply_attention(self, x, part):
+        channels = x.shape[-1]
+        x = ops.reshape(x, (-1, SIDE * SIDE, channels))
+        y = part(x, x) if not isinstance(part, dict) else part["out"](attended(x, part["made"], *part["how"]))
+        return ops.reshape(x + y, (-1, SIDE, SIDE, channels))
+
+
+def attended(x, projections, heads, size, form):
+    """What heads make of tokens, side by side."""
+    if len(projections) == 1:
+        order = {1: (3, heads, size), 2: (heads, 3, size), 3: (heads, size, 3)}[form]
+        axis = 2 + form - 1
+        made = ops.moveaxis(ops.reshape(projections[0](x), (-1, x.shape[1], *order)), axis, 0)
+        q, k, v = made[0], made[1], made[2]
+    else:
+        q, k, v = (ops.reshape(projection(x), (-1, x.shape[1], heads, size)) for projection in projections)
+    if form == 5:
+        y = ops.dot_product_attention(q, k, v, scale=0.5)
+    elif form == 4:
+        y = ops.einsum("bhqk,bkhd->bqhd", ops.softmax(ops.einsum("bqhd,bkhd->bhqk", q, k)), v)
+    else:
+        q, k, v = (ops.transpose(part, (0, 2, 1, 3)) for part in (q, k, v))
+        y = ops.transpose(ops.softmax(q @ ops.swapaxes(k, -1, -2)) @ v, (0, 2, 1, 3))
+    return ops.reshape(y, (-1, x.shape[1], heads * size))
 
 
 STEPS = [name.removeprefix("apply_") for name in vars(Drawn) if name.startswith("apply_")]
