@@ -34,8 +34,8 @@ TAKEN = {
     "generator": "exclude features include",
     "true": "dynamic_batch exhaustive gates group integer_io one_by_one overwrite progress projections rectified "
     "return_report squared_temperature variance verify",
-    "none": "accuracy augment benchmark checkpoint data device drop exclude executor features finetune first folder "
-    "include labels latency like m metadata normalise normalization quantize seconds sensitivity test tolerance",
+    "none": "accuracy augment benchmark checkpoint data device drop evaluate exclude executor features finetune first "
+    "folder include labels latency like m metadata normalise normalization quantize seconds sensitivity test tolerance",
     "text": "checkpoint folder path",
 }
 # The same where it differs, by the argument's owner and it.
@@ -67,7 +67,7 @@ TAKEN_BY = {
 # Bases to subclass, and values that the library makes and hands to those who do.
 MADE_HERE = (
     "ActivationCriterion Allocation Allocator BopsTable Budget Call ChannelGraph Compensator Cost CostModel "
-    "CountBudget Criterion Elementwise ExportResult Group Handler Kept LayerReport Linear Member MemberCriterion "
+    "CountBudget Criterion Elementwise ExportResult Family FamilyRow Group Handler Kept LayerReport Linear Member MemberCriterion "
     "Prices PruneReport PruningPlan Rebuilt Resize SensitivityTable Statistics Tensor TensorRef Tracer Weights Window "
     "Samples count_macs handler_for read_filters read_last_axis"
 ).split()

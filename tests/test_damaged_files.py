@@ -19,7 +19,7 @@ from builders import chain
 
 import keras_filterprune as kfp
 from keras_filterprune import allocators
-from keras_filterprune.__main__ import _array
+from keras_filterprune.commands.data import _read_arrays
 from keras_filterprune.checkpoint import Checkpoint
 from keras_filterprune.files import load_keras
 from keras_filterprune.studies.sensitivity_table import Cut
@@ -108,7 +108,7 @@ def readers(tmp_path_factory):
         # What has no checksum is either read or refused.
         "tflite": Reader(folder / "model.tflite", lambda p: kfp.export.predict_tflite(p, IMAGES[:1]), sealed=False),
         "benchmark": Reader(folder / "model.tflite", lambda p: Runner(p).bytes, sealed=False),
-        "npy": Reader(folder / "x.npy", _array, sealed=False),
+        "npy": Reader(folder / "x.npy", _read_arrays, sealed=False),
     }
 
 
