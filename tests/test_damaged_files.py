@@ -19,8 +19,8 @@ from builders import chain
 
 import keras_filterprune as kfp
 from keras_filterprune import allocators
-from keras_filterprune.commands.data import _read_arrays
 from keras_filterprune.checkpoint import Checkpoint
+from keras_filterprune.commands.data import _read_arrays
 from keras_filterprune.files import load_keras
 from keras_filterprune.studies.sensitivity_table import Cut
 from tflite_bench import BenchError, Operator, OperatorReport, OperatorTiming
