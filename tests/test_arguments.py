@@ -68,8 +68,8 @@ TAKEN_BY = {
 MADE_HERE = (
     "ActivationCriterion Allocation Allocator BopsTable Budget Call ChannelGraph Compensator Cost CostModel "
     "CountBudget Criterion Elementwise ExportResult Family FamilyRow Group Handler Kept LayerReport Linear Member "
-    "MemberCriterion Prices PruneReport PruningPlan Rebuilt Resize SensitivityTable Statistics Tensor TensorRef Tracer Weights "
-    "Window Samples count_macs handler_for read_filters read_last_axis"
+    "MemberCriterion Prices PruneReport PruningPlan Rebuilt Resize SensitivityTable Statistics Tensor TensorRef Tracer "
+    "Weights Window Samples count_macs handler_for read_filters read_last_axis"
 ).split()
 METHODS = (
     "LatencyTable.load LatencyTable.predict LatencyTable.save PruneReport.save PruningPlan.load PruningPlan.save "
