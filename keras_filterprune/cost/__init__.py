@@ -14,3 +14,4 @@ from keras_filterprune.cost.model import CostModel as CostModel
 from keras_filterprune.cost.model import Polynomial as Polynomial
 from keras_filterprune.cost.tiles import Tiles as Tiles
 from keras_filterprune.cost.tiles import as_tiles as as_tiles
+from keras_filterprune.cost.tiles import as_widths as as_widths

@@ -23,6 +23,7 @@ class Tiles:
         step: output channels that are computed together, at least 1.
         first: the one count below a step that costs less than a step, at most half of it (None: there is none).
         inputs: input channels that are computed together (1).
+        narrow: groups of fewer units may keep any count, since a step of theirs is too much to lose at once (0).
 
     Raises:
         InvalidValueError: a count is no positive integer, or first is more than half a step.
@@ -37,15 +38,18 @@ class Tiles:
     step: int
     first: int | None = None
     inputs: int = 1
+    narrow: int = 0
 
     def __post_init__(self):
         check_integer("step", self.step)
         check_integer("inputs", self.inputs)
+        check_integer("narrow", self.narrow, least=0)
         # Above half a step, some counts would fill fewer tiles in two parts than in one: `count` bounds searches.
         check_integer("first", self.first, most=self.step // 2, optional=True)
 
     def __str__(self) -> str:
-        return f"multiples of {self.step}" + (f", or {self.first}" if self.first else "")
+        wide = f" in groups of {self.narrow} or more" if self.narrow else ""
+        return f"multiples of {self.step}" + (f", or {self.first}" if self.first else "") + wide
 
     def count(self, n: Counts) -> Counts:
         """Tiles that n units fill."""
@@ -57,6 +61,8 @@ class Tiles:
 
     def rungs(self, size: int) -> list[int]:
         """The worthwhile counts of `size` units, rising: those up to it, and all of them."""
+        if size < self.narrow:
+            return list(range(1, size + 1))
         widths = self._width(np.arange(1, self.count(size) + 1))
         return [*widths[widths < size].tolist(), size]
 
@@ -81,6 +87,15 @@ TARGETS = {
     "x86-avx512": Tiles(32, first=16),
     "x86-avx512-int8": Tiles(16, inputs=8),
 }
+# Steps of most phone kernels where a group has at least four of them.
+AUTO = Tiles(8, narrow=32)
+
+
+def as_widths(channel_multiple: int | str) -> Tiles:
+    """The widths that groups may have: "auto", a named target, or multiples of a number."""
+    if isinstance(channel_multiple, str) and channel_multiple == "auto":
+        return AUTO
+    return as_tiles(channel_multiple)
 
 
 def as_tiles(channel_multiple: int | str) -> Tiles:

@@ -110,9 +110,9 @@ def prune_model(
         include, exclude: layer names or globs; only groups with filters in a matching layer are pruned (None: all), or
             such groups stay whole (None).
         min_filters: the fewest units a group keeps (1).
-        channel_multiple: kept counts are multiples of this, or the whole group (1); or the target whose steps they fit:
-            "arm64" (8), "arm64-int8" (8), "arm64-dotprod-int8" (16), "arm64-fp16" (16), "arm32" (8), "x86-avx512" (32,
-            or 16), "x86-avx512-int8" (16).
+        channel_multiple: kept counts are multiples of this, or the whole group (1); "auto", multiples of 8 in groups of
+            32 or more and any in narrower ones; or the target whose steps they fit: "arm64", "arm64-int8", "arm32" (8),
+            "arm64-dotprod-int8", "arm64-fp16", "x86-avx512-int8" (16), "x86-avx512" (32, or 16).
         compensate: "auto" (default), the method's compensator, if it has the data it needs; "none"; a name
             ("least_squares", "reconstruct", "bn", "mean_shift", "linear", "merge", "adapter"); or a compensator object.
         seconds: the most that `"reconstruct"` may train for, 0 for not at all (None: 120 in `"auto"`, else no limit).

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from keras_filterprune.cost import Budget, CostModel, as_tiles
+from keras_filterprune.cost import Budget, CostModel, as_widths
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.latency import SizedOperators
@@ -93,9 +93,9 @@ def _notes(graph: ChannelGraph, outcome: Outcome) -> list[str]:
 
 def _fit(channel_multiple: int | str, rows: list[LayerRow]) -> list[str]:
     """How many layers fit a named target; those that also have channels that stay may not."""
-    widths = [row.kept for row in rows if row.macs and row.kept < row.channels]
-    if not isinstance(channel_multiple, str) or not widths:
+    narrower = [row for row in rows if row.macs and row.kept < row.channels]
+    if not isinstance(channel_multiple, str) or not narrower:
         return []
-    tiles = as_tiles(channel_multiple)
-    fit = sum(tiles.ceil(width) == width for width in widths)
-    return [f"{channel_multiple}: widths are {tiles} in {fit} of {len(widths)} layers that became narrower."]
+    tiles = as_widths(channel_multiple)
+    fit = sum(row.kept in tiles.rungs(row.channels) for row in narrower)
+    return [f"{channel_multiple}: widths are {tiles} in {fit} of {len(narrower)} layers that became narrower."]

@@ -9,7 +9,7 @@ from typing import Any
 import rich.table
 from rich.text import Text
 
-from keras_filterprune.cost import Tiles, as_tiles
+from keras_filterprune.cost import Tiles, as_widths
 from keras_filterprune.latency import Prices, SizedOperators
 from keras_filterprune.rebuild.plan import PruningPlan
 from keras_filterprune.report.base import SavedReport
@@ -154,7 +154,7 @@ def _percent(after: int, before: int) -> str:
 def _prune_sections(report: PruneReport, prices: Prices | None) -> list[Section]:
     """Cost, widths, layers, and what stays whole."""
     prediction = predict(report.operators, prices)
-    tiles = as_tiles(report.channel_multiple) if prices is None else prices.tiles
+    tiles = as_widths(report.channel_multiple) if prices is None else prices.tiles
     sections = [_glance(report, prediction), _widths(report), _costly(report, prediction)]
     sections.append(_layers(report, prediction, tiles))
     pinned = tuple((pin["layer"], count(pin["channels"]), pin["reason"]) for pin in report.pinned)

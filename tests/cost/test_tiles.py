@@ -18,7 +18,7 @@ from zoo import randomise
 import keras_filterprune as kfp
 from keras_filterprune import allocators, criteria, errors
 from keras_filterprune.__main__ import main
-from keras_filterprune.cost import Tiles, as_tiles
+from keras_filterprune.cost import Tiles, as_tiles, as_widths
 from keras_filterprune.cost.tiles import TARGETS
 
 AVX512 = "x86-avx512"
@@ -260,3 +260,25 @@ def test_bad_words_on_the_command_line_are_one_line(word, sentence, tmp_path, ca
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert sentence in line
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_auto_leaves_narrow_groups_any_width():
+    widths = as_widths("auto")
+    assert widths.rungs(31) == list(range(1, 32))
+    assert widths.rungs(32) == [8, 16, 24, 32]
+    assert widths.rungs(36) == [8, 16, 24, 32, 36]
+    assert str(widths) == "multiples of 8 in groups of 32 or more"
+    assert as_widths("arm64") == as_tiles("arm64")
+    with pytest.raises(errors.UnknownNameError):
+        as_tiles("auto")
+
+
+def test_auto_is_kept_to_and_reported():
+    model = chain((16, 48, 40))
+    small, report = kfp.prune_model(model, "l2", 0.6, channel_multiple="auto", return_report=True, progress=False)
+    sizes = {group["name"]: group["size"] for group in report.plan.groups}
+    kept = {group["name"]: len(group["kept"]) for group in report.plan.groups}
+    assert all(kept[name] % 8 == 0 for name, size in sizes.items() if size >= 32)
+    assert any(kept[name] % 8 for name, size in sizes.items() if size < 32)
+    assert any(note.startswith("auto: widths are multiples of 8 in groups of 32 or more in ") for note in report.notes)
+    assert small.count_params() < model.count_params()
