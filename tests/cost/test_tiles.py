@@ -274,7 +274,7 @@ def test_auto_leaves_narrow_groups_any_width():
 
 
 def test_auto_is_kept_to_and_reported():
-    model = chain((16, 48, 40))
+    model = chain((22, 48, 40))
     small, report = kfp.prune_model(model, "l2", 0.6, channel_multiple="auto", return_report=True, progress=False)
     sizes = {group["name"]: group["size"] for group in report.plan.groups}
     kept = {group["name"]: len(group["kept"]) for group in report.plan.groups}
