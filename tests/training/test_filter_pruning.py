@@ -68,6 +68,22 @@ def test_the_masked_network_the_stripped_one_and_the_shrunk_one_compute_the_same
     assert logs["filter_sparsity"] == pytest.approx(1 - filters[0] / filters[1])
 
 
+def test_filters_masked_before_go_first_however_large_they_have_become():
+    model = kfp.apply_filter_pruning(network())
+    schedule, logs = kfp.callbacks.PruningSchedule([0.7, 0.5]), {}
+    schedule.set_model(model)
+    schedule.on_train_begin()
+    schedule.on_epoch_begin(0)
+    # What is masked has no gradient through its readers, but its own weights may be the largest.
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D):
+            norms = np.square(array(layer.kernel)).sum(axis=(0, 1, 2))
+            layer.kernel.assign(array(layer.kernel) / norms)
+    schedule.on_epoch_begin(1)
+    schedule.on_epoch_end(1, logs)
+    assert 0.9 * 0.5 * total_macs(network()) < logs["macs_if_pruned"] <= 0.5 * total_macs(network())
+
+
 def test_bridgeout_goes_inside():
     model, (x, _) = network(), labelled_images()
     other = kfp.apply_filter_pruning(kfp.apply_bridgeout(model))
