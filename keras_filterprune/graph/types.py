@@ -144,7 +144,7 @@ class ChannelGraph:
     @property
     def filters(self) -> int:
         """Number of filters in hidden layers that can be removed; a unit of a recurrent layer counts once."""
-        return sum((self.group_of_id[ids] >= 0).sum() for ids in self.filter_ids.values())
+        return sum(int((self.group_of_id[ids] >= 0).sum()) for ids in self.filter_ids.values())
 
     @cached_property
     def filter_ids(self) -> dict[str, np.ndarray]:
