@@ -13,7 +13,7 @@ from builders import predict
 from zoo import random_inputs
 
 from keras_filterprune.graph import ChannelGraph, Kept
-from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.keras_view import named_weights, view_model
 from keras_filterprune.graph.types import ROLES
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
@@ -34,10 +34,13 @@ def mask(
 ) -> keras.Model:
     """Zero the weights of `twin` that removed channels index in these roles, in place."""
     alive = Kept(graph, kept).alive
+    # Layers that nobody named have other names in a second build.
+    calls = zip(graph.view.calls, view_model(twin).calls, strict=True)
+    layers = {call.path: twin_call.op for call, twin_call in calls if call.inputs}
     for bind in graph.binds:
         if bind.role not in roles:
             continue
-        variable = named_weights(layer_at(twin, bind.layer))[bind.weight]
+        variable = named_weights(layers[bind.layer])[bind.weight]
         value = np.moveaxis(np.array(keras.ops.convert_to_numpy(variable.value)), bind.axis, 0)
         value[~alive[bind.ids]] = 0
         variable.assign(np.moveaxis(value, 0, bind.axis))
