@@ -12,18 +12,18 @@ from keras_filterprune.tracing import trace_view
 def analyze(model: keras.Model) -> ChannelGraph:
     """Find which filters of a model can be removed, together with what, and which cannot and why.
 
-    Subclassed models and layers that are made of layers are opened first, see `open_model`; `graph.model` is then the
-    opened one, else the model itself. Beyond that, time is linear in the number of layers and channels, and no weight
-    is read or copied.
+    Subclassed models, layers that are made of layers, and models in channels_first are opened first, see `open_model`;
+    `graph.model` is then the opened one, else the model itself. Beyond that, time is linear in the number of layers and
+    channels, and no weight is read or copied.
 
     Args:
-        model: a built `keras.Model` (nested, shared, multi-input, subclassed: all fine), channels last.
+        model: a built `keras.Model` (nested, shared, multi-input, subclassed, channels_first: all fine).
 
     Returns:
-        A `ChannelGraph`: `groups` to prune, `pinned` with reasons.
+        A `ChannelGraph`: `groups` to prune, `pinned` with reasons; `summary()` and `plot()` show them.
 
     Raises:
-        UnsupportedModelError: the model is not built, cannot be opened, or uses channels_first.
+        UnsupportedModelError: the model is not built, or cannot be opened.
 
     Example:
         >>> import keras, keras_filterprune as kfp

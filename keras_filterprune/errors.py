@@ -61,7 +61,7 @@ class MissingPackageError(FilterPruneError, ImportError):
 
 
 class UnsupportedModelError(FilterPruneError, ValueError):
-    """The model as a whole cannot be worked on: subclassed, unbuilt, channels_first, weights that are not finite.
+    """The model as a whole cannot be worked on: it is not built, cannot be opened, or has weights that are not finite.
 
     Example:
         >>> import keras, keras_filterprune as kfp

@@ -1,8 +1,8 @@
 """The surgery oracle: how far a rebuilt model is from the original with the removed channels disconnected.
 
 It shares no code with `rebuild/verify.py`: the masked original is a second build of the same model with the same
-weights, whose consumers' weights (binds of role "input") are zero where they read a removed channel; both models are
-called as a whole on a random batch, and only their outputs are compared.
+weights, in which those are zero that make a removed channel, pass it on or read it (a product with a constant has no
+weight that does); both models are called as a whole on a random batch, and only their outputs are compared.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,8 @@ from builders import predict
 from zoo import random_inputs
 
 from keras_filterprune.graph import ChannelGraph, Kept
-from keras_filterprune.graph.keras_view import named_weights
+from keras_filterprune.graph.keras_view import named_weights, view_model
+from keras_filterprune.graph.types import ROLES
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
 
@@ -28,15 +29,21 @@ def layer_at(model: keras.Model, path: str) -> keras.Layer:
     raise KeyError(path)
 
 
-def mask(twin: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray]) -> keras.Model:
-    """Zero the weights of `twin` that read removed channels, in place."""
+def mask(
+    twin: keras.Model, graph: ChannelGraph, kept: dict[str, np.ndarray], roles: tuple[str, ...] = ROLES
+) -> keras.Model:
+    """Zero the weights of `twin` that removed channels index in these roles, in place."""
     alive = Kept(graph, kept).alive
+    # Layers that nobody named have other names in a second build.
+    calls = zip(graph.view.calls, view_model(twin).calls, strict=True)
+    layers = {call.path: twin_call.op for call, twin_call in calls if call.inputs}
     for bind in graph.binds:
-        if bind.role == "input":
-            variable = named_weights(layer_at(twin, bind.layer))[bind.weight]
-            value = np.moveaxis(np.array(keras.ops.convert_to_numpy(variable.value)), bind.axis, 0)
-            value[~alive[bind.ids]] = 0
-            variable.assign(np.moveaxis(value, 0, bind.axis))
+        if bind.role not in roles:
+            continue
+        variable = named_weights(layers[bind.layer])[bind.weight]
+        value = np.moveaxis(np.array(keras.ops.convert_to_numpy(variable.value)), bind.axis, 0)
+        value[~alive[bind.ids]] = 0
+        variable.assign(np.moveaxis(value, 0, bind.axis))
     return twin
 
 
@@ -62,8 +69,9 @@ def oracle_difference(
     graph: ChannelGraph,
     kept: dict[str, np.ndarray],
     seed: int = 0,
+    roles: tuple[str, ...] = ROLES,
 ) -> float:
     """How far `rebuilt` is from a masked second build of the model that `graph` was read from."""
-    masked = mask(build(), graph, kept)
+    masked = mask(build(), graph, kept, roles)
     x = random_inputs(masked, batch=3, seed=seed)
     return difference(predict(masked, x), predict(rebuilt, x))

@@ -147,8 +147,8 @@ def draw(path: str | os.PathLike, title: str, rows: Sequence[Row]) -> Path:
         axes.text(kinds, y, row.kind, fontsize=8, va="center", color="0.35")
         _draw_bar(axes, bars, y, row, most)
         lines = _wrapped(row)
-        style = {"fontsize": 7.5 if len(lines) < 2 else 6.5, "color": "0.2" if row.groups else "0.45"}
-        axes.text(notes, y, "\n".join(lines), va="center", **style)
+        size, grey = 7.5 if len(lines) < 2 else 6.5, "0.2" if row.groups else "0.45"
+        axes.text(notes, y, "\n".join(lines), va="center", fontsize=size, color=grey)
     with replacing(path) as draft:
         figure.savefig(draft, dpi=min(_DPI, _MOST_PIXELS / max(width, height)))
     return Path(path)
@@ -182,10 +182,11 @@ def _arc(above: float, below: float, rows: int, colour: str) -> Any:
 def _colour(group: int) -> str:
     """Neighbouring groups differ; grey is for what stays."""
     from matplotlib import colormaps
+    from matplotlib.colors import to_hex
 
     # The light half of the palette comes after the dark one; its greys are left out.
     order = [n for first in (0, 1) for n in range(first, 20, 2) if n not in (14, 15)]
-    return colormaps["tab20"](order[group % len(order)]) if group >= 0 else _GREY
+    return to_hex(colormaps["tab20"](order[group % len(order)])) if group >= 0 else _GREY
 
 
 def _middle(name: str) -> str:

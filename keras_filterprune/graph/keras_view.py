@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.live import named_alone, serializable
@@ -311,7 +310,10 @@ def _sized(view: ModelView, open_inputs: bool, side: int) -> ModelView:
 
 def _check_joined(call: Call, shapes: tuple[Shape, ...]) -> None:
     """Raise `ValueError` where sides differ that are to be alike; Keras looks at them when a layer is built alone."""
-    if type(call.op).__name__ == "Concatenate" and len({tuple(np.delete(s, call.op.axis)) for s in shapes}) > 1:
+    if type(call.op).__name__ != "Concatenate":
+        return
+    axis = call.op.axis % len(shapes[0])
+    if len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) > 1:
         raise ValueError(f"'{call.path}' joins tensors of shapes {', '.join(map(str, shapes))}.")
 
 

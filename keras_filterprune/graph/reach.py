@@ -73,14 +73,15 @@ def macs_by_layer(
         falls: boolean array over channel ids: which can go.
         weights, uncounted: as in `ChannelGraph`.
     """
-    spent: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+    spent: Counter[str] = Counter()
+    reached: Counter[str] = Counter()
     # Vectors that are passed on are the same array.
     goes = {id(ids): bool(falls[ids].any()) for term in terms for ids in term.axes}
     for term in terms:
         macs = term.coefficient * math.prod(len(ids) for ids in term.axes)
-        spent[term.layer][0] += macs
-        spent[term.layer][1] += macs if any(goes[id(ids)] for ids in term.axes) else 0
-    found = {layer: LayerMacs(*counts) for layer, counts in spent.items()}
+        spent[term.layer] += macs
+        reached[term.layer] += macs if any(goes[id(ids)] for ids in term.axes) else 0
+    found = {layer: LayerMacs(macs, reached[layer]) for layer, macs in spent.items()}
     unknown = {
         layer: sum(math.prod(map(_at_least_one, s)) for s in weights[layer].values() if len(s) > 1)
         for layer in uncounted
@@ -150,7 +151,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES]) + more
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Columns side by side, numbers to the right; what is too much is counted."""
     if not rows:
         return []

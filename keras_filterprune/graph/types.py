@@ -97,7 +97,7 @@ class ChannelGraph:
             >>> import keras, keras_filterprune as kfp
             >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Conv2D(2, 1)]
             >>> print(kfp.analyze(keras.Sequential(layers, name="small")).summary().splitlines()[0])
-            small: all of its 4,176 MACs can fall, in 1 group of 4 filters
+            small: all of its 4,176 MACs can fall, in 1 group of 4 units
         """
         return summary_of(self.view, self.groups, self.obstacles, self.layer_macs)
 

@@ -111,8 +111,10 @@ class Bidirectional(Recurrent):
     def resize(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
         for key, layer in zip(("layer", "backward_layer"), self.layers(r.call.op), strict=True):
             handler = handler_for(layer)
-            widths = [_kept(r, cell) for cell in self.cells(layer) or ()]
-            config[key]["config"] = handler.resized(config[key]["config"], widths)
+            # What is no recurrent layer is pinned, and never gets here.
+            if isinstance(handler, Recurrent):
+                widths = [_kept(r, cell) for cell in handler.cells(layer) or ()]
+                config[key]["config"] = handler.resized(config[key]["config"], widths)
         return config
 
 

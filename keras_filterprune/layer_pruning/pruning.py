@@ -89,7 +89,7 @@ def prune_layers(
     `prune_model` makes it narrower.
 
     Args:
-        model: a built functional or Sequential model, channels last. It is not modified.
+        model: a built `keras.Model`, functional, Sequential or subclassed. It is not modified.
         n_layers: how many units go; or
         budget: what may be left: a fraction of the MACs, `MacsBudget`, `ParamsBudget`, `BopsBudget` or `LatencyBudget`.
         method: a method's name or a criterion object, whose mean over a unit's filters counts; "block_gate", what the

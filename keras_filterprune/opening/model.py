@@ -1,4 +1,4 @@
-"""open_model: a subclassed model, or one with composite layers, as a graph of plain layers."""
+"""open_model: a subclassed model, or one with composite layers, as a graph of plain layers, channels last."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def open_model(model: keras.Model, input_spec: Any = None) -> keras.Model:
     The `call()` of the model and of every layer that is made of layers and operations runs once, on symbolic tensors.
     What it calls becomes a functional model with clones of the layers, named by their paths, and with layers for the
     weights that composite layers hold themselves. It is compared with the original on a batch: outputs in inference and
-    in training, and the gradients of a step. All that prunes opens models by itself; this gives the opened one.
+    in training, and the gradients of a step. A model in channels_first becomes one that computes channels last, with
+    its inputs and outputs transposed. All that prunes opens models by itself; this gives the opened one.
 
     Args:
         model: a subclassed, functional or Sequential model. It is not modified, but for the weights of one that has not

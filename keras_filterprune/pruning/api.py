@@ -98,7 +98,7 @@ def prune_model(
     """Rebuild a model with fewer filters, within a budget, and prove that nothing else changed.
 
     Args:
-        model: a built functional or Sequential model, channels last. It is not modified.
+        model: a built `keras.Model`, functional, Sequential or subclassed. It is not modified.
         method: a name from `list_methods()`, or a `Method` or criterion object, as `kfp.criteria.L2(aggregate="max")`.
             "auto" is the best measured one: with data `"pursuit"`, and then up to two minutes in which the original
             teaches (`Reconstruct`); without, `"l2"` and `Linear` ("auto").
@@ -128,7 +128,7 @@ def prune_model(
         An ordinary `keras.Model`, compiled like the original if that was; with `return_report`, also the report.
 
     Raises:
-        UnsupportedModelError: subclassed, unbuilt or channels_first models, NaN weights.
+        UnsupportedModelError: the model is not built or cannot be opened, or weights are NaN.
         InfeasibleBudgetError: the budget is out of range or below what can be reached.
         UnknownNameError, InvalidValueError: no such method, target or layer; another argument is out of range.
         UnsupportedLayerError: a handler is wrong about a layer of yours.
@@ -176,7 +176,7 @@ def plan_pruning(
     """Decide what `prune_model` would remove, without removing it.
 
     Args:
-        model: a built functional or Sequential model, channels last. It is not modified.
+        model: a built `keras.Model`, functional, Sequential or subclassed. It is not modified.
         method, budget, data, include, exclude, min_filters, channel_multiple, seed, progress: as in `prune_model`.
 
     Returns:

@@ -19,6 +19,7 @@ def graph_dict(graph: ChannelGraph) -> dict[str, Any]:
         "model": graph.view.name,
         "macs": cost.macs(cost.sizes),
         "params": cost.params(cost.sizes),
+        "reach": graph.reach,
         "input_shapes": {
             graph.view.calls[r.call].path: graph.view.calls[r.call].output_shapes[0] for r in graph.view.inputs
         },
@@ -38,8 +39,7 @@ def graph_tables(graph: ChannelGraph) -> Rows:
     """The scan as tables for a terminal."""
     content = graph_dict(graph)
     # Names may hold brackets, which rich takes for markup in a str.
-    title = f"{content['model']}: {len(graph.groups)} groups, {graph.filters:,} prunable filters"
-    groups = Table(title=Text(title, "table.title"))
+    groups = Table(title=Text(graph.summary().splitlines()[0], "table.title"))
     groups.add_column("group")
     groups.add_column("units", justify="right")
     groups.add_column("made by")
@@ -61,5 +61,6 @@ def graph_tables(graph: ChannelGraph) -> Rows:
     if graph.view.open_inputs:
         notes.append(f"Open input sizes are counted as in {content['input_shapes']}.")
     if graph.uncounted:
-        notes.append(f"MACs of these layers are not known and not counted: {', '.join(graph.uncounted)}.")
+        unknown = ", ".join(graph.uncounted)
+        notes.append(f"MACs of these layers are estimated in the first line, and not in the last table: {unknown}.")
     return Rows(groups, pinned, layers, *map(Text, notes))

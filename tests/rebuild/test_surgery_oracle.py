@@ -19,7 +19,10 @@ from keras_filterprune.graph import ChannelGraph, Kept
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.rebuild import rebuild, verify
 
-APPROXIMATE = {"convnext": 1, "group_norm": 2, "multi_head_attention": 1, "dense_mlp": 1, "unusual_axes": 1}
+APPROXIMATE = {
+    "convnext": 1, "group_norm": 2, "multi_head_attention": 1, "dense_mlp": 1, "unusual_axes": 1, "mlp_mixer": 1,
+    "spatial_attention": 1, "channel_sort": 1,
+}  # fmt: skip
 # Models that hold functions or classes of the user's own, which no file can bring back by itself.
 CUSTOM = {"custom_activation"}
 PYTHON_LAMBDA = {"lambda_layer"}
@@ -221,7 +224,8 @@ def test_plain_masking_differs_where_the_report_says_approximate(name):
     model = ZOO[name]()
     graph = kfp.analyze(model)
     kept = draw(graph, 2, exact=False)
-    assert oracle_difference(ZOO[name], rebuild(model, Kept(graph, kept)).model, graph, kept) > 10 * TOLERANCE
+    small = rebuild(model, Kept(graph, kept)).model
+    assert oracle_difference(ZOO[name], small, graph, kept, roles=("input",)) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", APPROXIMATE)

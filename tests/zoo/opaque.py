@@ -60,7 +60,7 @@ def channel_recurrence():
 
 @register
 def channel_sort():
-    """Sorting, cumulating and taking the norm over channels (pinned: "conv2", "conv3", "conv4")."""
+    """Sorting and cumulating over channels; taking the norm over them is inexact (pinned: "conv2", "conv3")."""
     inputs = keras.Input((6, 6, 3), name="image")
     x = conv_bn(inputs, 9, "conv1")
     a, b, c = ops.sort(conv(x, 7, "conv2"), axis=-1), ops.cumsum(conv(x, 8, "conv3"), axis=-1), conv(x, 10, "conv4")

@@ -130,7 +130,7 @@ def ops_resize_tile():
 
 @register
 def ops_weights_free():
-    """Functional forms of pooling, padding, softmax over positions and matmul with a constant (pinned: "conv3")."""
+    """Functional forms of pooling, padding, softmax over positions, and matmul with a constant."""
     inputs = keras.Input((6, 6, 3), name="image")
     x = ops.max_pool(conv_bn(inputs, 8, "conv1"), 2, strides=2, padding="same")
     x = ops.pad(ops.average_pool(x, 2, strides=1, padding="same"), [[0, 0], [1, 0], [0, 1], [0, 0]])
