@@ -217,6 +217,17 @@ def weighed_by_constants():
 
 
 @situation(HEADS)
+def summed_over_heads():
+    """What a sum over heads lacks are those that went."""
+
+    def attention(x):
+        q, k, v = map(split, projections(x))
+        return joined(attend(q, k, v) + ops.sum(q, axis=1, keepdims=True))
+
+    return around(attention)
+
+
+@situation(HEADS)
 def edges_of_a_graph():
     """Scores of heads on the last axis, and an input that lies across."""
     inputs = [keras.Input((TIME, 5)), keras.Input((TIME, TIME))]
@@ -301,7 +312,7 @@ PINNED = {
     "is masked on its own": lambda q, k, v: ops.dot_product_attention(
         swapped(q), swapped(k), swapped(v), mask=np.ones((1, HEADS, TIME, TIME), bool)
     ),
-    "is reduced over channels": lambda q, k, v: swapped(attend(q, k, v) + ops.mean(q, axis=1, keepdims=True)),
+    "is reduced over channels": lambda q, k, v: swapped(attend(q, k, v) + ops.prod(q, axis=(1, 3), keepdims=True)),
 }
 
 
