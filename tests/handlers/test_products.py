@@ -317,6 +317,19 @@ def mixed_outputs():
     return keras.Model(inputs, layers.Add()([x, ops.swapaxes(y, 1, 2)]))
 
 
+@situation(HEADS)
+def slopes_of_heads():
+    """A constant for each head, times distances of an input."""
+    inputs = [keras.Input((TIME, 5)), keras.Input((TIME, TIME, 2))]
+    x = layers.Dense(WIDTH, name="stream")(inputs[0])
+    q, k, v = map(split, projections(x))
+    slopes = np.linspace(0.2, 0.9, HEADS, dtype="float32")[:, None, None]
+    biases = ops.expand_dims(ops.sum(inputs[1], axis=-1), 1) * slopes
+    y = joined(ops.matmul(ops.softmax(ops.matmul(q, ops.swapaxes(k, -1, -2)) + biases), v))
+    y = layers.Dense(WIDTH, name="out")(y)
+    return keras.Model(inputs, layers.Dense(3, name="scores")(layers.Flatten()(layers.Add()([x, y]))))
+
+
 @situation(9, WIDTH)
 def covariances():
     """Of two axes with channels those of one can go."""
