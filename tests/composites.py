@@ -478,6 +478,23 @@ def statistics_of_two_calls():
 
 
 @situation()
+def averages_and_draws_of_three_branches():
+    class Branches(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = layers.Conv2D(7, 3, padding="same"), layers.BatchNormalization(momentum=0.5)
+            self.drop, self.last, self.scores = layers.Dropout(0.4), layers.Conv2D(5, 3), layers.Dense(3)
+
+        def call(self, x, training=None):
+            made = [self.drop(ops.relu(self.norm(self.conv(part)))) for part in x]
+            return self.scores(ops.reshape(self.last(made[0] + made[1] * made[2]), (ops.shape(x[0])[0], -1)))
+
+    model = Branches()
+    model([np.zeros((1, SIDE, SIDE, 3), "float32")] * 3)
+    return model
+
+
+@situation()
 def mask_of_a_batch():
     def call(self, x):
         return self.dense(x) * ops.concatenate(

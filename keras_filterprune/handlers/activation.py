@@ -106,9 +106,9 @@ class Elementwise(Handler):
             made = [a for a in range(1, len(shape)) if all(_size_at(x.shape, shape, a) in (1, None) for x in inputs)]
             made = [a for a in made if any(_size_at(v.shape, shape, a) not in (1, None) for v in _constants(call))]
             axis = t.lay(call.path, [*made, None])
-            if axis is None:
+            if axis is None or (width := shape[axis]) is None:
                 return untracked(call)
-            ids = t.fresh(shape[axis], (call.path, "constant"))
+            ids = t.fresh(width, (call.path, "constant"))
             t.laid(call.path, axis, ids)
             return [Tensor(shape, axis, ids)]
         if len(axes) > 1:
@@ -215,7 +215,7 @@ class SoftmaxLayer(Handler):
             return give_up(call, inputs, t, "is normalised over channels by")
         t.pin_tensors(masks, f"masks {describe(call)}")
         masks += [Tensor(np.shape(value)) for value in _constants(call)]
-        if x.tracked and any(_size_at(mask.shape, x.shape, x.axis) not in (1, None) for mask in masks):
+        if x.axis is not None and any(_size_at(mask.shape, x.shape, x.axis) not in (1, None) for mask in masks):
             t.pin(x.ids, f"is masked on its own in {describe(call)}")
         return [Tensor(call.output_shapes[0], x.axis, x.ids)]
 

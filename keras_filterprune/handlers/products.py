@@ -135,15 +135,15 @@ class DotProductAttention(Handler):
         given = dict(zip(("query", "key", "value", "bias", "mask", "scale"), call.args, strict=False)) | call.kwargs
         found = {n: made[x] if isinstance(x, TensorRef) else Tensor(np.shape(x)) for n, x in given.items()}
         query, key, value = (found[name] for name in ("query", "key", "value"))
-        t_q, t_k, heads = query.shape[1], key.shape[1], query.shape[2]
         others = [x for x in (query, key, value) if x.axis != 2]
         if others:
             for x in others:
                 t.reconsider(x.ids)
             t.pin_tensors(inputs, f"lies on another axis than that of the heads of {describe(call)}")
             return untracked(call)
+        heads = len(query.ids)
         t.tie(query.ids, *(np.repeat(x.ids, heads // len(x.ids)) for x in (key, value)))
-        t.spend(call.path, volume((t_q, t_k, 2 * query.last)), query.ids)
+        t.spend(call.path, 2 * volume((query.shape[1], key.shape[1], query.last)), query.ids)
         for x in (found[name] for name in ("bias", "mask") if name in found):
             if x.axis == 1 and len(x.ids) == heads:
                 t.tie(query.ids, x.ids)
@@ -161,7 +161,7 @@ class Take(Handler):
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x, indices = (*_operands(call, inputs), *call.kwargs.values())[:2]
         shape, axis = call.output_shapes[0], call.op.axis
-        if not isinstance(x, Tensor) or not x.tracked:
+        if not isinstance(x, Tensor) or x.axis is None:
             return [Tensor(shape)]
         if axis is None or axis % len(x.shape) == x.axis:
             return give_up(call, inputs, t, "is picked by number in")

@@ -55,7 +55,7 @@ class Assembler(Cloner):
 
     @property
     def origins(self) -> list[tuple[Any, Any]]:
-        named = [(named_weights(old), named_weights(new)) for old, new in self._layers()]
+        named = [(_state(old), _state(new)) for old, new in self._layers()]
         return [(variable, new[name]) for old, new in named for name, variable in old.items()] + [*self._held.values()]
 
     def _layers(self) -> list[tuple[Any, Any]]:
@@ -190,6 +190,13 @@ class Assembler(Cloner):
         name = re.sub(r"[^A-Za-z0-9_-]", "_", "_".join(path))
         self._names[name] += 1
         return name if self._names[name] == 1 else self._name((f"{name}_{self._names[name]}",))
+
+
+def _state(layer: keras.layers.Layer) -> dict[str, Any]:
+    """{name: variable} of all that a layer keeps, positions of random numbers included."""
+    known = {id(variable) for variable in layer.weights}
+    others = [variable for variable in layer.variables if id(variable) not in known]
+    return named_weights(layer) | {f"{n}/{variable.name}": variable for n, variable in enumerate(others)}
 
 
 def _products(assembler: Assembler) -> dict[int, Any]:

@@ -115,6 +115,47 @@ def dot_product():
     return around(attention)
 
 
+def grouped(x):
+    """Queries of four heads, keys and values of two."""
+    parts = [(layers.Dense(n * SIZE, name=name)(x), n) for name, n in zip("qkv", (HEADS, 2, 2), strict=True)]
+    return [ops.reshape(y, (-1, TIME, n, SIZE)) for y, n in parts]
+
+
+@situation(2)
+def two_heads_of_queries_share_one_of_keys():
+    def attention(x):
+        q, k, v = grouped(x)
+        y = ops.dot_product_attention(q, *(ops.repeat(part, 2, axis=2) for part in (k, v)), scale=0.3)
+        return ops.reshape(y, (-1, TIME, HEADS * SIZE))
+
+    return around(attention)
+
+
+@situation(HEADS)
+def biases_of_heads():
+    def attention(x):
+        q, k, v = (ops.reshape(y, (-1, TIME, HEADS, SIZE)) for y in projections(x))
+        pairs = ops.expand_dims(x, 1) + ops.expand_dims(x, 2)
+        bias = ops.transpose(layers.Dense(HEADS, name="bias")(pairs), (0, 3, 1, 2))
+        return ops.reshape(ops.dot_product_attention(q, k, v, bias=bias, scale=0.3), (-1, TIME, HEADS * SIZE))
+
+    return around(attention)
+
+
+@situation(HEADS)
+def to_chosen_neighbours():
+    """Three of the positions for each."""
+
+    def attention(x):
+        neighbours = np.arange(TIME)[:, None] + np.arange(3) - TIME + 1
+        q, k, v = (ops.reshape(y, (-1, TIME, HEADS, SIZE)) for y in projections(x))
+        k, v = (ops.take(part, neighbours % TIME, axis=1) for part in (k, v))
+        scores = ops.softmax(ops.einsum("bqhd,bqnhd->bhqn", q, k))
+        return ops.reshape(ops.einsum("bhqn,bqnhd->bqhd", scores, v), (-1, TIME, HEADS * SIZE))
+
+    return around(attention)
+
+
 @situation(HEADS)
 def values_wider_than_keys():
     def attention(x):
@@ -217,6 +258,26 @@ def weighed_by_constants():
 
 
 @situation(HEADS)
+def summed_over_heads():
+    """What a sum over heads lacks are those that went."""
+
+    def attention(x):
+        q, k, v = map(split, projections(x))
+        return joined(attend(q, k, v) + ops.sum(q, axis=1, keepdims=True))
+
+    return around(attention)
+
+
+@situation(HEADS)
+def weighed_by_constants_of_a_lower_rank():
+    def attention(x):
+        scores = np.random.default_rng(0).normal(size=(HEADS, TIME, TIME)).astype("float32")
+        return joined(ops.einsum("...qk,...kd->...qd", scores, split(layers.Dense(HEADS * SIZE, name="v")(x))))
+
+    return around(attention)
+
+
+@situation(HEADS)
 def edges_of_a_graph():
     """Scores of heads on the last axis, and an input that lies across."""
     inputs = [keras.Input((TIME, 5)), keras.Input((TIME, TIME))]
@@ -256,6 +317,29 @@ def mixed_outputs():
     return keras.Model(inputs, layers.Add()([x, ops.swapaxes(y, 1, 2)]))
 
 
+@situation(HEADS)
+def slopes_of_heads():
+    """A constant for each head, times distances of an input."""
+    inputs = [keras.Input((TIME, 5)), keras.Input((TIME, TIME, 2))]
+    x = layers.Dense(WIDTH, name="stream")(inputs[0])
+    q, k, v = map(split, projections(x))
+    slopes = np.linspace(0.2, 0.9, HEADS, dtype="float32")[:, None, None]
+    biases = ops.expand_dims(ops.sum(inputs[1], axis=-1), 1) * slopes
+    y = joined(ops.matmul(ops.softmax(ops.matmul(q, ops.swapaxes(k, -1, -2)) + biases), v))
+    y = layers.Dense(WIDTH, name="out")(y)
+    return keras.Model(inputs, layers.Dense(3, name="scores")(layers.Flatten()(layers.Add()([x, y]))))
+
+
+@situation(9, WIDTH)
+def covariances():
+    """Of two axes with channels those of one can go."""
+    inputs = keras.Input((TIME, 5))
+    x = layers.Dense(WIDTH, name="stream")(inputs)
+    left, right = layers.Dense(7, name="left")(x), layers.Dense(9, name="right")(x)
+    y = ops.matmul(ops.swapaxes(left, 1, 2), right)
+    return keras.Model(inputs, layers.Dense(3, name="scores")(layers.Flatten()(ops.relu(y))))
+
+
 def masked(model, graph, plan):
     """The model, with zeros in weights that make and read what goes: what ends in a product is read by no weight."""
     alive = Kept(graph, {entry["name"]: entry["kept"] for entry in plan.groups}).alive
@@ -284,6 +368,18 @@ def test_situations(name):
     assert_heads_go(*SITUATIONS[name])
 
 
+def test_heads_of_queries_that_share_one_of_keys_lie_side_by_side():
+    """Of the backends of Keras, JAX alone computes it."""
+
+    def attention(x):
+        return ops.reshape(ops.dot_product_attention(*grouped(x)), (-1, TIME, HEADS * SIZE))
+
+    (group,) = (group for group in kfp.analyze(around(attention)).groups if group.size == 2)
+    positions = {m.layer: m.positions.tolist() for m in group.members if m.weight == "kernel" and m.role == "filter"}
+    assert positions["q"] == np.arange(HEADS * SIZE).reshape(2, -1).tolist()
+    assert positions["k"] == positions["v"] == np.arange(2 * SIZE).reshape(2, -1).tolist()
+
+
 def test_macs_are_those_of_products():
     graph = kfp.analyze(separate())
     products = sum(
@@ -301,7 +397,7 @@ PINNED = {
     "is masked on its own": lambda q, k, v: ops.dot_product_attention(
         swapped(q), swapped(k), swapped(v), mask=np.ones((1, HEADS, TIME, TIME), bool)
     ),
-    "is reduced over channels": lambda q, k, v: swapped(attend(q, k, v) + ops.mean(q, axis=1, keepdims=True)),
+    "is reduced over channels": lambda q, k, v: swapped(attend(q, k, v) + ops.prod(q, axis=(1, 3), keepdims=True)),
 }
 
 

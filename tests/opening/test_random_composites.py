@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 from opened import assert_pruned_is_masked, randomised
 
-EXAMPLES = 40
+EXAMPLES = 12
 DEEPEST, MOST_STEPS = 2, 4
 
 
