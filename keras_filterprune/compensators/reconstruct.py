@@ -9,6 +9,7 @@ from keras_filterprune.checks import check_number, wrong
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.least_squares import LeastSquares
 from keras_filterprune.distillation.recovery import LEAST, STEPS, Recovery
+from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.probe.inputs import calibration_inputs
 
@@ -69,4 +70,7 @@ class Reconstruct(Compensator):
             return done
         if len(calibration_inputs(data, rebuilt.graph.view)) < LEAST:
             return f"{done}; not taught by the original, which takes {LEAST} samples"
-        return f"{done}, then {self._recovery.teach(rebuilt.model, rebuilt.graph.model, data, progress)}"
+        try:
+            return f"{done}, then {self._recovery.teach(rebuilt.model, rebuilt.graph.model, data, progress)}"
+        except UnsupportedModelError as error:
+            return f"{done}; not taught by the original: {error}"

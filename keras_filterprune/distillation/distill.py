@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -73,6 +74,7 @@ def distill(
         >>> history = kfp.distill(student, teacher).fit(x, y, verbose=0)
     """
     _check(student, teacher)
+    _check_scores(student, teacher)
     if not student.compiled:
         raise UnsupportedModelError(
             f"distill trains a student as it is compiled. Model '{student.name}' is not: compile(optimizer, loss) it "
@@ -90,16 +92,17 @@ def distill(
     return distiller
 
 
-def imitator(student: keras.Model, teacher: keras.Model, temperature: float = 4.0) -> Distiller:
-    """A model whose `fit` trains the student on the teacher's outputs alone; not compiled, and the student need not be.
+def imitator(student: keras.Model, teacher: keras.Model) -> Distiller:
+    """A model whose `fit` trains the student on the teacher's outputs alone, by squares of what logits differ by.
 
-    Args:
-        student, teacher, temperature: as in `distill`.
+    It is not compiled, and the student need not be. Outputs without gradients, integers, are not looked at.
     """
     _check(student, teacher)
-    return _distiller(
-        student, teacher, _taught(student, teacher, temperature, temperature**2, every=True), [], 1.0, 0.0
-    )
+    taught = _taught(student, teacher, math.inf, 1.0, every=True)
+    if not taught or not student.trainable_variables:
+        missing = "trainable weights" if taught else "output but of integers"
+        raise UnsupportedModelError(f"'{student.name}' has no {missing}: nothing can be learnt.")
+    return _distiller(student, teacher, taught, [], 1.0, 0.0)
 
 
 def _distiller(
@@ -128,12 +131,6 @@ def _check(student: keras.Model, teacher: keras.Model) -> None:
                 f"distill works on functional and Sequential models. Model '{model.name}' ({type(model).__name__}) has "
                 "no graph of layers."
             )
-        for output_name, output in zip(output_names(model), model.outputs, strict=True):
-            if "float" not in output.dtype:
-                raise UnsupportedModelError(
-                    f"output '{output_name}' of the {name} '{model.name}' gives {output.dtype}, from which nothing can "
-                    "be learnt. Take the output before that, of scores."
-                )
     if len(student.outputs) != len(teacher.outputs):
         raise UnsupportedModelError(
             f"'{teacher.name}' cannot teach '{student.name}': they have {len(teacher.outputs)} and "
@@ -141,10 +138,20 @@ def _check(student: keras.Model, teacher: keras.Model) -> None:
         )
 
 
+def _check_scores(student: keras.Model, teacher: keras.Model) -> None:
+    for name, model in (("student", student), ("teacher", teacher)):
+        for output_name, output in zip(output_names(model), model.outputs, strict=True):
+            if "float" not in output.dtype:
+                raise UnsupportedModelError(
+                    f"output '{output_name}' of the {name} '{model.name}' gives {output.dtype}, from which nothing can "
+                    "be learnt. Take the output before that, of scores."
+                )
+
+
 def _taught(
     student: keras.Model, teacher: keras.Model, temperature: float, factor: float, every: bool = False
 ) -> list[Taught]:
-    """The outputs that the student is trained on: those that have a loss, or every one."""
+    """The outputs that the student is trained on: those that have a loss, or every one that has gradients."""
     names, known = output_names(student), output_names(teacher)
     # Outputs that are called alike stand in any order.
     others = [known.index(name) for name in names] if set(names) == set(known) else list(range(len(names)))
@@ -156,7 +163,7 @@ def _taught(
     weights = per_output(student, compile_arguments(student)["loss_weights"] if student.compiled else None)
     found = []
     for number, (name, loss, weight) in enumerate(zip(names, losses, weights, strict=True)):
-        if loss is not None or every or student.loss is None:
+        if "float" in student.outputs[number].dtype if every else loss is not None or student.loss is None:
             heads = _agreed(name, ours[number], theirs[others[number]])
             reduction = getattr(loss, "reduction", None)
             imitation = Imitation(*heads, temperature, factor, None if reduction == "none" else reduction)

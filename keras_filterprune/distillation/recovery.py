@@ -78,16 +78,16 @@ class Recovery:
         Returns:
             What was done, in a sentence.
         """
+        if any(tensor.dtype == "string" for tensor in student.inputs):
+            raise UnsupportedModelError(f"'{student.name}' takes text. Put the layers that read it before the network.")
         inputs = calibration_inputs(data, view_model(student), least=LEAST)
         held_out = np.arange(0, len(inputs), max(_HELD_OUT, len(inputs) // _MOST_HELD_OUT))
         learnt = np.setdiff1d(np.arange(len(inputs)), held_out)
         size = inputs.differentiable(slice(min(_BATCH, len(learnt))))[0].stop
-        if not student.trainable_variables:
-            raise UnsupportedModelError(f"'{student.name}' has no trainable weights: nothing can be learnt.")
-        fold_statistics(student, inputs, progress)
         with scope_of(student):
             imitating = imitator(student, teacher)
             keras.Model.compile(imitating, _optimizer(student))
+        fold_statistics(student, inputs, progress)
         steps = min(self.steps, -(-_PASSES * len(learnt) // size))
         exam = _Batches(student, inputs, held_out, size)
         best, pace = _Best(imitating, exam), _Pace(steps, self.seconds, progress)
@@ -213,7 +213,7 @@ class _Best(keras.callbacks.Callback):
 
     def __init__(self, imitating: keras.Model, exam: _Batches):
         super().__init__()
-        self._imitating, self._exam = imitating, exam
+        self._imitating, self._exam, self._weights = imitating, exam, imitating.student.get_weights()
         self.first = self.best = math.inf
         self.look()
         self.first = self.best

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.errors import MissingPackageError
+from keras_filterprune.errors import CalibrationDataError, MissingPackageError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Bind, Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.base import volume
@@ -46,6 +46,9 @@ def output_sensitivity(
 
     Returns:
         {layer: float64 of shape (channels,)}, of shape (1,) where no output has a gradient: class numbers, words.
+
+    Raises:
+        CalibrationDataError: outputs or their gradients are not finite.
     """
     generator = np.random.default_rng(0)
     inputs = inputs.spread(min(_SAMPLES, max(8, _VALUES // all_values(view, inputs.values))))
@@ -74,6 +77,13 @@ def output_sensitivity(
         zeros = {path: keras.ops.zeros(len(value)) for path, value in total.items()}
         for path, found in gradients(partial(objective, part=part), zeros).items():
             total[path] += _array(found)
+    for path, value in total.items():
+        if not np.isfinite(value).all():
+            raise CalibrationDataError(
+                f"what '{path}' does to the outputs is no finite number on the calibration data. Prune the network "
+                "without the operations behind its scores, a logarithm of 0 say, or by a method that looks at layers "
+                "alone ('cap')."
+            )
     return {path: value / len(inputs) for path, value in total.items()}
 
 

@@ -198,3 +198,53 @@ def test_fewer_samples_than_it_takes_are_refitted_to_alone():
     small, report = kfp.prune_model(model, "auto", 0.5, **settings)
     assert report.compensation.endswith("; not taught by the original, which takes 16 samples")
     assert all((a == b).all() for a, b in zip(values(fitted), values(small), strict=True))
+
+
+def with_text():
+    words = layers.TextVectorization(vocabulary=["a", "b", "c"], output_sequence_length=6)
+    inputs = keras.Input((), dtype="string")
+    y = layers.Conv1D(8, 3, activation="relu")(layers.Embedding(5, 8)(words(inputs)))
+    return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(y))), np.array(["a b", "c"] * 16, object)
+
+
+def with_outputs(outputs):
+    model = network(*HEADS["logits"])
+    return keras.Model(model.input, outputs(model.output)), images(32)
+
+
+def frozen():
+    model = network()
+    model.trainable = False
+    return model, images(32)
+
+
+UNTAUGHT = {
+    "class numbers": (lambda: with_outputs(lambda z: keras.ops.argmax(z, -1)), "has no output but of integers"),
+    "frozen": (frozen, "has no trainable weights"),
+    "text": (with_text, "takes text"),
+}
+
+
+@pytest.mark.parametrize("case", UNTAUGHT)
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="text is TensorFlow's")
+def test_what_cannot_be_taught_is_refitted_and_the_report_says_why(case):
+    make, reason = UNTAUGHT[case]
+    model, x = make()
+    small, report = kfp.prune_model(model, budget=0.6, data=x, return_report=True, **QUIET)
+    assert reason in report.compensation
+    assert small.count_params() < model.count_params()
+    with pytest.raises(UnsupportedModelError, match=reason):
+        kfp.recover(small, model, x, **QUIET)
+
+
+def test_outputs_without_gradients_stand_in_nobodys_way():
+    model, x = with_outputs(lambda z: {"scores": z, "class": keras.ops.argmax(z, -1)})
+    small = pruned(model, images(128))
+    recovered = kfp.recover(small, model, images(128), **QUIET)
+    assert relative_error(model, recovered, x) < relative_error(model, small, x)
+
+
+def test_outputs_that_are_not_finite_are_refused_before_anything_is_chosen():
+    model, x = with_outputs(lambda z: keras.ops.log(keras.ops.relu(z)))
+    with pytest.raises(CalibrationDataError, match="is no finite number on the calibration data"):
+        kfp.prune_model(model, budget=0.6, data=x, **QUIET)
