@@ -155,7 +155,7 @@ def prune_model(
         return small
     plan = planner.plan(_name(method, recipe), outcome.kept)
     if plan.method == "auto":
-        outcome = replace(outcome, notes=(*outcome.notes, f"auto: {recipe.name}, then {run.compensator!r}."))
+        outcome = replace(outcome, notes=(*outcome.notes, f"auto: {recipe.name}, {type(run.compensator).__name__}."))
     return small, _report(costs, small, plan, outcome, channel_multiple, budget)
 
 
