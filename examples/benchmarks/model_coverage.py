@@ -33,9 +33,6 @@ from counting import call_macs, graph_macs
 from rows import append, read
 
 import keras_filterprune as kfp
-from keras_filterprune.graph.keras_view import named_weights, output_spec
-from keras_filterprune.opening import opened_view
-from keras_filterprune.tracing import trace_view
 
 TARGET, KEEP, SIDE, SAMPLES = 0.95, 0.5, 64, 4096
 TOLERANCE = 1e-5  # of the oracle, relative to the largest output
@@ -150,7 +147,7 @@ def analyse(name: str, row: dict, files: Path) -> dict:
     if any(call.closed for call in graph.view.calls) and any(None in t.shape[1:] for t in graph.model.inputs):
         # What the reasons say would help: sides that are known.
         shapes = keras.tree.map_structure(lambda t: (None, *known(t).shape[1:]), graph.model.input)
-        graph, opened = trace_view(opened_view(model, shapes)), "at a fixed size"
+        graph, opened = kfp.analyze(kfp.open_model(model, shapes)), "at a fixed size"
     specs = [known(tensor) for tensor in graph.model.inputs]
     total, reached, seen = graph_macs(model, specs, graph.model.input), *reach(graph, specs)
     return {
@@ -183,6 +180,16 @@ def known(tensor):
     return tf.TensorSpec((1, *(n or side for n in tensor.shape[1:])), tensor.dtype)
 
 
+def spec_of(op, args: tuple, kwargs: dict):
+    """What an operation gives for specs; Keras leaves sides of `EinsumDense` open that the layer was not told of."""
+    made = op.compute_output_spec(*args, **kwargs)
+    if not isinstance(op, keras.layers.EinsumDense) or "..." in op.equation:
+        return made
+    read, written = op.equation.split(",")[0], op.equation.split("->")[1]
+    sides = dict(zip(read, args[0].shape, strict=True))
+    return keras.KerasTensor([n or sides[letter] for letter, n in zip(written, made.shape, strict=True)], made.dtype)
+
+
 def reach(graph, specs: list) -> tuple[int, int]:
     """Multiply-accumulates of calls whose widths can fall, and of all calls that a graph of layers shows."""
     free = np.zeros(graph.unit_of_id.max(initial=-1) + 1, bool)
@@ -197,7 +204,7 @@ def reach(graph, specs: list) -> tuple[int, int]:
         args, kwargs = keras.tree.map_structure(
             lambda x: values[x.call][x.index] if isinstance(x, kfp.handlers.TensorRef) else x, (call.args, call.kwargs)
         )
-        values[number] = keras.tree.flatten(output_spec(call.op, args, kwargs))
+        values[number] = keras.tree.flatten(spec_of(call.op, args, kwargs))
         shapes = [tuple(values[ref.call][ref.index].shape) for ref in call.inputs]
         macs = call_macs(call.op, shapes, tuple(values[number][0].shape))
         seen += macs
@@ -236,10 +243,15 @@ def oracle(name: str, row: dict, files: Path) -> dict:
         # Channels that end in a product of tensors are read by no weight: those that make them are zeroed as well.
         gone = dead[graph.unit_of_id[bind.ids]]
         if gone.any() and "variance" not in bind.weight:
-            zero(named_weights(layers[bind.layer])[bind.weight], bind.axis, gone)
+            zero(weights_of(layers[bind.layer])[bind.weight], bind.axis, gone)
     found = difference(outputs(graph.model, batch), outputs(small, batch))
     result = {"oracle": found}
     return result | ({"error": f"oracle: differs by {found:.1e}"} if not found <= TOLERANCE else {})
+
+
+def weights_of(layer) -> dict:
+    """{name: weight} as binds name them."""
+    return kfp.handlers.Statistics(layer, axis=-1, epsilon=0.0).weights
 
 
 def zero(variable, axis: int, gone: np.ndarray) -> None:

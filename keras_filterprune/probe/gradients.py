@@ -78,12 +78,7 @@ def output_sensitivity(
         for path, found in gradients(partial(objective, part=part), zeros).items():
             total[path] += _array(found)
     for path, value in total.items():
-        if not np.isfinite(value).all():
-            raise CalibrationDataError(
-                f"what '{path}' does to the outputs is no finite number on the calibration data. Prune the network "
-                "without the operations behind its scores, a logarithm of 0 say, or by a method that looks at layers "
-                "alone ('cap')."
-            )
+        _check_finite(f"what '{path}' does to the outputs", value)
     return {path: value / len(inputs) for path, value in total.items()}
 
 
@@ -93,7 +88,18 @@ def _deviations(view: ModelView, inputs: Inputs) -> list[float | None]:
     for part in inputs.slices():
         outputs = Executor(view, check=True).run(inputs[part])
         found.append([_array(z) if "float" in keras.backend.standardize_dtype(z.dtype) else None for z in outputs])
-    return [None if z[0] is None else float(np.std(np.concatenate(z))) + 1e-12 for z in zip(*found, strict=True)]
+    whole = [None if z[0] is None else np.concatenate(z) for z in zip(*found, strict=True)]
+    for z in whole:
+        _check_finite("an output", np.zeros(()) if z is None else z)
+    return [None if z is None else float(np.std(z)) + 1e-12 for z in whole]
+
+
+def _check_finite(what: str, value: np.ndarray) -> None:
+    if not np.isfinite(value).all():
+        raise CalibrationDataError(
+            f"{what} is no finite number on the calibration data. Prune the network without the operations behind its "
+            "scores, a logarithm of 0 say, or by a method that looks at layers alone ('cap')."
+        )
 
 
 def _probed(y: Any, sums: Any) -> Any:

@@ -52,6 +52,13 @@ class FamilyRow:
         bytes: of the weights, as they are stored.
         score: what `evaluate` returned, None without.
         ms: what `latency` predicts in milliseconds, None without.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Conv2D(2, 1)]
+        >>> row = kfp.prune_family(keras.Sequential(layers), (0.5,)).rows[0]
+        >>> row.keep, row.macs, row.params, row.bytes
+        (1.0, 16704, 482, 1928)
     """
 
     keep: float
@@ -69,6 +76,13 @@ class Family:
     Attributes:
         rows: one `FamilyRow` per size, the original first.
         models: the networks, the original first.
+
+    Example:
+        >>> import keras, keras_filterprune as kfp
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Conv2D(2, 1)]
+        >>> family = kfp.prune_family(keras.Sequential(layers), (0.5,), evaluate=lambda model: model.count_params())
+        >>> family.smallest(200).count_params()
+        242
     """
 
     rows: tuple[FamilyRow, ...]

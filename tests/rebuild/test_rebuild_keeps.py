@@ -197,7 +197,9 @@ def test_python_lambda_is_rebuilt_without_switching_safe_mode_off():
     config = small.get_layer("square").get_config()
     with pytest.raises(ValueError, match="lambda"):
         layers.Lambda.from_config(config)
-    assert "feeds unsupported layer 'square' (Lambda)" in reason(model, "conv2")
+    # It treats every number alike, which is found by trying.
+    assert reason(model, "conv2") == ""
+    assert small.get_layer("conv2").filters < model.get_layer("conv2").filters
 
 
 def test_normalization_adapted_on_data_is_kept():
