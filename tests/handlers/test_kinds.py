@@ -266,7 +266,7 @@ def dot_of_rows():
 
 @situation()
 def flipped():
-    return image(lambda x: ops.flip(x, axis=-1) + ops.flip(ops.flip(x, axis=(1, 3)), axis=2))
+    return image(lambda x: ops.flip(x, axis=-1) + ops.flip(ops.flip(ops.flip(x, axis=1), axis=3), axis=2))
 
 
 @situation()
@@ -443,4 +443,6 @@ def check(build, exact=True, pinned=frozenset()):
 
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_what_is_left_is_the_dense_model_without_the_others(name):
+    if name == "patches" and keras.__version__ < "3.15":
+        pytest.skip("Keras cannot take such patches of symbolic tensors before 3.15")
     check(*SITUATIONS[name])
