@@ -8,10 +8,8 @@ from typing import Any
 from keras_filterprune.checks import check_number, wrong
 from keras_filterprune.compensators.base import Compensator
 from keras_filterprune.compensators.least_squares import LeastSquares
-from keras_filterprune.distillation.recovery import LEAST, STEPS, Recovery
-from keras_filterprune.errors import UnsupportedModelError
+from keras_filterprune.distillation.recovery import STEPS, Recovery
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.probe.inputs import calibration_inputs
 
 
 class Reconstruct(Compensator):
@@ -68,9 +66,4 @@ class Reconstruct(Compensator):
         done = self.first.apply(rebuilt, data, progress)
         if rebuilt.kept.whole:
             return done
-        if len(calibration_inputs(data, rebuilt.graph.view)) < LEAST:
-            return f"{done}; not taught by the original, which takes {LEAST} samples"
-        try:
-            return f"{done}, then {self._recovery.teach(rebuilt.model, rebuilt.graph.model, data, progress)}"
-        except UnsupportedModelError as error:
-            return f"{done}; not taught by the original: {error}"
+        return done + self._recovery.attempt(rebuilt.model, rebuilt.graph.model, data, progress)

@@ -64,6 +64,15 @@ class Recovery:
         check_callable("augment", self.augment, "a function of a batch of inputs", optional=True)
         check_integer("seed", self.seed, least=0)
 
+    def attempt(self, student: keras.Model, teacher: keras.Model, data: Any, progress: bool = True) -> str:
+        """`teach`, or why nothing is learnt, as the end of a sentence."""
+        if len(calibration_inputs(data, view_model(student))) < LEAST:
+            return f"; not taught by the original, which takes {LEAST} samples"
+        try:
+            return f", then {self.teach(student, teacher, data, progress)}"
+        except UnsupportedModelError as error:
+            return f"; not taught by the original: {error}"
+
     def teach(self, student: keras.Model, teacher: keras.Model, data: Any, progress: bool = True) -> str:
         """Train the student in place on what the teacher gives for calibration inputs.
 
@@ -83,7 +92,7 @@ class Recovery:
         inputs = calibration_inputs(data, view_model(student), least=LEAST)
         held_out = np.arange(0, len(inputs), max(_HELD_OUT, len(inputs) // _MOST_HELD_OUT))
         learnt = np.setdiff1d(np.arange(len(inputs)), held_out)
-        size = inputs.differentiable(slice(min(_BATCH, len(learnt))))[0].stop
+        size = _batch_size(inputs, min(_BATCH, len(learnt)))
         with scope_of(student):
             imitating = imitator(student, teacher)
             keras.Model.compile(imitating, _optimizer(student))
@@ -109,6 +118,12 @@ class Recovery:
             f"{pace.steps} steps on {len(learnt)} samples; divergence from the original on {len(held_out)} others "
             f"{best.first:.3g} before, {best.best:.3g} after"
         )
+
+
+def _batch_size(inputs: Inputs, most: int) -> int:
+    """Samples that are learnt at once, at most `most`; where memory decides, half of what fits: two networks run."""
+    fits = inputs.differentiable(slice(most))[0].stop
+    return fits if 2 * fits > most else max(1, fits // 2)
 
 
 class _Batches(keras.utils.PyDataset):

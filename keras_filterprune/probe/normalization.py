@@ -10,6 +10,7 @@ import numpy as np
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.graph.types import Call, ModelView
 from keras_filterprune.handlers.registry import known_statistics, statistics_of
+from keras_filterprune.handlers.statistics import Statistics
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.inputs import Inputs
 from keras_filterprune.progress import track
@@ -36,9 +37,7 @@ def recalibrate(model: keras.Model, inputs: Inputs, progress: bool = True) -> in
     found = _measured(view, inputs, _by_own_statistics, "recalibrating batch normalization", progress)
     layers = {call.path: call.op for call in view.calls if call.inputs}
     for path, (mean, variance) in found.items():
-        statistics = known_statistics(layers[path])
-        statistics.weights[statistics.mean].assign(mean)
-        statistics.weights[statistics.variance].assign(variance)
+        _store(known_statistics(layers[path]), mean, variance)
     return len(found)
 
 
@@ -70,9 +69,13 @@ def fold_statistics(model: keras.Model, inputs: Inputs, progress: bool = True) -
             weights = statistics.weights
             weights[statistics.offset].assign(offset + scale * (mean - old_mean) / deviation)
             weights[statistics.scale].assign(scale * np.sqrt(variance + statistics.epsilon) / deviation)
-            weights[statistics.mean].assign(mean)
-            weights[statistics.variance].assign(variance)
+            _store(statistics, mean, variance)
     return len(layers)
+
+
+def _store(statistics: Statistics, mean: np.ndarray, variance: np.ndarray) -> None:
+    statistics.weights[statistics.mean].assign(mean)
+    statistics.weights[statistics.variance].assign(variance)
 
 
 def _foldable(op: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,13 +27,15 @@ from keras_filterprune.checks import (
 from keras_filterprune.compensators import Reconstruct
 from keras_filterprune.cost import CostModel, MacsBudget
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.distillation import recover
+from keras_filterprune.distillation import Recovery
 from keras_filterprune.errors import FileError, InfeasibleBudgetError, InvalidValueError
 from keras_filterprune.files import check_destination, load_keras, read_json, replacing, save_keras, write_json
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.latency import LatencyTable
 from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe.data import Samples, check_data
+from keras_filterprune.probe.inputs import Inputs
+from keras_filterprune.probe.trial import digest_of
 from keras_filterprune.probe.weights import Weights
 from keras_filterprune.pruning import prune_model
 from keras_filterprune.rebuild.plan import fingerprint
@@ -205,18 +208,20 @@ def prune_family(
     costs = CostModel(analyze(model))
     data = Samples.of(data)
     check_data(data, costs.graph.view)
-    whole = costs.macs(costs.sizes)
-    settings = f"{recipe.name} {sorted(options.items())} {shares}"
+    whole, recovery = costs.macs(costs.sizes), Recovery(_STEPS, seed=seed)
+    settings = f"{recipe.name} {recipe.compensator!r} {sorted(options.items())} {shares} {_digest_of(data, costs)}"
+    settings += f" {'with' if finetune else 'without'} fine-tuning"
     store = _Store(folder, f"{fingerprint(costs.graph, Weights(costs.graph.view))} {settings}")
     models = [costs.graph.model]
     for share in shares:
         small = store.load(share)
         if small is None:
-            last = models[-1]
-            left = CostModel(analyze(last))
-            keep = min(1.0, share * whole / left.macs(left.sizes))
-            cut = prune_model(last, recipe, MacsBudget(keep=keep), data=data, progress=progress, **options)
-            small = recover(cut, costs.graph.model, data, steps=_STEPS, seed=seed, progress=progress) if taught else cut
+            small = prune_model(
+                models[-1], recipe, _share_of(models[-1], share * whole), data=data, progress=progress, **options
+            )
+            how = recovery.attempt(small, costs.graph.model, data, progress) if taught else ""
+            if how.startswith(";"):
+                warnings.warn(f"keep={share:g} is refitted{how}", stacklevel=3)
             if finetune is not None:
                 finetune(small)
             store.save(share, small)
@@ -224,6 +229,20 @@ def prune_family(
     models[0] = model
     rows = [_row(share, made, evaluate, latency) for share, made in zip((1.0, *shares), models, strict=True)]
     return Family(tuple(rows), tuple(models))
+
+
+def _digest_of(data: Samples | None, costs: CostModel) -> str | None:
+    """Of the samples, whose labels a method may look at."""
+    if data is None:
+        return None
+    parts = data.read(costs.graph.view)
+    return digest_of(Inputs(parts, costs.graph.view, least=1), [part.labels for part in parts])
+
+
+def _share_of(model: keras.Model, macs: float) -> MacsBudget:
+    """So many multiply-accumulates, as a share of a model's."""
+    costs = CostModel(analyze(model))
+    return MacsBudget(keep=min(1.0, macs / costs.macs(costs.sizes)))
 
 
 def _falling(budgets: Any) -> list[float]:
@@ -268,8 +287,8 @@ class _Store:
             content = read_json(self._folder / _INDEX, "a family", sealed=True)
             if not isinstance(content, dict) or content.get("key") != self._key:
                 raise FileError(
-                    f"'{self._folder}' holds another family: model, method, budgets or options differ. Give another "
-                    "folder."
+                    f"'{self._folder}' holds another family: model, method, data, budgets, options or fine-tuning "
+                    "differ. Give another folder."
                 )
             self._digests = content["files"]
 

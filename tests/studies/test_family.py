@@ -70,11 +70,21 @@ def test_an_interrupted_family_goes_on(tmp_path):
         "keep-0.5.keras",
         "keep-0.7.keras",
     ]
-    with pytest.raises(FileError, match="holds another family"):
-        kfp.prune_family(model, SHARES, "l1", folder=tmp_path, **QUIET)
+    x = images(16, (6, 6, 3))
+    for other in ({"method": "l1"}, {"data": x}, {"finetune": None}, {"min_filters": 2}, {"budgets": (0.7, 0.5)}):
+        given = {"budgets": SHARES, "method": "l2", "finetune": trained.append, **QUIET} | other
+        with pytest.raises(FileError, match="holds another family"):
+            kfp.prune_family(model, folder=tmp_path, **given)
     (tmp_path / "keep-0.5.keras").write_bytes(b"cut")
     with pytest.raises(FileError, match="cut or changed"):
-        kfp.prune_family(model, SHARES, "l2", folder=tmp_path, **QUIET)
+        kfp.prune_family(model, SHARES, "l2", finetune=trained.append, folder=tmp_path, **QUIET)
+
+
+def test_what_cannot_be_taught_is_refitted_and_said():
+    model, x = network(), images(12, (6, 6, 3))
+    with pytest.warns(UserWarning, match=r"keep=0\.5 is refitted; not taught by the original, which takes 16 samples"):
+        family = kfp.prune_family(model, (0.5,), data=x, **QUIET)
+    assert family.rows[1].macs <= 0.5 * total_macs(model)
 
 
 def test_a_file_of_the_users_is_not_replaced(tmp_path):
