@@ -24,6 +24,8 @@ _BLOCK = 64
 
 # Added to a Gram matrix before it is inverted, relative to its mean squared norm.
 _RIDGE = 1e-8
+# Added as it is: where nothing but zeros is read, inverses and their squares must stay numbers.
+_LEAST = 1e-150
 
 
 def forward_order(gram: np.ndarray, rule: str) -> np.ndarray:
@@ -89,7 +91,7 @@ def forward_units(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> 
     """
     states = []
     for gram, kernel, columns in problems:
-        ridge = _RIDGE * np.trace(gram) / len(gram) + np.finfo(float).tiny
+        ridge = _RIDGE * np.trace(gram) / len(gram) + _LEAST
         states.append((gram + ridge * np.eye(len(gram)), gram @ kernel.astype(np.float64), columns))
     left = np.ones(len(problems[0][2]), bool)
     order, gains = [], []
@@ -274,7 +276,7 @@ def _inverse(gram: np.ndarray) -> tuple[np.ndarray, float]:
     Rounding leaves sums of products in single precision with eigenvalues below zero: the ridge grows until it exceeds
     them, and every pivot with it.
     """
-    ridge = _RIDGE * np.trace(gram) / len(gram) + np.finfo(float).tiny
+    ridge = _RIDGE * np.trace(gram) / len(gram) + _LEAST
     while True:
         try:
             factor = cholesky(gram + ridge * np.eye(len(gram)), check_finite=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
@@ -55,6 +56,8 @@ def output_sensitivity(
     deviations = _deviations(view, inputs)
     if all(deviation is None for deviation in deviations):
         return {path: np.ones(1) for path in layers}
+    # Gradients of small outputs would be more than half precision holds; a power of 2 changes no digit.
+    scale = 2.0 ** math.floor(math.log2(min(deviation for deviation in deviations if deviation is not None)))
     first = {call.path: call for call in reversed(view.calls)}
     total = {path: np.zeros(volume(first[path].output_shapes[0][-1:])) for path in layers}
 
@@ -69,7 +72,7 @@ def output_sensitivity(
                 continue
             z = keras.ops.cast(output, "float32")
             v = keras.ops.convert_to_tensor(generator.normal(size=z.shape).astype(np.float32))
-            value = value + keras.ops.sum(v * z) / deviation
+            value = value + keras.ops.sum(v * z) / (deviation / scale)
         return value
 
     parts = inputs.differentiable()
@@ -79,7 +82,7 @@ def output_sensitivity(
             total[path] += _array(found)
     for path, value in total.items():
         _check_finite(f"what '{path}' does to the outputs", value)
-    return {path: value / len(inputs) for path, value in total.items()}
+    return {path: value / len(inputs) / scale**2 for path, value in total.items()}
 
 
 def _deviations(view: ModelView, inputs: Inputs) -> list[float | None]:

@@ -418,3 +418,16 @@ def test_replaceable_order_of_a_layer_of_zeros_costs_nothing():
     assert errors == pytest.approx(np.zeros(4))
     gram = gram_of(np.random.default_rng(0).normal(size=(9, 4)))
     assert replaceable_order(gram, np.zeros((4, 2)))[1].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("m", [1, 9])
+@pytest.mark.parametrize("size", [0.0, 1e-160, 1e-30])
+def test_layers_that_read_next_to_nothing_leave_the_range_of_numbers_nowhere(size, m):
+    rng = np.random.default_rng(0)
+    a = size**0.5 * rng.normal(size=(4 * m, 8 * m))
+    columns = np.arange(8 * m).reshape(8, m)
+    problem = a.T @ a, rng.normal(size=(8 * m, 5)), columns
+    for order in (backward_order, forward_units):
+        units, values = order([problem])
+        assert sorted(units) == list(range(8))
+        assert np.isfinite(values).all()

@@ -78,3 +78,20 @@ def test_a_channel_whose_readers_do_not_reach_the_outputs_goes_first():
     )
     assert pursuit == heard
     assert cap != heard
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+def test_small_outputs_in_half_precision_are_no_infinite_gradients(size):
+    """1e5 standard deviations to a unit are more than float16 holds."""
+
+    def built(policy):
+        inputs = keras.Input((5,))
+        y = layers.Dense(7, name="fc1", dtype=policy)(inputs)
+        return keras.Model(inputs, layers.Dense(4, name="fc2", dtype=policy)(layers.ReLU(dtype=policy)(y)))
+
+    model, half = randomise(built("float32")), built("mixed_float16")
+    give(model.get_layer("fc2"), kernel=size * weight(model, "fc2", "kernel"), bias=np.zeros(4))
+    half.set_weights(model.get_weights())
+    x = np.random.default_rng(0).normal(size=(256, 5)).astype("float32")
+    found, wanted = (sensitivities(m, x, ["fc1"])["fc1"] for m in (half, model))
+    assert found == pytest.approx(wanted, rel=0.1)
