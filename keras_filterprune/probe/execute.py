@@ -178,19 +178,31 @@ def _vocabulary(view: ModelView, ref: TensorRef) -> list[Any]:
 Values = Mapping[str, list[tuple[Any, Any]]]
 
 
-def masked_weights(kept: Kept) -> dict[str, list[tuple[Any, Any]]]:
-    """Weights with zeros where a layer reads a removed channel, for every layer that reads one."""
-    graph, alive = kept.graph, kept.alive
-    layers = {call.path: call.op for call in graph.view.calls if call.inputs}
-    masked: dict[str, list[tuple[Any, Any]]] = {}
-    for bind in graph.binds:
-        if bind.role == "input" and not alive[bind.ids].all():
-            variable = named_weights(layers[bind.layer])[bind.weight]
-            shape = [1] * len(variable.shape)
-            shape[bind.axis] = -1
-            mask = keras.ops.convert_to_tensor(alive[bind.ids].reshape(shape), variable.dtype)
-            masked.setdefault(bind.layer, []).append((variable, variable.value * mask))
-    return masked
+class MaskedWeights(Values):
+    """Weights with zeros where a layer reads a removed channel, for every layer that reads one.
+
+    They are made when they are asked for; `dict` of it holds all of them.
+    """
+
+    def __init__(self, kept: Kept):
+        self._masks: dict[str, list[tuple[Any, Any]]] = {}
+        layers = {call.path: call.op for call in kept.graph.view.calls if call.inputs}
+        for bind in kept.graph.binds:
+            if bind.role == "input" and not (stays := kept.alive[bind.ids]).all():
+                variable = named_weights(layers[bind.layer])[bind.weight]
+                shape = [1] * len(variable.shape)
+                shape[bind.axis] = -1
+                mask = keras.ops.convert_to_tensor(stays.reshape(shape), variable.dtype)
+                self._masks.setdefault(bind.layer, []).append((variable, mask))
+
+    def __getitem__(self, path: str) -> list[tuple[Any, Any]]:
+        return [(variable, variable.value * mask) for variable, mask in self._masks[path]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
 
 
 def masked_apply(kept: Kept, values: Values) -> Callable[[Call, tuple, dict], Any]:

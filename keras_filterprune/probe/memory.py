@@ -57,6 +57,11 @@ def at_once(values: int, most: int = MOST_SAMPLES) -> int:
     return max(1, min(most, MOST_VALUES // max(values, 1)))
 
 
+def held_at_once(view: ModelView, most: int) -> int:
+    """How many samples may go through a model that is called as a whole: Keras holds all tensors until the end."""
+    return at_once(sum(_sizes(view).values()), most)
+
+
 def even_slices(count: int, size: int) -> list[slice]:
     """As few slices of at most `size` as go over `count`, as even as can be: compilers see two sizes at most."""
     parts = -(-count // size)

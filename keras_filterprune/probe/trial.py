@@ -15,7 +15,7 @@ from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.registry import known_statistics, linear_of
 from keras_filterprune.probe.consumers import Moments, Places, draw_places, rows_at
-from keras_filterprune.probe.execute import Executor, Values, masked_apply, masked_weights, watched
+from keras_filterprune.probe.execute import Executor, MaskedWeights, Values, masked_apply, watched
 from keras_filterprune.probe.inputs import Inputs
 from keras_filterprune.probe.metrics import measured
 from keras_filterprune.probe.outlets import outlets
@@ -123,7 +123,7 @@ class Trial:
 
     def __call__(self, kept: Kept) -> float:
         """The score of a choice, higher = better."""
-        values = masked_weights(kept)
+        values = dict(MaskedWeights(kept))
         for path in values.keys() & self._consumers.keys():
             # Its kernel is refitted; the weights by which a recurrent layer reads itself are masked all the same.
             refitted = self._consumers[path].linear.summed
@@ -172,7 +172,7 @@ def masked_outputs(kept: Kept, inputs: Inputs, values: Values | None = None) -> 
         inputs: its samples.
         values: what stands in for weights (None: zeros where a layer reads a removed channel).
     """
-    apply = masked_apply(kept, masked_weights(kept) if values is None else values)
+    apply = masked_apply(kept, dict(MaskedWeights(kept)) if values is None else values)
     batches = []
     for part in inputs.slices(BATCH):
         outputs = Executor(kept.graph.view, apply).run(inputs[part])

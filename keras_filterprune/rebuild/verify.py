@@ -14,7 +14,8 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Call, ModelView, Tensor, TensorRef
 from keras_filterprune.handlers.base import describe
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.probe.execute import Executor, masked_apply, masked_weights, random_inputs
+from keras_filterprune.probe.execute import Executor, MaskedWeights, masked_apply, random_inputs
+from keras_filterprune.probe.memory import held_at_once
 from keras_filterprune.progress import track
 from keras_filterprune.rebuild.state import random_states
 
@@ -69,6 +70,7 @@ def verify(rebuilt: Rebuilt, seed: int = 0, progress: bool = False) -> float:
                 worst = max(worst, _compare(r.call, expected, received, original.draws))
             surviving.append(expected)
         right.override(number, surviving)
+    inputs = random_inputs(view, seed, held_at_once(view, 2))
     with keras.StatelessScope():
         expected = Executor(smaller, twin).run(inputs)
     compare_outputs(view, rebuilt.model, inputs, expected)
@@ -80,7 +82,7 @@ class _Masked:
 
     def __init__(self, kept: Kept):
         self._kept = kept
-        self._values = masked_weights(kept)
+        self._values = MaskedWeights(kept)
         self._apply = masked_apply(kept, self._values)
 
     def __call__(self, call: Call, args: tuple, kwargs: dict) -> Any:
@@ -174,7 +176,7 @@ def compare_outputs(
 
 def compare_models(view: ModelView, model: keras.Model, twin: keras.Model, tolerance: float | None = None) -> float:
     """Compare the outputs of a model and its copy on a random batch; see `compare_outputs`."""
-    inputs = random_inputs(view)
+    inputs = random_inputs(view, batch=held_at_once(view, 2))
     return compare_outputs(view, twin, inputs, call_whole(model, inputs), tolerance)
 
 
@@ -215,8 +217,10 @@ def _tolerance(value: Any) -> float:
 
 def _array(x: Any) -> np.ndarray:
     array = keras.ops.convert_to_numpy(x)
-    # Words are the same or not: as numbers, equal words are equal.
-    return array.astype(np.float64) if array.dtype.kind != "O" else np.vectorize(_number, otypes=[float])(array)
+    if array.dtype.kind == "O":
+        # Words are the same or not: as numbers, equal words are equal.
+        return np.vectorize(_number, otypes=[float])(array)
+    return array if array.dtype == np.float32 else array.astype(np.float64)
 
 
 def _number(word: Any) -> float:
@@ -224,12 +228,20 @@ def _number(word: Any) -> float:
 
 
 def _relative(expected: np.ndarray, received: np.ndarray) -> float:
-    if not expected.size:
-        return 0.0
-    # Infinities and NaNs (log of zero, say) must agree in place; the rest is compared.
-    finite = np.isfinite(expected)
-    if not np.array_equal(finite, np.isfinite(received)):
+    scale = _largest(expected)
+    if not np.isfinite(scale):
+        # Infinities and NaNs (log of zero, say) must agree in place; the rest is compared.
+        finite = np.isfinite(expected)
+        if not np.array_equal(finite, np.isfinite(received)):
+            return float("inf")
+        expected, received = expected[finite], received[finite]
+        scale = _largest(expected)
+    difference = _largest(expected - received)
+    if not np.isfinite(difference):
         return float("inf")
-    scale = np.abs(expected[finite]).max(initial=0.0)
-    difference = np.abs(expected[finite] - received[finite]).max(initial=0.0)
-    return float(difference / scale) if scale else float(difference)
+    return difference / scale if scale else difference
+
+
+def _largest(values: np.ndarray) -> float:
+    """The largest absolute value; NaN if there is one."""
+    return float(np.maximum(-values.min(), values.max())) if values.size else 0.0
