@@ -1,5 +1,6 @@
 """How tests are run: assertions of shared modules say what they compared, drawn examples are the same in every run."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -53,6 +54,12 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+def pytest_collection_finish():
+    # Thousands of tests and all of TensorFlow stay. Its converter looks for garbage at every file, and need not in them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
