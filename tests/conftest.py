@@ -1,7 +1,9 @@
 """How tests are run: assertions of shared modules say what they compared, drawn examples are the same in every run."""
 
+import concurrent.futures
 import gc
 import importlib.util
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -57,9 +59,17 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    # Thousands of tests and all of TensorFlow stay. Its converter looks for garbage at every file, and need not in them.
+    # Thousands of tests and all of TensorFlow stay: no garbage to look for, as the converter does at every file.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def two_processes():
+    """An executor: each of its processes imports Keras and its backend, which takes longer than what is run there."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+        yield pool
 
 
 @pytest.fixture
