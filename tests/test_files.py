@@ -212,11 +212,12 @@ def test_a_terminal_without_letters_shows_codes(tmp_path):
     )
     model.save(tmp_path / "模.keras")
     settings = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "keras_filterprune", "scan"]
-    done = subprocess.run([*words, tmp_path / "模.keras"], env=settings, capture_output=True, text=True, check=False)
+    both = "from keras_filterprune.__main__ import main; [main(['scan', *o, sys.argv[1]]) for o in ([], ['--json'])]"
+    words = [sys.executable, "-c", f"import sys; {both}", tmp_path / "模.keras"]
+    done = subprocess.run(words, env=settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "\\u6a21\\u578b[red]" in done.stdout
     # TensorFlow's start-up lines are not heard.
     assert done.stderr == ""
-    done = subprocess.run([*words, "--json", tmp_path / "模.keras"], env=settings, capture_output=True, text=True)
-    assert json.loads(done.stdout)["groups"][0]["name"] == "模型[red]"
+    shown, brace, content = done.stdout.partition("\n{\n")
+    assert "\\u6a21\\u578b[red]" in shown
+    assert json.loads(brace + content)["groups"][0]["name"] == "模型[red]"

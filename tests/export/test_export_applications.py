@@ -9,8 +9,8 @@ import keras_filterprune as kfp
 IMAGES = np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 3)).astype("float32")
 # {network: (its settings, its last layer: blocks of every kind are before it)}.
 NETWORKS = {
-    "MobileNetV2": ({"alpha": 0.35}, "block_5_add"),
-    "EfficientNetB0": ({}, "block3b_add"),
+    "MobileNetV2": ({"alpha": 0.35}, "out_relu"),
+    "EfficientNetB0": ({}, "block5a_project_bn"),
     "ResNet50": ({}, "conv3_block2_out"),
 }
 # Root mean square relative to the output's; weights are random, statistics those of the images.
