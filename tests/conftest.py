@@ -1,6 +1,10 @@
 """How tests are run: assertions of shared modules say what they compared, drawn examples are the same in every run."""
 
+import concurrent.futures
+import functools
+import gc
 import importlib.util
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -23,21 +27,28 @@ collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else WITH_FILE
 LONGEST = [
     "training/test_beside_keras.py",
     "handlers/test_like.py",
-    "training/test_steering.py",
-    "latency/test_operators.py",
-    "export/test_export_applications.py",
-    "export/test_export.py",
-    "export/test_export_modes.py",
+    "test_docs.py",
+    "rebuild/test_surgery_oracle.py",
     "layer_pruning/test_layer_pruning.py",
-    "test_elsewhere.py",
-    "test_cli.py",
     "compensators/test_adapters.py",
-    "export/test_order.py",
-    "export/test_export_other_backends.py",
-    "rebuild/test_strategies.py",
-    "distillation/test_distilled_training.py",
-    "training/test_filter_pruning.py",
+    "rebuild/test_compiled.py",
+    "latency/test_operators.py",
+    "training/test_steering.py",
     "test_notebook.py",
+    "export/test_export_modes.py",
+    "rebuild/test_clones.py",
+    "rebuild/test_strategies.py",
+    "test_cli.py",
+    "criteria/test_criteria.py",
+    "export/test_export_other_backends.py",
+    "distillation/test_recovery.py",
+    "opening/test_after_opening.py",
+    "opening/test_opening.py",
+    "test_elsewhere.py",
+    "training/test_filter_pruning.py",
+    "test_portable.py",
+    "distillation/test_distilled_training.py",
+    "export/test_export_applications.py",
 ]
 
 
@@ -48,11 +59,38 @@ def pytest_configure(config):
         # One thread for each worker: as many as cores in every one of them wait for each other.
         for name in ("OPENBLAS_NUM", "OMP_NUM", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):
             os.environ.setdefault(f"{name}_THREADS", "1")
+        # Compiling takes most of the time on JAX: every operation anew for each shape.
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def pytest_collection_modifyitems(items):
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+def pytest_collection_finish():
+    # Thousands of tests and all of TensorFlow stay: no garbage to look for, as the converter does at every file.
+    gc.collect()
+    gc.freeze()
+    # A model is tens of thousands of objects, and most of them last until its test ends.
+    gc.set_threshold(20_000, 10, 10)
+
+
+@pytest.fixture(scope="session")
+def two_processes():
+    """An executor: each of its processes imports Keras and its backend, which takes longer than what is run there."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+        yield pool
+
+
+@pytest.fixture
+def short_recovery(monkeypatch):
+    """With data, "auto" ends in 20 steps instead of 600, of which no test here looks at the gain."""
+    from keras_filterprune.compensators import Reconstruct
+    from keras_filterprune.methods import recipes
+
+    monkeypatch.setattr(recipes, "Reconstruct", functools.partial(Reconstruct, steps=20))
 
 
 @pytest.fixture

@@ -76,9 +76,9 @@ def masked_original(model, graph, plan):
     return model
 
 
-def assert_pruned_is_masked(model, keep=0.6, tolerance=1e-5):
-    """Prune a model, opened inside, and compare with the masked original."""
-    graph = kfp.analyze(model)
+def assert_pruned_is_masked(model, keep=0.6, tolerance=1e-5, graph=None):
+    """Prune a model, opened inside unless its graph is given, and compare with the masked original."""
+    graph = graph or kfp.analyze(model)
     # Opening is most of the time, and done once.
     plan = kfp.plan_pruning(graph.model, "l2", kfp.FiltersBudget(keep=keep), progress=False)
     small = kfp.apply_plan(graph.model, plan, compensate="none", progress=False)

@@ -230,6 +230,7 @@ def test_module_runs_as_a_command(folder):
     assert done.stderr.strip().splitlines()[-1].startswith("keras-filterprune: no model at")
 
 
+@pytest.mark.usefixtures("short_recovery")
 def test_demo_does_the_whole_job(tmp_path, capsys, monkeypatch):
     # Half as long as it trains elsewhere.
     monkeypatch.setattr(demo, "_EPOCHS", 10)

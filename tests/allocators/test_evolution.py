@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
 import math
-import multiprocessing
 
 import keras
 import numpy as np
@@ -106,17 +104,13 @@ def test_seeds_settle_everything():
     assert found[0] == found[1] != found[2]
 
 
-def test_a_model_is_pruned_and_two_processes_agree_with_one():
+def test_a_model_is_pruned_and_two_processes_agree_with_one(two_processes):
     model, x = chain((8, 8, 8), 8), images()
     y = keras.ops.convert_to_numpy(model(x)).argmax(axis=1)
     plans = []
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
-        for executor in (None, pool):
-            method = kfp.Method(
-                criteria.L2(), allocators.Evolution(10, 1, executor=executor), compensators.LeastSquares()
-            )
-            plans.append(kfp.plan_pruning(model, method, 0.5, data=(x, y), progress=False))
+    for executor in (None, two_processes):
+        method = kfp.Method(criteria.L2(), allocators.Evolution(10, 1, executor=executor), compensators.LeastSquares())
+        plans.append(kfp.plan_pruning(model, method, 0.5, data=(x, y), progress=False))
     kept = [{g["name"]: len(g["kept"]) for g in plan.groups} for plan in plans]
     assert kept[0] == kept[1]
     before, after = plans[0].cost["macs"]

@@ -49,16 +49,6 @@ for key, output in (("z", expected["z"]), ("a_0", expected["a"][0]), ("a_1", exp
 assert set(os.listdir(FOLDER)) - {"__pycache__"} == {"model.tflite", "scaling.py"}, os.listdir(FOLDER)
 """
 
-LATENCY = """
-import keras_filterprune as kfp
-x = keras.Input((16, 16, 3))
-y = keras.layers.Conv2D(64, 3)(keras.layers.Conv2D(96, 3, name="wide")(x))
-model = keras.Model(x, y)
-budget = kfp.LatencyBudget(keep=0.5, table=kfp.measure_latency(model, progress=False))
-_, report = kfp.prune_model(model, "l2", budget, return_report=True, progress=False)
-assert report.notes[-1].startswith("Measured latency: "), report.notes
-"""
-
 
 @pytest.fixture
 def scaling(tmp_path, monkeypatch):
@@ -80,11 +70,6 @@ def with_layer(layer):
 def test_other_backends_export(backend, tmp_path):
     (tmp_path / "scaling.py").write_text(MODULE)
     run_on(backend, ELSEWHERE.replace("FOLDER", repr(str(tmp_path))))
-
-
-@pytest.mark.parametrize("backend", ["torch"])
-def test_other_backends_measure_latency(backend):
-    run_on(backend, LATENCY)
 
 
 def test_a_layer_that_the_other_process_cannot_find(tmp_path, scaling, capfd):

@@ -71,6 +71,7 @@ def assert_pruned_alike(pair, net: str, **settings) -> None:
 # --------------------------------------------------------------------------------------------------------- registered
 
 
+@pytest.mark.usefixtures("short_recovery")
 @pytest.mark.parametrize(("method", "data"), RUNS)
 def test_every_method_keeps_the_same_filters(nets, like, method, data):
     x, y = samples("image")

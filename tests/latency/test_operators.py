@@ -144,7 +144,7 @@ def application(name: str, **settings) -> keras.Model:
         ("MobileNet", {"alpha": 0.25}, None),
         ("MobileNetV2", {"alpha": 0.35}, None),
         # Blocks of every kind are there, most of the weights are not.
-        ("ResNet50V2", {}, "conv3_block4_out"),
+        ("ResNet50V2", {}, "conv3_block2_out"),
     ],
     ids=["MobileNet", "MobileNetV2", "ResNet50V2"],
 )

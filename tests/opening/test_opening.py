@@ -39,6 +39,6 @@ def test_the_opened_model_is_equal(name):
 @every
 def test_what_is_pruned_equals_the_original_with_zeroed_weights(name):
     model = built(name)
-    closed = {call.path for call in kfp.analyze(model).view.calls if call.closed}
-    assert not closed & set(kfp.analyze(model).by_name)
-    assert_pruned_is_masked(model, tolerance=TOLERANCE.get(name, 1e-5))
+    graph = kfp.analyze(model)
+    assert not {call.path for call in graph.view.calls if call.closed} & set(graph.by_name)
+    assert_pruned_is_masked(model, tolerance=TOLERANCE.get(name, 1e-5), graph=graph)

@@ -1,7 +1,6 @@
 """Work elsewhere: what it needs goes to every worker once, few tasks are under way, and results come in order."""
 
 import concurrent.futures
-import multiprocessing
 import pickle
 import threading
 
@@ -49,13 +48,10 @@ def measured():
     return model, trial, choices, [trial(kept) for kept in choices]
 
 
-def test_processes_get_the_network_once_each(measured):
+def test_processes_get_the_network_once_each(measured, two_processes):
     model, trial, choices, wanted = measured
-    count = 2
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool:
-        executor = Counting(pool)
-        found = list(workers.spread(model, trial, choices, executor))
+    count, executor = 2, Counting(two_processes)
+    found = list(workers.spread(model, trial, choices, executor))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
     large = [size for size in executor.sizes if size > 20_000]
     # A task that carries the network may meet a worker that has got it meanwhile.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -119,11 +121,18 @@ def test_sequential_models_are_compiled_like_the_original(copy):
     assert COPIES[copy](model).evaluate(X, Y, verbose=0, return_dict=True) == pytest.approx(wanted, rel=1e-5)
 
 
+@functools.lru_cache(1)
+def evaluated(settings):
+    """A model of these settings, of which copies are made, and what it is evaluated to."""
+    model = network()
+    model.compile("sgd", **SETTINGS[settings])
+    return model, model.evaluate(X, Y, verbose=0, return_dict=True) if SETTINGS[settings]["loss"] is not None else None
+
+
 @pytest.mark.parametrize("copy", COPIES)
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_copies_are_evaluated_like_the_original(settings, copy):
-    model, settings = network(), SETTINGS[settings]
-    model.compile("sgd", **settings)
+    (model, wanted), settings = evaluated(settings), SETTINGS[settings]
     twin = COPIES[copy](model)
     given, found = compile_arguments(model), compile_arguments(twin)
     assert found["loss"] is given["loss"]
@@ -133,8 +142,7 @@ def test_copies_are_evaluated_like_the_original(settings, copy):
     for metric, other in zip(given["metrics"] or (), found["metrics"] or (), strict=True):
         assert type(metric) is type(other)
         assert (metric is other) is not isinstance(metric, keras.metrics.Metric)
-    if settings["loss"] is not None:
-        wanted = model.evaluate(X, Y, verbose=0, return_dict=True)
+    if wanted is not None:
         assert twin.evaluate(X, Y, verbose=0, return_dict=True) == pytest.approx(wanted, rel=1e-5)
         twin.fit(X, Y, verbose=0)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import csv
 import io
 import json
-import multiprocessing
 
 import keras
 import numpy as np
@@ -186,12 +184,10 @@ def test_a_killed_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):
     assert [c for c in rows(more) if c[2] != 1 and (c[0], c[2]) != ("conv4", 2)] == rows(whole)
 
 
-def test_two_processes_give_the_same_table_as_one(trained):
+def test_two_processes_give_the_same_table_as_one(trained, two_processes):
     data = digits(100)
     alone = kfp.measure_sensitivity(trained, data, minus_entropy, (0.5,), progress=False)
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
-        shared = kfp.measure_sensitivity(trained, data, minus_entropy, (0.5,), executor=pool, progress=False)
+    shared = kfp.measure_sensitivity(trained, data, minus_entropy, (0.5,), executor=two_processes, progress=False)
     assert [r[:3] for r in rows(shared)] == [r[:3] for r in rows(alone)]
     np.testing.assert_allclose([r[3:] for r in rows(shared)], [r[3:] for r in rows(alone)], atol=1e-6)
 
