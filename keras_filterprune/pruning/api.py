@@ -15,7 +15,8 @@ from keras_filterprune.compensators.adapted_models import merge_adapters
 from keras_filterprune.compensators.adapter_costs import counts_params
 from keras_filterprune.compensators.by_name import as_compensator
 from keras_filterprune.cost import Budget, CostModel, Tiles, as_budget
-from keras_filterprune.criteria import Criterion
+from keras_filterprune.criteria import Criterion, Dead
+from keras_filterprune.criteria.dead import warn_of_none
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.measuring import require_faster
@@ -149,6 +150,8 @@ def prune_model(
     check_data(data, costs.graph.view)
     planner = Planner(task_for(costs.graph.model, costs, recipe, budget, options, run))
     outcome = carry_out(planner)
+    if outcome.kept.whole and isinstance(recipe.criterion, Dead):
+        warn_of_none()
     small = _merged(outcome, repr(budget), run)
     outcome = _priced(costs.graph.model, small, planner.task, outcome)
     if not return_report:
