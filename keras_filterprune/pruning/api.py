@@ -150,9 +150,7 @@ def prune_model(
     check_data(data, costs.graph.view)
     planner = Planner(task_for(costs.graph.model, costs, recipe, budget, options, run))
     outcome = carry_out(planner)
-    if outcome.kept.whole and isinstance(recipe.criterion, Dead):
-        warn_of_none()
-    small = _merged(outcome, repr(budget), run)
+    small = _merged(outcome, repr(budget), run, recipe.criterion)
     outcome = _priced(costs.graph.model, small, planner.task, outcome)
     if not return_report:
         return small
@@ -311,8 +309,10 @@ def _compensator(
     return chosen.within(seconds)
 
 
-def _merged(outcome: Outcome, budget: str, run: Run) -> keras.Model:
+def _merged(outcome: Outcome, budget: str, run: Run, criterion: Criterion | None = None) -> keras.Model:
     """The smaller model; adapters that cost more than they save are merged."""
+    if outcome.kept.whole and isinstance(criterion, Dead):
+        warn_of_none()
     between_adapters = isinstance(run.compensator, Adapters)
     return merge_adapters(outcome.model, counts_params(budget)) if between_adapters else outcome.model
 

@@ -213,12 +213,17 @@ def test_what_was_opened_has_the_loss_of_its_class():
     model = Opened()
     model(X[:2])
     own, warned = scores(model, "taylor", (X, Y))
-    assert not warned
     plain = kfp.open_model(model)
     plain.compile("sgd", lambda y, y_pred: ops.mean(ops.square(y_pred[:, 0])))
-    assert own == scores(plain, "taylor", (X, Y))[0]
-    plain.compile("sgd", CROSS_ENTROPY)
-    assert own != scores(plain, "taylor", (X, Y))[0]
+    assert own == scores(plain, "taylor", (X, Y))[0] and not warned
+
+    class Refusing(Opened):
+        compute_loss = Failing.compute_loss
+
+    model = Refusing()
+    model(X[:2])
+    with pytest.raises(kfp.FilterPruneError, match=r"Refusing\.compute_loss\(\) fails.*no such luck"):
+        scores(model, "taylor", (X, Y))
 
 
 def test_soft_pruning_trains_a_model_by_its_own_step():
