@@ -104,7 +104,7 @@ def _trace(call: Call, inputs: tuple[Tensor, ...], read: list[int], t: Tracer) -
     with explained():
         check_weights(call.op)
         outputs = handler_for(call.op).trace(call, inputs, t)
-    _check_outputs(call, outputs, read)
+    _check_outputs(call, outputs, read, t)
     unknown = [name for name in named_weights(call.op) if name not in t.known_weights(call.path)]
     if unknown:
         # A quantized or LoRA layer, say: its extra weights would keep their old size.
@@ -115,7 +115,7 @@ def _trace(call: Call, inputs: tuple[Tensor, ...], read: list[int], t: Tracer) -
     return outputs
 
 
-def _check_outputs(call: Call, outputs: Any, read: list[int]) -> None:
+def _check_outputs(call: Call, outputs: Any, read: list[int], t: Tracer) -> None:
     """Refuse what a handler, anybody's perhaps, returns in the place of tensors that others can read."""
     whole = isinstance(outputs, list | tuple) and all(isinstance(x, Tensor) for x in outputs)
     if (
@@ -123,6 +123,7 @@ def _check_outputs(call: Call, outputs: Any, read: list[int]) -> None:
         or len(outputs) <= max(read, default=-1)
         or any(tuple(outputs[index].shape) != call.output_shapes[index] for index in read)
         or any(x.axis is not None and np.shape(x.ids) != (x.shape[x.axis],) for x in outputs)
+        or not all(t.knows(x.ids) for x in outputs if x.axis is not None)
         or any(outputs[index].axis is not None and outputs[index].axis < 0 for index in read)
     ):
         raise UnsupportedLayerError(

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 import keras_filterprune as kfp
-from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError, SurgeryError, UnsupportedLayerError
+from keras_filterprune.errors import (
+    InfeasibleBudgetError,
+    InvalidValueError,
+    SurgeryError,
+    UnknownNameError,
+    UnsupportedLayerError,
+)
 from keras_filterprune.methods import registry
 
 L = keras.layers
@@ -188,6 +194,18 @@ def test_a_right_handler_is_followed():
             r"binds axis 0 of its weight 'gamma', of shape \(8,\), to 6 channels as 'channel'; expected 8",
         ),
         (lambda call, x, t: t.tie(x.ids, x.ids[:3]), "id vectors of one length. Received: 8, 3"),
+        (lambda call, x, t: through(call, x.ids * 1.0), "with an id for every channel"),
+        (lambda call, x, t: through(call, x.ids + 1000), "with an id for every channel"),
+        (lambda call, x, t: through(call, x.ids - 1000), "with an id for every channel"),
+        (lambda call, x, t: t.pin(x.ids, None), r"reason is why channels stay.*Received: reason=None"),
+        (lambda call, x, t: t.pin(x, "feeds"), r"named by an array of their ids\. Received: Tensor"),
+        (lambda call, x, t: t.tie(x.ids + 1000, x.ids), "named by an array of their ids"),
+        (lambda call, x, t: t.bind(call.path, "gamma", 0, x), "named by an array of their ids"),
+        (lambda call, x, t: t.approximate(None, "x"), r"named by an array of their ids\. Received: None"),
+        (lambda call, x, t: t.spend(call.path, "x", x.ids), "coefficient is a number of multiply-accumulates"),
+        (lambda call, x, t: t.spend(call.path, -9, x.ids), "coefficient is .* at least 0. Received: coefficient=-9"),
+        (lambda call, x, t: t.spend(call.path, 0.5, x.ids), "coefficient=0.5"),
+        (lambda call, x, t: t.fresh("x"), "size is a number of channels, at least 0. Received: size='x'"),
     ],
     ids=[
         "returns nothing",
@@ -204,6 +222,18 @@ def test_a_right_handler_is_followed():
         "negative axis of channels",
         "an axis of another length",
         "unequal ties",
+        "ids that are fractions",
+        "ids of nobody",
+        "ids below 0",
+        "no reason",
+        "a tensor that stays",
+        "ties of nobody",
+        "a tensor that is bound",
+        "nothing approximate",
+        "a word of costs",
+        "negative costs",
+        "a fraction of costs",
+        "a word of channels",
     ],
 )
 def test_wrong_reports_of_a_handler_are_refused(trace, message):
@@ -221,6 +251,73 @@ def test_parts_are_shown_by_class_and_public_attributes():
 
     assert repr(Mine()) == "Mine(rate=0.5, names=('a', 'b'))"
     assert repr(Criterion()) == "Criterion()"
+
+
+# ------------------------------------------------------------------------------------- which methods there are
+
+# {base: what is said of a class that has no method}
+LACKING = {
+    kfp.criteria.Criterion: r"scores\(self, group, weights\)\. Score of every unit.* It returns: float64",
+    kfp.criteria.MemberCriterion: r"score\(self, filters\)\. .* It returns: Numbers of shape",
+    kfp.criteria.ActivationCriterion: r"measure\(self, y\)\. .* It returns: A float32 tensor",
+    kfp.allocators.Allocator: r"allocate\(self, problem\)\. .* It returns: int64 of shape \(n_groups,\)",
+    kfp.compensators.Compensator: r"apply\(self, rebuilt, data, progress\)\. .* It returns: What was done",
+    kfp.budgets.Budget: r"cost\(self, model\)\. What a model costs",
+    kfp.budgets.Prices: r"price\(self, fields, channels, filters\)\. Cost of one operator",
+    kfp.budgets.Cost: r"__call__\(self, keep\)\. Cost at",
+    kfp.handlers.Handler: r"trace\(self, call, inputs, t\)\. .* It returns: One `Tensor` per output",
+    kfp.handlers.LinearHandler: r"linear\(self, op\)\. .* It returns: A `Linear`",
+}
+
+
+@pytest.mark.parametrize("base", LACKING, ids=lambda base: base.__name__)
+def test_a_class_without_its_method_is_told_which_one_and_what_it_returns(base):
+    error = UnsupportedLayerError if issubclass(base, kfp.handlers.Handler) else InvalidValueError
+    with pytest.raises(error, match=f"Mine, a subclass of {base.__name__}, lacks {LACKING[base]}.*extending.md"):
+        type("Mine", (base,), {})()
+
+
+def test_a_handler_without_a_method_is_refused_where_it_is_registered():
+    with pytest.raises(UnsupportedLayerError, match=r"a subclass of Handler, lacks trace\("):
+        kfp.register_handler(type("Own", (L.Layer,), {}))(type("Mine", (kfp.handlers.Handler,), {}))
+
+
+def test_a_budget_that_settles_counts_and_gives_none_is_told_so():
+    for mine in (type("Mine", (kfp.budgets.CountBudget,), {})(), budget(settles_counts=True)):
+        with pytest.raises(
+            InvalidValueError, match=r"Mine\(\) settles counts, and says in no counts\(groups, redundant\)"
+        ):
+            prune(budget=mine)
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "method", "taken"),
+    [
+        (kfp.criteria.Criterion, "scores", lambda self, group: 1, "self, group, weights"),
+        (kfp.criteria.Criterion, "observe", lambda self, graph: 1, "self, graph, weights, data, progress"),
+        (kfp.criteria.Criterion, "select", lambda self, group, weights: 1, "self, group, n_keep, weights"),
+        (kfp.criteria.MemberCriterion, "score", lambda filters: 1, "self, filters"),
+        (kfp.criteria.ActivationCriterion, "measure", lambda self: 1, "self, y"),
+        (kfp.allocators.Allocator, "allocate", lambda self, problem, budget: 1, "self, problem"),
+        (kfp.compensators.Compensator, "apply", lambda self, rebuilt: "", "self, rebuilt, data, progress"),
+        (kfp.budgets.Budget, "cost", lambda self: 1, "self, model"),
+        (kfp.budgets.Budget, "limit", lambda self: 1, "self, full"),
+        (kfp.budgets.Prices, "price", lambda self, fields: 1, "self, fields, channels, filters"),
+        (kfp.budgets.Cost, "by_layer", lambda self: 1, "self, keep"),
+        (kfp.handlers.Handler, "trace", lambda self, call: 1, "self, call, inputs, t"),
+        (kfp.handlers.Handler, "resize", lambda self, config: 1, "self, config, r"),
+        (kfp.handlers.LinearHandler, "linear", lambda self: 1, "self, op"),
+    ],
+)
+def test_methods_that_do_not_take_what_they_are_given_are_refused_when_they_are_written(base, name, method, taken):
+    error = UnsupportedLayerError if issubclass(base, kfp.handlers.Handler) else InvalidValueError
+    with pytest.raises(error, match=rf"Mine\.{name} is to take \({taken}\)\. Received: {name}\("):
+        type("Mine", (base,), {name: method})
+
+
+def test_methods_may_take_more_or_all():
+    type("Mine", (kfp.criteria.Criterion,), {"scores": lambda self, *given: 1})
+    type("Mine", (kfp.allocators.Allocator,), {"allocate": lambda self, problem, extra=None, **more: 1})
 
 
 # ------------------------------------------------------------------------------------- what methods return
@@ -254,6 +351,18 @@ def active():
 
 def budget(**content):
     return made(kfp.budgets.Budget, **{"keep": 0.5, "unit": "x", "cost": lambda self, model: model.macs} | content)
+
+
+def scored(**content):
+    return prune(made(kfp.criteria.MemberCriterion, score=lambda self, filters: np.ones(len(filters)), **content))
+
+
+class Filters(kfp.budgets.Cost):
+    def __call__(self, keep):
+        return int(keep.sum())
+
+    def by_layer(self, keep):
+        return {}
 
 
 class Priceless(kfp.budgets.Cost):
@@ -336,6 +445,65 @@ WRONG = {
     "price: nothing": (lambda: priced(lambda *_: None), r"Mine\('d'\)\.price is to return.*CONV_2D.*Received: None\."),
     "price: NaN": (lambda: priced(lambda *_: float("nan")), r"price is to return.*Received: nan\."),
     "price: negative": (lambda: priced(lambda *_: -1), r"price is to return what.*at least 0, of .*Received: -1\."),
+    "floor: NaN": (lambda: priced(lambda *_: 1, floor=float("nan")), r"\.floor is to be a number.*Received: nan\."),
+    "floor: text": (lambda: priced(lambda *_: 1, floor="x"), r"\.floor is to be a number, at least 0\. Received: 'x'"),
+    "tiles: a number": (lambda: priced(lambda *_: 1, tiles=8), r"\.tiles is to be Tiles\. Received: 8\."),
+    "key: a number": (lambda: priced(lambda *_: 1, key=3), r"\.key is to say what prices depend on.*Received: 3\."),
+    "threads: text": (lambda: priced(lambda *_: 1, threads="x"), r"\.threads is an integer, at least 1\."),
+    "data type: none": (lambda: priced(lambda *_: 1, data_type="float99"), r"\.data_type is one of float32, int8"),
+    "widths: a number": (lambda: prune(budget=budget(widths=8)), r"\.widths is to name Tiles.*Received: 8\."),
+    "widths: none": (lambda: prune(budget=budget(widths=())), r"\.widths is to name Tiles, a tuple of one or more"),
+    "key of a budget: none": (lambda: prune(budget=budget(key=None)), r"\.key is to say what the cost depends on"),
+    "prices: a name": (lambda: prune(budget=budget(prices="arm64")), r"\.prices is to be Prices.*Received: 'arm64'"),
+    "counts: too many": (
+        lambda: prune(budget=made(kfp.budgets.CountBudget, counts=lambda self, groups, _: np.full(len(groups), 99))),
+        r"\.counts is to keep no more units than groups have.*Received: array\(\[99, 99\]\)",
+    ),
+    "gradient: nothing": (
+        lambda: prune(
+            kfp.Method(kfp.criteria.L2(), kfp.allocators.Global()),
+            budget(cost=lambda *_: made(Filters, gradient=lambda self, keep: None)),
+        ),
+        r"Mine\.gradient is to return an array of 2 numbers\. Received: None\.",
+    ),
+    "worthwhile: nothing": (
+        lambda: prune(budget=budget(cost=lambda *_: made(Filters, worthwhile=lambda self, group, counts: None))),
+        r"Mine\.worthwhile is to return some of \[1, 2, 3, 4, 5, 6, 7, 8\].*Received: None\.",
+    ),
+    "requires: text": (
+        lambda: prune(made(kfp.criteria.Criterion, requires="labels", **RANKS)),
+        r"Mine\(\)\.requires is a",
+    ),
+    "requires: unknown": (
+        lambda: prune(made(kfp.criteria.Criterion, requires=frozenset({"labls"}), **RANKS), data=X),
+        r"some of activations, gradients, labels\. Received: frozenset\(\{'labls'\}\)",
+    ),
+    "requires of a compensator: none": (
+        lambda: prune(compensate=made(kfp.compensators.Compensator, requires=None, apply=lambda *_: "")),
+        r"Mine\(\)\.requires is a frozenset.*Received: None",
+    ),
+    "members: nothing": (lambda: scored(members=lambda self, group: None), r"\.members is to return some of group 'a'"),
+    "members: none": (
+        lambda: scored(members=lambda self, group: []),
+        r"\.members is to return some of.*Received: \[\]",
+    ),
+    "members: names": (lambda: scored(members=lambda self, group: ["a"]), r"group 'a'\.members\. Received: \['a'\]"),
+    "filters: nothing": (lambda: scored(filters=lambda self, *_: None), r"\.filters is to return an array of 8 rows"),
+    "executor: text": (
+        lambda: prune(
+            kfp.Method(
+                kfp.criteria.L2(),
+                made(
+                    kfp.allocators.Allocator,
+                    measure="error",
+                    executor="x",
+                    allocate=lambda self, p: list(p.evaluate_all([p.sizes])) and p.floors,
+                ),
+            ),
+            data=X,
+        ),
+        r"executor is a concurrent\.futures executor",
+    ),
     "device: none": (
         lambda: priced(lambda *_: 1, device=""),
         r"\.device is to say what prices hold for\. Received: ''",
@@ -363,7 +531,7 @@ WRONG = {
 def test_what_parts_return_and_say_of_themselves_is_checked(fault):
     run, message = WRONG[fault]
     methods = kfp.list_methods()
-    with pytest.raises((InvalidValueError, InfeasibleBudgetError), match=message):
+    with pytest.raises((InvalidValueError, InfeasibleBudgetError, UnknownNameError), match=message):
         run()
     assert kfp.list_methods() == methods
 

@@ -10,6 +10,7 @@ from keras_filterprune.compensators.linear import Linear, Merge
 from keras_filterprune.compensators.mean_shift import MeanShift
 from keras_filterprune.compensators.recalibration import BNRecalibration
 from keras_filterprune.compensators.reconstruct import Reconstruct
+from keras_filterprune.parts import check_requires
 
 _NAMES = {
     "least_squares": LeastSquares,
@@ -25,6 +26,7 @@ _NAMES = {
 def as_compensator(compensate: str | Compensator) -> Compensator:
     """A compensator; a name is one with its defaults."""
     if isinstance(compensate, Compensator):
+        check_requires(compensate)
         return compensate
     if isinstance(compensate, str) and compensate in _NAMES:
         return _NAMES[compensate]()

@@ -15,6 +15,7 @@ from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import linear_of
 from keras_filterprune.probe.execute import Executor, compute
 from keras_filterprune.probe.inputs import Inputs, calibration_inputs
+from keras_filterprune.probe.masks import mask_of, masked, mean_over
 from keras_filterprune.probe.memory import at_once, even_slices, joining
 from keras_filterprune.probe.outlets import add_constant, outlets
 from keras_filterprune.progress import track
@@ -101,8 +102,9 @@ class SideBySide(abc.ABC):
             return False
         theirs, ours = linear(before), twin_linear(after)
         axes = list(range(len(ours.shape) - 1))
-        missing = keras.ops.convert_to_numpy(keras.ops.mean(theirs, axes))[self.kept(call)]
-        missing = missing - keras.ops.convert_to_numpy(keras.ops.mean(ours, axes))
+        theirs, ours = (masked(y, mask_of(x)) if len(y.shape) > 2 else y for y, x in ((theirs, before), (ours, after)))
+        missing = keras.ops.convert_to_numpy(mean_over(theirs, axes)[0])[self.kept(call)]
+        missing = missing - keras.ops.convert_to_numpy(mean_over(ours, axes)[0])
         add_constant(self.rebuilt, self.outlets[call.path], call, missing)
         return True
 

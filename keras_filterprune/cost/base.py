@@ -13,7 +13,7 @@ import numpy as np
 from keras_filterprune.checks import check_number, check_returned, is_number
 from keras_filterprune.cost.model import Cost, CostModel
 from keras_filterprune.cost.tiles import Tiles
-from keras_filterprune.errors import InfeasibleBudgetError
+from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError
 from keras_filterprune.graph.types import Group
 from keras_filterprune.parts import Part, returns
 
@@ -22,6 +22,11 @@ def _check_cost(budget: Any, found: Any, model: CostModel) -> None:
     """A cost is a `Cost` of whole numbers, of something."""
     unit = getattr(budget, "unit", None)
     check_returned(isinstance(unit, str), f"{budget!r}.unit", 'say what is counted, as in "500 MACs"', unit)
+    check_returned(isinstance(budget.key, str), f"{budget!r}.key", "say what the cost depends on, as text", budget.key)
+    widths, prices = budget.widths, budget.prices
+    tiles = isinstance(widths, tuple) and len(widths) > 0 and all(isinstance(entry, Tiles) for entry in widths)
+    check_returned(tiles, f"{budget!r}.widths", "name Tiles, a tuple of one or more", widths)
+    check_returned(prices is None or hasattr(prices, "tiles"), f"{budget!r}.prices", "be Prices, or None", prices)
     expected = "return a Cost, as sums of whole multiples of model.macs and model.params are"
     check_returned(isinstance(found, Cost), f"{budget!r}.cost", expected, found)
     name, whole, layers = type(found).__name__, found(model.sizes), found.by_layer(model.sizes)
@@ -40,6 +45,8 @@ def _check_counts(budget: Any, counts: Any, groups: Sequence[Group], *_: Any, **
     right = isinstance(counts, np.ndarray) and counts.shape == (len(groups),) and counts.dtype.kind in "iu"
     expected = f"return an array of {len(groups)} integers, the units that every group keeps"
     check_returned(right, f"{budget!r}.counts", expected, counts)
+    within = all(0 <= count <= group.size for count, group in zip(counts.tolist(), groups, strict=True))
+    check_returned(within, f"{budget!r}.counts", "keep no more units than groups have, and not less than 0", counts)
 
 
 class Budget(Part, abc.ABC):
@@ -111,7 +118,10 @@ class Budget(Part, abc.ABC):
             groups: of the model.
             redundant: how many units of a group the criterion calls redundant.
         """
-        raise NotImplementedError
+        raise InvalidValueError(
+            f"{self!r} settles counts, and says in no counts(groups, redundant) how many units every group keeps. "
+            "docs/extending.md has an example."
+        )
 
 
 class CountBudget(Budget):

@@ -7,17 +7,32 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from keras_filterprune.checks import wrong
+from keras_filterprune.checks import check_returned, wrong
 from keras_filterprune.cost.widths import Widths
 from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.parts import Checked, returns
 
 
-class Cost(abc.ABC):
+def _check_gradient(cost: Any, found: Any, keep: np.ndarray) -> None:
+    """A gradient is a number per group."""
+    right = isinstance(found, np.ndarray) and found.shape == keep.shape and np.isfinite(found.astype(float)).all()
+    check_returned(right, f"{type(cost).__name__}.gradient", f"return an array of {len(keep)} numbers", found)
+
+
+def _check_worthwhile(cost: Any, found: Any, group: int, counts: list[int]) -> None:
+    """Counts worth having are some of those that there are, the largest among them."""
+    right = isinstance(found, list) and found[-1:] == counts[-1:] and set(found) <= set(counts)
+    expected = f"return some of {counts}, the last among them"
+    check_returned(right, f"{type(cost).__name__}.worthwhile", expected, found)
+
+
+class Cost(Checked, abc.ABC):
     """What a model costs as a function of how many units each group keeps, in whole numbers of some unit.
 
     `keep` is an int64 array of shape (n_groups,) everywhere: kept units per group. A cost never rises when units go.
@@ -54,6 +69,7 @@ class Cost(abc.ABC):
     def by_layer(self, keep: np.ndarray) -> dict[str, int]:
         """{layer: cost} at `keep`."""
 
+    @returns(_check_gradient)
     def gradient(self, keep: np.ndarray) -> np.ndarray:
         """Cost per unit of every group when half of it goes, float64 of shape (n_groups,).
 
@@ -66,6 +82,7 @@ class Cost(abc.ABC):
             found[group] = (whole - self(fewer)) / (keep[group] - fewer[group])
         return found
 
+    @returns(_check_worthwhile)
     def worthwhile(self, group: int, counts: list[int]) -> list[int]:
         """Of the rising counts of a group, those that save something against every wider one, other groups whole."""
         return counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from keras_filterprune.handlers.registry import keras_name
 from keras_filterprune.parts import returns
 from keras_filterprune.probe.execute import watched
 from keras_filterprune.probe.inputs import calibration_inputs
+from keras_filterprune.probe.masks import mask_of, masked, mean_over
 
 # Share of the layer's mean below which a channel is redundant.
 _EXCITED = 0.999
@@ -77,11 +79,12 @@ class ActivationCriterion(Criterion):
             tensor, *_ = graph.tensors[number][1]
             if tensor.tracked and self.watches(graph.view.calls[number]):
                 others = [axis for axis in range(len(y.shape)) if axis != tensor.axis]
-                found = keras.ops.convert_to_numpy(keras.ops.mean(self.measure(y), axis=others))
+                mean, values = mean_over(masked(self.measure(y), mask_of(y)), others)
+                found = keras.ops.convert_to_numpy(mean)
                 path = graph.view.calls[number].path
                 expected = f"return numbers; some that it makes of the activations of '{path}' are NaN"
                 check_returned(not np.isnan(found).any(), f"{self!r}.measure", expected, found)
-                count = y.shape[0]
+                count = values / math.prod(y.shape[axis] for axis in others[1:])
                 total += np.bincount(graph.unit_of_id[tensor.ids], count * found.astype(np.float64), units)
                 seen += count * np.bincount(graph.unit_of_id[tensor.ids], minlength=units)
         observed = copy.copy(self)

@@ -49,6 +49,19 @@ def check_redundant(criterion: Any, count: Any, group: Group, *_: Any, **__: Any
     check_returned(right, f"{criterion!r}.redundant", f"return a number from 0 to {group.size}, or None", count)
 
 
+def check_members(criterion: Any, found: Any, group: Group) -> None:
+    """What is scored of a group are members."""
+    right = isinstance(found, list | tuple) and len(found) > 0 and all(isinstance(m, Member) for m in found)
+    check_returned(right, f"{criterion!r}.members", f"return some of group '{group.name}'.members", found)
+
+
+def check_filters(criterion: Any, found: Any, member: Member, *_: Any, **__: Any) -> None:
+    """Filters are rows, one per unit."""
+    right = isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == len(member.positions)
+    expected = f"return an array of {len(member.positions)} rows, the filters of '{member.layer}'"
+    check_returned(right, f"{criterion!r}.filters", expected, found)
+
+
 def check_reason(criterion: Any, why: Any, *_: Any, **__: Any) -> None:
     """Why something is refused is text."""
     right = why is None or isinstance(why, str)
@@ -172,11 +185,13 @@ class MemberCriterion(Criterion):
     def __init__(self, aggregate: str = "mean"):
         self.aggregate = check_option("aggregate", aggregate, _AGGREGATE)
 
+    @returns(check_members)
     def members(self, group: Group) -> list[Member]:
         """The members that are scored: kernels whose filters these units are, and those that read heads."""
         roles = ("filter", "input") if group.heads else ("filter",)
         return [m for m in group.members if m.role in roles]
 
+    @returns(check_filters)
     def filters(self, member: Member, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
         """What `score` is given of a member: its filters in float64, of shape (n, weights per unit)."""
         return read_filters(member, weights)

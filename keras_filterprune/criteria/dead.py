@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -30,3 +31,12 @@ class Dead(Criterion):
 
     def refuses(self, group: Group) -> str | None:
         return None if any(m.role == "input" for m in group.members) else "feeds no layer whose weights read it"
+
+
+def warn_of_none() -> None:
+    """Warn of a model that is finished without any unit that nothing reads."""
+    warnings.warn(
+        "no filter is dead, and the model stays whole. Files that are saved while SoftPruning trains hold filters that "
+        "are small: give its method and a fraction, see SoftPruning.",
+        stacklevel=4,
+    )

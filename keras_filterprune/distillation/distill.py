@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from keras_filterprune.distillation.distiller import Distiller, Taught
 from keras_filterprune.distillation.heads import Head, heads_of
 from keras_filterprune.distillation.imitation import Imitation
 from keras_filterprune.errors import InvalidValueError, UnknownNameError, UnsupportedModelError
-from keras_filterprune.graph.compiled import compile_arguments, per_output
+from keras_filterprune.graph.compiled import compile_arguments, own_steps, per_output
 from keras_filterprune.graph.keras_view import output_names
 from keras_filterprune.rebuild.clone import clone, scope_of
 
@@ -86,6 +87,11 @@ def distill(
     check_flag("squared_temperature", squared_temperature)
     layers = _pairs(student, teacher, features)
     taught = _taught(student, teacher, float(temperature), temperature**2 if squared_temperature else 1.0)
+    if steps := own_steps(student, "train_step", "test_step", "compute_loss", "compute_metrics"):
+        warnings.warn(
+            f"distill trains '{student.name}' on the loss that it is compiled with: {steps} is not called.",
+            stacklevel=2,
+        )
     with scope_of(student):
         distiller = _distiller(student, teacher, taught, layers, float(alpha), float(attention))
         distiller.compile_like_student()

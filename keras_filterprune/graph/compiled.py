@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
 
 from keras_filterprune.graph.keras_view import output_names
+from keras_filterprune.graph.types import ModelView
+
+# What `fit` is made of, and a class of models may do in a way of its own.
+STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
@@ -31,6 +36,29 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
         "jit_compile": model.jit_compile,
         "auto_scale_loss": scaled or model.dtype_policy.name != "mixed_float16",
     }
+
+
+def own_steps(model: keras.Model, *names: str) -> str:
+    """The parts of `fit` that the class of a model does in its own way, as "Mine's own train_step()"; "" for none.
+
+    Args:
+        model: any model.
+        names: those that matter (all).
+    """
+    kind = type(model)
+    found = [name for name in names or STEPS if getattr(kind, name, None) is not getattr(keras.Model, name, None)]
+    return f"{kind.__name__}'s own {', '.join(f'{name}()' for name in found)}" if found else ""
+
+
+def warn_of_own_training(view: ModelView) -> None:
+    """Warn where a plain model stands for one that trains in its own way: its `fit` runs, and trains otherwise."""
+    steps = own_steps(view.given, "train_step", "compute_loss")
+    if steps and view.given.compiled and view.given.loss is not None:
+        warnings.warn(
+            f"The result is a plain model, whose fit() goes by the compiled loss: {steps} is not part of it. Train it "
+            "in a keras.Model of (result.inputs, result.outputs) with the same methods.",
+            stacklevel=4,
+        )
 
 
 def per_output(model: keras.Model, given: Any) -> list[Any]:

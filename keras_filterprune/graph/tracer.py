@@ -6,12 +6,13 @@ import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from keras_filterprune.checks import check_integer, shown, wrong
 from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.types import Bind, ChannelGraph, Group, Member, ModelView, Pinned, Tensor, Term
 
@@ -63,11 +64,22 @@ class Tracer:
         """New channel ids of shape (size,); the same `key` (layer, what) gives the same ids at every call."""
         if key in self._fresh:
             return self._fresh[key]
+        check_integer("size", size, "a number of channels", least=0, error=UnsupportedLayerError)
         ids = np.arange(self._size, self._size + size)
         self._size += size
         if key is not None:
             self._fresh[key] = ids
         return ids
+
+    def knows(self, ids: Any) -> bool:
+        """Whether these are ids of channels, int of shape (channels,)."""
+        right = isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu"
+        return right and (not len(ids) or (ids.min() >= 0 and ids.max() < self._size))
+
+    def _check(self, *vectors: np.ndarray) -> None:
+        for ids in vectors:
+            if not self.knows(ids):
+                raise UnsupportedLayerError(f"channels are named by an array of their ids. Received: {shown(ids)}.")
 
     def pinned(self, size: int, reason: str) -> np.ndarray:
         """New channel ids that never go away."""
@@ -82,6 +94,7 @@ class Tracer:
 
     def tie(self, *vectors: np.ndarray) -> None:
         """Channels at the same position of these id vectors live and die together."""
+        self._check(*vectors)
         first = vectors[0]
         if len({len(vector) for vector in vectors}) > 1:
             lengths = ", ".join(str(len(vector)) for vector in vectors)
@@ -90,6 +103,9 @@ class Tracer:
 
     def pin(self, ids: np.ndarray, reason: str, first: bool = False) -> None:
         """These channels stay, because of `reason` (a predicate: "feeds ..."); `first` puts it before others."""
+        self._check(ids)
+        if not isinstance(reason, str):
+            raise wrong("reason", reason, 'why channels stay, as in "feeds ..."', UnsupportedLayerError)
         self._pins.insert(0 if first else len(self._pins), (ids, reason))
 
     def pin_tensors(self, tensors: Iterable[Tensor], reason: str) -> None:
@@ -131,10 +147,12 @@ class Tracer:
 
     def approximate(self, ids: np.ndarray, reason: str) -> None:
         """Removing these channels changes what the others compute, because of `reason`."""
+        self._check(ids)
         self._approximate.append((ids, reason))
 
     def bind(self, layer: str, weight: str, axis: int, ids: np.ndarray, role: str = "channel") -> None:
         """Index axis `axis` (non-negative) of a weight by channel ids; a layer called again ties the two id vectors."""
+        self._check(ids)
         self._known[layer].add(weight)
         earlier = self._binds.setdefault((layer, weight, axis), Bind(layer, weight, axis, role, ids))
         self.tie(earlier.ids, ids)
@@ -149,6 +167,8 @@ class Tracer:
 
     def spend(self, layer: str, coefficient: int, *axes: np.ndarray) -> None:
         """One call of `layer` costs `coefficient` times the widths of these id vectors, in multiply-accumulates."""
+        self._check(*axes)
+        check_integer("coefficient", coefficient, "a number of multiply-accumulates", 0, error=UnsupportedLayerError)
         self._terms.append(Term(layer, int(coefficient) * self._repeat, axes))
 
     def counted_layers(self) -> set[str]:

@@ -78,6 +78,7 @@ class ModelView:
         nested_inputs: per nested model (by id), the references fed to its flat inputs at its first call.
         open_inputs: inputs leave dimensions beside the batch open; shapes hold for nominal sizes (64, 8 for tokens).
         notes: what a plain model has not kept of the model that it was opened from, in sentences.
+        origin: the model that it was opened from, None for one that is looked at as it is.
     """
 
     model: Any
@@ -88,6 +89,12 @@ class ModelView:
     nested_inputs: dict[int, tuple[TensorRef, ...]]
     open_inputs: bool = False
     notes: tuple[str, ...] = ()
+    origin: Any = None
+
+    @property
+    def given(self) -> Any:
+        """The model as the user knows it, whose class may train in a way of its own."""
+        return self.model if self.origin is None else self.origin
 
     @property
     def name(self) -> str:

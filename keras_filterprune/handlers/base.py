@@ -81,6 +81,17 @@ def _check_arguments(handler: Any, found: Any, *arguments: Any) -> None:
     _check(handler, right, "rewrite", "(args, kwargs), a tuple and a dict", arguments[-1].call.op, found)
 
 
+def _check_masked(handler: Any, found: Any, op: Any, args: tuple, kwargs: dict, r: Resize) -> None:
+    """What stands for a call has the shapes of its outputs."""
+    given, wanted = [tuple(getattr(x, "shape", ())) for x in keras.tree.flatten(found)], r.call.output_shapes
+    right = [len(shape) for shape in given] == [len(shape) for shape in wanted] and all(
+        None in (n, m) or n == m
+        for one, other in zip(given, wanted, strict=True)
+        for n, m in zip(one[1:], other[1:], strict=True)
+    )
+    _check(handler, right, "masked_call", f"tensors of shapes {wanted}", op, found)
+
+
 def _check_linear(handler: Any, found: Any, op: Any) -> None:
     """What is multiplied is a `Linear`."""
     _check(handler, found is None or isinstance(found, Linear), "linear", "a Linear, or None", op, found)
@@ -129,6 +140,7 @@ class Handler(Checked, abc.ABC):
         (4, (4,))
     """
 
+    fault = UnsupportedLayerError
     sized = False
 
     @abc.abstractmethod
@@ -162,6 +174,7 @@ class Handler(Checked, abc.ABC):
         """The call arguments after removal (slice bounds, constant arrays)."""
         return args, kwargs
 
+    @returns(_check_masked)
     def masked_call(self, op: Any, args: tuple, kwargs: dict, r: Resize) -> Any:
         """Apply the original operation as if removed channels did not exist; differs from `op` only for statistics."""
         return op(*args, **kwargs)

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_filterprune.checks import check_returned, is_number, wrong
+from keras_filterprune.checks import check_integer, check_option, check_returned, is_number, wrong
 from keras_filterprune.cost.tiles import Tiles, as_tiles
 from keras_filterprune.latency.operators import DEFAULTS, PRODUCTS, STEPPED
 from keras_filterprune.latency.sized import SizedOperators
@@ -192,4 +192,10 @@ def as_prices(name: str, prices: Any) -> Prices:
     check_returned(bool(device) and isinstance(device, str), f"{prices!r}.device", "say what prices hold for", device)
     right = isinstance(units, tuple) and len(units) == 3 and all(isinstance(unit, str) for unit in units)
     check_returned(right, f"{prices!r}.units", "name three units, each a thousand of the one before", units)
+    floor, tiles, key = prices.floor, prices.tiles, prices.key
+    check_returned(is_number(floor) and floor >= 0, f"{prices!r}.floor", "be a number, at least 0", floor)
+    check_returned(isinstance(tiles, Tiles), f"{prices!r}.tiles", "be Tiles", tiles)
+    check_returned(isinstance(key, str), f"{prices!r}.key", "say what prices depend on, as text", key)
+    check_option(f"{prices!r}.data_type", prices.data_type, ("float32", "int8"))
+    check_integer(f"{prices!r}.threads", prices.threads)
     return prices

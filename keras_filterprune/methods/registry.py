@@ -11,6 +11,7 @@ from keras_filterprune.checks import check_callable, check_integer, check_return
 from keras_filterprune.compensators import BNRecalibration, Compensator
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InvalidValueError
+from keras_filterprune.parts import check_requires
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Method:
         for part, kind in ((self.criterion, Criterion), (self.allocator, Allocator), (self.compensator, Compensator)):
             if not isinstance(part, kind):
                 raise InvalidValueError(f"Method expects a {kind.__name__} object. Received: {part!r}.")
+        for part in (self.criterion, self.compensator):
+            check_requires(part)
         if not isinstance(self.one_by_one, bool | str) or (isinstance(self.one_by_one, str) and not self.last_first):
             raise wrong("one_by_one", self.one_by_one, "True, False or 'last_first'")
         measures = (

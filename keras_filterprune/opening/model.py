@@ -126,7 +126,7 @@ class _Opening:
         notes = assembler.compile(self.model, opened)
         closed = {id(assembler.twins[key]): why for key, why in self._closed.items() if key in assembler.twins}
         view = _with_reasons(view_model(opened), closed)
-        return replace(view, notes=(*lost_with(self.model), *self._training_note(view), *notes))
+        return replace(view, origin=self.model, notes=(*lost_with(self.model), *self._training_note(view), *notes))
 
     def _training_note(self, view: ModelView) -> list[str]:
         """What `fit()` does otherwise with a model that is not told that it trains."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import warnings
@@ -13,6 +14,7 @@ import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.graph.types import ModelView
+from keras_filterprune.probe.ragged import dense, even, padding_of
 
 # Samples that are read of any data, whatever is measured on them.
 SAMPLES = 2048
@@ -98,7 +100,21 @@ class Samples:
             left -= len(part.inputs[0])
         if count >= most and not self._warned:
             self._warned = _warn_if_sorted([part.labels for part in taken], view)
-        return taken
+        return _even(taken, view)
+
+
+def _even(parts: list[Part], view: ModelView) -> list[Part]:
+    """Parts of one length each, sequences that are shorter padded; labels and weights of positions with zeros."""
+    if len({tuple(x.shape[1:] for x in part.inputs) for part in parts}) == 1:
+        return parts
+    fill = [functools.partial(padding_of, view, index) for index in range(len(view.inputs))]
+    inputs = even([part.inputs for part in parts], fill)
+    others = [keras.tree.flatten((part.labels, part.weights)) for part in parts]
+    others = even(others, [lambda _: 0] * len(others[0])) if len({len(found) for found in others}) == 1 else others
+    return [
+        Part(arrays, *keras.tree.pack_sequence_as((part.labels, part.weights), rest))
+        for part, arrays, rest in zip(parts, inputs, others, strict=True)
+    ]
 
 
 def check_data(data: Any, view: ModelView) -> None:
@@ -186,7 +202,10 @@ def _nested(value: Any) -> bool:
 
 def _arrays(values: list[Any], view: ModelView) -> list[np.ndarray]:
     dtypes = [view.calls[ref.call].op.dtype for ref in view.inputs]
-    return [_array(value, dtype == "string") for value, dtype in zip(values, dtypes, strict=True)]
+    return [
+        _array(dense(value, view, index), dtype == "string")
+        for index, (value, dtype) in enumerate(zip(values, dtypes, strict=True))
+    ]
 
 
 def _array(value: Any, text: bool) -> np.ndarray:

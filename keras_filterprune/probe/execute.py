@@ -16,6 +16,7 @@ from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.base import Resize
 from keras_filterprune.handlers.registry import handler_for
 from keras_filterprune.probe.inputs import Inputs
+from keras_filterprune.probe.masks import carried, joined, makes_masks
 from keras_filterprune.progress import track
 
 
@@ -37,6 +38,7 @@ class Executor:
         self._view = view
         self._apply = apply
         self._check = check
+        self._masks = apply is not compute and makes_masks(view)
         self._values: dict[TensorRef, Any] = {}
         self._readers = Counter({ref: len(numbers) for ref, numbers in view.readers.items()})
 
@@ -53,7 +55,7 @@ class Executor:
         everyone = [self, *others] if self._values else others
         self._readers = everyone[-1]._readers
         self._values = {
-            ref: keras.ops.concatenate([executor._values[ref] for executor in everyone])
+            ref: joined([executor._values[ref] for executor in everyone])
             if self._per_sample(ref)
             else everyone[-1]._values[ref]
             for ref in everyone[-1]._values
@@ -69,6 +71,8 @@ class Executor:
         call = self._view.calls[number]
         args, kwargs = substitute((call.args, call.kwargs), self._values)
         outputs = keras.tree.flatten(self._apply(call, args, inference(call, kwargs)))
+        if self._masks:
+            outputs = carried(call.op, args, outputs)
         if self._check and any(_has_nan(value) for value in outputs):
             raise CalibrationDataError(
                 f"'{call.path}' ({type(call.op).__name__}) gives NaN on the calibration data: nothing can be measured "

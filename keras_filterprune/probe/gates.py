@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor, TensorRef
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.gradients import Tensors, loss_gradients
+from keras_filterprune.probe.masks import mask_of, masked
 
 
 def sample_gate_gradients(graph: ChannelGraph, data: Any, progress: bool) -> Iterator[np.ndarray]:
@@ -72,7 +73,7 @@ def _scaled(x: Any, tensor: Tensor, gate: Any) -> Any:
     shape = [-1] + [1] * (len(tensor.shape) - 1)
     if tensor.axis is not None:
         shape[tensor.axis] = len(tensor.ids)
-    return x * keras.ops.cast(keras.ops.reshape(gate, shape), x.dtype)
+    return masked(x * keras.ops.cast(keras.ops.reshape(gate, shape), x.dtype), mask_of(x))
 
 
 def _unseen(graph: ChannelGraph, tensors: dict[tuple[int, int], Tensor]) -> np.ndarray:

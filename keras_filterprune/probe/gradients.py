@@ -18,6 +18,7 @@ from keras_filterprune.handlers.base import volume
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.inputs import Inputs
 from keras_filterprune.probe.losses import Objective
+from keras_filterprune.probe.masks import factor_of, joined, mask_of, masked
 from keras_filterprune.probe.memory import all_values, at_once
 from keras_filterprune.progress import track
 
@@ -70,8 +71,9 @@ def output_sensitivity(
         for output, deviation in zip(Executor(view, probed).run(inputs[part]), deviations, strict=True):
             if deviation is None:
                 continue
-            z = keras.ops.cast(output, "float32")
+            z, mask = keras.ops.cast(output, "float32"), mask_of(output)
             v = keras.ops.convert_to_tensor(generator.normal(size=z.shape).astype(np.float32))
+            v = v if mask is None else v * factor_of(v, mask)
             value = value + keras.ops.sum(v * z) / (deviation / scale)
         return value
 
@@ -228,10 +230,11 @@ def _joint_gradients(
 ) -> dict[Any, np.ndarray]:
     """Gradients of the loss of a batch whose outputs are computed part by part: a loss need not be a mean of parts'."""
     computed = (outputs(at(_count(part)), part) for part in parts)
-    joined = [keras.ops.concatenate(z) for z in zip(*computed, strict=True)]
-    floats = {n: z for n, z in enumerate(joined) if "float" in keras.backend.standardize_dtype(z.dtype)}
+    found = [joined(z) for z in zip(*computed, strict=True)]
+    masks = [mask_of(z) for z in found]
+    floats = {n: z for n, z in enumerate(found) if "float" in keras.backend.standardize_dtype(z.dtype)}
     whole = slice(parts[0].start, parts[-1].stop)
-    pulls = gradients(lambda x: loss([x.get(n, z) for n, z in enumerate(joined)], whole), floats)
+    pulls = gradients(lambda x: loss([masked(x.get(n, z), masks[n]) for n, z in enumerate(found)], whole), floats)
     total: dict[Any, list[np.ndarray]] = {}
     for part in parts:
 

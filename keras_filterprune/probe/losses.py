@@ -8,13 +8,20 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import CalibrationDataError
-from keras_filterprune.graph.compiled import compile_arguments, output_keys, output_structure, per_output
+from keras_filterprune.graph.compiled import (
+    compile_arguments,
+    output_keys,
+    output_structure,
+    own_steps,
+    per_output,
+)
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import ModelView
 from keras_filterprune.handlers.activation import is_activation, named
 from keras_filterprune.handlers.registry import keras_name
 from keras_filterprune.probe.inputs import check_class_scores, inputs_and_labels, labelled_inputs
 from keras_filterprune.probe.labels import as_tensor, check_labels, labels_by_output, name_of, refused_labels
+from keras_filterprune.probe.own_loss import OwnLoss, warn_of_other_loss
 
 _PURPOSE = "a gradient of the loss"
 
@@ -103,7 +110,8 @@ def has_loss(view: ModelView) -> bool:
 
 
 class Objective:
-    """The loss on labelled samples: the one a model is compiled with, else the mean cross-entropy of class scores.
+    """The loss on labelled samples: the model's own `compute_loss()`; or the one that it is compiled with; or else the
+    mean cross-entropy of class scores.
 
     Args:
         view: the model.
@@ -117,10 +125,15 @@ class Objective:
     """
 
     def __init__(self, view: ModelView, data: Any):
-        self._view, self._compiled, self._logits = view, None, False
+        self._view, self._own, self._compiled, self._logits = view, None, None, False
+        if own_steps(view.given, "compute_loss"):
+            self._own = OwnLoss(view, data, _PURPOSE)
+            self.inputs = self._own.inputs
+            return
         if not has_loss(view):
             self.inputs, self._classes = labelled_inputs(data, view, _PURPOSE)
             check_class_scores(view, _PURPOSE)
+            warn_of_other_loss(view, self.inputs, "the cross-entropy of class scores")
             return
         self.inputs, labels, weights = inputs_and_labels(data, view, _PURPOSE)
         self._compiled = CompiledLoss(view.model)
@@ -129,16 +142,21 @@ class Objective:
         for weight in self._weights:
             _check_weights(weight, len(self.inputs))
         self._compiled.check(self._labels)
+        warn_of_other_loss(view, self.inputs, f"the compiled loss '{self._compiled.name}'")
 
     def begin(self, outputs: list[Any], samples: slice) -> None:
         """Look at outputs of the first samples, before anything is differentiated."""
-        if self._compiled is None:
+        if self._own is not None:
+            self._own.begin(outputs, samples)
+        elif self._compiled is None:
             self._logits = _are_logits(self._view, keras.ops.convert_to_numpy(outputs[0]))
         else:
             self._compiled.begin(_rows(self._labels, samples), outputs, _rows(self._weights, samples))
 
     def __call__(self, outputs: list[Any], samples: slice) -> Any:
         """The loss of outputs of some of the samples, a scalar tensor."""
+        if self._own is not None:
+            return self._own(outputs, samples)
         if self._compiled is None:
             return cross_entropy(outputs[0], self._classes[samples], self._logits)
         return self._compiled(_rows(self._labels, samples), outputs, _rows(self._weights, samples))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from keras_filterprune.checks import shown, unknown_name
 from keras_filterprune.errors import CalibrationDataError, InvalidValueError
-from keras_filterprune.graph.compiled import output_keys, per_output
+from keras_filterprune.graph.compiled import output_keys, own_steps, per_output
 from keras_filterprune.graph.types import ModelView
 from keras_filterprune.probe.accuracy import accuracy_of, flat, minus_error
 from keras_filterprune.probe.inputs import Inputs, calibration_inputs, inputs_and_labels
@@ -257,6 +258,8 @@ def _compiled_loss(view: ModelView, labels: list[np.ndarray | None]) -> Compiled
         raise CalibrationDataError(
             f"'loss' is the one a model is compiled with, and '{view.name}' is not: compile() it."
         )
+    if steps := own_steps(view.given, "train_step", "compute_loss"):
+        warnings.warn(f"metric 'loss' is the compiled one: {steps} is not looked at.", stacklevel=2)
     loss = CompiledLoss(view.model)
     loss.check(labels)
     return loss

@@ -13,6 +13,7 @@ from keras_filterprune.handlers.registry import known_statistics, statistics_of
 from keras_filterprune.handlers.statistics import Statistics
 from keras_filterprune.probe.execute import Executor
 from keras_filterprune.probe.inputs import Inputs
+from keras_filterprune.probe.masks import mask_of, masked, mean_over
 from keras_filterprune.progress import track
 
 ops = keras.ops
@@ -105,9 +106,8 @@ def _measured(view: ModelView, inputs: Inputs, normalised: Any, what: str, progr
             return call.op(*args, **kwargs)
         x = args[0]
         axis = statistics.axis % len(x.shape)
-        mean, variance = ops.moments(ops.cast(x, "float32"), [a for a in range(len(x.shape)) if a != axis])
+        mean, variance, count = _moments(x, [a for a in range(len(x.shape)) if a != axis])
         first, second = (ops.convert_to_numpy(v).astype(np.float64) for v in (mean, variance))
-        count = float(np.prod(x.shape) / x.shape[axis])
         total = sums.setdefault(call.path, [np.zeros(()), np.zeros_like(first), np.zeros_like(first)])
         for value, term in zip(total, (count, count * first, count * (second + first**2)), strict=True):
             value += term
@@ -121,6 +121,17 @@ def _measured(view: ModelView, inputs: Inputs, normalised: Any, what: str, progr
         mean = first / count
         found[path] = mean, np.maximum(second / count - mean**2, 0)
     return found
+
+
+def _moments(x: Any, axes: list[int]) -> tuple[Any, Any, float]:
+    """Mean and variance over axes, padding left out, and of how many values."""
+    mask = mask_of(x)
+    if mask is None:
+        return *ops.moments(ops.cast(x, "float32"), axes), float(np.prod([x.shape[axis] for axis in axes]))
+    mean, count = mean_over(x, axes)
+    shape = [1 if axis in axes else -1 for axis in range(len(x.shape))]
+    centred = ops.cast(x, "float32") - ops.reshape(mean, shape)
+    return mean, mean_over(masked(ops.square(centred), mask), axes)[0], count
 
 
 def _by_own_statistics(call: Call, args: tuple, kwargs: dict, mean: Any, variance: Any) -> Any:

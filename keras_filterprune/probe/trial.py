@@ -17,6 +17,7 @@ from keras_filterprune.handlers.registry import known_statistics, linear_of
 from keras_filterprune.probe.consumers import Moments, Places, draw_places, rows_at
 from keras_filterprune.probe.execute import Executor, MaskedWeights, Values, masked_apply, watched
 from keras_filterprune.probe.inputs import Inputs
+from keras_filterprune.probe.masks import factor_of, mask_of
 from keras_filterprune.probe.metrics import measured
 from keras_filterprune.probe.outlets import outlets
 from keras_filterprune.probe.regression import mixed_by_all, refit
@@ -176,8 +177,14 @@ def masked_outputs(kept: Kept, inputs: Inputs, values: Values | None = None) -> 
     batches = []
     for part in inputs.slices(BATCH):
         outputs = Executor(kept.graph.view, apply).run(inputs[part])
-        batches.append([keras.ops.convert_to_numpy(keras.ops.cast(output, "float32")) for output in outputs])
+        batches.append([_numbers(output) for output in outputs])
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+
+
+def _numbers(output: Any) -> np.ndarray:
+    """An output as an array, 0 where it is padding: in all networks alike, so that it tells them apart nowhere."""
+    z, mask = keras.ops.cast(output, "float32"), mask_of(output)
+    return keras.ops.convert_to_numpy(z if mask is None else z * factor_of(z, mask))
 
 
 def digest_of(inputs: Inputs, labels: Any) -> str:

@@ -58,6 +58,7 @@ class _Tasks:
     """
 
     def __init__(self, executor: Any, content: bytes):
+        check_executor(executor)
         self._executor, self._content = executor, content
         self._digest = hashlib.sha256(content).hexdigest()
         self._under_way: dict[Any, tuple[int, dict, bool]] = {}

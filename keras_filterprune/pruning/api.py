@@ -15,7 +15,8 @@ from keras_filterprune.compensators.adapted_models import merge_adapters
 from keras_filterprune.compensators.adapter_costs import counts_params
 from keras_filterprune.compensators.by_name import as_compensator
 from keras_filterprune.cost import Budget, CostModel, Tiles, as_budget
-from keras_filterprune.criteria import Criterion
+from keras_filterprune.criteria import Criterion, Dead
+from keras_filterprune.criteria.dead import warn_of_none
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.measuring import require_faster
@@ -149,7 +150,7 @@ def prune_model(
     check_data(data, costs.graph.view)
     planner = Planner(task_for(costs.graph.model, costs, recipe, budget, options, run))
     outcome = carry_out(planner)
-    small = _merged(outcome, repr(budget), run)
+    small = _merged(outcome, repr(budget), run, recipe.criterion)
     outcome = _priced(costs.graph.model, small, planner.task, outcome)
     if not return_report:
         return small
@@ -308,8 +309,10 @@ def _compensator(
     return chosen.within(seconds)
 
 
-def _merged(outcome: Outcome, budget: str, run: Run) -> keras.Model:
+def _merged(outcome: Outcome, budget: str, run: Run, criterion: Criterion | None = None) -> keras.Model:
     """The smaller model; adapters that cost more than they save are merged."""
+    if outcome.kept.whole and isinstance(criterion, Dead):
+        warn_of_none()
     between_adapters = isinstance(run.compensator, Adapters)
     return merge_adapters(outcome.model, counts_params(budget)) if between_adapters else outcome.model
 

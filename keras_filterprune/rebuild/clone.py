@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.errors import SurgeryError, UnsupportedModelError
+from keras_filterprune.graph.compiled import warn_of_own_training
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import first_line, functional_class, named_weights, view_model
 from keras_filterprune.graph.live import LiveObjects, has_config
@@ -52,6 +53,7 @@ def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:
     rebuilt = Rebuilt(kept, resizer.uncompiled(model), resizer.twins, resizes)
     rebuilt.notes.extend(resizer.compile(model, rebuilt.model))
     rebuilt.notes.extend(graph.view.notes or lost_with(model))
+    warn_of_own_training(graph.view)
     return rebuilt
 
 
@@ -109,6 +111,8 @@ class Cloner:
         self.check(model, twin)
         for note in self.compile(model, twin) if compiled else ():
             warnings.warn(note, stacklevel=3)
+        if compiled:
+            warn_of_own_training(self.view)
         return twin
 
     def uncompiled(self, model: keras.Model) -> keras.Model:

@@ -55,9 +55,12 @@ class TrainingCallback(keras.callbacks.Callback):
     def settle(self, epoch: int) -> None:
         """Note, before other callbacks save weights, that those of this epoch and the next keep what is promised."""
         if self._settled is None:
-            found = () if self._others is None else self._others.callbacks
-            best = [c for c in found if isinstance(c, keras.callbacks.ModelCheckpoint) and c.save_best_only]
+            best = [c for c in self.others(keras.callbacks.ModelCheckpoint) if c.save_best_only]
             self._settled, self._best = epoch, {checkpoint: checkpoint.best for checkpoint in best}
+
+    def others(self, kind: type) -> list[Any]:
+        """The callbacks of a kind that are trained with."""
+        return [c for c in (() if self._others is None else self._others.callbacks) if isinstance(c, kind)]
 
     def warn_of_earlier_weights(self, undone: str | None, epoch: int) -> None:
         """Warn of weights from before what was promised held: in the model, if so said, or in a file.

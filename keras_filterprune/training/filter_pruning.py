@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_filterprune.checks import check_flag, check_option
 from keras_filterprune.errors import UnsupportedLayerError
@@ -15,6 +16,7 @@ from keras_filterprune.training.base import TrainingWrapper, Transparent
 GATES = ("straight", "gumbel", "sigmoid")
 # The logit of a gate of 1, at which they start on average: it is open with a probability of 98 %.
 LOGIT = 4.0
+_REACHED = "reached"
 
 
 @keras.saving.register_keras_serializable(package="keras_filterprune")
@@ -54,6 +56,8 @@ class FilterPruning(TrainingWrapper):
                 f"FilterPruning expects a layer whose input is not masked yet. Received: {layer!r}."
             )
         self.gates = check_option("gates", gates, GATES) if isinstance(gates, str) else check_flag("gates", gates)
+        # Shares of what the whole network costs: what the masks of the model leave, and what its budget is.
+        self.reached: tuple[float, float] | None = None
         super().__init__(layer, "_masked", **kwargs)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -87,6 +91,19 @@ class FilterPruning(TrainingWrapper):
         if self.gates == "sigmoid":
             return soft
         return soft + keras.ops.stop_gradient(keras.ops.cast(logits > 0, soft.dtype) - soft)
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        if self.reached is not None:
+            store[_REACHED] = np.array(self.reached)
+
+    def load_own_variables(self, store: Any) -> None:
+        names = list(store.keys())
+        found = {name: store[name] for name in names}
+        reached = found.pop(_REACHED, None)
+        # Files say whether their masks are those that the training was to end with.
+        self.reached = None if reached is None else tuple(np.array(reached).tolist())
+        super().load_own_variables(found)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"gates": self.gates}

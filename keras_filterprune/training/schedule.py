@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ from keras_filterprune.training.base import wrappers_of
 from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.logs import if_pruned
-from keras_filterprune.training.wrapping import maskable, strip_wrappers
+from keras_filterprune.training.wrapping import maskable, stripped
 
 
 class _Lasting(Criterion):
@@ -158,11 +159,19 @@ class PruningSchedule(Gradual):
         if wanted == self._reached:
             return
         self._reached = wanted
-        kept = self.choose(strip_wrappers(self.model), epoch, lasting=True)
+        kept = self.choose(stripped(self.model), epoch, lasting=True)
+        self._note(kept.graph, self._logs["macs_if_pruned"])
         # The same calls in the same order, with and without wrappers.
         for call, (inputs, _) in zip(view_model(self.model).calls, kept.graph.tensors, strict=True):
             if isinstance(call.op, FilterPruning):
                 call.op.mask.assign(kept.alive[inputs[0].ids].astype("float32"))
+
+    def _note(self, graph: ChannelGraph, macs: float) -> None:
+        """Note in the model what its masks leave, for the files that are saved of it."""
+        costs = CostModel(graph)
+        full = costs.macs(costs.sizes)
+        for wrapper in wrappers_of(self.model, FilterPruning):
+            wrapper.reached = macs / full, MacsBudget(self.keep[-1]).limit(full) / full
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._reached == self.keep[-1]:
@@ -172,7 +181,9 @@ class PruningSchedule(Gradual):
     def finish(self) -> None:
         if self._reached is None:
             return
-        claimed, found, undone = self._logs["macs_if_pruned"], self.macs_left(strip_wrappers(self.model)), None
+        plain = stripped(self.model)
+        claimed, found, undone = self._logs["macs_if_pruned"], self.macs_left(plain), None
+        self._note(self.graph_of(plain), found)
         if found > claimed:
             undone = (
                 f"the logs end with {claimed:,.0f} multiply-accumulates, and the weights need {found:,.0f}: they were "
@@ -188,8 +199,9 @@ class SoftPruning(Gradual):
 
     `rho=0` is soft filter pruning (He et al. 2018), 0.95 at every step iterative soft shrinkage (Wang et al. 2023). The
     filters chosen last lose their readers' weights when training ends, so that
-    `prune_model(model, "dead", RedundancyBudget())` removes them and changes nothing. Adds `kept_filters`,
-    `filter_sparsity` and `macs_if_pruned` to the logs of every epoch.
+    `prune_model(model, "dead", RedundancyBudget())` removes them and changes nothing. In files that are saved while it
+    trains they are small, and read: `prune_model(loaded, "l2", 0.5, compensate="none")` removes them, with method and
+    `keep` as here. Adds `kept_filters`, `filter_sparsity` and `macs_if_pruned` to the logs of every epoch.
 
     Args:
         keep: fraction of the multiply-accumulates that is kept, or one per epoch, see `PruningSchedule`.
@@ -246,6 +258,13 @@ class SoftPruning(Gradual):
         # Others may have restored weights of another epoch since.
         if self.macs_left(self.model) > self._logs["macs_if_pruned"]:
             self._scale(("input",), 0.0)
+        if self.others(keras.callbacks.ModelCheckpoint):
+            warnings.warn(
+                "SoftPruning: in the files that ModelCheckpoint wrote while it trained, filters are small and still "
+                f"read. Not 'dead' removes them, but prune_model(loaded, method, {self.keep[-1]:.3g}, "
+                f"compensate='none') with this method, {self.recipe.name}.",
+                stacklevel=2,
+            )
 
     def _scale(self, roles: tuple[str, ...], factor: float) -> None:
         """Multiply the weights of all units that would go now, but for statistics."""

@@ -9,7 +9,7 @@ from keras_filterprune.checks import check_integer, check_path
 from keras_filterprune.probe.data import Samples
 from keras_filterprune.studies import SensitivityTable, measure_sensitivity
 from keras_filterprune.training.callback import TrainingCallback
-from keras_filterprune.training.wrapping import strip_wrappers
+from keras_filterprune.training.wrapping import stripped
 
 
 class SensitivityScorer(TrainingCallback):
@@ -46,7 +46,7 @@ class SensitivityScorer(TrainingCallback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if epoch % self.every == 0 or not self._logs:
-            table = self.tables[epoch] = measure_sensitivity(strip_wrappers(self.model), self._data, **self._options)
+            table = self.tables[epoch] = measure_sensitivity(stripped(self.model), self._data, **self._options)
             deepest = table.cuts[len(table.keep) - 1 :: len(table.keep)]
             self._logs = {f"drop_{cut.group}": cut.drop for cut in deepest}
             if self.folder is not None:

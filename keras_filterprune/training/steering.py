@@ -19,7 +19,7 @@ from keras_filterprune.training.base import wrappers_of
 from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.logs import if_pruned
-from keras_filterprune.training.wrapping import maskable, strip_wrappers
+from keras_filterprune.training.wrapping import maskable, stripped
 
 # By how much the slope of gates that are relaxed in training rises, and a logit at which they are as good as hard.
 _STEEPER, _HARD = 10.0, 1e5
@@ -49,7 +49,7 @@ class Steered(TrainingCallback, abc.ABC):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._graph = self.graph_of(self.model)
         # Wrappers have weights of their own, which do not count.
-        self._costs = CostModel(self.graph_of(strip_wrappers(self.model)))
+        self._costs = CostModel(self.graph_of(stripped(self.model)))
         self._price = self.budget.cost(self._costs)
         self._limit = self.budget.limit(self._price(self._costs.sizes))
         self.prepare(self._graph)
@@ -64,6 +64,7 @@ class Steered(TrainingCallback, abc.ABC):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         keep = self.counts()
         self._spent = self._price(keep)
+        self.note(self._spent)
         if self._spent <= self._limit:
             self.settle(epoch)
         if logs is not None:
@@ -73,6 +74,7 @@ class Steered(TrainingCallback, abc.ABC):
         if self._spent is None:
             return
         claimed, self._spent = self._spent, self._price(self.counts_left())
+        self.note(self._spent)
         needed = (
             f"{self.budget} allows {self._limit:,} {self.budget.unit}, and after training {self._spent:,} are needed."
         )
@@ -92,6 +94,9 @@ class Steered(TrainingCallback, abc.ABC):
 
     def read(self) -> None:
         """Look at the weights from which training goes on."""
+
+    def note(self, spent: int) -> None:
+        """Note in the model what it needs, for the files that are saved of it."""
 
     def counts_left(self) -> np.ndarray:
         """`counts` of the weights that are there when training has ended."""
@@ -191,6 +196,11 @@ class BudgetGates(Steered):
         self._gates[self._numbers[self._numbers >= 0]] = self._read()[self._numbers >= 0]
         self._met = self._price(self.counts()) <= self._limit
         self._generator = np.random.default_rng(self.seed)
+
+    def note(self, spent: int) -> None:
+        full = self._price(self._costs.sizes)
+        for wrapper in self._wrappers:
+            wrapper.reached = spent / full, self._limit / full
 
     def counts_left(self) -> np.ndarray:
         is_open = np.zeros(len(self._group), bool)

@@ -23,7 +23,7 @@ from keras_filterprune.methods import Method, as_method
 from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
 from keras_filterprune.rebuild.clone import Cloner
-from keras_filterprune.training.base import TrainingWrapper, unwrapped
+from keras_filterprune.training.base import TrainingWrapper, unwrapped, wrappers_of
 from keras_filterprune.training.bridgeout import BatchBridgeout
 from keras_filterprune.training.filter_pruning import GATES, FilterPruning
 
@@ -205,6 +205,9 @@ def _wrapped(
 def strip_wrappers(model: keras.Model) -> keras.Model:
     """The plain model inside a wrapped one: bit-identical at inference, and without any custom object.
 
+    Warns of masks or gates that the callback had not yet brought to its budget: of a training that was stopped, or in a
+    file from its middle (`ModelCheckpoint`).
+
     Args:
         model: a model, with training-time wrappers perhaps, in nested models too. It is not modified.
 
@@ -217,6 +220,20 @@ def strip_wrappers(model: keras.Model) -> keras.Model:
         >>> [layer.name for layer in kfp.strip_wrappers(kfp.apply_bridgeout(model)).layers]
         ['conv']
     """
+
+    reached = next((w.reached for w in wrappers_of(model, FilterPruning) if w.reached is not None), (0.0, 0.0))
+    if reached[0] > reached[1]:
+        warnings.warn(
+            f"the masks of model '{model.name}' are from before the budget was met: they leave {reached[0]:.1%} of the "
+            f"network, and {reached[1]:.1%} is the budget. Train on; of files, take one of a later epoch, "
+            "ModelCheckpoint(save_best_only=True) in a second fit() say.",
+            stacklevel=2,
+        )
+    return stripped(model)
+
+
+def stripped(model: keras.Model) -> keras.Model:
+    """`strip_wrappers`, whatever the masks."""
 
     def plain(op: Any, clone: Callable[[Any], Any]) -> Any | None:
         return None if unwrapped(op) is op else clone(unwrapped(op))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import warnings
@@ -32,6 +33,8 @@ WAYS = {
         kfp.strip_wrappers,
     ),
 }
+# What is said of masks that are stripped too early.
+UNMET = "are from before the budget was met"
 every_way = pytest.mark.parametrize("way", [way for way in WAYS if way != "masks of bridgeout"])
 
 
@@ -125,11 +128,13 @@ def test_the_last_logs_are_those_of_the_final_weights_or_a_warning_says_what_was
     found = *(make() for make in before), WAYS[way][1](), *(make() for make in behind)
     logs, said = fitted(model, *found, batch_size=16, **validation)
     assert logs["macs_if_pruned"] <= HALF
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         # Several optimizers are not carried over, and a note says so.
         warnings.filterwarnings("ignore", "The result is not compiled")
         small = shrunk(WAYS[way][2](model))
     found = total_macs(small)
+    assert [UNMET in str(w.message) for w in caught if w.category is UserWarning] == [True] * (found > HALF)
     np.testing.assert_allclose(array(small(X)), array(model(X)), atol=1e-4 * np.abs(array(model(X))).max())
     if feature in ("best weights before", "best weights behind") and not way.startswith("soft"):
         assert found > HALF
@@ -168,16 +173,76 @@ def test_a_file_from_before_the_last_cut_is_said_to_be_one(way, behind, tmp_path
     found = [WAYS[way][1](), best]
     model = prepared(way)
     _, said = fitted(model, *(found if behind else found[::-1]))
-    # Soft pruning leaves a plain model at every epoch, which is pruned afterwards.
-    assert len(said) == (not way.startswith("soft"))
-    if said:
+    assert len(said) == 1
+    if way.startswith("soft"):
+        # A plain model at every epoch, which is pruned afterwards, by its method.
+        assert "prune_model(loaded, method, 0.5, compensate='none')" in said[0]
+        small = kfp.prune_model(keras.saving.load_model(path), "l2", 0.5, compensate="none", progress=False)
+        assert total_macs(small) <= HALF
+    else:
         assert "ModelCheckpoint(save_best_only=True)" in said[0]
-        assert total_macs(shrunk(kfp.strip_wrappers(keras.saving.load_model(path)))) > HALF
+        with pytest.warns(UserWarning, match=UNMET):
+            plain = kfp.strip_wrappers(keras.saving.load_model(path))
+        assert total_macs(shrunk(plain)) > HALF
         # As advised: in a second fit.
         best = callbacks.ModelCheckpoint(path, "val_loss", save_best_only=True, mode="min")
         _, said = fitted(model, WAYS[way][1](), best, epochs=8, initial_epoch=5)
         assert not said
         assert total_macs(shrunk(kfp.strip_wrappers(keras.saving.load_model(path)))) <= HALF
+
+
+# {how weights come back: (file, what is done with it, given the file and a model that is prepared like the other)}
+def weights_of(path, model):
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
+    return model
+
+
+LOADED = {
+    "model": ("{epoch}.keras", lambda path, model: keras.saving.load_model(path)),
+    "weights": ("{epoch}.weights.h5", weights_of),
+    "weights of a model": ("{epoch}.keras", weights_of),
+}
+
+
+@pytest.mark.parametrize("load", LOADED)
+@pytest.mark.parametrize("way", ["masks", "gates", "masks of bridgeout"])
+def test_files_know_whether_their_masks_met_the_budget(way, load, tmp_path):
+    name, again = LOADED[load]
+    saved = callbacks.ModelCheckpoint(tmp_path / name, save_weights_only="weights.h5" in name)
+    logs, _ = fitted(prepared(way), saved, WAYS[way][1]())
+    assert logs["macs_if_pruned"] <= HALF
+    found = {}
+    for epoch in range(1, 6):
+        # In the order of epochs and back: nothing is left of what was loaded before.
+        for at in (epoch, 6 - epoch):
+            model = again(tmp_path / name.format(epoch=at), prepared(way))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                plain = kfp.strip_wrappers(model)
+            unmet = [str(w.message) for w in caught if UNMET in str(w.message)]
+            assert len(unmet) == (total_macs(shrunk(plain)) > HALF), (epoch, unmet)
+            found[at] = bool(unmet)
+    assert [found[epoch] for epoch in (1, 5)] == [True, False]
+
+
+def test_files_from_before_there_was_a_note_and_of_masks_set_by_hand_are_taken(tmp_path):
+    model = prepared("masks")
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for loaded in (keras.saving.load_model(tmp_path / "model.keras"), model):
+            loaded.load_weights(tmp_path / "model.weights.h5")
+            kfp.strip_wrappers(loaded)
+
+
+def test_a_file_of_soft_pruning_with_nothing_dead_is_said_to_be_one(tmp_path):
+    saved = callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+    fitted(prepared("soft"), saved, WAYS["soft"][1]())
+    loaded = keras.saving.load_model(tmp_path / "5.keras")
+    with pytest.warns(UserWarning, match="no filter is dead, and the model stays whole"):
+        kfp.prune_model(loaded, "dead", kfp.budgets.RedundancyBudget(), compensate="none", progress=False)
 
 
 @every_way
@@ -272,7 +337,11 @@ def test_a_training_that_ends_early_says_so(way):
     stop = callbacks.EarlyStopping("val_loss", patience=1, mode="min")
     model = prepared(way)
     logs, said = fitted(model, stop, WAYS[way][1]())
-    found = total_macs(shrunk(WAYS[way][2](model)))
+    # Masks say it once more where they are stripped.
+    unmet = bool(said) and not way.startswith("soft")
+    with pytest.warns(UserWarning, match=UNMET) if unmet else contextlib.nullcontext():
+        plain = WAYS[way][2](model)
+    found = total_macs(shrunk(plain))
     assert found <= logs["macs_if_pruned"]
     assert len(said) == (found > HALF and not way.startswith("soft"))
 
