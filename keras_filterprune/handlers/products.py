@@ -169,6 +169,33 @@ class Take(Handler):
         return [Tensor(shape, x.axis + moved, x.ids)]
 
 
+@register_keras_names("TakeAlongAxis")
+class TakeAlongAxis(Handler):
+    """`ops.take_along_axis(x, indices, axis)`: channels along another axis stay, constant indices go with them."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        (x, indices), shape = _operands(call, inputs)[:2], call.output_shapes[0]
+        if not isinstance(x, Tensor) or x.axis is None or call.op.axis is None:
+            return give_up(call, inputs, t, "is picked by number in")
+        axis = x.axis
+        apart = axis != call.op.axis % len(x.shape) and shape[axis] == len(x.ids)
+        if isinstance(indices, Tensor):
+            apart = apart and (indices.axis == axis or indices.shape[axis] == 1)
+        if not apart:
+            return give_up(call, inputs, t, "is picked by number in")
+        if isinstance(indices, Tensor) and indices.axis == axis and indices.shape[axis] != 1:
+            t.tie(x.ids, indices.ids)
+        return [Tensor(shape, axis, x.ids)]
+
+    def rewrite(self, args: tuple, kwargs: dict, r: Resize) -> tuple[tuple, dict]:
+        out, (x, indices, *others) = r.outputs[0], args
+        if out.axis is None or isinstance(indices, TensorRef | keras.KerasTensor):
+            return args, kwargs
+        if np.shape(indices)[out.axis] != 1:
+            indices = keras.ops.take(indices, np.flatnonzero(r.kept(out)), axis=out.axis)
+        return (x, indices, *others), kwargs
+
+
 def _operands(call: Call, inputs: Sequence[Any]) -> list[Any]:
     """The arguments of a call, with the tensors in the place of references."""
     made = dict(zip(call.inputs, inputs, strict=True))
