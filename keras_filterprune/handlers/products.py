@@ -143,6 +143,9 @@ class DotProductAttention(Handler):
             return untracked(call)
         heads = len(query.ids)
         t.tie(query.ids, *(np.repeat(x.ids, heads // len(x.ids)) for x in (key, value)))
+        if len(key.ids) < heads and keras.config.backend() == "tensorflow":
+            # One of the others stays as well, whatever is removed.
+            t.pin(key.ids[:1], f"is shared in {describe(call)}, where Keras shares two heads or more on TensorFlow")
         t.spend(call.path, 2 * volume((query.shape[1], key.shape[1], query.last)), query.ids)
         for x in (found[name] for name in ("bias", "mask") if name in found):
             if x.axis == 1 and len(x.ids) == heads:
