@@ -133,20 +133,6 @@ def positions_of_a_table():
 
 
 @units(HEADS)
-def positions_of_one_hot_numbers():
-    class Table(Attention):
-        def build(self, shape):
-            super().build(shape)
-            self.table = self.add_weight((2 * TIME, HEADS), "glorot_uniform", name="table")
-
-        def biased(self, scores, x):
-            distance = ops.arange(TIME)[:, None] - ops.arange(TIME)[None, :] + TIME
-            return scores + ops.transpose(ops.matmul(ops.one_hot(distance, 2 * TIME), self.table), (2, 0, 1))
-
-    return sequence(Table())
-
-
-@units(HEADS)
 def positions_that_scores_are_looked_up_by():
     """Disentangled attention: scores against positions, of which each pair takes one."""
 
