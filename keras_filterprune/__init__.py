@@ -146,7 +146,7 @@ def __dir__() -> list[str]:
 
 _SAVED = {
     "layers": "BatchBridgeout FilterPruning",
-    "opening": "Constant PerSample Weight",
+    "opening": "AddedLoss Constant PerSample Weight WeightedSum",
     "regularizers": "BridgePenalty GroupLasso",
 }
 

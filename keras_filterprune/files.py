@@ -16,6 +16,9 @@ from tflite_bench.files import json_digest as json_digest
 from tflite_bench.files import unfinished as unfinished
 from tflite_bench.files import unsealed as unsealed
 
+# Of a reason that Keras gives.
+_LONGEST = 500
+
 
 def check_destination(path: Any, overwrite: bool, suffixes: Sequence[str] = ()) -> Path:
     """The path, if a file can be written there, before any work starts.
@@ -98,11 +101,21 @@ def save_keras(model: Any, path: str | os.PathLike, overwrite: bool = False) -> 
 
     Raises:
         InvalidValueError: the name is wrong.
-        FileError: the file exists, or cannot be written.
+        FileError: the file exists, or cannot be written, or a layer does not say how it is configured.
     """
     path = check_destination(path, overwrite, [".keras"])
     with replacing(path, overwrite) as draft:
-        model.save(draft)
+        try:
+            model.save(draft)
+        except OSError:
+            raise
+        # Saving runs the get_config() of the user's layers.
+        except Exception as error:
+            # The first paragraph is Keras' reason, on several lines; an example follows.
+            reason = " ".join(str(error).strip().partition("\n\n")[0].split())[:_LONGEST]
+            raise FileError(
+                f"cannot write {path}: Keras cannot save model '{model.name}': {type(error).__name__}: {reason}"
+            ) from error
 
 
 def load_keras(path: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +40,7 @@ def trace_model(model: keras.Model) -> ChannelGraph:
 
 def trace_view(view: ModelView) -> ChannelGraph:
     """The channel graph of a flat model view, in time linear in its calls and channels; no weight is read."""
-    avoided: dict[str, list[int]] = defaultdict(list)
+    avoided: dict[str, list[Hashable]] = defaultdict(list)
     while True:
         t = Tracer(avoided)
         graph = _traced(view, t)

@@ -664,7 +664,7 @@ def random_numbers_of_its_own():
     return around(layer(call, conv=layers.Conv2D(WIDTH, 1), seeds=keras.random.SeedGenerator(1)))
 
 
-@situation(closed={"Made": "loss"})
+@situation()
 def added_loss():
     def call(self, x):
         x = self.conv(x)

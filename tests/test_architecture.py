@@ -325,22 +325,26 @@ SAVED = {
     "GroupLasso": lambda model: kfp.apply_penalty(model, kfp.regularizers.GroupLasso()),
     "BridgePenalty": lambda model: kfp.apply_penalty(model, kfp.regularizers.BridgePenalty()),
     **dict.fromkeys(
-        ("Weight", "Constant", "PerSample"), lambda model: kfp.open_model(keras.Sequential([model, Token()]))
+        ("AddedLoss", "Constant", "PerSample", "Weight", "WeightedSum"),
+        lambda model: kfp.open_model(keras.Sequential([model, Token()])),
     ),
 }
 
 
 class Token(keras.layers.Layer):
-    """Holds a weight, looks up a constant, and repeats both for every sample."""
+    """Holds weights, looks up a constant, repeats both for every sample, and adds a loss."""
 
     def build(self, shape):
         self.token = self.add_weight((1, 1, shape[-1]), "ones", name="token")
+        self.mix = self.add_weight((shape[-1], shape[-1]), "ones", name="mix")
         self.places = keras.layers.Embedding(36, shape[-1])
         self.places.build((None,))
 
     def call(self, x):
         batch = keras.ops.shape(x)[0]
         x = keras.ops.reshape(x, (batch, -1, x.shape[-1])) + self.places(keras.ops.arange(36))
+        x = keras.ops.einsum("btc,cd->btd", x, self.mix)
+        self.add_loss(keras.ops.mean(x))
         return keras.ops.concatenate([keras.ops.broadcast_to(self.token, (batch, 1, x.shape[-1])), x], axis=1)
 
 

@@ -132,16 +132,22 @@ def _operations(model: Any) -> Iterator[Any]:
     for op in getattr(model, "operations", ()):
         if isinstance(op, keras.Model) and hasattr(op, "operations"):
             yield from _operations(op)
-        elif not isinstance(op, keras.Sequential):
+        else:
             yield op
 
 
 def has_config(op: Any) -> bool:
-    """Whether an operation says how it is configured; a class of the user's may raise anything when asked."""
-    with contextlib.suppress(Exception):
+    """Whether an operation says how it is configured."""
+    return config_error(op) is None
+
+
+def config_error(op: Any) -> Exception | None:
+    """What an operation raises when it is asked how it is configured: anything, where its class is the user's."""
+    try:
         keras.saving.serialize_keras_object(op)
-        return True
-    return False
+    except Exception as error:  # noqa: BLE001
+        return error
+    return None
 
 
 def plain_config(op: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -44,12 +44,12 @@ class Tracer:
         array([3, 4])
     """
 
-    def __init__(self, avoided: Mapping[str, Collection[int]] | None = None):
-        self.regrets: dict[str, int] = {}
+    def __init__(self, avoided: Mapping[str, Collection[Hashable]] | None = None):
+        self.regrets: dict[str, Hashable] = {}
         self._avoided = avoided or {}
-        self._laid: dict[str, tuple[int, np.ndarray, bool]] = {}
+        self._laid: dict[str, tuple[Hashable, np.ndarray, bool]] = {}
         self._hoped: dict[str, tuple[int, np.ndarray]] = {}
-        self._fixed: list[np.ndarray] = []
+        self._fixed: set[int] = set()
         self._size = 0
         self._repeat = 1
         self._fresh: dict[tuple[str, str], np.ndarray] = {}
@@ -85,12 +85,12 @@ class Tracer:
         """New channel ids that never go away."""
         ids = self.fresh(size)
         self.pin(ids, reason)
-        self._fixed.append(ids)
+        self._fixed.update(ids.tolist())
         return ids
 
     def fixed(self, ids: np.ndarray) -> bool:
         """Whether these ids, channels of an input of the model say, were made to stay."""
-        return any(np.isin(ids, made).all() for made in self._fixed)
+        return self._fixed.issuperset(ids.tolist())
 
     def tie(self, *vectors: np.ndarray) -> None:
         """Channels at the same position of these id vectors live and die together."""
@@ -124,7 +124,7 @@ class Tracer:
         """The axis along which a reshape, or a weight, lays channels: of these, best first, the first not to avoid."""
         return next((axis for axis in axes if axis not in self._avoided.get(layer, ())), axes[0])
 
-    def laid(self, layer: str, axis: int, ids: np.ndarray, last: bool = False) -> None:
+    def laid(self, layer: str, axis: Hashable, ids: np.ndarray, last: bool = False) -> None:
         """Channels lie along an axis and could lie along another; `last` ones are the last to be reconsidered."""
         if axis not in self._avoided.get(layer, ()):
             self._laid[layer] = axis, ids, last

@@ -145,7 +145,7 @@ class Tensor:
     @property
     def last(self) -> int:
         """Size of the last axis, where most layers have their channels; 1 where it is not known."""
-        size = self.shape[-1]
+        size = self.shape[-1] if self.shape else None
         return 1 if size is None else size
 
 

@@ -100,17 +100,11 @@ class Elementwise(Handler):
         if len({axis for _, axis in placed}) > 1:
             # What stays anyhow stands in nobody's way: the features of an input, beside the heads of scores.
             placed = [(x, axis) for x, axis in placed if not t.fixed(x.ids)] or placed[:1]
+        if all(t.fixed(x.ids) for x, _ in placed) and (made := _made_by_constants(call, inputs, t)) is not None:
+            return [made]
         tracked, axes = [x for x, _ in placed], {axis for _, axis in placed}
         if not axes:
-            # Channels that a constant makes follow whatever they are tied to later: zeros for every head, say.
-            made = [a for a in range(1, len(shape)) if all(_size_at(x.shape, shape, a) in (1, None) for x in inputs)]
-            made = [a for a in made if any(_size_at(v.shape, shape, a) not in (1, None) for v in _constants(call))]
-            axis = t.lay(call.path, [*made, None])
-            if axis is None or (width := shape[axis]) is None:
-                return untracked(call)
-            ids = t.fresh(width, (call.path, "constant"))
-            t.laid(call.path, axis, ids)
-            return [Tensor(shape, axis, ids)]
+            return untracked(call)
         if len(axes) > 1:
             return give_up(call, inputs, t, "meets channels of another axis in")
         (axis,) = axes
@@ -137,6 +131,23 @@ class Elementwise(Handler):
             return np.compress(r.kept(out), keras.ops.convert_to_numpy(value), axis=len(value.shape) - behind)
 
         return keras.tree.map_structure(cut, (args, kwargs))
+
+
+def _made_by_constants(call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> Tensor | None:
+    """Channels that a constant makes follow whatever they are tied to later: zeros or slopes for every head, say."""
+    constants, shape = _constants(call), call.output_shapes[0] if call.output_shapes else ()
+    axes = [
+        axis
+        for axis in range(1, len(shape))
+        if all(_size_at(x.shape, shape, axis) in (1, None) for x in inputs)
+        and any(_size_at(value.shape, shape, axis) not in (1, None) for value in constants)
+    ]
+    axis = t.lay(call.path, [*axes, None])
+    if axis is None or (width := shape[axis]) is None:
+        return None
+    ids = t.fresh(width, (call.path, "constant"))
+    t.laid(call.path, axis, ids)
+    return Tensor(shape, axis, ids)
 
 
 def _constants(call: Call) -> list[Any]:

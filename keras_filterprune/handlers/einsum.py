@@ -20,39 +20,60 @@ from keras_filterprune.handlers.registry import register_handler
 class EinsumDense(Handler):
     """Sums over a channel axis, and makes channels along the first output axis that only the kernel has.
 
-    Of "abc,cde->abde", heads of queries say, c is read and d is made: whole heads, of e numbers each.
+    Of "abc,cde->abde", heads of queries say, c is read and d is made: whole heads, of e numbers each. Channels along an
+    axis that input, kernel and output share, as when each head has a matrix of its own, stay on it.
     """
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         (x,), shape, weights = inputs, call.output_shapes[0], named_weights(call.op)
         read, kernel, made = _terms(call.op)
-        summed = [letter for letter in kernel if letter in read and letter not in made]
-        new = [letter for letter in made if letter in kernel and letter not in read]
-        twice = any(len(set(letters)) < len(letters) for letters in (read.replace(".", ""), kernel))
-        if twice or not summed or not new:
+        if any(len(set(letters)) < len(letters) for letters in (read.replace(".", ""), kernel)):
             t.constant(call.path, *weights)
             return give_up(call, inputs, t, f"feeds equation '{call.op.equation}' of")
         if weights.keys() - {"kernel", "bias"}:
             t.constant(call.path, *weights)
             return give_up(call, inputs, t, "feeds the quantized or adapted kernel of")
-        along = {_axis(read, letter, len(x.shape)): kernel.index(letter) for letter in summed}
-        if x.axis in along:
-            axis, ids = along[x.axis], x.ids
+        at = {_axis(read, letter, len(x.shape)): letter for letter in kernel if letter in read}
+        sizes = dict(zip(kernel, weights["kernel"].shape, strict=True))
+        products = volume(x.shape[1:]) * volume(tuple(sizes[letter] for letter in kernel if letter not in read))
+        carried = at.get(x.axis, ".")
+        if carried in made:
+            t.bind(call.path, "kernel", kernel.index(carried), x.ids)
+            t.spend(call.path, products // len(x.ids), x.ids)
+            return self._made(call, carried, x.ids, t)
+        summed = {axis: kernel.index(letter) for axis, letter in at.items() if letter not in made}
+        # Channels never lie along the first axis: samples do, or what takes turns with them.
+        new = [letter for letter in made if letter in kernel and letter not in read]
+        new = [letter for letter in new if _axis(made, letter, len(shape))]
+        if not summed or not new:
+            t.constant(call.path, *weights)
+            return give_up(call, inputs, t, f"feeds equation '{call.op.equation}' of")
+        if x.axis in summed:
+            axis, ids = summed[x.axis], x.ids
         else:
             t.pin_tensors(inputs, f"lies on axis {x.axis}, over which {describe(call)} does not sum")
-            axis = kernel.index(summed[-1])
+            t.reconsider(x.ids)
+            axis = max(summed.values())
             ids = t.pinned(weights["kernel"].shape[axis], UNTRACKED)
-        sizes = dict(zip(kernel, weights["kernel"].shape, strict=True))
-        out, out_axis = t.fresh(sizes[new[0]], (call.path, "filters")), _axis(made, new[0], len(shape))
+        # Whole heads, say; the numbers of each where those cannot go.
+        letter = t.lay(call.path, new)
+        out = t.fresh(sizes[letter], (call.path, "filters"))
+        if len(new) > 1:
+            t.laid(call.path, letter, out, last=True)
         t.bind(call.path, "kernel", axis, ids, "input")
-        t.bind(call.path, "kernel", kernel.index(new[0]), out, "filter")
-        products = volume(x.shape[1:]) * volume(tuple(sizes[letter] for letter in kernel if letter not in read))
+        t.bind(call.path, "kernel", kernel.index(letter), out, "filter")
         t.spend(call.path, products // (len(ids) * len(out)), ids, out)
+        return self._made(call, letter, out, t)
+
+    def _made(self, call: Call, letter: str, ids: Any, t: Tracer) -> list[Tensor]:
+        """The output, whose channels lie along a letter of the equation."""
+        shape, weights = call.output_shapes[0], named_weights(call.op)
+        axis = _axis(_terms(call.op)[2], letter, len(shape))
         if "bias" in weights:
             # Lies at the end of the output, with ones between the axes that it has.
-            _bind_bias(call, out_axis - len(shape) + len(weights["bias"].shape), new[0], out, t)
-        pin_mixing_activation(call, out, t)
-        return [Tensor(shape, out_axis, out)]
+            _bind_bias(call, axis - len(shape) + len(weights["bias"].shape), letter, ids, t)
+        pin_mixing_activation(call, ids, t)
+        return [Tensor(shape, axis, ids)]
 
     def resize(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
         (out,), sizes = r.outputs, config["output_shape"]

@@ -21,7 +21,7 @@ ELEMENTWISE = frozenset(
 # Where known functions bend, and far outside.
 _PLACES = np.concatenate([np.linspace(-8, 8, 129), [-1e3, -50.0, -1e-3, 1e-3, 50.0, 1e3]]).astype("float32")
 _EXTREMES = 0.0, 1e-6, -1e-6, 1e-3, 40.0, -40.0, 1e4, -1e4
-_TOLERANCE = {"float16": 1e-2, "bfloat16": 5e-2}
+TOLERANCE = {"float16": 1e-2, "bfloat16": 5e-2}
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -38,7 +38,7 @@ def activation_name(function: Any) -> str | None:
     if function is None:
         return "linear"
     name = getattr(function, "__name__", "")
-    return name if _is_known(function) else _remembered(function, "name", lambda: _name(function, name))
+    return name if _is_known(function) else remembered(function, "name", lambda: _name(function, name))
 
 
 def is_elementwise(function: Any, shape: tuple[int | None, ...], dtype: str = "float32") -> bool:
@@ -51,7 +51,7 @@ def is_elementwise(function: Any, shape: tuple[int | None, ...], dtype: str = "f
         shape: of its tensors, channels last; how many channels there are has to make no difference.
         dtype: of its tensors ("float32").
     """
-    return _is_known(function) or _remembered(
+    return _is_known(function) or remembered(
         function, (len(shape), shape[-1], dtype), lambda: _treats_alike(function, len(shape), shape[-1] or 1, dtype)
     )
 
@@ -61,7 +61,8 @@ def _is_known(function: Any) -> bool:
     return name in ELEMENTWISE and getattr(keras.activations, name, None) is function
 
 
-def _remembered(function: Any, key: Hashable, find: Callable[[], Any]) -> Any:
+def remembered(function: Any, key: Hashable, find: Callable[[], Any]) -> Any:
+    """What `find` gives for a function and a key, found once."""
     try:
         known = _FOUND.setdefault(function, {})
     except TypeError:
@@ -98,7 +99,7 @@ def _treats_alike(function: Any, rank: int, channels: int, dtype: str) -> bool:
         np.minimum.at(least, which, values)
         np.maximum.at(largest, which, values)
     size = np.maximum(np.abs(least), np.abs(largest))
-    return bool(np.all(largest - least <= _TOLERANCE.get(dtype, 1e-5) * size + 1e-6))
+    return bool(np.all(largest - least <= TOLERANCE.get(dtype, 1e-5) * size + 1e-6))
 
 
 def _called(function: Any, x: np.ndarray, dtype: str = "float32") -> np.ndarray | None:

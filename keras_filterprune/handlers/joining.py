@@ -176,6 +176,27 @@ class GetItem(Handler):
         return (args[0], tuple(key)), kwargs
 
 
+@register_keras_names("Slice")
+class Slice(Handler):
+    """`ops.slice(x, start, shape)`: whole vectors of channels, cut along other axes."""
+
+    sized = True
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x, shape = inputs[0], call.output_shapes[0]
+        if x.axis is None:
+            return [Tensor(shape)]
+        if shape[x.axis] != len(x.ids):
+            return give_up(call, inputs, t, "is cut out of others by")
+        return [Tensor(shape, x.axis, x.ids)]
+
+    def resize(self, config: dict, r: Resize) -> dict:
+        axis, shape = r.outputs[0].axis, list(config["shape"])
+        if axis is not None:
+            shape[axis] = r.width(r.outputs[0])
+        return config | {"shape": shape}
+
+
 def _full_key(key, rank: int) -> tuple | None:
     """An index as one int, slice or None (new axis) per step, ellipsis spelled out; None where it holds arrays."""
     key = tuple(key) if isinstance(key, list | tuple) else (key,)

@@ -15,7 +15,7 @@ from keras_filterprune.handlers.functions import is_elementwise
 
 def passes_in_inference(layer: Any) -> bool:
     """Whether `layer.call(x, training=False)` is `x` itself, whatever `x` is, so that no channel meets another."""
-    if not isinstance(layer, keras.layers.Layer) or not _takes_training(layer):
+    if not isinstance(layer, keras.layers.Layer) or not takes_training(layer):
         return False
     anything = object()
     # Whatever looks at its input raises one thing or another, and what it counts is not to be counted.
@@ -32,7 +32,7 @@ def treats_alike(call: Call) -> bool:
     layer, (first, *others) = call.op, dict.fromkeys(call.inputs)
     if not isinstance(layer, keras.layers.Layer) or len(set(call.input_shapes)) > 1:
         return False
-    training = {"training": False} if _takes_training(layer) else {}
+    training = {"training": False} if takes_training(layer) else {}
 
     def alike(x: Any) -> Any:
         given = {first: x} | {ref: keras.ops.cos((n + 1) * x) for n, ref in enumerate(others)}
@@ -42,5 +42,6 @@ def treats_alike(call: Call) -> bool:
     return passes_in_inference(layer) or is_elementwise(alike, call.input_shapes[0], layer.compute_dtype)
 
 
-def _takes_training(layer: Any) -> bool:
+def takes_training(layer: Any) -> bool:
+    """Whether the `call()` of a layer has an argument `training`."""
     return "training" in inspect.signature(type(layer).call).parameters

@@ -143,6 +143,9 @@ class DotProductAttention(Handler):
             return untracked(call)
         heads = len(query.ids)
         t.tie(query.ids, *(np.repeat(x.ids, heads // len(x.ids)) for x in (key, value)))
+        if len(key.ids) < heads and keras.config.backend() == "tensorflow":
+            # One of the others stays as well, whatever is removed.
+            t.pin(key.ids[:1], f"is shared in {describe(call)}, where Keras shares two heads or more on TensorFlow")
         t.spend(call.path, 2 * volume((query.shape[1], key.shape[1], query.last)), query.ids)
         for x in (found[name] for name in ("bias", "mask") if name in found):
             if x.axis == 1 and len(x.ids) == heads:
@@ -167,6 +170,33 @@ class Take(Handler):
             return give_up(call, inputs, t, "is picked by number in")
         moved = len(np.shape(indices)) - 1 if axis % len(x.shape) < x.axis else 0
         return [Tensor(shape, x.axis + moved, x.ids)]
+
+
+@register_keras_names("TakeAlongAxis")
+class TakeAlongAxis(Handler):
+    """`ops.take_along_axis(x, indices, axis)`: channels along another axis stay, constant indices go with them."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        (x, indices), shape = _operands(call, inputs)[:2], call.output_shapes[0]
+        if not isinstance(x, Tensor) or x.axis is None or call.op.axis is None:
+            return give_up(call, inputs, t, "is picked by number in")
+        axis = x.axis
+        apart = axis != call.op.axis % len(x.shape) and shape[axis] == len(x.ids)
+        if isinstance(indices, Tensor):
+            apart = apart and (indices.axis == axis or indices.shape[axis] == 1)
+        if not apart:
+            return give_up(call, inputs, t, "is picked by number in")
+        if isinstance(indices, Tensor) and indices.axis == axis and indices.shape[axis] != 1:
+            t.tie(x.ids, indices.ids)
+        return [Tensor(shape, axis, x.ids)]
+
+    def rewrite(self, args: tuple, kwargs: dict, r: Resize) -> tuple[tuple, dict]:
+        out, (x, indices, *others) = r.outputs[0], args
+        if out.axis is None or isinstance(indices, TensorRef | keras.KerasTensor):
+            return args, kwargs
+        if np.shape(indices)[out.axis] != 1:
+            indices = keras.ops.take(indices, np.flatnonzero(r.kept(out)), axis=out.axis)
+        return (x, indices, *others), kwargs
 
 
 def _operands(call: Call, inputs: Sequence[Any]) -> list[Any]:

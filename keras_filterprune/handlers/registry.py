@@ -13,6 +13,7 @@ from keras_filterprune.errors import UnsupportedLayerError, UnsupportedModelErro
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
+from keras_filterprune.handlers.apart import channels_apart
 from keras_filterprune.handlers.base import Handler, describe, untracked
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.passing import treats_alike
@@ -45,8 +46,14 @@ class Opaque(Handler):
         if len(axes) == 1 and axes != {None} and not named_weights(call.op) and treats_alike(call):
             t.tie(*(x.ids for x in inputs))
             return [Tensor(call.output_shapes[0], inputs[0].axis, inputs[0].ids)]
+        if not named_weights(call.op) and (found := channels_apart(call, inputs)) is not None:
+            ids = next(x.ids for x in inputs if x.tracked)
+            t.tie(ids, *(x.ids for x in inputs if x.tracked))
+            return [Tensor(s, axis, ids) if s else Tensor(s) for s, axis in zip(call.output_shapes, found, strict=True)]
         t.constant(call.path, *named_weights(call.op))
         t.pin_tensors(inputs, f"feeds unsupported {describe(call)}{remedy(call)}")
+        for x in inputs:
+            t.reconsider(x.ids)
         return untracked(call)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -13,8 +14,9 @@ from keras_filterprune.graph.types import Call, TensorRef
 from keras_filterprune.opening.batch import OpenBatch
 from keras_filterprune.opening.errors import CannotOpenError
 from keras_filterprune.opening.kinds import has_graph
-from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf
-from keras_filterprune.opening.plain_layers import Constant, Weight
+from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf, Losses
+from keras_filterprune.opening.plain_layers import AddedLoss, Constant, Weight, WeightedSum
+from keras_filterprune.opening.products import DENSE, products
 from keras_filterprune.rebuild.clone import Cloner
 
 
@@ -25,19 +27,22 @@ class Assembler(Cloner):
         traced: the graph of placeholders.
         paths: of the layers of the model.
         batch: the size of the batch in the trace; None: that of the model.
+        adding: ids of layers that add their losses in inference as well.
 
     Attributes:
         failed: (operation of the trace, why) for those that cannot be applied to another batch.
         origins: (variable of the model, its twin), once made.
     """
 
-    def __init__(self, traced: keras.Model, paths: dict[int, tuple[str, ...]], batch: int | None):
+    def __init__(
+        self, traced: keras.Model, paths: dict[int, tuple[str, ...]], batch: int | None, adding: Collection[int]
+    ):
         super().__init__(view_model(traced))
-        self._traced, self._paths, self._batch = traced, paths, batch
-        self._names = Counter[str]()
+        self._traced, self._paths, self._batch, self._adding = traced, paths, batch, adding
+        self._names = Counter(tensor.name for tensor in traced.inputs)
         self._held: dict[int, tuple[Any, Any]] = {}
         self._root: Any = None
-        self._products = _products(self)
+        self._products: dict[int, Any] = dict(products(self.view))
         # What the user has named goes before what Keras numbers.
         ops = {id(call.op.op): call.op.op for call in self.view.calls if isinstance(call.op, Leaf)}
         order = sorted(ops.items(), key=lambda entry: not isinstance(entry[1], keras.layers.Layer))
@@ -81,8 +86,6 @@ class Assembler(Cloner):
     def _connected(self) -> keras.Model:
         model = self._root
         inputs = self.inputs(model) if has_graph(model) else [self._input(t) for t in self._traced.inputs]
-        for tensor in inputs:
-            self._names[tensor.name] += 1
         open_batch = OpenBatch(self._batch, inputs[0], self._layer) if self._batch else None
         values: dict[TensorRef, Any] = dict(zip(self.view.inputs, inputs, strict=True))
         for number, call in enumerate(self.view.calls):
@@ -122,10 +125,12 @@ class Assembler(Cloner):
         if isinstance(op, HeldConstant):
             values = {"values": op.value.tolist(), "values_dtype": op.dtype}
             return self._layer(Constant, "_".join((*op.path, "constant")), **values)(anchor)
+        if isinstance(op, Losses):
+            return self._layer(AddedLoss, "_".join((*op.path, "loss")), always=id(op.layer) in self._adding)(*args)
         if getattr(op, "weights", None):
             raise CannotOpenError(f"calls layer '{op.name}', which none of its attributes holds")
-        if type(op).__name__ == "Matmul" and len(args) == 2 and args[1] is None:
-            return self._dense(self.view.calls[call.inputs[1].call].op)(args[0])
+        if any(x is None for x in args) and (held := self._held_operand(call)) is not None:
+            return self._product(held)(next(x for x in args if x is not None))
         twin = self._copied(op)
         if open_batch is None:
             return twin(*args, **kwargs)
@@ -155,23 +160,26 @@ class Assembler(Cloner):
         self._held[id(variable)] = variable, layer.value
         return outputs
 
-    def _dense(self, held: HeldWeight) -> Any:
+    def _held_operand(self, call: Call) -> Any:
+        """The weight that a product reads which is made with it."""
+        held = [op for ref in call.inputs if isinstance(op := self.view.calls[ref.call].op, HeldWeight)]
+        return next((op for op in held if id(op.variable) in self._products), None)
+
+    def _product(self, held: HeldWeight) -> Any:
         """The layer that multiplies by a weight."""
         variable = held.variable
-        layer = self._products[id(variable)]
-        if layer is None:
-            rules = {"kernel_regularizer": variable.regularizer, "kernel_constraint": variable.constraint}
-            layer = self._products[id(variable)] = self._layer(
-                keras.layers.Dense,
-                self._path(held),
-                units=variable.shape[1],
-                use_bias=False,
-                dtype=held.holder.dtype_policy,
-                **rules,
-            )
-            layer.build((None, variable.shape[0]))
-            self._held[id(variable)] = variable, layer.kernel
-        return layer
+        made = self._products[id(variable)]
+        if isinstance(made, str):
+            kind, kernel = (keras.layers.Dense, "kernel_") if made == DENSE else (WeightedSum, "")
+            settings = {"units": variable.shape[1], "use_bias": False}
+            if kind is WeightedSum:
+                settings = {"equation": made, "shape": tuple(variable.shape)}
+            rules = {f"{kernel}regularizer": variable.regularizer, f"{kernel}constraint": variable.constraint}
+            policy = held.holder.dtype_policy
+            made = self._products[id(variable)] = self._layer(kind, self._path(held), dtype=policy, **settings, **rules)
+            made.build((None, variable.shape[0]))
+            self._held[id(variable)] = variable, made.kernel
+        return made
 
     # ------------------------------------------------------------------------------------------------------ names
 
@@ -197,20 +205,3 @@ def _state(layer: keras.layers.Layer) -> dict[str, Any]:
     known = {id(variable) for variable in layer.weights}
     others = [variable for variable in layer.variables if id(variable) not in known]
     return named_weights(layer) | {f"{n}/{variable.name}": variable for n, variable in enumerate(others)}
-
-
-def _products(assembler: Assembler) -> dict[int, Any]:
-    """Matrices that nothing reads but products of an input with them, which dense layers compute."""
-    view = assembler.view
-    found: dict[int, Any] = {}
-    for number, call in enumerate(view.calls):
-        readers = view.readers.get(TensorRef(number, 0), ())
-        if isinstance(call.op, HeldWeight) and len(call.op.variable.shape) == 2 and len(view.calls) not in readers:
-            calls = [view.calls[n] for n in readers]
-            if all(_multiplies(c, TensorRef(number, 0)) for c in calls):
-                found[id(call.op.variable)] = None
-    return found
-
-
-def _multiplies(call: Call, weight: TensorRef) -> bool:
-    return type(call.op).__name__ == "Matmul" and call.args[1:] == (weight,) and call.args[0] != weight

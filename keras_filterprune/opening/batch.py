@@ -52,20 +52,25 @@ class OpenBatch:
         Raises:
             CannotOpenError: it needs the size of the batch.
         """
-        args, kwargs = keras.tree.map_structure(self._constant, (args, kwargs))
+        # Indices are the same for all samples, and heads perhaps: one of each is enough.
+        broadcasts = type(op).__name__ == "TakeAlongAxis" and shape[0] == self._size
+        args, kwargs = keras.tree.map_structure(lambda x: self._constant(x, broadcasts), (args, kwargs))
         config = settings_of(op)
         if not any(self._is_batch(n) for n in _integers(config)):
             return op(*args, **kwargs)
         rule = getattr(self, f"_{type(op).__name__.lower()}", None)
         if rule is None:
             raise CannotOpenError(f"uses the size of the batch in {type(op).__name__.lower()}()")
-        return rule(args[0] if args else kwargs["x"], config, shape)
+        x, *others = args or (kwargs["x"],)
+        return rule(x, config, shape, *others)
 
     def _is_batch(self, number: Any) -> bool:
         return isinstance(number, int) and number > 0 and number % self._size == 0
 
-    def _constant(self, value: Any) -> Any:
+    def _constant(self, value: Any, broadcasts: bool) -> Any:
         """A constant with one entry per sample has the same for all."""
+        if isinstance(value, slice) and value.start in (None, 0) and value.stop == self._size:
+            return slice(None, None, value.step)
         if isinstance(value, keras.KerasTensor) or not hasattr(value, "shape"):
             if isinstance(value, int | slice) and any(map(self._is_batch, _integers(value))):
                 raise CannotOpenError("uses the size of the batch as an argument of an operation")
@@ -76,6 +81,8 @@ class OpenBatch:
         array = keras.ops.convert_to_numpy(value)
         if shape[0] != self._size or any(map(self._is_batch, shape[1:])) or (array != array[:1]).any():
             raise CannotOpenError("makes a constant of the size of the batch that differs from sample to sample")
+        if broadcasts:
+            return value[:1]
         dtype = keras.backend.standardize_dtype(value.dtype)
         first = self._named(Constant, "constant", values=array[:1].tolist(), values_dtype=dtype)(self._anchor)
         return self._copies(first)
@@ -101,7 +108,9 @@ class OpenBatch:
         if first != self._size or any(map(self._is_batch, rest)):
             raise CannotOpenError("broadcasts to the size of the batch along another axis than the first")
         if len(shape) == len(rest) + 1 and shape[0] == self._size:
-            raise CannotOpenError("broadcasts a whole batch")
+            for axis, (old, new) in enumerate(zip(shape[1:], rest, strict=True), 1):
+                x = keras.ops.repeat(x, new, axis=axis) if old != new else x
+            return x
         return self._copies(keras.ops.broadcast_to(x, (1, *rest)))
 
     def _tile(self, x: Any, config: dict, shape: tuple[int | None, ...]) -> Any:
@@ -114,6 +123,13 @@ class OpenBatch:
         if config["repeats"] != self._size or config.get("axis") != 0 or shape[0] != 1:
             raise CannotOpenError("repeats to the size of the batch what is no single sample")
         return self._copies(x)
+
+    def _slice(self, x: Any, config: dict, shape: tuple[int | None, ...], start: Any) -> Any:
+        first, *rest = _tuple(config["shape"])
+        if first != shape[0] or any(map(self._is_batch, rest)) or isinstance(start, keras.KerasTensor):
+            raise CannotOpenError("cuts out as many as the batch is large")
+        stops = [slice(a, a + n) for a, n in zip(_tuple(start)[1:], rest, strict=True)]
+        return x[(slice(None), *stops)]
 
 
 def _integers(value: Any) -> Iterable[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.graph.types import TensorRef
 from keras_filterprune.opening.kinds import is_idle
-from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf, settings_of
+from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf, Losses, settings_of
 from keras_filterprune.opening.trace import Trace
 
 
@@ -36,7 +36,7 @@ def _calls(trace: Trace) -> dict[int, tuple[Any, list[Any]]]:
     found: dict[int, tuple[Any, list[Any]]] = {}
     for layer, inputs, outputs in trace.owners:
         operations = trace.operations(inputs, outputs)
-        called = sorted(str(_key(op)) for op in operations if not (isinstance(op, Leaf) and is_idle(op.op)))
+        called = sorted(str(_key(op)) for op in operations if not _is_idle(op))
         found.setdefault(id(layer), (layer, []))[1].append(called)
     return found
 
@@ -46,7 +46,7 @@ def _outputs(graph: keras.Model) -> list[str]:
     view = view_model(graph)
     digests: dict[TensorRef, Any] = {}
     for number, call in enumerate(view.calls):
-        if call.inputs and isinstance(call.op, Leaf) and is_idle(call.op.op):
+        if call.inputs and _is_idle(call.op):
             digests[TensorRef(number, 0)] = digests[call.inputs[0]]
             continue
         arguments = [_digest(x, digests) for x in keras.tree.flatten((call.args, call.kwargs))]
@@ -55,6 +55,11 @@ def _outputs(graph: keras.Model) -> list[str]:
         text = hashlib.sha256(repr((key, names, arguments)).encode()).hexdigest()
         digests.update({TensorRef(number, i): f"{text}/{i}" for i in range(len(call.output_shapes))})
     return [digests[ref] for ref in view.outputs]
+
+
+def _is_idle(op: Any) -> bool:
+    """Whether an operation gives its input in inference; losses are compared by the proof, which runs both ways."""
+    return isinstance(op, Losses) or (isinstance(op, Leaf) and is_idle(op.op))
 
 
 def _digest(value: Any, digests: dict[TensorRef, Any]) -> Any:

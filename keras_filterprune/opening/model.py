@@ -23,6 +23,7 @@ from keras_filterprune.opening.trace import Trace
 from keras_filterprune.opening.where import where
 from keras_filterprune.probe.execute import random_inputs
 from keras_filterprune.rebuild.lost import lost_with
+from keras_filterprune.rebuild.unsaved import unsaved
 
 
 def open_model(model: keras.Model, input_spec: Any = None) -> keras.Model:
@@ -126,7 +127,8 @@ class _Opening:
         notes = assembler.compile(self.model, opened)
         closed = {id(assembler.twins[key]): why for key, why in self._closed.items() if key in assembler.twins}
         view = _with_reasons(view_model(opened), closed)
-        return replace(view, origin=self.model, notes=(*lost_with(self.model), *self._training_note(view), *notes))
+        said = (*lost_with(self.model), *unsaved(opened, self.model), *self._training_note(view), *notes)
+        return replace(view, origin=self.model, notes=said)
 
     def _training_note(self, view: ModelView) -> list[str]:
         """What `fit()` does otherwise with a model that is not told that it trains."""
@@ -148,7 +150,7 @@ class _Opening:
                 raise self._refused(where(error)) from error
             if has_graph(self.model) and not self._opened_layers:
                 return None
-            assembler = Assembler(traced, trace.paths, self._batch)
+            assembler = Assembler(traced, trace.paths, self._batch, self._adding)
             try:
                 return assembler.opened(self.model), assembler
             except CannotOpenError as error:
@@ -171,6 +173,7 @@ class _Opening:
             if len(closed) == known:
                 raise CannotOpenError(_BRANCHES)
         self._closed = closed
+        self._adding = traces[0].adding
         self._opened_layers = [layer for layer, _, _ in traces[1].owners if layer is not self.model]
         return traces[1], graphs[1]
 

@@ -64,6 +64,14 @@ class HeldConstant(Placeholder):
         super().__init__(lambda anchor: keras.KerasTensor(np.shape(self.value), dtype=self.dtype))
 
 
+class Losses(Placeholder):
+    """Gives its first input; the others are losses that the call of a layer, of this path, has added."""
+
+    def __init__(self, layer: Any, path: tuple[str, ...]):
+        self.layer, self.path = layer, path
+        super().__init__(lambda x, *losses: keras.KerasTensor(x.shape, dtype=x.dtype))
+
+
 def settings_of(op: Any) -> dict[str, Any]:
     """What an operation was made with, its name left out; {} where Keras cannot write that down, a function perhaps.
 

@@ -13,6 +13,7 @@ import numpy as np
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.base import Handler, Resize
+from keras_filterprune.handlers.einsum import EinsumDense
 from keras_filterprune.handlers.registry import register_handler
 
 
@@ -59,12 +60,45 @@ class Weight(keras.layers.Layer):
         return keras.KerasTensor(self.shape, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {
-            "shape": list(self.shape),
-            "weight_dtype": self.weight_dtype,
-            "regularizer": keras.regularizers.serialize(self.regularizer) if self.regularizer else None,
-            "constraint": keras.constraints.serialize(self.constraint) if self.constraint else None,
-        }
+        return super().get_config() | {"shape": list(self.shape), "weight_dtype": self.weight_dtype} | _rules(self)
+
+
+@keras.saving.register_keras_serializable(package="keras_filterprune")
+class WeightedSum(keras.layers.Layer):
+    """`ops.einsum` of a tensor and a weight, in any order of axes: the experts of a mixture, side by side.
+
+    Args:
+        equation: "th,ehm->etm", say; the weight comes second.
+        shape: of the weight.
+        regularizer, constraint: as of any weight (None).
+
+    Call arguments: the tensor.
+    """
+
+    bias_axes = activation = None
+
+    def __init__(
+        self, equation: str, shape: tuple[int, ...], regularizer: Any = None, constraint: Any = None, **kwargs: Any
+    ):
+        super().__init__(**kwargs)
+        self.equation, self.shape = equation, tuple(shape)
+        self.regularizer = keras.regularizers.get(regularizer)
+        self.constraint = keras.constraints.get(constraint)
+
+    def build(self, input_shape: Any) -> None:
+        self.kernel = self.add_weight(
+            shape=self.shape,
+            initializer="zeros",
+            regularizer=self.regularizer,
+            constraint=self.constraint,
+            name="kernel",
+        )
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.einsum(self.equation, x, self.kernel)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"equation": self.equation, "shape": list(self.shape)} | _rules(self)
 
 
 @keras.saving.register_keras_serializable(package="keras_filterprune")
@@ -94,6 +128,33 @@ class Constant(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_filterprune")
+class AddedLoss(keras.layers.Layer):
+    """Gives its input, and adds losses that are computed elsewhere in the graph.
+
+    Args:
+        always: in inference as well, not in training alone (True).
+
+    Call arguments: the tensor, and the losses.
+    """
+
+    def __init__(self, always: bool = True, **kwargs: Any):
+        super().__init__(autocast=False, **kwargs)
+        self.always = always
+
+    def call(self, x: Any, *losses: Any, training: bool | None = None) -> Any:
+        if self.always or training:
+            for loss in losses:
+                self.add_loss(loss)
+        return x
+
+    def compute_output_spec(self, x: Any, *losses: Any, training: bool | None = None) -> keras.KerasTensor:
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"always": self.always}
+
+
+@keras.saving.register_keras_serializable(package="keras_filterprune")
 class PerSample(keras.layers.Layer):
     """One copy of a tensor for every sample of the batch.
 
@@ -108,6 +169,13 @@ class PerSample(keras.layers.Layer):
 
     def compute_output_spec(self, x: Any, anchor: Any) -> keras.KerasTensor:
         return keras.KerasTensor((anchor.shape[0], *x.shape[1:]), dtype=x.dtype)
+
+
+def _rules(layer: Any) -> dict[str, Any]:
+    return {
+        "regularizer": keras.regularizers.serialize(layer.regularizer) if layer.regularizer else None,
+        "constraint": keras.constraints.serialize(layer.constraint) if layer.constraint else None,
+    }
 
 
 @register_handler(Weight)
@@ -129,6 +197,17 @@ class WeightHandler(Handler):
         return config | {"shape": list(r.shape(r.outputs[0]))}
 
 
+@register_handler(WeightedSum)
+class WeightedSumHandler(EinsumDense):
+    """Like the layer of Keras, which wants the batch first."""
+
+    def resize(self, config: dict[str, Any], r: Resize) -> dict[str, Any]:
+        shape = list(r.call.op.shape)
+        for bind in r.binds:
+            shape[bind.axis] = int(r.alive[bind.ids].sum())
+        return config | {"shape": shape}
+
+
 @register_handler(Constant)
 class ConstantHandler(Handler):
     """No channels: whatever has some meets untracked ones."""
@@ -144,3 +223,11 @@ class PerSampleHandler(Handler):
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
         x, shape = inputs[0], call.output_shapes[0]
         return [Tensor(shape, x.axis, x.ids) if x.axis else Tensor(shape)]
+
+
+@register_handler(AddedLoss)
+class AddedLossHandler(Handler):
+    """What passes through keeps its channels; a loss of fewer is a smaller one."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        return [Tensor(inputs[0].shape, inputs[0].axis, inputs[0].ids)]

@@ -27,6 +27,7 @@ class Shadows:
         call: `call(layer, args, kwargs)` stands in for calls of a layer.
         graph: `graph(model, inputs, training)` stands in for what a model does with its graph of layers.
         weight: `weight(variable, layer)` gives the symbolic tensor of a weight that the layer holds.
+        loss: `loss(loss)` takes what is added in a call.
 
     Attributes:
         attributes: {id of a layer: the attribute by which the first one that holds it knows it}.
@@ -37,8 +38,9 @@ class Shadows:
         call: Callable[[Any, tuple, dict], Any],
         graph: Callable[[Any, Any, Any], Any],
         weight: Callable[[Any, Any], Any],
+        loss: Callable[[Any], None],
     ):
-        self._call, self._graph, self._weight = call, graph, weight
+        self._call, self._graph, self._weight, self._loss = call, graph, weight, loss
         self._made: dict[int, Any] = {}
         self.attributes: dict[int, str] = {}
 
@@ -53,7 +55,7 @@ class Shadows:
             # Keras wraps the build() of every layer, and what is looked at is built.
             seen = {n: v for n, v in vars(layer).items() if not isinstance(v, _NOTHING_SEEN) and n != "build"}
             own = {name: self._seen(value, layer, name) for name, value in seen.items()}
-            vars(shadow).update(own | {_OF: (layer, self._call, self._graph)})
+            vars(shadow).update(own | {_OF: (layer, self._call, self._graph, self._loss)})
         return self._made[id(layer)]
 
     def _seen(self, value: Any, holder: Any, name: str) -> Any:
@@ -127,11 +129,11 @@ _NO_SEEDS = _NoSeeds()
 @functools.cache
 def _shadow_class(kind: type) -> type:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        layer, called, _ = vars(self)[_OF]
+        layer, called, *_ = vars(self)[_OF]
         return called(layer, args, kwargs)
 
     def add_loss(self: Any, loss: Any) -> None:
-        raise CannotOpenError("adds a loss in its call(), for which a graph of plain layers has no place")
+        vars(self)[_OF][-1](loss)
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
         # Not by way of Keras, which would take note of it in what the shadow shares with its layer.
@@ -148,5 +150,5 @@ class _Graph(functional_class()):  # type: ignore[misc]
     """Runs through the graph of a model's layers without calling them."""
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        model, _, graph = vars(self)[_OF]
+        model, _, graph, _ = vars(self)[_OF]
         return graph(model, inputs, training)

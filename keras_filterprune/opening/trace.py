@@ -14,7 +14,7 @@ from keras_filterprune.graph.live import has_config
 from keras_filterprune.graph.types import TensorRef
 from keras_filterprune.opening.errors import CannotOpenError
 from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes, why_leaf
-from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf
+from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf, Losses
 from keras_filterprune.opening.shadows import Shadows, original
 from keras_filterprune.opening.where import where
 
@@ -34,6 +34,7 @@ class Trace:
         optional: those of the flat inputs that may be None at run time.
         owners: (layer, its symbolic arguments, its outputs) of every layer that was opened, inner ones first.
         paths: {id of a layer: names of the layers that it is in, and its own}.
+        adding: ids of layers that have added losses.
     """
 
     inputs: Any
@@ -47,10 +48,12 @@ class Trace:
         self._mode = _Mode(self.training)
         self._training: list[Any] = [self._mode]
         self._path: list[str] = []
-        self._shadows = Shadows(self.layer, self._graph, self._weight)
+        self._losses: list[list[Any]] = []
+        self._shadows = Shadows(self.layer, self._graph, self._weight, self._add_loss)
         self._made: dict[int, Leaf] = {}
         self._weights: dict[int, Any] = {}
         self.paths: dict[int, tuple[str, ...]] = {}
+        self.adding: set[int] = set()
 
     def run(self, model: keras.Model) -> keras.Model:
         """The graph of placeholders of a model."""
@@ -101,15 +104,30 @@ class Trace:
         if takes(layer, "training"):
             kwargs["training"] = training
         self._training.append(training)
+        self._losses.append([])
         try:
             outputs = type(layer).call(self._shadows.of(layer), *args, **kwargs)
         finally:
             self._training.pop()
+            losses = self._losses.pop()
         outputs = keras.tree.map_structure(lambda x: self._weight(x, layer) if _is_variable(x) else x, outputs)
         if not _symbols(outputs):
             raise CannotOpenError("what it returns depends on no input")
+        if losses:
+            outputs = self._with_losses(layer, outputs, losses)
         self.owners.append((layer, _symbols((args, kwargs)), _symbols(outputs)))
         return outputs
+
+    def _add_loss(self, loss: Any) -> None:
+        """Takes note of the losses of the call that is looked at."""
+        self._losses[-1] += keras.tree.flatten(loss)
+
+    def _with_losses(self, layer: Any, outputs: Any, losses: list[Any]) -> Any:
+        """The outputs of a layer, of which the first one carries the losses."""
+        carrier = _symbols(outputs)[0]
+        self.adding.add(id(layer))
+        carried = Losses(layer, tuple(self._path))(carrier, *losses)
+        return keras.tree.map_structure(lambda x: carried if x is carrier else x, outputs)
 
     def _training_of(self, layer: Any, args: tuple, kwargs: dict) -> tuple[Any, tuple, dict]:
         """What `training` is in a call of a layer, and the other arguments."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import keras
 
 from keras_filterprune.checks import wrong
+from keras_filterprune.files import save_keras
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.tracing import trace_model
@@ -44,7 +45,7 @@ def spread(model: keras.Model, measure: Measure, choices: Iterable[Kept], execut
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
-        model.save(path)
+        save_keras(model, path)
         content = pickle.dumps((type(measure), measure.payload(), path.read_bytes()))
     yield from _Tasks(executor, content).run(dict(kept.units) for kept in choices)
 

@@ -25,6 +25,7 @@ from keras_filterprune.rebuild.copies import copied
 from keras_filterprune.rebuild.lost import lost_with
 from keras_filterprune.rebuild.mesh import check_mesh
 from keras_filterprune.rebuild.state import build_like, carry_state, copy_trainable, copy_weights, prepare
+from keras_filterprune.rebuild.unsaved import unsaved
 from keras_filterprune.rebuild.verify import compare_models
 
 
@@ -52,7 +53,7 @@ def rebuild(model: keras.Model, kept: Kept) -> Rebuilt:
     resizer = _Resizer(kept, {id(r.call.op): r for r in resizes.values() if r.changed})
     rebuilt = Rebuilt(kept, resizer.uncompiled(model), resizer.twins, resizes)
     rebuilt.notes.extend(resizer.compile(model, rebuilt.model))
-    rebuilt.notes.extend(graph.view.notes or lost_with(model))
+    rebuilt.notes.extend(graph.view.notes or [*lost_with(model), *unsaved(rebuilt.model, model)])
     warn_of_own_training(graph.view)
     return rebuilt
 

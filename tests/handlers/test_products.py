@@ -368,16 +368,48 @@ def test_situations(name):
     assert_heads_go(*SITUATIONS[name])
 
 
-def test_heads_of_queries_that_share_one_of_keys_lie_side_by_side():
-    """Of the backends of Keras, JAX alone computes it."""
+def shared(queries, keys):
+    """Attention whose heads of queries share those of keys and values."""
 
     def attention(x):
-        return ops.reshape(ops.dot_product_attention(*grouped(x)), (-1, TIME, HEADS * SIZE))
+        counts = zip("qkv", (queries, keys, keys), strict=True)
+        q, k, v = (ops.reshape(layers.Dense(n * SIZE, name=m)(x), (-1, TIME, n, SIZE)) for m, n in counts)
+        return ops.reshape(ops.dot_product_attention(q, k, v), (-1, TIME, queries * SIZE))
 
-    (group,) = (group for group in kfp.analyze(around(attention)).groups if group.size == 2)
+    return around(attention)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(4, 2), (6, 3), (8, 4), (10, 5), (5, 5)])
+def test_heads_of_queries_that_share_one_of_keys(queries, keys):
+    """On TensorFlow, Keras computes no attention where all heads share a single one: the first of several stays."""
+    stays = int(queries > keys and keras.config.backend() == "tensorflow")
+    assert_heads_go(lambda: shared(queries, keys), (keys - stays,))
+    graph = kfp.analyze(shared(queries, keys))
+    group = next(group for group in graph.groups if group.size == keys - stays)
     positions = {m.layer: m.positions.tolist() for m in group.members if m.weight == "kernel" and m.role == "filter"}
-    assert positions["q"] == np.arange(HEADS * SIZE).reshape(2, -1).tolist()
-    assert positions["k"] == positions["v"] == np.arange(2 * SIZE).reshape(2, -1).tolist()
+    assert positions["q"] == np.arange(queries * SIZE).reshape(keys, -1).tolist()[stays:]
+    assert positions["k"] == positions["v"] == np.arange(keys * SIZE).reshape(keys, -1).tolist()[stays:]
+    assert stays == any("two heads or more" in pin.reason for pin in graph.pinned)
+
+
+def test_a_bias_gives_way_before_the_heads_that_it_meets():
+    """The weight of a bias, made of whichever input, lies along positions first; heads are worth more than those."""
+
+    class Biased(layers.Layer):
+        def build(self, shape):
+            self.bias = self.add_weight((1, HEADS, TIME, TIME), "glorot_uniform", name="bias")
+            self.projections = [layers.Dense(HEADS * SIZE) for _ in range(3)]
+
+        def call(self, x):
+            bias = 2.0 * self.bias
+            q, k, v = (ops.reshape(dense(x), (-1, TIME, HEADS, SIZE)) for dense in self.projections)
+            scores = ops.einsum("bqhd,bkhd->bhqk", q, k) + bias
+            y = ops.einsum("bhqk,bkhd->bqhd", ops.softmax(scores, axis=-1), v)
+            return ops.reshape(y, (-1, TIME, HEADS * SIZE))
+
+    graph = kfp.analyze(around(Biased()))
+    (group,) = (group for group in graph.groups if group.size == HEADS)
+    assert {m.axis for m in group.members if "bias" in m.layer and m.weight == "value"} == {1}
 
 
 def test_macs_are_those_of_products():

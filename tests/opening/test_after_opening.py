@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from composites import SITUATIONS, Classifier, Trained, around, called
 from keras import layers, ops
+from text_composites import UNITS  # noqa: F401  (registers)
 
 import keras_filterprune as kfp
 from keras_filterprune import errors
 
 WIDE = kfp.FiltersBudget(keep=0.5)
-CUSTOM = "random_layer numbered_samples added_loss other_layers_in_training subclass_of_a_layer".split()
 X = np.random.default_rng(0).normal(size=(32, 6, 6, 3)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 32)
 
@@ -122,7 +122,9 @@ def test_pruned_models_load_in_another_process(tmp_path):
     "name",
     "blocks_in_blocks residual squeeze_and_excite shared_block scale_on_the_left position_embedding class_token "
     "windows regularized_weight frozen_block subclassed_and_told training_handed_on stochastic_depth "
-    "product_twice_with_one_weight tied_both_ways".split(),
+    "product_twice_with_one_weight tied_both_ways added_loss experts_by_equations experts_by_matrices "
+    "experts_with_a_loss experts_with_a_loss_in_training loss_of_a_model positions_of_a_table "
+    "positions_that_scores_are_looked_up_by halves_that_turn".split(),
 )
 def test_two_epochs_go_as_with_the_original(name):
     model = SITUATIONS[name].build()
@@ -135,6 +137,19 @@ def test_two_epochs_go_as_with_the_original(name):
         losses.append(each.fit(x, Y, 8, epochs=2, shuffle=False, verbose=0).history["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-5)
     np.testing.assert_allclose(model.predict(x, verbose=0), opened.predict(x, verbose=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.portable
+@pytest.mark.parametrize("name", ["subclassed", "halves_that_turn", "experts_with_a_loss"])
+def test_what_is_left_trains_on(name):
+    small = kfp.prune_model(SITUATIONS[name].build(), "l2", WIDE, progress=False)
+    before = [np.array(keras.ops.convert_to_numpy(v.value)) for v in small.trainable_variables]
+    small.compile(keras.optimizers.SGD(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = np.random.default_rng(0).normal(size=(32, *small.inputs[0].shape[1:])).astype("float32")
+    losses = small.fit(x, Y, 8, epochs=3, shuffle=False, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    after = [keras.ops.convert_to_numpy(v.value) for v in small.trainable_variables]
+    assert all((a != b).any() for a, b in zip(before, after, strict=True))
 
 
 def test_a_compiled_model_stays_compiled():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from composites import SITUATIONS
 from opened import assert_close, assert_pruned_is_masked, batch, outputs, randomised
+from text_composites import UNITS
 
 import keras_filterprune as kfp
 
@@ -42,3 +43,10 @@ def test_what_is_pruned_equals_the_original_with_zeroed_weights(name):
     graph = kfp.analyze(model)
     assert not {call.path for call in graph.view.calls if call.closed} & set(graph.by_name)
     assert_pruned_is_masked(model, tolerance=TOLERANCE.get(name, 1e-5), graph=graph)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_units_of_models_of_text(name):
+    sizes = [group.size for group in kfp.analyze(built(name)).groups]
+    for size in UNITS[name]:
+        sizes.remove(size)
