@@ -149,7 +149,7 @@ class World:
         if method:
             return getattr(self.objects[owner], method)(**given)
         if name == "Metadata":
-            return kfp.export_tflite(self.model, "zz", metadata=kfp.Metadata(**given))
+            return kfp.export_tflite(self.model, "zz", metadata=kfp.export.Metadata(**given))
         if name == "register_handler":
             return kfp.register_handler(keras.layers.Layer, **given)
         if name == "prune_layers" and not {"budget", "n_layers"} & set(given):
