@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from keras_filterprune.compression.result import FILES, Compressed
+from keras_filterprune.compression.result import FILES, Compressed, percent
 from keras_filterprune.compression.stages import Candidate, Job
 from keras_filterprune.export.signature import input_ports, output_keys, output_structure
 from keras_filterprune.files import replacing
@@ -17,7 +17,7 @@ def write_card(job: Job, candidate: Candidate, made: Compressed, path: os.PathLi
     """Write the card of what was made."""
     plan = candidate.plan
     how = (
-        "the smallest size tried that loses at most " + f"{job.drop or 0:.1%} accuracy"
+        "the smallest size tried that loses at most " + f"{percent(job.drop or 0)} of accuracy"
         if job.drop is not None
         else plan.budget
     )
@@ -43,10 +43,10 @@ def write_card(job: Job, candidate: Candidate, made: Compressed, path: os.PathLi
                 f"Plan, SHA-256: {plan.sha256}",
             ),
         ),
-        Section("Notes", made.notes),
+        Section("Notes", made.notes[:-1]),
     ]
     title = f"{plan.model['name']} for {made.target}"
-    text = f"{markdown.render(title, sections)}\n{_CODE}"
+    text = f"{markdown.render(title, sections)}\n## On the device\n\n{job.device.usage}\n\n{_CODE}"
     with replacing(path) as draft:
         draft.write_bytes(text.encode("utf-8", "backslashreplace"))
 

@@ -15,7 +15,7 @@ _SHOWN = {
     "macs": ("multiply-accumulates", "{:,.0f}"),
     "params": ("parameters", "{:,.0f}"),
     "bytes": ("bytes of the .tflite file", "{:,.0f}"),
-    "accuracy": ("accuracy", "{:.1%}"),
+    "accuracy": ("accuracy", None),
     "ms": ("milliseconds here, one thread", "{:.3g}"),
     "instructions": ("instructions of one inference, emulated", "{:,.0f}"),
 }
@@ -27,6 +27,11 @@ FILES = {
     "report": "report.html",
     "card": "model_card.md",
 }
+
+
+def percent(share: float) -> str:
+    """A share of 1 in words."""
+    return f"{100 * share:.1f} %"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +96,11 @@ class Compressed:
         for key, (name, pattern) in _SHOWN.items():
             if key in self.figures:
                 before, after = self.figures[key]
-                left = "" if key == "accuracy" or not before else f"{after / before:.0%}"
-                found.append((name, pattern.format(before), pattern.format(after), left))
+                if pattern is None:
+                    found.append((name, percent(before), percent(after), ""))
+                else:
+                    left = f"{100 * after / before:.0f} %" if before else ""
+                    found.append((name, pattern.format(before), pattern.format(after), left))
         return found
 
     def table(self) -> Table:

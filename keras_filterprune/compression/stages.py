@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_filterprune.compression.devices import Device
 from keras_filterprune.compression.exam import Exam, Found
-from keras_filterprune.compression.result import FILES
+from keras_filterprune.compression.result import FILES, percent
 from keras_filterprune.errors import ExportError, InfeasibleBudgetError
 from keras_filterprune.export import Metadata, export_tflite
 from keras_filterprune.export.signature import input_ports
@@ -177,7 +177,7 @@ def _number(value: float | None) -> float:
 
 def _of_family(keep: float) -> dict[str, Any]:
     done = "refitted by least squares and taught by the original, size after size"
-    note = f"The smallest size tried that holds: at most {keep:.0%} of the MACs, cut from the size before."
+    note = f"The smallest size tried that holds: at most {percent(keep)} of the MACs, cut from the size before."
     if keep == 1:
         done, note = "none", "No smaller size that was tried loses so little: no filter went."
     return {"compensation": done, "verification": None, "notes": [note]}
@@ -189,7 +189,7 @@ def _file(job: Job, candidate: Candidate, floor: float | None) -> Made:
     whole = job.exam.accuracy(wanted)
     try:
         made = _exported(job, candidate, device.quantize, wanted)
-        holds, said = judge(made.found, whole, floor)
+        holds, said = judge(made.found, whole, floor, len(job.exam))
     except ExportError as error:
         holds, said = False, str(error)
     if not holds:
@@ -198,20 +198,21 @@ def _file(job: Job, candidate: Candidate, floor: float | None) -> Made:
     return made._replace(said=f"{made.result['quantize']}, {said}", network=whole)
 
 
-def judge(found: Found, whole: float | None, floor: float | None) -> tuple[bool, str]:
+def judge(found: Found, whole: float | None, floor: float | None, count: int) -> tuple[bool, str]:
     """Whether a file of integers is good enough, and what was found.
 
     Args:
         found: what was measured of it.
         whole: accuracy of the network that it was made of, None without labels.
-        floor: the least accuracy that it may have (None: 1 point less than the network).
+        floor: the least accuracy that it may have (None: 1 point less than the network's, or one sample).
+        count: of the samples.
     """
     if found.accuracy is not None and whole is not None:
-        least = whole - _LOSS if floor is None else floor
-        said = f"{found.accuracy:.1%} accuracy, {whole:.1%} in floating-point numbers; at least {least:.1%} is wanted"
+        least = whole - max(_LOSS, 1 / count) if floor is None else floor
+        said = f"{percent(found.accuracy)} accuracy, {percent(whole)} as a network; at least {percent(least)} is wanted"
         return found.accuracy >= least - _ROUNDING, said
     if found.agreement is not None:
-        said = f"the same class as the network for {found.agreement:.1%}; at least {_AGREEMENT:.0%} is wanted"
+        said = f"the same class as the network for {percent(found.agreement)}; at least {percent(_AGREEMENT)} is wanted"
         return found.agreement >= _AGREEMENT, said
     said = f"outputs differ by {found.difference:.2g} of their size; at most {_DIFFERENCE:g} is wanted"
     return found.difference <= _DIFFERENCE, said

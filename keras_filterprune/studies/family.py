@@ -253,7 +253,7 @@ def _of_the_original(
 ) -> PruningPlan:
     """The plan of one cut, of a model that `before` made of the original, as one of the original."""
     kept = Kept(costs.graph) if before is None else units_of(before, costs.graph)
-    return refreshed(plan, costs, kept.then(units_of(plan, analyze(model).graph)))
+    return refreshed(plan, costs, kept.then(units_of(plan, analyze(model))))
 
 
 def _share_of(model: keras.Model, macs: float) -> MacsBudget:
