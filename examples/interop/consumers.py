@@ -32,7 +32,8 @@ def try_files(consumer: str, package: str, predict: Callable[[Path, np.ndarray, 
             found = predict(folder / name, images, classes)
         # What a consumer does not take, it says in any way.
         except Exception as error:  # noqa: BLE001
-            rows.append(row | {"runs": f"no: {str(error).strip().splitlines()[0][:120]}"})
+            said = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+            rows.append(row | {"runs": f"no: {said[-1].strip()[:120] if said else type(error).__name__}"})
             continue
         difference = float(np.sqrt(np.mean((found - wanted) ** 2)) / np.sqrt(np.mean(wanted**2)))
         same = float(np.mean(found.argmax(-1) == wanted.argmax(-1)))

@@ -1,6 +1,6 @@
 """OpenVINO reads .tflite files itself; in float32 here, as it may choose bfloat16 where the processor has it.
 
-python -m venv openvino && openvino/bin/pip install openvino
+python -m venv openvino && openvino/bin/pip install openvino ai-edge-litert
 openvino/bin/python examples/interop/openvino_runtime.py interop/
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 import openvino as ov
 from consumers import to_real, to_stored, try_files
 
-# It keeps scales to itself: uint8 inputs are pixels, and those of outputs are found from what is computed.
+# It keeps scales to itself: uint8 inputs are pixels here, and LiteRT says what the outputs' are.
 PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
