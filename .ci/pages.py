@@ -77,11 +77,11 @@ def method_table():
 
 def device_table():
     """The devices that files are made for by name."""
-    from keras_filterprune.compression import DEVICES
+    from keras_filterprune.compression import list_devices
 
-    lines = ["| target | processor | widths in steps of | numbers, or else | known by |", "|---|---|---|---|---|"]
-    for name, device in DEVICES.items():
-        cells = f"`{name}`", device.chip, f"`{device.widths}`", f"{device.quantize}, {device.otherwise}", device.source
+    lines = ["| target | processor | widths | numbers, or else | known by |", "|---|---|---|---|---|"]
+    for name, device in list_devices().items():
+        cells = f"`{name}`", device.chip, str(device.widths), f"{device.quantize}, {device.otherwise}", device.source
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

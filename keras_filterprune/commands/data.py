@@ -37,7 +37,7 @@ class Read(NamedTuple):
         """What a `.tflite` file can say of itself; of classes, only where the model has as many."""
         from keras_filterprune.export import Metadata
 
-        outputs = getattr(model, "outputs", None) or ()
+        outputs: Any = getattr(model, "outputs", None) or ()
         fits = len(outputs) == 1 and outputs[0].shape[-1] == len(self.classes)
         return Metadata(list(self.classes) if fits else None, self.normalization)
 

@@ -19,6 +19,7 @@ from keras_filterprune.errors import FileError, InvalidValueError
 from keras_filterprune.export import Metadata
 from keras_filterprune.export.metadata import check_metadata
 from keras_filterprune.export.signature import input_ports
+from keras_filterprune.export.tflite import check_integer_io
 from keras_filterprune.folder import Folder
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.interrupts import interruptible
@@ -54,7 +55,7 @@ def compress(
         model: a built model with fixed input sizes. It is not modified.
         data: inputs like those met in use, some hundreds, in any form that `prune_model` takes, with labels or without.
             At most 8 192 are read; every fourth is held out to measure.
-        target: a name of `kfp.compression.DEVICES`: "pixel-8", "raspberry-pi-5", "cortex-m", "x86" ... ("arm64").
+        target: a name of `kfp.compression.list_devices()`: "pixel-8", "cortex-m", "raspberry-pi-5"... ("arm64").
         budget: what may be left, as in `prune_model` (None: half of the multiply-accumulates); or
         accuracy_drop: how much accuracy may be lost, as a share of 1: of a family of sizes, the smallest that holds. It
             needs labels (None).
@@ -85,7 +86,7 @@ def compress(
         ['model_card.md', 'original.tflite', 'plan.json', 'report.html']
     """
     device = DEVICES[check_option("target", target, DEVICES)]
-    integer_io = device.integer_io if integer_io is None else integer_io
+    integer_io = device.integer_io if integer_io is None else check_integer_io(integer_io)
     path, limit = check_path("out", out), _limit(budget, accuracy_drop)
     check_integer("seed", seed, least=0)
     check_flag("progress", progress)

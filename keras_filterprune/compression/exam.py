@@ -38,6 +38,10 @@ def split(data: Any, view: ModelView) -> Split:
     Raises:
         CalibrationDataError: there are fewer than 32 samples, or they do not fit.
     """
+    if data is None:
+        raise CalibrationDataError(
+            "compress needs calibration data: inputs like those met in use. Received: data=None."
+        )
     samples = Samples.of(data)
     parts = samples.read(view, _EVERY * SAMPLES)
     if all(part.labels is None for part in parts):
@@ -51,7 +55,12 @@ def split(data: Any, view: ModelView) -> Split:
         )
     held_out = np.arange(0, len(inputs), _EVERY)
     others = np.setdiff1d(np.arange(len(inputs)), held_out)[:SAMPLES]
-    single = labels[held_out] if isinstance(labels, np.ndarray) else None
+    single = labels if isinstance(labels, np.ndarray) and labels.ndim else None
+    if single is not None and len(single) != len(inputs):
+        raise CalibrationDataError(
+            f"labels have a row for each of {len(inputs)} samples. Received: labels of shape {single.shape}."
+        )
+    single = None if single is None else single[held_out]
     return Split(inputs.take(others), inputs.take(held_out), single, inputs, labels)
 
 

@@ -77,7 +77,7 @@ def _figures(job: Job, candidate: Candidate, files: Sequence[Any]) -> dict[str, 
 def _notes(job: Job) -> tuple[str, ...]:
     facts, device = job.folder.facts, job.device
     notes = [
-        f"The file is {facts['said']}, on {len(job.exam)} samples that nothing else has looked at.",
+        f"The file is {facts['said'].rstrip('.')}. Measured on {len(job.exam)} samples that nothing else looked at.",
         *facts["cut"]["notes"],
     ]
     if "core" in facts["instructions"]:
@@ -96,7 +96,7 @@ def _notes(job: Job) -> tuple[str, ...]:
 def _save_report(job: Job, candidate: Candidate, path: Any) -> None:
     """The report of the cut, as it was when it was made, with what was measured afterwards."""
     facts = job.folder.facts
-    settings = {"compensate": "none", "verify": False, "return_report": True, "progress": job.progress}
+    settings: dict[str, Any] = {"compensate": "none", "verify": False, "return_report": True, "progress": job.progress}
     report: PruneReport = apply_plan(job.model, candidate.plan, **settings)[1]
     report = replace(report, channel_multiple=job.device.widths, **candidate.done)
     accuracy = None

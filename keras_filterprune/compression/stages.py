@@ -92,7 +92,7 @@ def reachable(model: keras.Model, budget: Any, device: Device) -> None:
 
 def reachable_shares(model: keras.Model, device: Device) -> list[float]:
     """Those of the sizes that are tried that can be met; if none can, why not."""
-    found = []
+    found: list[float] = []
     for share in SHARES:
         try:
             reachable(model, share, device)
@@ -104,12 +104,11 @@ def reachable_shares(model: keras.Model, device: Device) -> list[float]:
     return found
 
 
-def whole_file(job: Job) -> dict[str, Any]:
+def whole_file(job: Job) -> None:
     """The original as a float32 file, to compare with."""
     name = FILES["original"]
     if job.folder.find(name) is None:
         job.folder.write(name, partial(export_tflite, job.model, data=job.data, metadata=job.metadata, overwrite=True))
-    return name
 
 
 def cut_and_file(job: Job) -> Candidate:

@@ -235,8 +235,7 @@ def export_result(
 
 def _check_options(mode: str, keep_float: Sequence[str], tolerance: float | None, integer_io: bool | str) -> None:
     check_option("quantize", mode, MODES, ", or None")
-    if integer_io != "uint8" and not isinstance(integer_io, bool | np.bool_):
-        raise wrong("integer_io", integer_io, "True, False or 'uint8'")
+    check_integer_io(integer_io)
     check_number("tolerance", tolerance, above=0, optional=True)
     if isinstance(keep_float, str) or not all(isinstance(name, str) for name in entries(keep_float)):
         raise wrong("keep_float", keep_float, "a sequence of names")
@@ -256,6 +255,13 @@ def _in_float32(layers: Sequence[str]) -> list[ExportWarning]:
     problem = "computed in half precision by Keras, in float32 by the file"
     remedy = "Nothing to do; expect differences of about 1e-3 from the model, which is what the file is compared with."
     return [ExportWarning((), tuple(f"layer {name!r}" for name in layers), problem, remedy)]
+
+
+def check_integer_io(integer_io: Any) -> Any:
+    """True, False or "uint8"."""
+    if isinstance(integer_io, bool | np.bool_) or (isinstance(integer_io, str) and integer_io == "uint8"):
+        return integer_io
+    raise wrong("integer_io", integer_io, "True, False or 'uint8'")
 
 
 def _of_parity(parity: Parity | None) -> list[ExportWarning]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -29,7 +30,9 @@ def network() -> keras.Model:
     x = keras.Input((8, 8, 3), name="image")
     y = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(x)
     y = keras.layers.Conv2D(16, 3, activation="relu", name="second")(y)
-    model = keras.Model(x, keras.layers.Dense(3, name="head")(keras.layers.GlobalAveragePooling2D()(y)), name="net")
+    model = keras.Model(
+        x, keras.layers.Dense(3, name="head")(keras.layers.GlobalAveragePooling2D(name="pool")(y)), name="net"
+    )
     for name in ("first", "second"):
         kernel, bias = model.get_layer(name).get_weights()
         kernel[..., 8:] = 0
@@ -87,7 +90,7 @@ def test_card_and_report_say_what_was_found(made):
 def test_it_is_the_same_as_step_by_step(made, samples, tmp_path):
     x = samples[0][np.setdiff1d(np.arange(128), np.arange(0, 128, 4))]
     small, report = kfp.prune_model(
-        network(), "auto", 0.5, data=x, channel_multiple="arm64-int8", return_report=True, **QUIET
+        network(), "auto", 0.5, data=x, channel_multiple=DEVICES["raspberry-pi-4"].widths, return_report=True, **QUIET
     )
     for one, other in zip(values(small), values(keras.models.load_model(made.model)), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -111,13 +114,12 @@ def test_the_smallest_size_that_holds(samples, tmp_path):
     # The plan is one of the original, though it was cut size by size.
     again = kfp.apply_plan(network(), plan, compensate="none", **QUIET)
     assert total_macs(again) == total_macs(small) == plan.cost["macs"][1] < total_macs(network())
-    assert set(plan.kept["first"]) <= set(range(8))
 
 
 def test_where_nothing_smaller_holds_nothing_goes(samples, tmp_path, monkeypatch):
     monkeypatch.setattr(exam.Exam, "accuracy", lambda self, outputs: next(scores))
-    # The original; then each size; then int8 fails on the original, and float16 does not.
-    scores = iter([1.0, 0.2, 0.2, 0.2, 0.2, 1.0, 0.5, 1.0, 1.0])
+    # The original, three sizes that can be; then int8 fails on the original, and float16 does not.
+    scores = iter([1.0, 0.2, 0.2, 0.2, 1.0, 0.5, 1.0, 1.0])
     found = kfp.compress(network(), samples, "raspberry-pi-4", accuracy_drop=0.01, out=tmp_path / "net", **QUIET)
     assert found.figures["macs"][0] == found.figures["macs"][1]
     assert found.quantize == "float16"
@@ -162,14 +164,15 @@ def test_files_that_lose_in_integers_are_float(tmp_path):
     kernel, bias = model.get_layer("first").get_weights()
     kernel[:, :, 0] = 0
     model.get_layer("first").set_weights([kernel, bias])
-    found = kfp.compress(model, x, "cortex-m", out=tmp_path / "net", **QUIET)
+    model.get_layer("head").bias.assign(-model(x).numpy().mean(axis=0))
+    found = kfp.compress(model, x, "cortex-m", budget=1.0, out=tmp_path / "net", **QUIET)
     assert found.quantize == "float32"
-    assert found.notes[0].startswith("The file is float32, not int8: the same class as the network for ")
+    assert found.notes[0].startswith("The file is float32, not int8: ")
 
 
 def test_every_device_has_widths_a_core_and_words():
     for name, device in DEVICES.items():
-        assert device.widths in TARGETS or isinstance(device.widths, int), name
+        assert replace(device.widths, narrow=0) in [*TARGETS.values(), kfp.budgets.Tiles(4)], name
         assert device.core is None or device.core in CORES, name
         assert {device.quantize, device.otherwise} <= {"int8", "float16", "float32"}
         assert device.usage.endswith(".") and device.chip and device.source
