@@ -166,14 +166,9 @@ def export_tflite(
         {'CONV_2D': 1}
     """
     mode = "float32" if quantize is None else quantize
-    check_flags(dynamic_batch=dynamic_batch, verify=verify)
-    _check_options(mode, keep_float, tolerance, integer_io)
-    path = check_destination(path, overwrite)
-    ports = input_ports(model)
-    samples = _samples(ports, mode, data)
-    if metadata is not None:
-        check_metadata(metadata, model, ports)
-    fixed = pixel_ranges(metadata, ports) if metadata is not None and integer_io == "uint8" else None
+    _check_options(mode, keep_float, tolerance, integer_io, dynamic_batch=dynamic_batch, verify=verify)
+    path, ports = check_destination(path, overwrite), input_ports(model)
+    samples, fixed = _samples(ports, mode, data), _fixed(metadata, model, ports, integer_io)
     converted, halves, rounding = in_float32(model)
     with replacing(path, overwrite) as draft, quiet(), interruptible():
         file = _converted(converted, ports, mode, dynamic_batch)
@@ -184,10 +179,20 @@ def export_tflite(
         file = file if metadata is None else embed(file, metadata, model.name, ports)
         parity = measure_parity(model, file.content, ports, first_samples(samples), dynamic_batch) if verify else None
         _refuse_differences(model, max(_TOLERANCES[mode], rounding) if tolerance is None else tolerance, parity)
-        warnings = _in_float32(halves) + _of_parity(parity) + advise(read_operators(file, converted), mode, kept)
-        warnings += _of_signed_pixels(metadata, mode, integer_io)
+        warnings = _in_float32(halves) + _of_parity(parity) + _of_signed_pixels(metadata, mode, integer_io)
+        warnings += advise(read_operators(file, converted), mode, kept)
         draft.write_bytes(file.content)
     return export_result(path, mode, file, parity, warnings)
+
+
+def _fixed(
+    metadata: Metadata | None, model: keras.Model, ports: tuple[InputPort, ...], integer_io: bool | str
+) -> dict[str, tuple[float, float]] | None:
+    """Ranges of inputs that the metadata, which are checked, say for bytes."""
+    if metadata is None:
+        return None
+    check_metadata(metadata, model, ports)
+    return pixel_ranges(metadata, ports) if integer_io == "uint8" else None
 
 
 def _converted(model: keras.Model, ports: Sequence[InputPort], mode: str, dynamic_batch: bool) -> TFLiteFile:
@@ -233,8 +238,11 @@ def export_result(
     )
 
 
-def _check_options(mode: str, keep_float: Sequence[str], tolerance: float | None, integer_io: bool | str) -> None:
+def _check_options(
+    mode: str, keep_float: Sequence[str], tolerance: float | None, integer_io: Any, **flags: bool
+) -> None:
     check_option("quantize", mode, MODES, ", or None")
+    check_flags(**flags)
     check_integer_io(integer_io)
     check_number("tolerance", tolerance, above=0, optional=True)
     if isinstance(keep_float, str) or not all(isinstance(name, str) for name in entries(keep_float)):

@@ -200,20 +200,16 @@ def prune_family(
         [16, 8, 4]
     """
     shares = _falling(budgets)
-    check_callable("evaluate", evaluate, "a function of the model", optional=True)
-    check_callable("finetune", finetune, "a function of the model", optional=True)
-    if latency is not None and not isinstance(latency, LatencyTable):
-        raise wrong("latency", latency, "a LatencyTable, or None")
+    _check(evaluate, finetune, latency)
     seed = options.get("seed", 0)
     recipe = as_method(method, seed, data is not None)
     taught = isinstance(recipe.compensator, Reconstruct) and options.get("compensate", "auto") == "auto"
     recipe = replace(recipe, rounds=1, compensator=recipe.compensator.between)
     costs = CostModel(analyze(model))
-    data = Samples.of(data)
-    check_data(data, costs.graph.view)
+    check_data(data := Samples.of(data), costs.graph.view)
     whole, recovery = costs.macs(costs.sizes), Recovery(_STEPS, seed=seed)
     settings = f"{recipe.name} {recipe.compensator!r} {sorted(options.items())} {shares} {_digest_of(data, costs)}"
-    settings += f" {'with' if finetune else 'without'} fine-tuning"
+    settings += " without fine-tuning" if finetune is None else " with fine-tuning"
     origin = fingerprint(costs.graph, Weights(costs.graph.view))
     store = Folder("folder", folder, _INDEX, f"{origin} {settings}", "family", _PARTS)
     models: list[keras.Model] = [costs.graph.model]
@@ -225,8 +221,7 @@ def prune_family(
         else:
             budget, given = _share_of(models[-1], share * whole), options | {"data": data, "progress": progress}
             small, report = prune_model(models[-1], recipe, budget, **given | {"return_report": True})
-            plan = replace(report.plan, model=origin, budget=repr(MacsBudget(share)))
-            plan = _of_the_original(plan, models[-1], plans[-1], costs)
+            plan = replace(_of_the_original(report.plan, models[-1], plans[-1], costs), model=origin)
             how = recovery.attempt(small, costs.graph.model, data, progress) if taught else ""
             if how.startswith(";"):
                 warnings.warn(f"keep={share:g} is refitted{how}", stacklevel=3)
@@ -246,6 +241,13 @@ def _digest_of(data: Samples | None, costs: CostModel) -> str | None:
         return None
     parts = data.read(costs.graph.view)
     return digest_of(Inputs(parts, costs.graph.view, least=1), [part.labels for part in parts])
+
+
+def _check(evaluate: Any, finetune: Any, latency: Any) -> None:
+    check_callable("evaluate", evaluate, "a function of the model", optional=True)
+    check_callable("finetune", finetune, "a function of the model", optional=True)
+    if latency is not None and not isinstance(latency, LatencyTable):
+        raise wrong("latency", latency, "a LatencyTable, or None")
 
 
 def _of_the_original(
