@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from consumers import try_files
+from consumers import to_real, try_files
 
 OPSET = "17"
 
@@ -28,7 +28,15 @@ def predict(path: Path, images: np.ndarray, classes: list[str]) -> np.ndarray:
         session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     dtype = np.uint8 if given.type == "tensor(uint8)" else np.float32
-    return np.concatenate([session.run(None, {given.name: image[None].astype(dtype)})[0] for image in images])
+    found = np.concatenate([session.run(None, {given.name: image[None].astype(dtype)})[0] for image in images])
+    return to_real(found, *output_quantization(path))
+
+
+def output_quantization(path: Path) -> tuple[float, int]:
+    import tensorflow as tf
+
+    (returned,) = tf.lite.Interpreter(str(path)).get_output_details()
+    return returned["quantization"] if returned["dtype"] != np.float32 else (0.0, 0)
 
 
 if __name__ == "__main__":

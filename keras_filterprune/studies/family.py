@@ -208,10 +208,9 @@ def prune_family(
     costs = CostModel(analyze(model))
     check_data(data := Samples.of(data), costs.graph.view)
     whole, recovery = costs.macs(costs.sizes), Recovery(_STEPS, seed=seed)
-    settings = f"{recipe.name} {recipe.compensator!r} {sorted(options.items())} {shares} {_digest_of(data, costs)}"
-    settings += " without fine-tuning" if finetune is None else " with fine-tuning"
-    origin = fingerprint(costs.graph, Weights(costs.graph.view))
-    store = Folder("folder", folder, _INDEX, f"{origin} {settings}", "family", _PARTS)
+    origin, settings = fingerprint(costs.graph, Weights(costs.graph.view)), sorted(options.items())
+    key = origin, recipe.name, recipe.compensator, settings, shares, _digest_of(data, costs), finetune is None
+    store = Folder("folder", folder, _INDEX, repr(key), "family", _PARTS)
     models: list[keras.Model] = [costs.graph.model]
     plans: list[PruningPlan | None] = [None]
     for share in shares:
@@ -219,11 +218,11 @@ def prune_family(
         if path := store.find(f"{name}.keras"):
             small, plan = load_keras(path), PruningPlan(**store.facts[name])
         else:
-            budget, given = _share_of(models[-1], share * whole), options | {"data": data, "progress": progress}
-            small, report = prune_model(models[-1], recipe, budget, **given | {"return_report": True})
-            plan = replace(_of_the_original(report.plan, models[-1], plans[-1], costs), model=origin)
-            how = recovery.attempt(small, costs.graph.model, data, progress) if taught else ""
-            if how.startswith(";"):
+            given = options | {"data": data, "progress": progress, "return_report": True}
+            small, report = prune_model(models[-1], recipe, _share_of(models[-1], share * whole), **given)
+            plan = replace(report.plan, model=origin, budget=repr(MacsBudget(share)))
+            plan = _of_the_original(plan, models[-1], plans[-1], costs)
+            if taught and (how := recovery.attempt(small, costs.graph.model, data, progress)).startswith(";"):
                 warnings.warn(f"keep={share:g} is refitted{how}", stacklevel=3)
             if finetune is not None:
                 finetune(small)
