@@ -32,6 +32,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, **kwargs):
     """Put tables and names where pages ask for them."""
     markdown = re.sub(r"^<!-- names: ([\w.]+) -->$", lambda found: reference(found[1]), markdown, flags=re.M)
+    markdown = re.sub(r"^<!-- devices -->$", lambda _: device_table(), markdown, flags=re.M)
     return re.sub(r"^<!-- methods -->$", lambda _: method_table(), markdown, flags=re.M)
 
 
@@ -71,6 +72,17 @@ def method_table():
         made_of = {"criteria": parts.criterion, "allocators": parts.allocator, "compensators": parts.compensator}
         links = (link(space, type(part).__name__) for space, part in made_of.items())
         lines.append(" | ".join([f"| `{name}`", needs, what, *links]) + " |")
+    return "\n".join(lines)
+
+
+def device_table():
+    """The devices that files are made for by name."""
+    from keras_filterprune.compression import list_devices
+
+    lines = ["| target | processor | widths | numbers, or else | known by |", "|---|---|---|---|---|"]
+    for name, device in list_devices().items():
+        cells = f"`{name}`", device.chip, str(device.widths), f"{device.quantize}, {device.otherwise}", device.source
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,8 +1,9 @@
 """Structured pruning for Keras 3: a model and a budget go in, a smaller ordinary Keras model comes out.
 
-Start at `prune_model`; `analyze`, `plan_pruning` and `apply_plan` are its three steps. The parts that can be exchanged
-live in namespaces: `criteria`, `allocators`, `compensators`, `budgets`, `handlers`; what trains, in `layers`,
-`regularizers` and `callbacks`. Keras is imported with the first name that needs it, not with this package.
+Start at `prune_model`; `analyze`, `plan_pruning` and `apply_plan` are its three steps. `compress` goes on, to a file
+for a device. The parts that can be exchanged live in namespaces: `criteria`, `allocators`, `compensators`, `budgets`,
+`handlers`; what trains, in `layers`, `regularizers` and `callbacks`. Keras is imported with the first name that needs
+it, not with this package.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from keras_filterprune import budgets as budgets
     from keras_filterprune import callbacks as callbacks
     from keras_filterprune import compensators as compensators
+    from keras_filterprune import compression as compression
     from keras_filterprune import criteria as criteria
     from keras_filterprune import errors as errors
     from keras_filterprune import export as export
@@ -28,15 +30,14 @@ if TYPE_CHECKING:
     from keras_filterprune import studies as studies
     from keras_filterprune import tfmot as tfmot
     from keras_filterprune.analysis import analyze as analyze
-    from keras_filterprune.budgets import BopsBudget as BopsBudget
     from keras_filterprune.budgets import FiltersBudget as FiltersBudget
     from keras_filterprune.budgets import LatencyBudget as LatencyBudget
     from keras_filterprune.budgets import MacsBudget as MacsBudget
     from keras_filterprune.budgets import ParamsBudget as ParamsBudget
+    from keras_filterprune.compression import compress as compress
     from keras_filterprune.distillation import distill as distill
     from keras_filterprune.distillation import recover as recover
     from keras_filterprune.errors import FilterPruneError as FilterPruneError
-    from keras_filterprune.export import Metadata as Metadata
     from keras_filterprune.export import export_tflite as export_tflite
     from keras_filterprune.graph import ChannelGraph as ChannelGraph
     from keras_filterprune.handlers import register_handler as register_handler
@@ -64,10 +65,11 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "analysis": "analyze",
-    "budgets": "BopsBudget FiltersBudget LatencyBudget MacsBudget ParamsBudget",
+    "budgets": "FiltersBudget LatencyBudget MacsBudget ParamsBudget",
+    "compression": "compress",
     "distillation": "distill recover",
     "errors": "FilterPruneError",
-    "export": "Metadata export_tflite",
+    "export": "export_tflite",
     "graph": "ChannelGraph",
     "handlers": "register_handler",
     "latency": "LatencyTable",
@@ -82,8 +84,8 @@ _NAMES = {
     "training": "apply_bridgeout apply_filter_gates apply_filter_pruning apply_penalty strip_wrappers",
 }
 _NAMESPACES = (
-    "allocators budgets callbacks compensators criteria errors export handlers layer_pruning layers regularizers"
-    " studies tfmot"
+    "allocators budgets callbacks compensators compression criteria errors export handlers layer_pruning layers"
+    " regularizers studies tfmot"
 ).split()
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
@@ -94,7 +96,7 @@ _MOVED = {
     name: f"{space}.{name}"
     for space, names in {
         "allocators": "Evolution Global Search Sensitivity Tolerance Uniform",
-        "budgets": "CostModel RedundancyBudget",
+        "budgets": "BopsBudget CostModel RedundancyBudget",
         "callbacks": "BridgeoutSchedule BudgetGates PenaltySchedule PruningSchedule SensitivityScorer SoftPruning"
         " exponential polynomial",
         "compensators": "Adapters BNRecalibration LeastSquares Linear MeanShift Merge",
@@ -102,7 +104,7 @@ _MOVED = {
         " OperatorNorm OutputPursuit Random Similarity Taylor",
         "errors": "CalibrationDataError ExportError InfeasibleBudgetError PlanMismatchError SurgeryError"
         " UnknownNameError UnsupportedLayerError UnsupportedModelError",
-        "export": "ExportResult predict_tflite read_metadata",
+        "export": "ExportResult Metadata predict_tflite read_metadata",
         "handlers": "Handler",
         "layer_pruning": "Ensemble Imprinting LayerReport",
         "layers": "BatchBridgeout FilterPruning",

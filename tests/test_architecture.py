@@ -18,7 +18,7 @@ ROWS = [
     ["errors"],
     ["checks", "interrupts", "parts", "progress", "quiet"],
     ["files", "elsewhere"],
-    ["checkpoint"],
+    ["checkpoint", "folder"],
     ["graph"],
     ["handlers"],
     ["tracing"],
@@ -39,6 +39,7 @@ ROWS = [
     ["pruning"],
     ["layer_pruning", "studies"],
     ["training", "tfmot"],
+    ["compression"],
     ["callbacks", "layers", "regularizers"],
     ["demo"],
     ["commands"],
@@ -46,7 +47,7 @@ ROWS = [
 ]
 ROW_OF = {package: number for number, row in enumerate(ROWS) for package in row}
 # What times the files it writes, and what writes, reports and is silent as it is; nothing else knows the benchmark.
-MAY_BENCHMARK = {"commands", "demo", "files", "measuring", "progress", "quiet", "__main__"}
+MAY_BENCHMARK = {"commands", "compression", "demo", "files", "measuring", "progress", "quiet", "__main__"}
 PRIVATE = ("keras.src", "tensorflow.python", "_inbound_nodes", "_nodes_by_depth", "_keras_history", "tf.keras")
 HEAVY = ("keras", "tensorflow", "scipy", "matplotlib", "tensorflow_model_optimization", "jax", "torch")
 

@@ -34,7 +34,8 @@ TAKEN = {
     "generator": "exclude features include",
     "true": "dynamic_batch exhaustive gates group integer_io one_by_one overwrite progress projections rectified "
     "return_report squared_temperature variance verify",
-    "none": "accuracy augment benchmark checkpoint data device drop evaluate exclude executor features finetune first "
+    "none": "accuracy accuracy_drop "
+    "augment benchmark checkpoint data device drop evaluate exclude executor features finetune first "
     "folder include labels latency like m metadata normalise normalization quantize seconds sensitivity test tolerance",
     "text": "checkpoint folder path",
 }
@@ -45,6 +46,9 @@ TAKEN_BY = {
     "LatencyTable.load.path": "",
     "Metadata.plan": "none",
     "PruneReport.save.exports": "generator",
+    "compress.budget": "none",
+    "compress.integer_io": "none true",
+    "compress.out": "text",
     "PruningPlan.load.path": "",
     # What depends on the model is known when training begins.
     "PruningSchedule.data": " ".join(BAD),
@@ -66,10 +70,10 @@ TAKEN_BY = {
 }
 # Bases to subclass, and values that the library makes and hands to those who do.
 MADE_HERE = (
-    "ActivationCriterion Allocation Allocator BopsTable Budget Call ChannelGraph Compensator Cost CostModel "
-    "CountBudget Criterion Elementwise ExportResult Family FamilyRow Group Handler Kept LayerReport Linear Member "
-    "MemberCriterion Prices PruneReport PruningPlan Rebuilt Resize SensitivityTable Statistics Tensor TensorRef Tracer "
-    "Weights Window Samples count_macs handler_for read_filters read_last_axis"
+    "ActivationCriterion Allocation Allocator BopsTable Budget Call ChannelGraph Compensator Compressed Cost CostModel "
+    "CountBudget Criterion Device Elementwise ExportResult Family FamilyRow Group Handler Kept LayerReport Linear "
+    "Member MemberCriterion Prices PruneReport PruningPlan Rebuilt Resize SensitivityTable Statistics Tensor TensorRef "
+    "Tracer Weights Window Samples count_macs handler_for read_filters read_last_axis"
 ).split()
 METHODS = (
     "LatencyTable.load LatencyTable.predict LatencyTable.save PruneReport.save PruningPlan.load PruningPlan.save "
@@ -149,7 +153,7 @@ class World:
         if method:
             return getattr(self.objects[owner], method)(**given)
         if name == "Metadata":
-            return kfp.export_tflite(self.model, "zz", metadata=kfp.Metadata(**given))
+            return kfp.export_tflite(self.model, "zz", metadata=kfp.export.Metadata(**given))
         if name == "register_handler":
             return kfp.register_handler(keras.layers.Layer, **given)
         if name == "prune_layers" and not {"budget", "n_layers"} & set(given):

@@ -81,7 +81,7 @@ def readers(tmp_path_factory):
     cuts = folder / "cuts.json"
     kfp.measure_sensitivity(model, IMAGES, "error", keep=(0.5,), checkpoint=cuts, progress=False)
     model.save(folder / "model.keras")
-    metadata = kfp.Metadata(labels=[*map(str, range(model.output_shape[-1]))], normalization=(0, 255))
+    metadata = kfp.export.Metadata(labels=[*map(str, range(model.output_shape[-1]))], normalization=(0, 255))
     kfp.export_tflite(model, folder / "model.tflite", metadata=metadata)
     np.save(folder / "x.npy", IMAGES)
 

@@ -229,7 +229,7 @@ def test_figures_of_the_readme_are_those_of_the_results():
 
 def test_every_result_is_on_a_page():
     pages = "".join(text.read_text() for page, text in PAGES.items() if page.startswith("docs/results/"))
-    results = [path.relative_to(ROOT).as_posix() for path in (ROOT / "examples/benchmarks/results").glob("*.md")]
+    results = [path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob("results/*.md")]
     assert len(results) > 10
     assert [result for result in results if f'--8<-- "{result}"' not in pages] == []
 

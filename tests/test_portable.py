@@ -113,7 +113,7 @@ def test_an_export_without_tensorflow_says_what_to_install(model, tmp_path):
 def test_every_kind_of_file_computes_what_the_model_does(model, mode, tmp_path):
     x, _ = labelled_images()
     small = kfp.prune_model(model, "l2", 0.5, progress=False)
-    metadata = kfp.Metadata(labels=["a", "b", "c"])
+    metadata = kfp.export.Metadata(labels=["a", "b", "c"])
     result = kfp.export_tflite(small, tmp_path / "small.tflite", quantize=mode, data=x, metadata=metadata)
     assert result.max_abs_difference < 0.05 * np.ptp(small.predict(x, verbose=0))
     assert kfp.export.read_metadata(tmp_path / "small.tflite")["labels"] == metadata.labels

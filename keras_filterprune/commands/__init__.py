@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from keras_filterprune.commands import bench, demo, export, family, latency, layers, prune, scan, sensitivity
+from keras_filterprune.commands import bench, compress, demo, export, family, latency, layers, prune, scan, sensitivity
 from keras_filterprune.commands.options import Answer
 
 
@@ -19,6 +19,7 @@ class Command(NamedTuple):
 
 
 _MODULES = {
+    "compress": compress,
     "scan": scan,
     "prune": prune,
     "family": family,

@@ -20,15 +20,26 @@ _MOST = 2048
 
 
 class Read(NamedTuple):
-    """Inputs, an array or one by name; and labels, None where there are none."""
+    """Inputs, an array or one by name; labels, None where there are none; of images, names of classes, and (mean, std)
+    that make inputs of pixels."""
 
     inputs: Any
     labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    normalization: tuple[float, float] | None = None
 
     @property
     def data(self) -> Any:
         """As functions take it: `(x, y)`, or x alone."""
         return self.inputs if self.labels is None else (self.inputs, self.labels)
+
+    def metadata(self, model: Any) -> Any:
+        """What a `.tflite` file can say of itself; of classes, only where the model has as many."""
+        from keras_filterprune.export import Metadata
+
+        outputs: Any = getattr(model, "outputs", None) or ()
+        fits = len(outputs) == 1 and outputs[0].shape[-1] == len(self.classes)
+        return Metadata(list(self.classes) if fits else None, self.normalization)
 
 
 def add_data(parser: argparse.ArgumentParser, what: str, required: bool = False) -> None:
@@ -88,7 +99,10 @@ def _read_images(folder: Path, model: Any, pixels: Sequence[float]) -> Read:
     check_packages("a folder of images", "images", "PIL.Image")
     inputs = np.stack([_read_image(file, size, colours) for file, _ in files])
     inputs = (black + inputs * ((white - black) / 255)).astype("float32")
-    return Read(inputs, np.array([label for _, label in files]) if classes else None)
+    labels = np.array([label for _, label in files]) if classes else None
+    std = 255 / (white - black)
+    # Turned about, they have none.
+    return Read(inputs, labels, tuple(classes), (0.0 - black * std, std) if std > 0 else None)
 
 
 def _image_of(model: Any, folder: Path) -> tuple[tuple[int, int], str]:

@@ -28,7 +28,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="operator, such as HARD_SWISH, or layer that int8 and int16x8 leave in float32 (repeatable)",
     )
-    parser.add_argument("--integer-io", action="store_true", help="integer inputs and outputs for int8 and int16x8")
+    parser.add_argument(
+        "--integer-io",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=("uint8",),
+        help="integer inputs and outputs for int8 and int16x8; uint8 for cameras and MediaPipe",
+    )
     parser.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open instead of 1")
     parser.add_argument("--tolerance", type=float, help="largest accepted relative difference from Keras (per mode)")
 

@@ -12,6 +12,7 @@ from keras_filterprune.cost.budgets import as_cost_budget as as_cost_budget
 from keras_filterprune.cost.model import Cost as Cost
 from keras_filterprune.cost.model import CostModel as CostModel
 from keras_filterprune.cost.model import Polynomial as Polynomial
+from keras_filterprune.cost.tiles import TARGETS as TARGETS
 from keras_filterprune.cost.tiles import Tiles as Tiles
 from keras_filterprune.cost.tiles import as_tiles as as_tiles
 from keras_filterprune.cost.tiles import as_widths as as_widths

@@ -145,7 +145,7 @@ class BopsBudget(_KeepOrCount):
         >>> y = keras.layers.Conv2D(16, 3, name="first")(x)
         >>> y = keras.layers.Conv2D(16, 3, name="second")(y)
         >>> y = keras.layers.Dense(4, name="logits")(keras.layers.Flatten()(y))
-        >>> mixed = kfp.BopsBudget(keep=0.5, weight_bits={"second": 4, "*": 8})
+        >>> mixed = kfp.budgets.BopsBudget(keep=0.5, weight_bits={"second": 4, "*": 8})
         >>> small = kfp.prune_model(keras.Model(x, y), "l2", mixed)
     """
 

@@ -91,8 +91,10 @@ TARGETS = {
 AUTO = Tiles(8, narrow=32)
 
 
-def as_widths(channel_multiple: int | str) -> Tiles:
-    """The widths that groups may have: "auto", a named target, or multiples of a number."""
+def as_widths(channel_multiple: int | str | Tiles) -> Tiles:
+    """The widths that groups may have: "auto", a named target, multiples of a number, or tiles."""
+    if isinstance(channel_multiple, Tiles):
+        return channel_multiple
     if isinstance(channel_multiple, str) and channel_multiple == "auto":
         return AUTO
     return as_tiles(channel_multiple)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def convert_to_integers(
     mode: str,
     samples: dict[str, np.ndarray],
     keep_float: Sequence[str] = (),
-    integer_io: bool = False,
+    integer_io: bool | str = False,
+    fixed: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[TFLiteFile, list[FileOperator]]:
     """Quantize weights and activations of a float32 file.
 
@@ -90,7 +91,7 @@ def convert_to_integers(
         mode: "int8" or "int16x8".
         samples: by input key; the ranges of activations are taken from them.
         keep_float: operators (TFLite's names) and layers that stay in float32.
-        integer_io: inputs and outputs are integers too.
+        integer_io, fixed: as in `quantize_statically`.
 
     Returns:
         The quantized file, and the operators that stay in float32 because of `keep_float`.
@@ -118,7 +119,7 @@ def convert_to_integers(
             )
         kept += chosen
     try:
-        return quantize_statically(file, mode, samples, kept, integer_io), kept
+        return quantize_statically(file, mode, samples, kept, integer_io, fixed), kept
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
         raise ExportError(
             f"ai-edge-quantizer cannot quantize model {model.name!r} to {mode}: {_first_lines(error)}. "

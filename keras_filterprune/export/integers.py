@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_filterprune.export.file_operators import FileOperator
 from keras_filterprune.export.tflite_file import TFLiteFile
+from keras_filterprune.export.unsigned import with_unsigned_io
 
 _ACTIVATION_BITS = {"int8": 8, "int16x8": 16}
 # What the two call differently.
@@ -32,7 +33,8 @@ def quantize_statically(
     mode: str,
     samples: dict[str, np.ndarray],
     keep_float: Sequence[FileOperator] = (),
-    integer_io: bool = False,
+    integer_io: bool | str = False,
+    fixed: Mapping[str, tuple[float, float]] | None = None,
 ) -> TFLiteFile:
     """Quantize weights and activations of a float32 file.
 
@@ -42,7 +44,8 @@ def quantize_statically(
         samples: `{input key: array of shape (samples, *input shape)}`; the ranges of activations are the smallest and
             largest values met with them.
         keep_float: operators of the file that stay in float32.
-        integer_io: inputs and outputs are integers too, instead of float32.
+        integer_io: inputs and outputs are integers too, instead of float32; "uint8": those of int8 are uint8.
+        fixed: `{input key: (smallest, largest value)}` of inputs whose range is known (None).
 
     Returns:
         The quantized file.
@@ -68,9 +71,12 @@ def quantize_statically(
                 scope, names(kind), algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
             )
     result = quantizer.Quantizer(file.content, recipe.get_quantization_recipe()).quantize(
-        _ranges(file, samples), enable_progress_bar=False, enable_progress_report=False
+        _ranges(file, samples) | _fixed_ranges(file, fixed or {}),
+        enable_progress_bar=False,
+        enable_progress_report=False,
     )
-    return _with_weights_inside(TFLiteFile(bytes(result.quantized_model)))
+    quantized = _with_weights_inside(TFLiteFile(bytes(result.quantized_model)))
+    return with_unsigned_io(quantized) if integer_io == "uint8" else quantized
 
 
 def _with_weights_inside(file: TFLiteFile) -> TFLiteFile:
@@ -117,6 +123,17 @@ def _ranges(file: TFLiteFile, samples: dict[str, np.ndarray]) -> dict[str, dict[
                     "min": np.minimum(old["min"], bounds["min"]).reshape([1] * len(tensor["shape"])),
                     "max": np.maximum(old["max"], bounds["max"]).reshape([1] * len(tensor["shape"])),
                 }
+    return ranges
+
+
+def _fixed_ranges(file: TFLiteFile, fixed: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, np.ndarray]]:
+    """Ranges of inputs by the names of their tensors."""
+    ranges = {}
+    for entry in file.model.signatureDefs[0].inputs:
+        if (bounds := fixed.get(entry.name.decode())) is not None:
+            tensor = file.graph.tensors[entry.tensorIndex]
+            low, high = (np.full([1] * len(tensor.shape), bound, np.float32) for bound in bounds)
+            ranges[tensor.name.decode()] = {"min": low, "max": high}
     return ranges
 
 

@@ -21,6 +21,7 @@ from keras_filterprune.errors import FileError, InvalidValueError, PlanMismatchE
 from keras_filterprune.export import metadata_schema as schema
 from keras_filterprune.export.signature import InputPort, output_keys, output_structure
 from keras_filterprune.export.tflite_file import TFLiteFile
+from keras_filterprune.export.unsigned import pixel_range
 from keras_filterprune.files import json_digest, unsealed
 from keras_filterprune.rebuild.plan import PruningPlan, package_version
 
@@ -41,7 +42,7 @@ class Metadata:
     Example:
         >>> import keras, keras_filterprune as kfp
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
-        >>> metadata = kfp.Metadata(labels=["cat", "dog"], normalization=(127.5, 127.5))
+        >>> metadata = kfp.export.Metadata(labels=["cat", "dog"], normalization=(127.5, 127.5))
         >>> _ = kfp.export_tflite(model, "pets.tflite", metadata=metadata, overwrite=True)
         >>> kfp.export.read_metadata("pets.tflite")["labels"]
         ['cat', 'dog']
@@ -69,7 +70,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Example:
         >>> import keras, keras_filterprune as kfp
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
-        >>> metadata = kfp.Metadata(labels=["cat", "dog"])
+        >>> metadata = kfp.export.Metadata(labels=["cat", "dog"])
         >>> _ = kfp.export_tflite(model, "pets.tflite", metadata=metadata, overwrite=True)
         >>> kfp.export.read_metadata("pets.tflite")["labels"]
         ['cat', 'dog']
@@ -102,7 +103,7 @@ def check_metadata(metadata: Metadata, model: keras.Model, ports: Sequence[Input
         PlanMismatchError: the plan was made for another model, or the model was not pruned with it.
     """
     if not isinstance(metadata, Metadata):
-        raise wrong("metadata", metadata, "a keras_filterprune.Metadata, or None")
+        raise wrong("metadata", metadata, "a kfp.export.Metadata, or None")
     structure = output_structure(model)
     outputs = dict(zip(output_keys(structure), keras.tree.flatten(structure), strict=True))
     for name, labels in _by_name(metadata.labels, list(outputs), "labels", "output").items():
@@ -112,6 +113,24 @@ def check_metadata(metadata: Metadata, model: keras.Model, ports: Sequence[Input
         _check_normalization(name, given, shapes[name])
     if metadata.plan is not None:
         _check_plan(metadata.plan, model)
+
+
+def pixel_ranges(metadata: Metadata, ports: Sequence[InputPort]) -> dict[str, tuple[float, float]]:
+    """`{input key: what pixels of 0 and 255 are for the model}` of inputs with a normalization.
+
+    Raises:
+        InvalidValueError: it differs between channels, which one scale cannot say.
+    """
+    found, keys = {}, {port.name: port.key for port in ports}
+    for name, pair in _by_name(metadata.normalization, list(keys), "normalization", "input").items():
+        sides = [np.unique(np.ravel(values)) for values in pair]
+        if any(side.size > 1 for side in sides):
+            raise InvalidValueError(
+                f"integer_io='uint8' takes a normalization of input {name!r} that is the same for all channels. "
+                f"Received: {shown(pair)}. Put it into the model, as a keras.layers.Normalization, and give (0, 1)."
+            )
+        found[keys[name]] = pixel_range(*(float(side[0]) for side in sides))
+    return found
 
 
 def embed(file: TFLiteFile, metadata: Metadata, name: str, ports: Sequence[InputPort]) -> TFLiteFile:

@@ -25,7 +25,7 @@ from keras_filterprune.export.advice import ExportWarning, advise
 from keras_filterprune.export.calibration import calibration_samples, random_samples
 from keras_filterprune.export.convert import INTEGER_MODES, convert, convert_to_integers
 from keras_filterprune.export.file_operators import FileOperator, read_operators, refuse_operators
-from keras_filterprune.export.metadata import Metadata, check_metadata, embed
+from keras_filterprune.export.metadata import Metadata, check_metadata, embed, pixel_ranges
 from keras_filterprune.export.other_backends import convert_elsewhere
 from keras_filterprune.export.parity import Parity, measure_parity
 from keras_filterprune.export.precision import in_float32
@@ -41,6 +41,8 @@ PARITY_SAMPLES = 16
 # ResNet-20 and keras.applications: up to 1e-5, 4e-3, 5e-2, 0.13 and 4e-2. Files that were really wrong (a transposed
 # layout, sums with another tensor's range) measured 0.29 to 1.5.
 _TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.25, "int16x8": 0.1}
+# Fewer of the same class is said in a warning: two of the compared samples have another class.
+_AGREEMENT = 0.9
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def export_tflite(
     quantize: str | None = None,
     data: Any = None,
     keep_float: Sequence[str] = (),
-    integer_io: bool = False,
+    integer_io: bool | str = False,
     dynamic_batch: bool = False,
     tolerance: float | None = None,
     metadata: Metadata | None = None,
@@ -137,7 +139,8 @@ def export_tflite(
         keep_float: operators (TFLite's names, such as `"HARD_SWISH"`) and layers that an integer mode leaves in
             float32, because they are slow or inaccurate in integers (none).
         integer_io: inputs and outputs of an integer mode are integers too (int8 or int16), for callers without
-            floating-point numbers. Scales and zero points stand in the file (False).
+            floating-point numbers; "uint8" for int8, as cameras and MediaPipe have them: with a normalization in
+            `metadata`, a byte is a pixel. Scales and zero points stand in the file (False).
         dynamic_batch: leave the batch size open instead of 1, which every delegate takes (False).
         tolerance: largest accepted root mean square of the differences from Keras, relative to that of the outputs
             (None: 1e-3 for float32, 0.02 for float16, 0.1 for dynamic, 0.25 for int8, 0.1 for int16x8; at least
@@ -163,23 +166,33 @@ def export_tflite(
         {'CONV_2D': 1}
     """
     mode = "float32" if quantize is None else quantize
-    _check_options(mode, keep_float, tolerance, integer_io=integer_io, dynamic_batch=dynamic_batch, verify=verify)
-    path = check_destination(path, overwrite)
-    ports = input_ports(model)
-    samples = _samples(ports, mode, data)
-    if metadata is not None:
-        check_metadata(metadata, model, ports)
+    _check_options(mode, keep_float, tolerance, integer_io, dynamic_batch=dynamic_batch, verify=verify)
+    path, ports = check_destination(path, overwrite), input_ports(model)
+    samples, fixed = _samples(ports, mode, data), _fixed(metadata, model, ports, integer_io)
     converted, halves, rounding = in_float32(model)
     with replacing(path, overwrite) as draft, quiet(), interruptible():
         file = _converted(converted, ports, mode, dynamic_batch)
-        file, kept = _quantized(file, converted, mode, samples, keep_float, integer_io)
+        kept: list[FileOperator] = []
+        if mode in INTEGER_MODES:
+            file, kept = convert_to_integers(file, converted, mode, samples, keep_float, integer_io, fixed)
         file = file.in_order([port.key for port in ports], output_keys(output_structure(model)))
         file = file if metadata is None else embed(file, metadata, model.name, ports)
         parity = measure_parity(model, file.content, ports, first_samples(samples), dynamic_batch) if verify else None
         _refuse_differences(model, max(_TOLERANCES[mode], rounding) if tolerance is None else tolerance, parity)
-        warnings = _in_float32(halves) + advise(read_operators(file, converted), mode, kept)
+        warnings = _in_float32(halves) + _of_parity(parity) + _of_signed_pixels(metadata, mode, integer_io)
+        warnings += advise(read_operators(file, converted), mode, kept)
         draft.write_bytes(file.content)
     return export_result(path, mode, file, parity, warnings)
+
+
+def _fixed(
+    metadata: Metadata | None, model: keras.Model, ports: tuple[InputPort, ...], integer_io: bool | str
+) -> dict[str, tuple[float, float]] | None:
+    """Ranges of inputs that the metadata, which are checked, say for bytes."""
+    if metadata is None:
+        return None
+    check_metadata(metadata, model, ports)
+    return pixel_ranges(metadata, ports) if integer_io == "uint8" else None
 
 
 def _converted(model: keras.Model, ports: Sequence[InputPort], mode: str, dynamic_batch: bool) -> TFLiteFile:
@@ -191,14 +204,6 @@ def _converted(model: keras.Model, ports: Sequence[InputPort], mode: str, dynami
         file = TFLiteFile(engine(model, keys, folder / "work", mode, dynamic_batch))
     refuse_operators(file, model)
     return file
-
-
-def _quantized(
-    file: TFLiteFile, model: keras.Model, mode: str, samples: dict[str, np.ndarray], keep_float: Sequence[str], io: bool
-) -> tuple[TFLiteFile, list[FileOperator]]:
-    if mode not in INTEGER_MODES:
-        return file, []
-    return convert_to_integers(file, model, mode, samples, keep_float, io)
 
 
 def _samples(ports: tuple[InputPort, ...], mode: str, data: Any) -> dict[str, np.ndarray]:
@@ -233,13 +238,17 @@ def export_result(
     )
 
 
-def _check_options(mode: str, keep_float: Sequence[str], tolerance: float | None, **flags: bool) -> None:
+def _check_options(
+    mode: str, keep_float: Sequence[str], tolerance: float | None, integer_io: Any, **flags: bool
+) -> None:
     check_option("quantize", mode, MODES, ", or None")
     check_flags(**flags)
+    check_integer_io(integer_io)
     check_number("tolerance", tolerance, above=0, optional=True)
     if isinstance(keep_float, str) or not all(isinstance(name, str) for name in entries(keep_float)):
         raise wrong("keep_float", keep_float, "a sequence of names")
-    integer_io = flags["integer_io"]
+    if integer_io == "uint8" and mode != "int8":
+        raise InvalidValueError(f"integer_io='uint8' belongs to int8. Received: quantize={mode!r}.")
     if mode not in INTEGER_MODES and (keep_float or integer_io):
         raise InvalidValueError(
             f"keep_float and integer_io belong to {' and '.join(INTEGER_MODES)}. Received: quantize={mode!r}, "
@@ -254,6 +263,28 @@ def _in_float32(layers: Sequence[str]) -> list[ExportWarning]:
     problem = "computed in half precision by Keras, in float32 by the file"
     remedy = "Nothing to do; expect differences of about 1e-3 from the model, which is what the file is compared with."
     return [ExportWarning((), tuple(f"layer {name!r}" for name in layers), problem, remedy)]
+
+
+def check_integer_io(integer_io: Any) -> Any:
+    """True, False or "uint8"."""
+    if isinstance(integer_io, bool | np.bool_) or (isinstance(integer_io, str) and integer_io == "uint8"):
+        return integer_io
+    raise wrong("integer_io", integer_io, "True, False or 'uint8'")
+
+
+def _of_parity(parity: Parity | None) -> list[ExportWarning]:
+    if parity is None or parity.top1_agreement is None or parity.top1_agreement >= _AGREEMENT:
+        return []
+    problem = f"have another highest class than Keras' for {1 - parity.top1_agreement:.0%} of the compared samples"
+    remedy = "Give data like that met in use, measure the accuracy of the file, leave layers in float32."
+    return [ExportWarning((), ("the outputs",), problem, remedy)]
+
+
+def _of_signed_pixels(metadata: Metadata | None, mode: str, integer_io: bool | str) -> list[ExportWarning]:
+    if metadata is None or metadata.normalization is None or mode != "int8" or integer_io is not True:
+        return []
+    problem = "are int8, which MediaPipe and camera code, the readers of a normalization, do not take"
+    return [ExportWarning((), ("the inputs",), problem, "Use integer_io='uint8', or float inputs.")]
 
 
 def _check_environment(mode: str) -> None:

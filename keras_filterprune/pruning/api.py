@@ -45,7 +45,7 @@ def prune_model(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     min_filters: int = 1,
-    channel_multiple: int | str = 1,
+    channel_multiple: int | str | Tiles = 1,
     compensate: str | Compensator = "auto",
     seconds: float | None = None,
     finetune: Callable[[keras.Model], Any] | None = None,
@@ -66,7 +66,7 @@ def prune_model(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     min_filters: int = 1,
-    channel_multiple: int | str = 1,
+    channel_multiple: int | str | Tiles = 1,
     compensate: str | Compensator = "auto",
     seconds: float | None = None,
     finetune: Callable[[keras.Model], Any] | None = None,
@@ -87,7 +87,7 @@ def prune_model(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     min_filters: int = 1,
-    channel_multiple: int | str = 1,
+    channel_multiple: int | str | Tiles = 1,
     compensate: str | Compensator = "auto",
     seconds: float | None = None,
     finetune: Callable[[keras.Model], Any] | None = None,
@@ -113,7 +113,7 @@ def prune_model(
         min_filters: the fewest units a group keeps (1).
         channel_multiple: kept counts are multiples of this, or the whole group (1); "auto", multiples of 8 in groups of
             32 or more and any in narrower ones; or the target whose steps they fit: "arm64", "arm64-int8", "arm32" (8),
-            "arm64-dotprod-int8", "arm64-fp16", "x86-avx512-int8" (16), "x86-avx512" (32, or 16).
+            "arm64-dotprod-int8", "arm64-fp16", "x86-avx512-int8" (16), "x86-avx512" (32, 16); or `budgets.Tiles`.
         compensate: "auto" (default), the method's compensator, if it has the data it needs; "none"; a name
             ("least_squares", "reconstruct", "bn", "mean_shift", "linear", "merge", "adapter"); or a compensator object.
         seconds: the most that `"reconstruct"` may train for, 0 for not at all (None: 120 in `"auto"`, else no limit).
@@ -170,7 +170,7 @@ def plan_pruning(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     min_filters: int = 1,
-    channel_multiple: int | str = 1,
+    channel_multiple: int | str | Tiles = 1,
     seed: int = 0,
     progress: bool = True,
 ) -> PruningPlan:
@@ -336,7 +336,7 @@ def _report(
     small: keras.Model,
     plan: PruningPlan,
     outcome: Outcome,
-    channel_multiple: int | str = 1,
+    channel_multiple: int | str | Tiles = 1,
     budget: Budget | None = None,
 ) -> PruneReport:
     """What was done to the original, given the smaller model."""

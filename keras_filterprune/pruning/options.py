@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from keras_filterprune.checks import check_integer, check_names, did_you_mean
-from keras_filterprune.cost import as_widths
+from keras_filterprune.cost import Tiles, as_widths
 from keras_filterprune.errors import UnknownNameError
 from keras_filterprune.graph.types import ChannelGraph
 
@@ -16,7 +16,7 @@ from keras_filterprune.graph.types import ChannelGraph
 class Options:
     """Checked options that decide which groups may shrink, and how far; arguments as in `prune_model`."""
 
-    def __init__(self, include: Any, exclude: Any, min_filters: int, channel_multiple: int | str):
+    def __init__(self, include: Any, exclude: Any, min_filters: int, channel_multiple: int | str | Tiles):
         self.include = None if include is None else check_names("include", include)
         self.exclude = () if exclude is None else check_names("exclude", exclude)
         self.min_filters, self.tiles = check_integer("min_filters", min_filters), as_widths(channel_multiple)

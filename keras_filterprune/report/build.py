@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from keras_filterprune.cost import Budget, CostModel, as_widths
+from keras_filterprune.cost import Budget, CostModel, Tiles, as_widths
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.latency import SizedOperators
@@ -21,7 +21,7 @@ def prune_report(
     plan: PruningPlan,
     outcome: Outcome,
     final: CostModel | None,
-    channel_multiple: int | str,
+    channel_multiple: int | str | Tiles,
     budget: Budget | None,
 ) -> PruneReport:
     """Put together the report of one run.
@@ -91,7 +91,7 @@ def _notes(graph: ChannelGraph, outcome: Outcome) -> list[str]:
     return notes
 
 
-def _fit(channel_multiple: int | str, rows: list[LayerRow]) -> list[str]:
+def _fit(channel_multiple: int | str | Tiles, rows: list[LayerRow]) -> list[str]:
     """How many layers fit a named target; those that also have channels that stay may not."""
     narrower = [row for row in rows if row.macs and row.kept < row.channels]
     if not isinstance(channel_multiple, str) or not narrower:

@@ -84,7 +84,7 @@ class PruneReport(SavedReport):
     verification: float | None
     compensation: str
     notes: list[str] = field(default_factory=list)
-    channel_multiple: int | str = 1
+    channel_multiple: int | str | Tiles = 1
     operators: tuple[SizedOperators, SizedOperators] | None = field(default=None, repr=False)
     prices: Prices | None = None
     spent: Spent | None = None

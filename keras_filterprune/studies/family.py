@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import (
     check_callable,
     check_packages,
-    check_path,
     check_returned,
     entries,
     is_number,
@@ -28,8 +27,10 @@ from keras_filterprune.compensators import Reconstruct
 from keras_filterprune.cost import CostModel, MacsBudget
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.distillation import Recovery
-from keras_filterprune.errors import FileError, InfeasibleBudgetError, InvalidValueError
-from keras_filterprune.files import check_destination, load_keras, read_json, replacing, save_keras, write_json
+from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError
+from keras_filterprune.files import load_keras, replacing, save_keras
+from keras_filterprune.folder import Folder
+from keras_filterprune.graph.kept import Kept
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.latency import LatencyTable
 from keras_filterprune.methods import Method, as_method
@@ -38,11 +39,11 @@ from keras_filterprune.probe.inputs import Inputs
 from keras_filterprune.probe.trial import digest_of
 from keras_filterprune.probe.weights import Weights
 from keras_filterprune.pruning import prune_model
-from keras_filterprune.rebuild.plan import fingerprint
+from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, units_of
 
 # Of half as many steps each as a network that is cut once: it starts from one that was taught already.
 _STEPS = 300
-_INDEX = "family.json"
+_INDEX, _PARTS = "family.json", "model, method, data, budgets, options or fine-tuning"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Family:
     Attributes:
         rows: one `FamilyRow` per size, the original first.
         models: the networks, the original first.
+        plans: which of the original's units each of them keeps, as a `PruningPlan`; None for the original.
 
     Example:
         >>> import keras, keras_filterprune as kfp
@@ -90,6 +92,7 @@ class Family:
 
     rows: tuple[FamilyRow, ...]
     models: tuple[keras.Model, ...]
+    plans: tuple[PruningPlan | None, ...] = ()
 
     def smallest(self, score: float) -> keras.Model:
         """The smallest network with at least this score.
@@ -197,38 +200,38 @@ def prune_family(
         [16, 8, 4]
     """
     shares = _falling(budgets)
-    check_callable("evaluate", evaluate, "a function of the model", optional=True)
-    check_callable("finetune", finetune, "a function of the model", optional=True)
-    if latency is not None and not isinstance(latency, LatencyTable):
-        raise wrong("latency", latency, "a LatencyTable, or None")
+    _check(evaluate, finetune, latency)
     seed = options.get("seed", 0)
     recipe = as_method(method, seed, data is not None)
     taught = isinstance(recipe.compensator, Reconstruct) and options.get("compensate", "auto") == "auto"
     recipe = replace(recipe, rounds=1, compensator=recipe.compensator.between)
     costs = CostModel(analyze(model))
-    data = Samples.of(data)
-    check_data(data, costs.graph.view)
+    check_data(data := Samples.of(data), costs.graph.view)
     whole, recovery = costs.macs(costs.sizes), Recovery(_STEPS, seed=seed)
-    settings = f"{recipe.name} {recipe.compensator!r} {sorted(options.items())} {shares} {_digest_of(data, costs)}"
-    settings += f" {'with' if finetune else 'without'} fine-tuning"
-    store = _Store(folder, f"{fingerprint(costs.graph, Weights(costs.graph.view))} {settings}")
-    models = [costs.graph.model]
+    origin, settings = fingerprint(costs.graph, Weights(costs.graph.view)), sorted(options.items())
+    key = origin, recipe.name, recipe.compensator, settings, shares, _digest_of(data, costs), finetune is None
+    store = Folder("folder", folder, _INDEX, repr(key), "family", _PARTS)
+    models: list[keras.Model] = [costs.graph.model]
+    plans: list[PruningPlan | None] = [None]
     for share in shares:
-        small = store.load(share)
-        if small is None:
-            small = prune_model(
-                models[-1], recipe, _share_of(models[-1], share * whole), data=data, progress=progress, **options
-            )
-            how = recovery.attempt(small, costs.graph.model, data, progress) if taught else ""
-            if how.startswith(";"):
+        name = f"keep-{share:g}"
+        if path := store.find(f"{name}.keras"):
+            small, plan = load_keras(path), PruningPlan(**store.facts[name])
+        else:
+            given = options | {"data": data, "progress": progress, "return_report": True}
+            small, report = prune_model(models[-1], recipe, _share_of(models[-1], share * whole), **given)
+            plan = replace(report.plan, model=origin, budget=repr(MacsBudget(share)))
+            plan = _of_the_original(plan, models[-1], plans[-1], costs)
+            if taught and (how := recovery.attempt(small, costs.graph.model, data, progress)).startswith(";"):
                 warnings.warn(f"keep={share:g} is refitted{how}", stacklevel=3)
             if finetune is not None:
                 finetune(small)
-            store.save(share, small)
+            store.write(f"{name}.keras", partial(save_keras, small, overwrite=True), **{name: vars(plan)})
         models.append(small)
+        plans.append(plan)
     models[0] = model
     rows = [_row(share, made, evaluate, latency) for share, made in zip((1.0, *shares), models, strict=True)]
-    return Family(tuple(rows), tuple(models))
+    return Family(tuple(rows), tuple(models), tuple(plans))
 
 
 def _digest_of(data: Samples | None, costs: CostModel) -> str | None:
@@ -237,6 +240,21 @@ def _digest_of(data: Samples | None, costs: CostModel) -> str | None:
         return None
     parts = data.read(costs.graph.view)
     return digest_of(Inputs(parts, costs.graph.view, least=1), [part.labels for part in parts])
+
+
+def _check(evaluate: Any, finetune: Any, latency: Any) -> None:
+    check_callable("evaluate", evaluate, "a function of the model", optional=True)
+    check_callable("finetune", finetune, "a function of the model", optional=True)
+    if latency is not None and not isinstance(latency, LatencyTable):
+        raise wrong("latency", latency, "a LatencyTable, or None")
+
+
+def _of_the_original(
+    plan: PruningPlan, model: keras.Model, before: PruningPlan | None, costs: CostModel
+) -> PruningPlan:
+    """The plan of one cut, of a model that `before` made of the original, as one of the original."""
+    kept = Kept(costs.graph) if before is None else units_of(before, costs.graph)
+    return refreshed(plan, costs, kept.then(units_of(plan, analyze(model))))
 
 
 def _share_of(model: keras.Model, macs: float) -> MacsBudget:
@@ -263,61 +281,3 @@ def _row(share: float, model: keras.Model, evaluate: Any, latency: LatencyTable 
     size = sum(keras.ops.convert_to_numpy(weight.value).nbytes for weight in model.weights)
     ms = None if latency is None else latency.predict(model)
     return FamilyRow(share, costs.macs(costs.sizes), costs.params(costs.sizes), size, score, ms)
-
-
-class _Store:
-    """Networks in a folder, and a file that says which of them are whole.
-
-    Args:
-        folder: the folder; None: nothing is written, and nothing found.
-        key: of the work.
-    """
-
-    def __init__(self, folder: str | os.PathLike | None, key: str):
-        self._folder = None if folder is None else check_path("folder", folder)
-        self._key = hashlib.sha256(key.encode()).hexdigest()
-        self._digests: dict[str, str | None] = {}
-        if self._folder is None:
-            return
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot make the folder {self._folder}: {error}.") from error
-        if (self._folder / _INDEX).exists():
-            content = read_json(self._folder / _INDEX, "a family", sealed=True)
-            if not isinstance(content, dict) or content.get("key") != self._key:
-                raise FileError(
-                    f"'{self._folder}' holds another family: model, method, data, budgets, options or fine-tuning "
-                    "differ. Give another folder."
-                )
-            self._digests = content["files"]
-
-    def load(self, share: float) -> keras.Model | None:
-        """A network that was made before."""
-        digest = self._digests.get(f"{share:g}")
-        if self._folder is None or digest is None:
-            return None
-        path = self._folder / f"keep-{share:g}.keras"
-        if digest != _digest(path):
-            raise FileError(f"cannot load {path} as it was written: it was cut or changed. Give another folder.")
-        return load_keras(path)
-
-    def save(self, share: float, model: keras.Model) -> None:
-        """Save a network."""
-        if self._folder is not None:
-            path = self._folder / f"keep-{share:g}.keras"
-            name = f"{share:g}"
-            if name not in self._digests:
-                # What is found under this name after a kill is this family's own.
-                check_destination(path, overwrite=False)
-                self._note(self._folder, name, None)
-            save_keras(model, path, overwrite=True)
-            self._note(self._folder, name, _digest(path))
-
-    def _note(self, folder: Path, name: str, digest: str | None) -> None:
-        self._digests[name] = digest
-        write_json(folder / _INDEX, {"key": self._key, "files": self._digests})
-
-
-def _digest(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

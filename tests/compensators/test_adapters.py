@@ -416,7 +416,7 @@ ALLOCATORS = {
 BUDGETS = {
     "macs": kfp.MacsBudget,
     "params": kfp.ParamsBudget,
-    "bops": kfp.BopsBudget,
+    "bops": kfp.budgets.BopsBudget,
     "tiles": lambda keep: kfp.LatencyBudget(keep=keep, table="arm64"),
     "energy": Energy,
 }

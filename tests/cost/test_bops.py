@@ -42,10 +42,10 @@ def test_bit_operations_are_macs_times_the_bits_of_both_factors():
     model = chain()
     costs = kfp.budgets.CostModel(kfp.analyze(model))
     macs = costs.macs.by_layer(costs.sizes)
-    mixed = kfp.BopsBudget(keep=1.0, weight_bits=MIXED, activation_bits={"stem": 16, "*": 6})
+    mixed = kfp.budgets.BopsBudget(keep=1.0, weight_bits=MIXED, activation_bits={"stem": 16, "*": 6})
     expected = 8 * 16 * macs["stem"] + 4 * 6 * (macs["conv1"] + macs["conv2"]) + 8 * 6 * macs["head"]
     assert spent(model, mixed) == mixed.limit(expected) == expected
-    assert spent(model, kfp.BopsBudget(keep=1.0, weight_bits=3, activation_bits=5)) == 15 * sum(macs.values())
+    assert spent(model, kfp.budgets.BopsBudget(keep=1.0, weight_bits=3, activation_bits=5)) == 15 * sum(macs.values())
 
 
 @pytest.mark.parametrize("name", ["residual_projection", "depthwise", "grouped_conv", "shared_conv"])
@@ -53,7 +53,7 @@ def test_bit_operations_are_macs_times_the_bits_of_both_factors():
 def test_with_equal_bits_it_is_a_macs_budget(name, bits):
     model = ZOO[name]()
     for keep in (0.35, 0.7):
-        bops = kfp.plan_pruning(model, "l2", kfp.BopsBudget(keep=keep, weight_bits=bits, activation_bits=bits))
+        bops = kfp.plan_pruning(model, "l2", kfp.budgets.BopsBudget(keep=keep, weight_bits=bits, activation_bits=bits))
         macs = kfp.plan_pruning(model, "l2", kfp.MacsBudget(keep=keep))
         assert kept(bops) == kept(macs)
 
@@ -64,7 +64,7 @@ def test_it_is_never_exceeded_and_met_within_one_unit(allocator, multiple):
     graph = kfp.analyze(chain())
     costs, weights = kfp.budgets.CostModel(graph), Weights(graph.view)
     for keep in (0.2, 0.45, 0.8):
-        budget = kfp.BopsBudget(keep=keep, weight_bits=MIXED, activation_bits={"stem": 8, "*": 4})
+        budget = kfp.budgets.BopsBudget(keep=keep, weight_bits=MIXED, activation_bits={"stem": 8, "*": 4})
         problem = Allocation(
             sizes=costs.sizes,
             floors=np.ones_like(costs.sizes),
@@ -80,8 +80,8 @@ def test_it_is_never_exceeded_and_met_within_one_unit(allocator, multiple):
 def test_the_pruned_model_spends_what_it_may():
     model = chain()
     for budget in (
-        kfp.BopsBudget(keep=0.4, weight_bits=MIXED),
-        kfp.BopsBudget(count=9_000_000, weight_bits={"conv?": 2, "*": 8}),
+        kfp.budgets.BopsBudget(keep=0.4, weight_bits=MIXED),
+        kfp.budgets.BopsBudget(count=9_000_000, weight_bits={"conv?": 2, "*": 8}),
     ):
         limit = budget.limit(spent(model, budget))
         small = kfp.prune_model(model, "l2", budget)
@@ -90,11 +90,11 @@ def test_the_pruned_model_spends_what_it_may():
 
 def test_fewer_bits_leave_more_filters():
     model = chain()
-    budget = kfp.BopsBudget(keep=0.3)
+    budget = kfp.budgets.BopsBudget(keep=0.3)
     limit = budget.limit(spent(model, budget))
     found = []
     for bits in (8, 6, 4):
-        small = kfp.prune_model(model, "l2", kfp.BopsBudget(count=limit, weight_bits=bits))
+        small = kfp.prune_model(model, "l2", kfp.budgets.BopsBudget(count=limit, weight_bits=bits))
         found.append(
             kfp.budgets.CostModel(kfp.analyze(small)).macs(np.array([g.size for g in kfp.analyze(small).groups]))
         )
@@ -107,14 +107,14 @@ def test_it_steers_whole_layers_and_searches_too(tmp_path):
     for name in ("a", "b", "c"):
         x = keras.layers.Add()([x, keras.layers.Conv2D(6, 3, padding="same", name=name)(x)])
     deep = keras.Model(inputs, keras.layers.Dense(2, name="head")(keras.layers.GlobalAveragePooling2D()(x)))
-    budget = kfp.BopsBudget(keep=0.75, weight_bits={"b": 2, "*": 8})
+    budget = kfp.budgets.BopsBudget(keep=0.75, weight_bits={"b": 2, "*": 8})
     shallow = kfp.prune_layers(deep, budget=budget, method="l1")
-    assert spent(shallow, kfp.BopsBudget(keep=1.0)) < spent(deep, kfp.BopsBudget(keep=1.0))
+    assert spent(shallow, kfp.budgets.BopsBudget(keep=1.0)) < spent(deep, kfp.budgets.BopsBudget(keep=1.0))
     samples = np.random.default_rng(0).normal(size=(16, 12, 12, 3))
     model = chain((6, 6))
     search = kfp.Method(criteria.L2(), allocators.Search(beta=2, measure="error", checkpoint=tmp_path / "search.json"))
     for bits in (8, 8, 4):
-        budget = kfp.BopsBudget(0.5, weight_bits={"head": 8, "*": bits})
+        budget = kfp.budgets.BopsBudget(0.5, weight_bits={"head": 8, "*": bits})
         with nullcontext() if bits == 8 else pytest.raises(errors.FileError, match="belongs to another search"):
             kfp.plan_pruning(model, search, budget, data=samples, progress=False)
 
@@ -134,7 +134,7 @@ def test_it_steers_whole_layers_and_searches_too(tmp_path):
 def test_numbers_out_of_range(arguments, sentence):
     error = errors.InvalidValueError if "bits" in sentence else errors.InfeasibleBudgetError
     with pytest.raises(error, match=sentence):
-        kfp.BopsBudget(**arguments)
+        kfp.budgets.BopsBudget(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_numbers_out_of_range(arguments, sentence):
 )
 def test_patterns_and_layers_that_do_not_meet(bits, sentence):
     with pytest.raises(errors.UnknownNameError, match=sentence):
-        kfp.prune_model(chain(), "l2", kfp.BopsBudget(keep=0.5, weight_bits=bits))
+        kfp.prune_model(chain(), "l2", kfp.budgets.BopsBudget(keep=0.5, weight_bits=bits))
 
 
 def test_a_budget_out_of_reach_and_adapters_are_refused():
     with pytest.raises(errors.InfeasibleBudgetError, match=r"at most 100 bit operations; the smallest reachable is"):
-        kfp.prune_model(chain(), "l2", kfp.BopsBudget(count=100))
+        kfp.prune_model(chain(), "l2", kfp.budgets.BopsBudget(count=100))
     with pytest.raises(errors.InfeasibleBudgetError, match="adapters are new layers"):
-        kfp.prune_model(chain(), "l2", kfp.BopsBudget(keep=0.5, weight_bits=MIXED), compensate="adapter")
+        kfp.prune_model(chain(), "l2", kfp.budgets.BopsBudget(keep=0.5, weight_bits=MIXED), compensate="adapter")
 
 
 # ------------------------------------------------------------------------------------------------------ the table
@@ -186,7 +186,7 @@ def test_the_table_joins_keep_and_bits():
     kernels = {layer.name: layer.kernel.shape.num_elements() for layer in model.layers if layer.weights}
     bits = 8 * (kernels["stem"] + kernels["head"]) + 4 * (kernels["conv1"] + kernels["conv2"])
     assert mixed.bytes == (bits + 32 * (model.count_params() - sum(kernels.values())) + 7) // 8
-    assert mixed.bops == spent(model, kfp.BopsBudget(keep=1.0, weight_bits=MIXED))
+    assert mixed.bops == spent(model, kfp.budgets.BopsBudget(keep=1.0, weight_bits=MIXED))
     assert coarse.bops == 4 * whole.macs
     assert found.rows[4].macs <= 0.5 * whole.macs
     assert found.to_dict()["rows"][1]["weight_bits"] == MIXED

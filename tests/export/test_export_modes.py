@@ -13,7 +13,7 @@ from builders import images
 from zoo import ZOO, random_inputs
 
 import tflite_bench
-from keras_filterprune.errors import ExportError, FileError, UnknownNameError
+from keras_filterprune.errors import ExportError, FileError, InvalidValueError, UnknownNameError
 from keras_filterprune.export import export_tflite
 from keras_filterprune.export.file_operators import read_operators, refuse_operators
 from keras_filterprune.export.metadata import Metadata
@@ -133,6 +133,62 @@ def test_integer_inputs_and_outputs(slow, mode, dtype):
     assert predicted.dtype == np.float32
     np.testing.assert_allclose(predicted, model.predict(x, verbose=0), atol=0.05)
     assert result.relative_difference < 0.1
+
+
+def test_cameras_hand_over_bytes(slow, tmp_path):
+    """The normalization says which numbers pixels are; without one, calibration does."""
+    model, pixels = slow[0], np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3)).astype("uint8")
+    x = (pixels.astype("float32") - 127) / 64
+    about = Metadata(normalization=(127, 64))
+    settings = {"quantize": "int8", "data": x, "integer_io": "uint8"}
+    result = export_tflite(model, tmp_path / "bytes.tflite", metadata=about, **settings)
+    given, returned = input_and_output(result.path)
+    assert given["dtype"] == returned["dtype"] == np.uint8
+    assert given["name"] == input_and_output(slow[1]("int8").path)[0]["name"]
+    scale, zero_point = given["quantization"]
+    assert (round(1 / scale, 4), zero_point) == (64, 127)
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(model_path=os.fspath(result.path)).get_signature_runner()
+    ((name, _),) = run.get_input_details().items()
+    ((_, details),) = run.get_output_details().items()
+    scale, zero_point = details["quantization"]
+    found = [(next(iter(run(**{name: p[None]}).values())).astype(float) - zero_point) * scale for p in pixels]
+    np.testing.assert_allclose(np.concatenate(found), predict_tflite(result.path, x), atol=1e-6)
+    np.testing.assert_allclose(predict_tflite(result.path, x), model.predict(x, verbose=0), atol=0.1)
+    plain = export_tflite(model, tmp_path / "plain.tflite", **settings)
+    assert input_and_output(plain.path)[0]["quantization"][0] == pytest.approx((x.max() - x.min()) / 255, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"quantize": "int16x8"}, "integer_io='uint8' belongs to int8"),
+        ({"quantize": None}, "integer_io='uint8' belongs to int8"),
+        ({"integer_io": "uint16"}, "integer_io is True, False or 'uint8'. Received: integer_io='uint16'"),
+        ({"metadata": Metadata(normalization=([1, 2, 3], 1))}, "the same for all channels"),
+    ],
+)
+def test_bytes_that_cannot_be(slow, tmp_path, settings, sentence):
+    given = {"quantize": "int8", "integer_io": "uint8", "data": images(8, (16, 16, 3))} | settings
+    with pytest.raises(InvalidValueError) as caught:
+        export_tflite(slow[0], tmp_path / "no.tflite", **given)
+    assert sentence in str(caught.value)
+
+
+def test_what_is_seen_of_agreement_and_of_signed_pixels(tmp_path):
+    x = images(32, (6, 6, 3))
+    layers_ = [layers.Flatten(), layers.Dense(64, kernel_initializer="random_normal"), layers.Dense(200)]
+    model = keras.Sequential([keras.Input((6, 6, 3)), *layers_])
+    # Classes that differ by less than a step of the outputs.
+    model.layers[-1].set_weights([1e-3 * w for w in model.layers[-1].get_weights()])
+    model.layers[-1].bias.assign(np.arange(200) % 2 * 5.0)
+    about = Metadata(normalization=(0, 255))
+    result = export_tflite(model, tmp_path / "a.tflite", quantize="int8", data=x, integer_io=True, metadata=about)
+    assert result.top1_agreement < 0.9
+    text = result.summary()
+    assert "warning: (the outputs): have another highest class than Keras' for" in text
+    assert "warning: (the inputs): are int8, which MediaPipe" in text
 
 
 def test_open_batch_takes_any_number_of_samples(tmp_path):

@@ -80,7 +80,7 @@ def pruned():
 def files(pruned, tmp_path_factory):
     """An int8 file without and with metadata."""
     folder = tmp_path_factory.mktemp("files")
-    metadata = kfp.Metadata(labels=NAMES, normalization=(127.5, [127.5, 128, 64]), plan=pruned[1].plan)
+    metadata = kfp.export.Metadata(labels=NAMES, normalization=(127.5, [127.5, 128, 64]), plan=pruned[1].plan)
     data = np.random.default_rng(0).normal(size=(8, 8, 8, 3))
     settings = {"quantize": "int8", "data": data}
     plain = kfp.export_tflite(pruned[0], folder / "plain.tflite", **settings)
@@ -125,7 +125,9 @@ def test_tools_find_it_by_the_official_schema(files):
 
 
 def test_several_inputs_and_outputs_are_named(tmp_path):
-    metadata = kfp.Metadata(labels={"kind": NAMES, "size": ["small", "large"]}, normalization={"my image": (0, 255)})
+    metadata = kfp.export.Metadata(
+        labels={"kind": NAMES, "size": ["small", "large"]}, normalization={"my image": (0, 255)}
+    )
     result = kfp.export_tflite(two_heads(), tmp_path / "model.tflite", metadata=metadata)
     content = kfp.export.read_metadata(result.path)
     assert content["labels"] == {"kind": NAMES, "size": ["small", "large"]}
@@ -164,7 +166,7 @@ def test_several_inputs_and_outputs_are_named(tmp_path):
 )
 def test_metadata_that_do_not_fit_are_refused(settings, sentence, tmp_path):
     with pytest.raises(errors.InvalidValueError, match=sentence):
-        kfp.export_tflite(classifier(), tmp_path / "model.tflite", metadata=kfp.Metadata(**settings))
+        kfp.export_tflite(classifier(), tmp_path / "model.tflite", metadata=kfp.export.Metadata(**settings))
     assert os.listdir(tmp_path) == []
 
 
@@ -173,11 +175,11 @@ def test_metadata_of_several_inputs_and_outputs_need_names():
     with pytest.raises(
         errors.InvalidValueError, match=r"3 outputs: labels is a dict by output, of \['age', 'kind', 'size'\]"
     ):
-        check_metadata(kfp.Metadata(labels=NAMES), model, input_ports(model))
+        check_metadata(kfp.export.Metadata(labels=NAMES), model, input_ports(model))
     with pytest.raises(errors.InvalidValueError, match=r"2 inputs: normalization is a dict by input"):
-        check_metadata(kfp.Metadata(normalization=(0, 1)), model, input_ports(model))
+        check_metadata(kfp.export.Metadata(normalization=(0, 1)), model, input_ports(model))
     with pytest.raises(
-        errors.InvalidValueError, match=r"metadata is a keras_filterprune\.Metadata, or None\. Received: metadata=\["
+        errors.InvalidValueError, match=r"metadata is a kfp\.export\.Metadata, or None\. Received: metadata=\["
     ):
         check_metadata(NAMES, model, input_ports(model))
 
@@ -197,10 +199,10 @@ def test_plans_fit_what_they_made_and_nothing_else(method, size, settings, prune
     small, report = kfp.prune_model(model, method, 0.6, return_report=True, progress=False, **settings)
     x = keras.Input((8, 8, 3))
     fixed = keras.Model(x, small(x))
-    check_metadata(kfp.Metadata(plan=report.plan), fixed, input_ports(fixed))
+    check_metadata(kfp.export.Metadata(plan=report.plan), fixed, input_ports(fixed))
     for other, wrong in ((fixed, plan), (classifier(), report.plan), (pruned[0], report.plan)):
         with pytest.raises(errors.PlanMismatchError, match=r"the plan leaves .* MACs and .* parameters of model "):
-            check_metadata(kfp.Metadata(plan=wrong), other, input_ports(other))
+            check_metadata(kfp.export.Metadata(plan=wrong), other, input_ports(other))
 
 
 def test_a_plan_keeps_its_hash_in_a_file_and_another_has_another(pruned, tmp_path):

@@ -52,7 +52,7 @@ def samples(count=4):
 # ------------------------------------------------------------------------------------------------------- parsed once
 
 
-METADATA = kfp.Metadata(normalization=(0.0, 1.0))
+METADATA = kfp.export.Metadata(normalization=(0.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_what_is_made_of_a_file_leaves_it_as_it_was(short):
     before = TFLiteFile.holding(file.model).content
     with quiet():
         wide = quantize_statically(file, "int16x8", {"image": samples()})
-    marked = embed(file, kfp.Metadata(normalization=(0.0, 1.0)), model.name, input_ports(model))
+    marked = embed(file, kfp.export.Metadata(normalization=(0.0, 1.0)), model.name, input_ports(model))
     assert TFLiteFile.holding(file.model).content == before
     for other in (wide, marked):
         assert other.content != file.content

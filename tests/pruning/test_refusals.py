@@ -25,8 +25,11 @@ REFUSED = {
     "a budget of another type": ({"budget": "50%"}, errors.InvalidValueError),
     "a pattern in include": ({"include": "nosuch"}, errors.UnknownNameError),
     "a pattern in exclude": ({"exclude": ["conv1", "nosuch*"]}, errors.UnknownNameError),
-    "a pattern in bits": ({"budget": kfp.BopsBudget(0.5, weight_bits={"nosuch": 4})}, errors.UnknownNameError),
-    "a layer without bits": ({"budget": kfp.BopsBudget(0.5, activation_bits={"conv1": 4})}, errors.UnknownNameError),
+    "a pattern in bits": ({"budget": kfp.budgets.BopsBudget(0.5, weight_bits={"nosuch": 4})}, errors.UnknownNameError),
+    "a layer without bits": (
+        {"budget": kfp.budgets.BopsBudget(0.5, activation_bits={"conv1": 4})},
+        errors.UnknownNameError,
+    ),
     "a pattern in fractions": ({"budget": kfp.FiltersBudget({"nosuch": 0.5})}, errors.FilterPruneError),
     "a criterion that only ranks": ({"budget": kfp.budgets.RedundancyBudget()}, errors.InfeasibleBudgetError),
     "a target": ({"channel_multiple": "arm46"}, errors.UnknownNameError),
@@ -34,7 +37,7 @@ REFUSED = {
 }
 PRUNING_ONLY = {
     "adapters with bits by name": (
-        {"budget": kfp.BopsBudget(0.5, weight_bits={"*": 4}), "compensate": "adapter"},
+        {"budget": kfp.budgets.BopsBudget(0.5, weight_bits={"*": 4}), "compensate": "adapter"},
         errors.InfeasibleBudgetError,
     ),
     "adapters around nothing": ({"exclude": "conv*", "compensate": "adapter"}, errors.InfeasibleBudgetError),
@@ -96,7 +99,7 @@ def test_the_check_can_fail(method):
         ({"n_layers": "1"}, errors.InvalidValueError),
         ({"budget": "50%"}, errors.InvalidValueError),
         ({"budget": kfp.FiltersBudget(0.5)}, errors.InfeasibleBudgetError),
-        ({"budget": kfp.BopsBudget(0.5, weight_bits={"nosuch": 4})}, errors.UnknownNameError),
+        ({"budget": kfp.budgets.BopsBudget(0.5, weight_bits={"nosuch": 4})}, errors.UnknownNameError),
         ({"n_layers": 1, "include": "nosuch"}, errors.UnknownNameError),
         ({"n_layers": 1, "exclude": "conv*"}, errors.InfeasibleBudgetError),
     ],
