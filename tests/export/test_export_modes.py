@@ -135,6 +135,27 @@ def test_integer_inputs_and_outputs(slow, mode, dtype):
     assert result.relative_difference < 0.1
 
 
+@pytest.mark.parametrize("mode", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("packed", "names"),
+    [
+        (lambda a, b: {"scores": a, "boxes": b}, ["scores", "boxes"]),
+        (lambda a, b: [a, b], ["output_0", "output_1"]),
+        (lambda a, b: {"scores": a}, None),
+    ],
+)
+def test_several_outputs_come_by_their_names(packed, names, mode, tmp_path):
+    image = keras.Input((6, 6, 3))
+    y = layers.Conv2D(5, 3, activation="relu")(image)
+    made = [layers.Dense(3)(layers.Flatten()(y)), layers.Conv2D(4, 1)(y)]
+    model, x = keras.Model(image, packed(*made)), images(9, (6, 6, 3))
+    path = export_tflite(model, tmp_path / "m.tflite", quantize=mode, data=x).path
+    expected, found = [y.numpy() for y in keras.Model(image, made)(x)], predict_tflite(path, x)
+    assert isinstance(found, dict) == (names is not None)
+    for array, name in zip(expected, names or [None], strict=names is not None):
+        np.testing.assert_allclose(found if name is None else found[name], array, atol=0.2 if mode == "int8" else 1e-5)
+
+
 def test_open_batch_takes_any_number_of_samples(tmp_path):
     from ai_edge_litert.interpreter import Interpreter
 
