@@ -154,9 +154,9 @@ def detector(classes: int) -> keras.Model:
     rare = keras.initializers.Constant(-np.log(99))
     scores = layers.Conv2D(classes, 1, bias_initializer=rare, name="logits")(block(block(neck, 64), 64))
     # Left, top, right and bottom of a box, as seen from the middle of its cell.
-    sides = keras.ops.exp(layers.Reshape((-1, 4))(sides)) * np.tile([STRIDE / WIDTH, STRIDE / HEIGHT], 2)
-    boxes = layers.Concatenate(name="boxes")([centres() - sides[..., :2], centres() + sides[..., 2:]])
-    scores = layers.Activation("sigmoid", name="scores")(layers.Reshape((-1, classes))(scores))
+    cell = np.array([STRIDE / WIDTH, STRIDE / HEIGHT], "float32")
+    boxes = keras.ops.exp(layers.Reshape((-1, 4))(sides)) * np.append(-cell, cell) + np.tile(centres(), 2)
+    scores = layers.Activation("sigmoid")(layers.Reshape((-1, classes))(scores))
     return keras.Model(inputs, {"boxes": boxes, "scores": scores}, name="detector")
 
 
