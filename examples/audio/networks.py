@@ -39,6 +39,29 @@ def dcase21_net(
     return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="dense2")(x), name=name)
 
 
+def ds_cnn(
+    shape: tuple[int, int, int] = (40, 50, 1), filters: int = 64, blocks: int = 4, classes: int = 10
+) -> keras.Model:
+    """DS-CNN for keyword spotting (Zhang et al. 2017), the small one; logits.
+
+    Args:
+        shape: (mel bands, frames, 1) of a log-mel spectrogram.
+        filters: of all convolutions.
+        blocks: separable convolutions.
+        classes: keywords.
+    """
+
+    def normalized(x):
+        return layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+
+    inputs = keras.Input(shape, name="log_mel")
+    x = normalized(layers.Conv2D(filters, (4, 10), 2, "same", use_bias=False)(inputs))
+    for _ in range(blocks):
+        x = normalized(layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x))
+        x = normalized(layers.Conv2D(filters, 1, use_bias=False)(x))
+    return keras.Model(inputs, layers.Dense(classes)(layers.GlobalAveragePooling2D()(x)), name="ds_cnn")
+
+
 def vggish_net(classes: int = 10) -> keras.Model:
     """VGGish for scene classification on log-mel patches (96, 64, 1): 55 361 162 parameters, 847.1 M MACs."""
     inputs = keras.Input((96, 64, 1), name="log_mel")

@@ -68,15 +68,16 @@ def _samples(x: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
-    """Outputs of a single-input, single-output `.tflite` file, batch of one by batch of one.
+def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> Any:
+    """Outputs of a `.tflite` file with one input, batch of one by batch of one.
 
     Args:
         path: the file, as `export_tflite` writes it.
         x: samples of shape (samples, *input shape).
 
     Returns:
-        Float array of shape (samples, *output shape).
+        Float array of shape (samples, *output shape); of a file with several outputs, one of each, by name: the keys of
+        a model whose outputs are a dict, else `output_0`, `output_1` and so on.
 
     Raises:
         FileError: there is no such file, or LiteRT cannot read or run it.
@@ -102,7 +103,9 @@ def predict_tflite(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
     (name,) = run.inputs
     x = _samples(x, run.shapes[name])
     try:
-        return np.concatenate([next(iter(run({name: sample[None]}).values())) for sample in x])
+        rows = [run({name: sample[None]}) for sample in x]
+        found = {output: np.concatenate([row[output] for row in rows]) for output in rows[0]}
+        return found if len(found) > 1 else next(iter(found.values()))
     # LiteRT looks at some of a damaged file only when it runs.
     except (ValueError, RuntimeError, StopIteration) as error:
         raise FileError(f"LiteRT cannot run '{path}': {error}.") from error

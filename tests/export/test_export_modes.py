@@ -191,6 +191,27 @@ def test_what_is_seen_of_agreement_and_of_signed_pixels(tmp_path):
     assert "warning: (the inputs): are int8, which MediaPipe" in text
 
 
+@pytest.mark.parametrize("mode", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("packed", "names"),
+    [
+        (lambda a, b: {"scores": a, "boxes": b}, ["scores", "boxes"]),
+        (lambda a, b: [a, b], ["output_0", "output_1"]),
+        (lambda a, b: {"scores": a}, None),
+    ],
+)
+def test_several_outputs_come_by_their_names(packed, names, mode, tmp_path):
+    image = keras.Input((6, 6, 3))
+    y = layers.Conv2D(5, 3, activation="relu")(image)
+    made = [layers.Dense(3)(layers.Flatten()(y)), layers.Conv2D(4, 1)(y)]
+    model, x = keras.Model(image, packed(*made)), images(9, (6, 6, 3))
+    path = export_tflite(model, tmp_path / "m.tflite", quantize=mode, data=x).path
+    expected, found = [y.numpy() for y in keras.Model(image, made)(x)], predict_tflite(path, x)
+    assert isinstance(found, dict) == (names is not None)
+    for array, name in zip(expected, names or [None], strict=names is not None):
+        np.testing.assert_allclose(found if name is None else found[name], array, atol=0.2 if mode == "int8" else 1e-5)
+
+
 def test_open_batch_takes_any_number_of_samples(tmp_path):
     from ai_edge_litert.interpreter import Interpreter
 
