@@ -54,7 +54,8 @@ class Checked(metaclass=_Complete):
         for name, method in list(vars(cls).items()):
             asked = getattr(super(cls, cls), name, None)
             check = getattr(asked, "returned_check", None)
-            if inspect.isfunction(method) and (check is not None or getattr(asked, "__isabstractmethod__", False)):
+            demanded = check is not None or getattr(asked, "__isabstractmethod__", False)
+            if inspect.isfunction(method) and asked is not None and demanded:
                 _check_called(cls, method, asked)
             if check is not None and callable(method):
                 setattr(cls, name, _checked(method, check))

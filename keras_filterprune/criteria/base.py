@@ -51,13 +51,13 @@ def check_redundant(criterion: Any, count: Any, group: Group, *_: Any, **__: Any
 
 def check_members(criterion: Any, found: Any, group: Group) -> None:
     """What is scored of a group are members."""
-    right = isinstance(found, list | tuple) and len(found) > 0 and all(isinstance(m, Member) for m in found)
+    right = isinstance(found, list | tuple) and all(isinstance(m, Member) for m in found)
     check_returned(right, f"{criterion!r}.members", f"return some of group '{group.name}'.members", found)
 
 
 def check_filters(criterion: Any, found: Any, member: Member, *_: Any, **__: Any) -> None:
     """Filters are rows, one per unit."""
-    right = isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == len(member.positions)
+    right = isinstance(found, np.ndarray) and found.ndim > 1 and len(found) == len(member.positions)
     expected = f"return an array of {len(member.positions)} rows, the filters of '{member.layer}'"
     check_returned(right, f"{criterion!r}.filters", expected, found)
 
@@ -214,7 +214,9 @@ class MemberCriterion(Criterion):
         return np.concatenate([np.zeros(0), *(self.score(self.filters(member, weights)) for member in own)])
 
     def scores(self, group: Group, weights: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-        raw = np.stack([self._raw(group, member, weights) for member in self.members(group)])
+        members = self.members(group)
+        check_returned(bool(members), f"{self!r}.members", f"return some of group '{group.name}'.members", members)
+        raw = np.stack([self._raw(group, member, weights) for member in members])
         if not self.normalised:
             return _AGGREGATE[self.aggregate](raw)
         means = raw.mean(axis=1, keepdims=True)

@@ -33,7 +33,7 @@ class EinsumDense(Handler):
         if weights.keys() - {"kernel", "bias"}:
             t.constant(call.path, *weights)
             return give_up(call, inputs, t, "feeds the quantized or adapted kernel of")
-        at = {_axis(read, letter, len(x.shape)): letter for letter in kernel if letter in read}
+        at: dict[int | None, str] = {_axis(read, letter, len(x.shape)): letter for letter in kernel if letter in read}
         sizes = dict(zip(kernel, weights["kernel"].shape, strict=True))
         products = volume(x.shape[1:]) * volume(tuple(sizes[letter] for letter in kernel if letter not in read))
         carried = at.get(x.axis, ".")

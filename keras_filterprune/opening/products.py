@@ -52,7 +52,7 @@ def _of_matmul(x: tuple, kernel: tuple) -> str | None:
     # Matrices side by side, each for its part of the tensor: none of them is repeated.
     if len(kernel) < 2 or len(x) < len(kernel) or x[len(x) - len(kernel) : -2] != kernel[:-2]:
         return None
-    *batch, rows, summed, columns = string.ascii_letters[: len(x) + 1]
+    *batch, rows, summed, columns = tuple(string.ascii_letters[: len(x) + 1])
     before = "".join(batch[len(x) - len(kernel) :])
     every = "".join(batch)
     return f"{every}{rows}{summed},{before}{summed}{columns}->{every}{rows}{columns}"

@@ -67,7 +67,10 @@ def masked(x: Any, mask: Any | None) -> Any:
 
 def carried(op: Any, args: tuple, outputs: list[Any]) -> list[Any]:
     """The outputs of a layer with the masks that it hands on, if something else has computed them in its place."""
-    if not isinstance(op, keras.layers.Layer) or not op.supports_masking or not args or mask_of(outputs[0]) is not None:
+    if not isinstance(op, keras.layers.Layer) or not op.supports_masking or not args:
+        return outputs
+    # What is computed need not be a tensor.
+    if not keras.ops.is_tensor(outputs[0]) or mask_of(outputs[0]) is not None:
         return outputs
     before = keras.tree.map_structure(lambda x: mask_of(x) if keras.ops.is_tensor(x) else None, args[0])
     found = keras.tree.flatten(op.compute_mask(args[0], before))
