@@ -64,6 +64,16 @@ def excited():
     return keras.Model(image, L.Conv2D(2, 1, name="logits")(x))
 
 
+def separable():
+    """Depthwise convolutions hand on what is made at another resolution: on the way down, and on the way up."""
+    x = image = keras.Input((16, 16, 3))
+    x = outer = conv(8, "outer")(x)
+    x = conv(12, "deep")(L.DepthwiseConv2D(3, 2, "same", name="down")(x))
+    x = conv(12, "inner")(x)
+    x = L.DepthwiseConv2D(3, padding="same", name="up")(L.Concatenate()([L.UpSampling2D()(x), outer]))
+    return keras.Model(image, L.Conv2D(2, 1, name="logits")(x))
+
+
 def padded():
     x = image = keras.Input((16, 16, 3))
     x = L.Conv2D(8, 3, name="outer")(L.ZeroPadding2D()(x))
@@ -113,7 +123,8 @@ def nested():
 
 SITUATIONS = [
     (excited, 1, ["inner"]),
-    (padded, 1, ["inner"]),
+    (padded, 2, ["inner"]),
+    (separable, 1, ["deep", "inner"]),
     (autoencoder, 1, ["code", "spread"]),
     (autoencoder, 2, ["code", "spread", "inner"]),
     (of_waves, 1, ["inner"]),
