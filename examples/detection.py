@@ -148,7 +148,9 @@ def detector(classes: int) -> keras.Model:
     x = block(block(x, 32, 2), 32)
     fine = block(block(x, 64, 2), 64)
     coarse = block(block(block(fine, 128, 2), 128), 128)
-    neck = layers.Add()([layers.UpSampling2D()(layers.Conv2D(64, 1)(coarse)), layers.Conv2D(64, 1)(fine)])
+    neck = layers.Add()(
+        [layers.UpSampling2D(interpolation="bilinear")(layers.Conv2D(64, 1)(coarse)), layers.Conv2D(64, 1)(fine)]
+    )
     neck = block(neck, 64)
     sides = layers.Conv2D(4, 1, name="sides")(block(block(neck, 64), 64))
     rare = keras.initializers.Constant(-np.log(99))

@@ -105,7 +105,7 @@ class Protocol:
         keras.utils.set_random_seed(0)
         batches = _Batches(self.task)
         schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches))
-        model.compile(keras.optimizers.Adam(schedule), self.task.loss, jit_compile=True)
+        model.compile(keras.optimizers.Adam(schedule), self.task.loss)
         going_on = keras.callbacks.BackupAndRestore(self.out / "interrupted")
         model.fit(batches, epochs=epochs, callbacks=[going_on], verbose=2)
         return model
@@ -167,7 +167,7 @@ class _Batches(keras.utils.PyDataset):
         self._order = self._generator.permutation(self._task.examples)
 
     def __len__(self) -> int:
-        # A last batch of another size would be compiled for itself.
+        # All batches are of one size, so that the training step is compiled once.
         return self._task.examples // self._task.size
 
     def __getitem__(self, index: int) -> tuple:

@@ -46,10 +46,11 @@ def innermost(model: keras.Model, k: int = 1) -> list[str]:
     enlarged = {_positions(call.input_shapes[0]) for call in graph.view.calls if _enlarges(call)}
     if not enlarged:
         raise UnsupportedModelError(f"nothing in model '{model.name}' is made larger: it is no encoder-decoder.")
-    producers = {layer for group in graph.groups for layer in group.producers}
-    found = {call.path: _positions(call.output_shapes[0]) for call in graph.view.calls if call.path in producers}
-    levels = sorted(enlarged & set(found.values()))[:k]
-    return [layer for layer, positions in found.items() if positions in levels]
+    positions = {call.path: _positions(call.output_shapes[0]) for call in graph.view.calls}
+    # Depthwise convolutions hand on filters of the resolution before: a group is where its first layer is.
+    levels = sorted(enlarged & {positions[group.producers[0]] for group in graph.groups})[:k]
+    inner = {layer for group in graph.groups if positions[group.producers[0]] in levels for layer in group.producers}
+    return [layer for layer in positions if layer in inner and positions[layer] in levels]
 
 
 def _enlarges(call: Call) -> bool:

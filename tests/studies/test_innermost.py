@@ -17,12 +17,12 @@ L = keras.layers
 def unet(larger, side=16):
     """Two levels under the full resolution; `larger(x, filters, name)` goes up a level."""
     x = image = keras.Input((side, side, 3))
-    x = outer = conv(4, "outer", padding="same")(x)
-    x = middle = conv(8, "middle", strides=2, padding="same")(x)
-    x = conv(12, "inner_in", strides=2, padding="same")(x)
-    x = conv(12, "inner_out", padding="same")(x)
-    x = conv(8, "middle_out", padding="same")(L.Concatenate()([larger(x, 8, "up_1"), middle]))
-    x = conv(4, "outer_out", padding="same")(L.Concatenate()([larger(x, 4, "up_2"), outer]))
+    x = outer = conv(4, "outer")(x)
+    x = middle = conv(8, "middle", strides=2)(x)
+    x = conv(12, "inner_in", strides=2)(x)
+    x = conv(12, "inner_out")(x)
+    x = conv(8, "middle_out")(L.Concatenate()([larger(x, 8, "larger_1"), middle]))
+    x = conv(4, "outer_out")(L.Concatenate()([larger(x, 4, "larger_2"), outer]))
     return keras.Model(image, L.Conv2D(2, 1, name="logits")(x))
 
 
@@ -43,7 +43,7 @@ LARGER = {
 @pytest.mark.parametrize("larger", LARGER.values(), ids=LARGER)
 def test_the_lowest_resolutions_come_first(larger):
     model = unet(larger)
-    ups = [layer.name for layer in model.layers if layer.name.startswith("up_")]
+    ups = [layer.name for layer in model.layers if layer.name.startswith("larger_")]
     assert innermost(model) == ["inner_in", "inner_out"]
     assert innermost(model, 2) == ["middle", "inner_in", "inner_out", *ups[:1], "middle_out"]
     # The full resolution is none that anything is made larger from.
@@ -51,23 +51,33 @@ def test_the_lowest_resolutions_come_first(larger):
 
 
 def test_a_space_that_is_made_of_channels_counts_like_any_other():
-    assert innermost(unet(shuffled)) == ["inner_in", "inner_out", "up_1"]
+    assert innermost(unet(shuffled)) == ["inner_in", "inner_out", "larger_1"]
 
 
 def excited():
     x = image = keras.Input((16, 16, 3))
-    x = skip = conv(8, "outer", padding="same")(x)
-    x = conv(8, "inner", strides=2, padding="same")(x)
+    x = skip = conv(8, "outer")(x)
+    x = conv(8, "inner", strides=2)(x)
     gate = L.GlobalAveragePooling2D(keepdims=True)(x)
     gate = L.Conv2D(8, 1, activation="sigmoid", name="gate")(L.Conv2D(4, 1, activation="relu", name="squeeze")(gate))
     x = L.Concatenate()([L.UpSampling2D()(L.Multiply()([x, gate])), skip])
     return keras.Model(image, L.Conv2D(2, 1, name="logits")(x))
 
 
+def separable():
+    """Depthwise convolutions hand on what is made at another resolution: on the way down, and on the way up."""
+    x = image = keras.Input((16, 16, 3))
+    x = outer = conv(8, "outer")(x)
+    x = conv(12, "deep")(L.DepthwiseConv2D(3, 2, "same", name="down")(x))
+    x = conv(12, "inner")(x)
+    x = L.DepthwiseConv2D(3, padding="same", name="up")(L.Concatenate()([L.UpSampling2D()(x), outer]))
+    return keras.Model(image, L.Conv2D(2, 1, name="logits")(x))
+
+
 def padded():
     x = image = keras.Input((16, 16, 3))
-    x = conv(8, "outer")(L.ZeroPadding2D()(x))
-    x = conv(8, "inner", strides=2)(L.ZeroPadding2D()(x))
+    x = L.Conv2D(8, 3, name="outer")(L.ZeroPadding2D()(x))
+    x = L.Conv2D(8, 3, strides=2, name="inner")(L.ZeroPadding2D()(x))
     return keras.Model(image, L.Conv2D(2, 1, name="logits")(L.UpSampling2D()(x)))
 
 
@@ -75,7 +85,7 @@ def autoencoder():
     x = values = keras.Input((12,))
     x = L.Dense(6, activation="relu", name="code")(x)
     x = L.Reshape((3, 3, 4))(L.Dense(36, activation="relu", name="spread")(x))
-    x = conv(8, "inner", padding="same")(x)
+    x = conv(8, "inner")(x)
     return keras.Model(values, L.Conv2D(1, 3, padding="same", name="pixels")(L.UpSampling2D()(x)))
 
 
@@ -98,9 +108,9 @@ def of_tokens():
 def joined_grids():
     """As detectors join what they found at two resolutions: more positions, and nothing is larger."""
     x = image = keras.Input((16, 16, 3))
-    x = fine = conv(8, "fine", padding="same")(x)
-    x = conv(8, "coarse", strides=2, padding="same")(x)
-    up = conv(8, "neck", padding="same")(L.Concatenate()([L.UpSampling2D()(x), fine]))
+    x = fine = conv(8, "fine")(x)
+    x = conv(8, "coarse", strides=2)(x)
+    up = conv(8, "neck")(L.Concatenate()([L.UpSampling2D()(x), fine]))
     heads = [L.Reshape((-1, 2))(L.Conv2D(2, 1)(y)) for y in (up, x)]
     return keras.Model(image, L.Concatenate(axis=1)(heads))
 
@@ -113,7 +123,8 @@ def nested():
 
 SITUATIONS = [
     (excited, 1, ["inner"]),
-    (padded, 1, ["inner"]),
+    (padded, 2, ["inner"]),
+    (separable, 1, ["deep", "inner"]),
     (autoencoder, 1, ["code", "spread"]),
     (autoencoder, 2, ["code", "spread", "inner"]),
     (of_waves, 1, ["inner"]),
