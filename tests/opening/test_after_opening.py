@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from composites import SITUATIONS, Classifier, Trained, around, called
 from keras import layers, ops
-from text_composites import UNITS  # noqa: F401  (registers)
+from text_composites import UNITS
 
 import keras_filterprune as kfp
 from keras_filterprune import errors
@@ -181,7 +181,8 @@ def test_what_a_plain_model_lacks_is_said():
     assert "Tuned.call() has no argument `training`, so that fit() runs 'blocks_0_norm' as in inference" in notes
 
 
-@pytest.mark.parametrize("name", [name for name, found in SITUATIONS.items() if found.closed])
+# What stays closed and lets channels through all the same holds nothing back.
+@pytest.mark.parametrize("name", [name for name, found in SITUATIONS.items() if found.closed and name not in UNITS])
 def test_reasons_stand_in_the_report(name):
     graph = kfp.analyze(SITUATIONS[name].build())
     text = " ".join(pin.reason for pin in graph.pinned)
