@@ -154,7 +154,8 @@ def halves_that_turn():
     def turned(self, x):
         cos, sin = turns(TIME, SIZE)
         first, second = ops.split(x, 2, axis=-1)
-        return x * cos + ops.concatenate([-second, first], axis=-1) * sin
+        # PyTorch's own product with an array of NumPy warns.
+        return ops.multiply(x, cos) + ops.multiply(ops.concatenate([-second, first], axis=-1), sin)
 
     return attention(turned=turned)
 
