@@ -39,6 +39,12 @@ class _Complete(abc.ABCMeta):
             )
         return super().__call__(*args, **kwargs)
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        # That of the method above says nothing about a class.
+        signature = inspect.signature(cls.__init__)
+        return signature.replace(parameters=[*signature.parameters.values()][1:], return_annotation=signature.empty)
+
 
 class Checked(metaclass=_Complete):
     """A base whose subclasses, anybody's perhaps, are told of methods that are missing, or return something wrong.

@@ -72,8 +72,6 @@ def pytest_collection_finish():
     # Thousands of tests and all of TensorFlow stay: no garbage to look for, as the converter does at every file.
     gc.collect()
     gc.freeze()
-    # A model is tens of thousands of objects, and most of them last until its test ends.
-    gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture(scope="session")
