@@ -42,8 +42,9 @@ class _Complete(abc.ABCMeta):
     @property
     def __signature__(cls) -> inspect.Signature:
         # That of the method above says nothing about a class.
-        signature = inspect.signature(cls.__init__)
-        return signature.replace(parameters=[*signature.parameters.values()][1:], return_annotation=signature.empty)
+        made = cls.__init__  # type: ignore[misc]
+        taken = [] if made is object.__init__ else [*inspect.signature(made).parameters.values()][1:]
+        return inspect.Signature(taken)
 
 
 class Checked(metaclass=_Complete):
