@@ -74,5 +74,5 @@ def _ports(job: Job, candidate: Candidate) -> tuple[str, ...]:
         lines.append(f"Normalization (mean, std): {about.normalization}.")
     lines += [f"Output {name}." for name in output_keys(output_structure(model))]
     if about.labels is not None:
-        lines.append(f"Classes: {about.labels}.")
+        lines.append(f"Classes: {', '.join(about.labels)}.")
     return tuple(lines)
