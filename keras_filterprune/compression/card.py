@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from keras_filterprune.compression.result import FILES, Compressed, percent
@@ -73,6 +74,6 @@ def _ports(job: Job, candidate: Candidate) -> tuple[str, ...]:
     if about.normalization is not None:
         lines.append(f"Normalization (mean, std): {about.normalization}.")
     lines += [f"Output {name}." for name in output_keys(output_structure(model))]
-    if about.labels is not None:
-        lines.append(f"Classes: {', '.join(about.labels)}.")
+    named = about.labels if isinstance(about.labels, Mapping) else {"": about.labels or ()}
+    lines += [f"Classes{output and ' of '}{output}: {', '.join(names)}." for output, names in named.items() if names]
     return tuple(lines)

@@ -92,7 +92,7 @@ def test_card_and_report_say_what_was_found(made):
     card, report = made.card.read_text(), made.report.read_text()
     for row in made.rows():
         assert f"| {' | '.join(row)} |".replace("|  |", "| |") in card.replace("|  |", "| |")
-    assert "96 samples; measured on 32 others" in card and "'cat'" in card and "Cortex-A72" in card
+    assert "96 samples; measured on 32 others" in card and "Classes: cat, " in card and "Cortex-A72" in card
     assert "In short" in report and "model.tflite" in report and "Measured latency" in report
     assert made.notes[0] in card and "pip install ai-edge-litert" in card
     assert made.summary().splitlines()[0] == f"{made.tflite} for raspberry-pi-4: int8"
