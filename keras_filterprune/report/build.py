@@ -46,11 +46,12 @@ def prune_report(
         costs = (("macs", original.macs, final.macs), ("params", original.params, final.params))
         plan = replace(plan, cost={kind: [b(original.sizes), f(final.sizes)] for kind, b, f in costs})
     full = original.per_layer(original.sizes)
-    rows, pinned = [], _pinned(graph, plan)
+    rows, pinned, groups = [], _pinned(graph, plan), _groups(graph)
     for layer, (macs, params) in after.items():
         macs_before, params_before = full.get(layer, (0, 0))
         numbers = macs_before, macs, params_before, params
-        rows.append(LayerRow(layer, *channels.get(layer, (0, 0)), *numbers, pinned.get(layer, "")))
+        named = LayerRow(layer, *channels.get(layer, (0, 0)), *numbers, pinned.get(layer, ""), groups.get(layer, ()))
+        rows.append(named)
     cut = [group for group, count in zip(graph.groups, kept.counts, strict=True) if count < group.size]
     approximate = {group.name: list(group.approximate) for group in cut if group.approximate}
     notes = _notes(graph, outcome) + _fit(channel_multiple, rows)
@@ -79,6 +80,14 @@ def _pinned(graph: ChannelGraph, plan: PruningPlan) -> dict[str, str]:
         for layer in group.producers if group else (pin["layer"],):
             reasons.setdefault(layer, []).append(pin["reason"])
     return {layer: "; ".join(dict.fromkeys(why)) for layer, why in reasons.items()}
+
+
+def _groups(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
+    """{layer: names of the groups that its filters are in}."""
+    return {
+        layer: tuple(graph.groups[number].name for number in np.unique(graph.group_of_id[ids]) if number >= 0)
+        for layer, ids in graph.filter_ids.items()
+    }
 
 
 def _notes(graph: ChannelGraph, outcome: Outcome) -> list[str]:

@@ -34,7 +34,20 @@ class Bar:
     scale: float
 
 
-Cell = str | Number | Bar | None
+@dataclass(frozen=True)
+class Tag:
+    """A cell with a mark in a colour of its number, the same wherever that is the same.
+
+    Attributes:
+        number: of what it names, from 0 on.
+        text: what is shown.
+    """
+
+    number: int
+    text: str
+
+
+Cell = str | Number | Bar | Tag | None
 
 
 @dataclass(frozen=True)

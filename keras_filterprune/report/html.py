@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from keras_filterprune.report.document import Bar, Cell, Number, Section, Table
+from keras_filterprune.report.document import Bar, Cell, Number, Section, Table, Tag
 from keras_filterprune.report.figures import draw_bar, draw_curves
 from keras_filterprune.report.style import SCRIPT, STYLE
 
@@ -59,6 +59,8 @@ def _cell(cell: Cell, numeric: bool) -> str:
     if isinstance(cell, Number):
         shade = f' style="--shade:{cell.shade:.2f}"' if cell.shade else ""
         return f'<td class="right" data-v="{cell.value:.17g}"{shade}>{escape(cell.text)}</td>'
+    if isinstance(cell, Tag):
+        return f'<td><span class="tag" style="--turn:{cell.number}"></span>{escape(cell.text)}</td>'
     return f"<td{_right(numeric)}>{escape(cell or '')}</td>"
 
 

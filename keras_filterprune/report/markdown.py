@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from keras_filterprune.report.document import Bar, Cell, Number, Section, Table
+from keras_filterprune.report.document import Bar, Cell, Number, Section, Table, Tag
 
 _BAR = 20
 
@@ -32,7 +32,7 @@ def _cell(cell: Cell) -> str:
     if isinstance(cell, Bar):
         before, after = (round(_BAR * n / cell.scale) if cell.scale else 0 for n in (cell.before, cell.after))
         return "█" * after + "░" * (before - after)
-    return _text(cell.text if isinstance(cell, Number) else cell or "")
+    return _text(cell.text if isinstance(cell, Number | Tag) else cell or "")
 
 
 def _text(text: str) -> str:

@@ -19,6 +19,7 @@ from keras_filterprune.report.document import (
     Number,
     Section,
     Table,
+    Tag,
     count,
     share,
     without_empty_columns,
@@ -30,7 +31,10 @@ _TOP, _NAMES = 10, 2
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer before and after: channels, multiply-accumulates and parameters; `pinned` is why filters of it stay."""
+    """One layer before and after: channels, multiply-accumulates and parameters.
+
+    `pinned` is why filters of it stay, `groups` are those that its filters go with.
+    """
 
     layer: str
     channels: int
@@ -40,6 +44,7 @@ class LayerRow:
     params: int
     params_after: int
     pinned: str = ""
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,12 +216,12 @@ def _widths(report: PruneReport) -> Section:
     why = {(pin["layer"], pin["channels"]): pin["reason"] for pin in report.pinned}
     widest = max((group["size"] for group in report.plan.groups), default=1)
     rows = []
-    for group in report.plan.groups:
+    for turn, group in enumerate(report.plan.groups):
         size, kept = group["size"], len(group["kept"])
         layers = list(dict.fromkeys(member["layer"] for member in group["members"]))
         more = f" and {len(layers) - _NAMES} more" if len(layers) > _NAMES else ""
         whole = why.get((group["name"], size), "") if kept == size else ""
-        row = (group["name"], Bar(size, kept, widest), count(size), count(kept), share(kept, size))
+        row = (Tag(turn, group["name"]), Bar(size, kept, widest), count(size), count(kept), share(kept, size))
         rows.append((*row, ", ".join(layers[:_NAMES]) + more, whole))
     columns = ("group", "kept of all units", "units", "kept", "left", "weights in", "whole because it")
     text = ("Groups are filters of layers that depend on each other, and go together.",)
@@ -254,13 +259,14 @@ def _costly(report: PruneReport, prediction: Prediction | None) -> Section:
 
 
 def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) -> Section:
-    rows = tuple(_layer(row, prediction, tiles) for row in report.layers)
+    turns = {group["name"]: turn for turn, group in enumerate(report.plan.groups)}
+    rows = tuple(_layer(row, turns, prediction, tiles) for row in report.layers)
     what = prediction.what if prediction else "predicted"
     columns = (
         *("layer", "channels", "kept", "removed", "free", "room", "MACs, before", "after"),
         *("float32 bytes, before", "after", "int8 bytes (estimate)", f"{what}, before", "after", "pinned: it"),
     )
-    text = ["Every layer with weights, in the order of the model."]
+    text = ["Every layer with weights, in the order of the model; of one colour are those whose filters go together."]
     if tiles.step > 1:
         text.append(
             f"Output channels are computed in {tiles}. Free: kept filters without which this layer would take as long, "
@@ -274,7 +280,7 @@ def _layers(report: PruneReport, prediction: Prediction | None, tiles: Tiles) ->
     return Section("Layers", tuple(text), without_empty_columns(Table(columns, rows)))
 
 
-def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles) -> tuple[Cell, ...]:
+def _layer(row: LayerRow, turns: dict[str, int], prediction: Prediction | None, tiles: Tiles) -> tuple[Cell, ...]:
     widths: tuple[Cell, ...] = (None, None, None)
     if row.channels:
         widths = count(row.channels), count(row.kept), count(row.channels - row.kept)
@@ -285,7 +291,7 @@ def _layer(row: LayerRow, prediction: Prediction | None, tiles: Tiles) -> tuple[
     if prediction:
         times = prediction.cell(prediction.before.get(row.layer)), prediction.cell(prediction.after.get(row.layer))
     return (
-        row.layer,
+        Tag(turns[row.groups[0]], row.layer) if row.groups else row.layer,
         *widths,
         *steps,
         count(row.macs),

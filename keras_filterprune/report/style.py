@@ -36,6 +36,9 @@ svg { display: block; }
 svg.bar { width: 100%; height: .8rem; }
 .gone { fill: var(--gone); }
 .kept { fill: var(--kept); }
+/* By the golden angle, neighbours differ and none comes again. */
+.tag { display: inline-block; width: .75em; height: .75em; margin-right: .4em; border-radius: 2px;
+  background: hsl(calc(210deg + 137.5deg * var(--turn)) 60% 52%); }
 figure { margin: .5rem 0; overflow-x: auto; }
 svg.curves { width: 100%; min-width: 30rem; max-width: 46rem; height: auto; }
 .curves text { fill: var(--soft); font-size: 12px; }

@@ -129,6 +129,72 @@ def test_pixels_are_what_the_network_expects(place, pixels):
     assert plain.inputs.max() > 150
 
 
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """Data sets of TensorFlow Datasets: drawings by class, pairs of numbers, and two that cannot be samples."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    folder = tmp_path_factory.mktemp("named")
+    label = tfds.features.ClassLabel(names=["cat", "dog", "eel"])
+    images = {"image": tfds.features.Image(shape=(10, 12, 3)), "label": label}
+    drawings = [{"image": np.full((10, 12, 3), 20 * n, np.uint8), "label": n % 3} for n in range(9)]
+    numbers = {"x": tfds.features.Tensor(shape=(4,), dtype=np.float32), "y": tfds.features.Scalar(dtype=np.int64)}
+    pairs = [{"x": np.full(4, n, np.float32), "y": n} for n in range(5)]
+    sets = {
+        "drawings": (images, ("image", "label"), "train", drawings),
+        "pairs": (numbers, ("x", "y"), "train", pairs),
+        "unsaid": (numbers, None, "train", pairs),
+        "unlearnt": (numbers, ("x", "y"), "test", pairs),
+    }
+    for name, (features, keys, split, rows) in sets.items():
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name,
+            version="1.0.0",
+            features=tfds.features.FeaturesDict(features),
+            split_datasets={split: rows},
+            supervised_keys=keys,
+            data_dir=folder,
+        )
+    tfds.core.add_data_dir(folder)
+    return folder
+
+
+def dataset(place, name, model="model"):
+    options = argparse.Namespace(data=f"tfds:{name}", pixels=(0, 1))
+    return read_data(options, keras.models.load_model(place / f"{model}.keras"))
+
+
+def test_a_data_set_by_name_is_read_like_a_folder(place, named):
+    found = dataset(place, "drawings")
+    assert found.inputs.shape == (9, 8, 8, 3)
+    assert found.classes == ("cat", "dog", "eel")
+    assert found.normalization == (0, 255)
+    numbers = np.rint(found.inputs[:, 0, 0, 0] * 255 / 20).astype(int)
+    assert sorted(numbers) == list(range(9))
+    np.testing.assert_array_equal(found.labels, numbers % 3)
+    assert dataset(place, "drawings", "grey").inputs.shape == (9, 8, 8, 1)
+
+
+def test_numbers_of_a_data_set_are_taken_as_they_are(place, named):
+    found = dataset(place, "pairs")
+    assert found.inputs.shape == (5, 4)
+    np.testing.assert_array_equal(found.inputs[:, 0], found.labels)
+    assert found.normalization is None
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "sentence"),
+    [
+        ("drawings", "two", "images are for a model with one input .* tfds:drawings"),
+        ("unsaid", "model", "does not say which of .'x', 'y'. is the input"),
+        ("unlearnt", "model", "cannot read the data set 'unlearnt': .*train"),
+        ("drawing_nobody_has_made", "model", "cannot read the data set 'drawing_nobody_has_made'"),
+    ],
+)
+def test_data_sets_that_are_no_samples(place, named, name, model, sentence):
+    with pytest.raises(kfp.errors.CalibrationDataError, match=sentence):
+        dataset(place, name, model)
+
+
 # ----------------------------------------------------------------------------------------------------- what is done
 
 
@@ -209,8 +275,8 @@ def test_layers_of_a_folder_of_ones_own(tmp_path, monkeypatch, capsys):
         ("prune model.keras --data named.npz", "input"),
         ("prune model.keras --data empty", "no images in .*empty; expected"),
         ("prune model.keras --data damaged", "cannot read the image .*b.jpg"),
-        ("prune two.keras --data flat", "a folder of images is for a model with one input"),
-        ("prune open.keras --data flat", "a folder of images is for a model with one input"),
+        ("prune two.keras --data flat", "images are for a model with one input"),
+        ("prune open.keras --data flat", "images are for a model with one input"),
         ("prune model.keras --data flat --pixels 1 1", "--pixels are two different numbers"),
         ("prune model.keras --data flat --pixels 0 nan", "--pixels are two different numbers"),
         ("prune model.keras --method taylor --data x.npy", "needs labelled samples"),

@@ -155,6 +155,20 @@ def test_the_headline_compares_the_first_with_the_last(run, extras, tmp_path):
     assert row["milliseconds"] == f"{ms[0]:.3g} → {ms[1]:.3g}"
 
 
+def test_layers_whose_filters_go_together_have_the_colour_of_their_group(run, tmp_path):
+    model, _, report = run
+    text = saved(report, tmp_path)
+    marks = {}
+    for turn, name in re.findall(r'style="--turn:(\d+)"></span>([^<]*)</td>', text):
+        marks.setdefault(name, set()).add(turn)
+    graph = kfp.analyze(model)
+    assert any(len(group.producers) > 1 for group in graph.groups)
+    for group in graph.groups:
+        assert len(set.union(*(marks[name] for name in group.producers))) == 1
+    assert len({min(marks[group.producers[0]]) for group in graph.groups}) == len(graph.groups)
+    assert set(marks) == {name for group in graph.groups for name in (group.name, *group.producers)}
+
+
 @pytest.mark.parametrize(
     ("accuracy", "ending"),
     [
