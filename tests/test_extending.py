@@ -416,6 +416,10 @@ WRONG = {
         lambda: compensated(lambda self, *_: None),
         r"Mine\(\)\.apply is to return what it did, in a sentence\. Received: None\.",
     ),
+    "twin: a name": (
+        lambda: compensated(lambda self, rebuilt, *_, **__: str(rebuilt.twin("a"))),
+        r"call is one of rebuilt\.graph\.view\.calls\. Received: call='a'\.",
+    ),
     "apply: NaN": (lambda: compensated(fill_with_nan), r"leave finite weights; some of '.*b/kernel' are none\."),
     "cost: a number": (lambda: prune(budget=budget(cost=lambda *_: 3)), r"Mine\(\)\.cost is to return a Cost.*: 3\."),
     "cost: nothing": (lambda: prune(budget=budget(cost=lambda *_: None)), r"to return a Cost.*Received: None\."),

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_filterprune.checks import wrong
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.base import Resize
@@ -50,6 +51,8 @@ class Rebuilt:
 
     def twin(self, call: Call) -> Any:
         """The layer or operation of the new model that stands in the place of the original's."""
+        if not isinstance(call, Call) or id(call.op) not in self.twins:
+            raise wrong("call", call, "one of rebuilt.graph.view.calls")
         return self.twins[id(call.op)]
 
     def smaller_view(self) -> ModelView:
