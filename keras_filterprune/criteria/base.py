@@ -255,4 +255,9 @@ def read_filters(member: Member, weights: Mapping[tuple[str, str], np.ndarray]) 
         >>> kfp.criteria.read_filters(member, kfp.criteria.Weights(graph.view)).shape
         (4, 27)
     """
-    return filter_tensors(member, weights).reshape(len(member.positions), -1).astype(np.float64)
+    array = np.moveaxis(weights[member.layer, member.weight], member.axis, -1)
+    # They stay as they lie in memory: to move them about takes longer than all that is computed of them.
+    filters = array.reshape(-1, array.shape[-1]).T
+    if not np.array_equal(member.positions, np.arange(len(filters))[:, None]):
+        filters = filters[member.positions].reshape(len(member.positions), -1)
+    return filters.astype(np.float64)
