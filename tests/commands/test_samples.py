@@ -133,7 +133,7 @@ def test_pixels_are_what_the_network_expects(place, pixels):
 def named(tmp_path_factory):
     """Data sets of TensorFlow Datasets: drawings by class, pairs of numbers, and two that cannot be samples."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    folder = tmp_path_factory.mktemp("named")
+    folder, info = tmp_path_factory.mktemp("named"), tfds.core.DatasetInfo
     label = tfds.features.ClassLabel(names=["cat", "dog", "eel"])
     images = {"image": tfds.features.Image(shape=(10, 12, 3)), "label": label}
     drawings = [{"image": np.full((10, 12, 3), 20 * n, np.uint8), "label": n % 3} for n in range(9)]
@@ -150,7 +150,7 @@ def named(tmp_path_factory):
         content = {
             "name": name,
             "VERSION": tfds.core.Version("1.0.0"),
-            "_info": lambda self, f=features, k=keys: tfds.core.DatasetInfo(builder=self, features=f, supervised_keys=k),
+            "_info": lambda self, f=features, keys=keys: info(builder=self, features=f, supervised_keys=keys),
             "_split_generators": lambda self, _, split=split, rows=rows: {split: enumerate(rows)},
             "_generate_examples": None,
         }
