@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_filterprune.checks import check_packages
+from keras_filterprune.checks import check_packages, did_you_mean
 from keras_filterprune.commands.images import MOST, Images
 from keras_filterprune.commands.read import Read
 from keras_filterprune.errors import CalibrationDataError, FilterPruneError
+from keras_filterprune.graph.keras_view import first_line
 
 
 def read_dataset(name: str, images: Images) -> Read:
@@ -35,9 +36,10 @@ def read_dataset(name: str, images: Images) -> Read:
             return Read(np.stack(x), labels)
     except FilterPruneError:
         raise
-    # A builder downloads and unpacks, and runs code of its own: it raises almost anything.
+    # A builder downloads and unpacks, and runs code of its own: it raises almost anything, over several lines.
     except Exception as error:
-        raise CalibrationDataError(f"cannot read the data set '{name}': {error}") from error
+        meant = did_you_mean(name, tfds.list_builders())
+        raise CalibrationDataError(f"cannot read the data set '{name}': {first_line(error)}{meant}") from error
     inputs = images.read([(io.BytesIO(content), f"number {n} of {name}") for n, content in enumerate(x)])
     return Read(inputs, labels, tuple(getattr(features[target], "names", None) or ()), images.normalization)
 
