@@ -12,13 +12,14 @@ from keras_filterprune.checks import check_packages, did_you_mean
 from keras_filterprune.commands.images import MOST, Images
 from keras_filterprune.commands.read import Read
 from keras_filterprune.errors import CalibrationDataError, FilterPruneError
-from keras_filterprune.graph.keras_view import first_line
 
 
 def read_dataset(name: str, images: Images) -> Read:
     """The first samples of the training split, at most 2 048: the order on disk is random where it is not said."""
     check_packages("a data set by name", "examples", "tensorflow_datasets")
     import tensorflow_datasets as tfds
+
+    from keras_filterprune.graph.keras_view import first_line
 
     try:
         builder = tfds.builder(name)
