@@ -18,11 +18,13 @@ from keras_filterprune.probe.consumers import Places, draw_places, moments, rows
 from keras_filterprune.probe.inputs import calibration_inputs
 from keras_filterprune.probe.normalization import fold_statistics
 from keras_filterprune.probe.outlets import Outlet, add_constant
-from keras_filterprune.probe.regression import rectified_regression, regression, scale_to
+from keras_filterprune.probe.regression import fitting_ridge, rectified_regression, regression, scale_to
 
 # Columns above which the normal equations (cubic time, square memory) are not formed.
 LARGEST = 6000
 _SMALLEST = 1e-6
+# Samples of which some can be held out.
+_FEWEST = 8
 
 
 class LeastSquares(Compensator):
@@ -34,6 +36,9 @@ class LeastSquares(Compensator):
     as far as it is known by then. Where a ReLU follows, max(Y, 0) is fitted: what it cuts off need only be cut off
     again. Where none does, every output is rescaled to the original's variance (Xie et al. 2021).
 
+    With fewer samples than columns (taps x channels), so much of the kernel as it was stays as holds best for every
+    fourth sample, learnt without it.
+
     Layers with more than 6 000 input columns (taps x channels) read the regression of the removed channels on the
     kept ones instead, the same for every tap; above 6 000 channels, and for grouped and depthwise layers, only the mean
     is shifted. Layers whose input did not change, recurrent layers and layers called several times are left alone. At
@@ -42,7 +47,8 @@ class LeastSquares(Compensator):
 
     Args:
         variance: rescale outputs that no ReLU follows to the original's variance (True).
-        ridge: added to the covariance's diagonal, relative to its mean (1e-4).
+        ridge: pull toward the kernel as it was, relative to the mean of the covariance's diagonal; with few samples, at
+            least (1e-4).
         rectified: fit what a ReLU passes (True), or what reaches it (False).
 
     Example:
@@ -112,30 +118,41 @@ class _Run(SideBySide):
             y = y + np.where(weak, 0.0, lost / scale).astype(np.float32)
             if self.settings.rectified and outlet.rectified and intercept and other is not None:
                 threshold = (-(offset + other) / scale).astype(np.float32)
+        prior = ours.slices.reshape(x.shape[1], -1).astype(np.float64)
+        ridge = self._ridge(x, y, places, prior)
         if x.shape[1] > LARGEST:
             ours_x, theirs_x = (rows.reshape(-1, rows.shape[-1]) for rows in (after, before))
-            weights = (self._solve(ours_x, theirs_x, intercept)[0] @ kernel).reshape(x.shape[1], -1)
+            weights = (self._solve(ours_x, theirs_x, intercept, ridge)[0] @ kernel).reshape(x.shape[1], -1)
             fitted = x @ weights.astype(np.float32)
             reached = fitted.mean(axis=0, dtype=np.float64), fitted.var(axis=0, dtype=np.float64)
             weights, constant = self._rescaled(weights, reached, y, intercept)
         elif threshold is not None:
-            weights, constant = rectified_regression(x, y, threshold, scale > 0, self.settings.ridge)
+            weights, constant = rectified_regression(x, y, threshold, scale > 0, ridge, prior)
         else:
-            weights, mean, covariance = self._solve(x, y, intercept)
+            weights, mean, covariance = self._solve(x, y, intercept, ridge, prior)
             reached = mean @ weights, (weights * (covariance @ weights)).sum(axis=0)
             weights, constant = self._rescaled(weights, reached, y, intercept)
         ours.assign(weights)
         if intercept and not ours.transposed:
             add_constant(self.rebuilt, outlet, call, constant)
 
-    def _solve(self, x: np.ndarray, y: np.ndarray, intercept: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _ridge(self, x: np.ndarray, y: np.ndarray, places: Places, prior: np.ndarray) -> float:
+        """The ridge for rows x (n, d): with fewer samples than unknowns, what holds for samples that are held out."""
+        count = places.samples[-1] + 1
+        if count >= x.shape[1] or count < _FEWEST or x.shape[1] > LARGEST:
+            return self.settings.ridge
+        return fitting_ridge(x, y, places.samples, self.settings.ridge, prior)
+
+    def _solve(
+        self, x: np.ndarray, y: np.ndarray, intercept: bool, ridge: float, prior: Any = 0.0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Weights (d, o) of the regression of y (n, o) on x (n, d), and mean (d,) and covariance (d, d) of x."""
         mean, covariance, cross = moments(x, y)
         gram = covariance
         if not intercept:
             gram = covariance + np.outer(mean, mean)
             cross += np.outer(mean, y.mean(axis=0, dtype=np.float64))
-        return regression(gram, cross, self.settings.ridge), mean, covariance
+        return regression(gram, cross, ridge, prior), mean, covariance
 
     def _rescaled(self, weights: np.ndarray, reached: tuple, y: np.ndarray, intercept: bool) -> tuple:
         """The weights brought to the variance of y (n, o), and the constant (o,) that is then missing.

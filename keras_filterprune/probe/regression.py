@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve
 
-from keras_filterprune.probe.consumers import product
+from keras_filterprune.probe.consumers import moments, product
 
 _TINY = 1e-12
 # Turns of fit and targets behind a ReLU, and the factor by which the squared error has to fall for another one.
 _TURNS, _PROGRESS = 20, 0.98
+# One sample in so many is held out to find a ridge, which is at most so large.
+_HELD_OUT, _MOST = 4, 10.0
 
 
-def regression(gram: np.ndarray, cross: np.ndarray, ridge: float) -> np.ndarray:
-    """Weights (d, o) that solve (gram + ridge * mean(diag(gram)) I) W = cross, in float64.
+def regression(gram: np.ndarray, cross: np.ndarray, ridge: float, prior: Any = 0.0) -> np.ndarray:
+    """Weights (d, o) that solve (gram + r I) W = cross + r prior with r = ridge * mean(diag(gram)), in float64.
 
     Args:
         gram: (d, d) Gram matrix or covariance of the columns.
         cross: (d, o) its counterpart with the targets.
         ridge: relative to the mean of the diagonal.
+        prior: (d, o) weights for what the columns say nothing of (0).
     """
     gram = gram.astype(np.float64)
-    gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / len(gram) + _TINY
-    return solve(gram, cross.astype(np.float64), assume_a="pos")
+    added = ridge * np.trace(gram) / len(gram) + _TINY
+    gram[np.diag_indices_from(gram)] += added
+    return solve(gram, cross + added * prior, assume_a="pos")
+
+
+def fitting_ridge(x: np.ndarray, y: np.ndarray, samples: np.ndarray, ridge: float, prior: np.ndarray) -> float:
+    """The ridge with which weights that are found on some samples are best on others, `ridge` or ten times more, ...
+
+    Args:
+        x, y: rows (n, d) and targets (n, o), float32.
+        samples: (n,) which sample a row is of; rows of one sample resemble each other.
+        ridge: the least.
+        prior: see `regression`.
+    """
+    held_out = samples % _HELD_OUT == 0
+    mean, covariance, cross = moments(x[~held_out], y[~held_out])
+    level = y[~held_out].mean(axis=0, dtype=np.float64)
+    other_mean, other_covariance, other_cross = moments(x[held_out], y[held_out])
+    other_level = y[held_out].mean(axis=0, dtype=np.float64)
+    best, least = ridge, np.inf
+    while ridge <= _MOST:
+        weights = regression(covariance, cross, ridge, prior)
+        # Squared error on the others, less what all weights have in common.
+        missed = other_level - level - (other_mean - mean) @ weights
+        error = np.square(missed).sum() + np.sum(weights * (other_covariance @ weights - 2 * other_cross))
+        if error < least:
+            best, least = ridge, error
+        ridge *= 10
+    return best
 
 
 def rectified_regression(
-    x: np.ndarray, y: np.ndarray, threshold: np.ndarray, rising: np.ndarray, ridge: float
+    x: np.ndarray, y: np.ndarray, threshold: np.ndarray, rising: np.ndarray, ridge: float, prior: Any = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Regression of what a ReLU makes of y on what it makes of x W + c.
 
@@ -38,7 +70,7 @@ def rectified_regression(
         y: float32 (n, o), before the ReLU.
         threshold: float32 (n, o) or (o,), where the ReLU begins, in units of y.
         rising: boolean (o,), whether it passes what is above the threshold (or below, for a negative scale).
-        ridge: see `regression`.
+        ridge, prior: see `regression`.
 
     Returns:
         (weights (d, o), constant (o,)).
@@ -46,13 +78,14 @@ def rectified_regression(
     mean = x.mean(axis=0, dtype=np.float64)
     centred = x - mean.astype(np.float32)
     gram = product(centred, centred)
-    gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / len(gram) + _TINY
+    added = ridge * np.trace(gram) / len(gram) + _TINY
+    gram[np.diag_indices_from(gram)] += added
     factor = cho_factor(gram)
     off = np.where(rising, y <= threshold, y >= threshold)
     target, before = y, np.inf
     for _ in range(_TURNS):
         level = target.mean(axis=0, dtype=np.float64).astype(np.float32)
-        weights = cho_solve(factor, product(centred, target - level))
+        weights = cho_solve(factor, product(centred, target - level) + added * prior)
         fit = centred @ weights.astype(np.float32) + level
         error = float(np.square(target - fit).sum(dtype=np.float64))
         if error > _PROGRESS * before:

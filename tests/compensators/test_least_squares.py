@@ -180,6 +180,26 @@ def test_compensation_brings_outputs_nearer_to_the_original(name):
     assert np.square(outputs(small, fresh) - wanted).mean() < 0.7 * np.square(outputs(plain, fresh) - wanted).mean()
 
 
+@pytest.mark.parametrize(("count", "most"), [(12, 0.35), (44, 0.1)])
+def test_few_images_are_not_learnt_by_heart(count, most):
+    """A head that reads one vector of 48 columns per image; with as many images as columns, noise is learnt best."""
+    inputs = keras.Input((12, 12, 3))
+    x = layers.Conv2D(64, 3, strides=2, activation="relu", name="conv")(inputs)
+    model = keras.Model(inputs, layers.Dense(40, name="head")(layers.GlobalAveragePooling2D()(x)))
+    randomise(model)
+    rng = np.random.default_rng(8)
+    images = (rng.normal(size=(160, 1, 1, 3)) + rng.normal(size=(160, 12, 12, 3))).astype("float32")
+    fresh, images = images[:64], images[64 : 64 + count]
+    plan = kfp.plan_pruning(model, "l2", kfp.FiltersBudget({"conv": 0.75}))
+    wanted = outputs(model, fresh)
+
+    def error(compensate):
+        small = kfp.apply_plan(model, plan, data=images, compensate=compensate, progress=False)
+        return np.square(outputs(small, fresh) - wanted).mean() / wanted.var(axis=0).mean()
+
+    assert error(compensators.LeastSquares()) < most * error("mean_shift")
+
+
 @pytest.mark.parametrize("criterion", [criteria.CaP(), criteria.Energy()], ids=repr)
 def test_a_channel_that_nobody_reads_goes_first(criterion):
     model = built()

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from keras_filterprune.probe.regression import coefficients, mixed_by_all, refit, regression
+from keras_filterprune.probe.regression import (
+    coefficients,
+    fitting_ridge,
+    mixed_by_all,
+    rectified_regression,
+    refit,
+    regression,
+)
 
 
 def test_refit_is_least_squares_with_an_intercept_at_the_targets_variance():
@@ -49,6 +56,42 @@ def test_regression_is_least_squares_and_ridge_is_relative():
     stacked = np.vstack([x, np.sqrt(0.1 * (x**2).sum() / 6) * np.eye(6)])
     ridge = np.linalg.lstsq(stacked, np.vstack([y, np.zeros((6, 2))]), rcond=None)[0]
     assert once == pytest.approx(ridge)
+
+
+def test_a_ridge_pulls_to_what_was_known_before():
+    """||x w - y||^2 + r ||w - prior||^2, with a constant and behind a ReLU that passes everything as well."""
+    rng = np.random.default_rng(5)
+    x, y, prior = rng.normal(size=(4, 9)), rng.normal(size=(4, 2)), rng.normal(size=(9, 2))
+    found = regression(x.T @ x, x.T @ y, 0.1, prior)
+    root = np.sqrt(0.1 * (x**2).sum() / 9)
+    stacked = np.vstack([x, root * np.eye(9)]), np.vstack([y, root * prior])
+    assert found == pytest.approx(np.linalg.lstsq(*stacked, rcond=None)[0])
+    assert regression(x.T @ x, x.T @ y, 1e9, prior) == pytest.approx(prior, abs=1e-6)
+    centred, level = x - x.mean(axis=0), y.mean(axis=0)
+    threshold, rising = np.full(2, -1e6, "float32"), np.ones(2, bool)
+    weights, constant = rectified_regression(*(v.astype("float32") for v in (x, y)), threshold, rising, 0.1, prior)
+    assert weights == pytest.approx(regression(centred.T @ centred, centred.T @ (y - level), 0.1, prior), abs=1e-5)
+    assert constant == pytest.approx(level - x.mean(axis=0) @ weights, abs=1e-5)
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, 1e-4), (1.0, 0.1), (30.0, 10.0)])
+def test_the_ridge_is_what_holds_for_other_samples(noise, expected):
+    """The best of a normal prior is noise^2 / (n 0.3^2), of n = 90 rows: 0, 0.12, and beyond the largest."""
+    rng = np.random.default_rng(6)
+    prior = rng.normal(size=(30, 200))
+    x, samples = rng.normal(size=(120, 30)), np.repeat(np.arange(40), 3)
+    y = x @ (prior + 0.3 * rng.normal(size=prior.shape)) + noise * rng.normal(size=(120, 200))
+    found = fitting_ridge(x.astype("float32"), y.astype("float32"), samples, 1e-4, prior)
+    assert found == pytest.approx(expected)
+
+
+def test_rows_of_one_sample_are_held_out_together():
+    """Of repeated rows, some learnt and some held out, any ridge would seem to hold."""
+    rng = np.random.default_rng(7)
+    prior = np.zeros((40, 50))
+    x, y = rng.normal(size=(24, 40)), rng.normal(size=(24, 50))
+    rows = [np.repeat(v, 10, axis=0).astype("float32") for v in (x, y)]
+    assert fitting_ridge(*rows, np.repeat(np.arange(24), 10), 1e-4, prior) == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4, 1e-4])
