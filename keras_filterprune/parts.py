@@ -33,7 +33,7 @@ class _Complete(abc.ABCMeta):
             base = next(parent for parent in cls.__mro__ if name in vars(parent))
             method = vars(base)[name]
             taken = ", ".join(inspect.signature(method).parameters)
-            raise getattr(cls, "fault", InvalidValueError)(
+            raise getattr(cls, "_fault", InvalidValueError)(
                 f"{cls.__name__}, a subclass of {base.__name__}, lacks {name}({taken}).{_purpose(getattr(base, name))} "
                 "The smallest one that runs stands in docs/extending.md."
             )
@@ -48,13 +48,10 @@ class _Complete(abc.ABCMeta):
 
 
 class Checked(metaclass=_Complete):
-    """A base whose subclasses, anybody's perhaps, are told of methods that are missing, or return something wrong.
+    """A base whose subclasses, anybody's perhaps, are told of methods that are missing, or return something wrong."""
 
-    Attributes:
-        fault: the error that says so (`InvalidValueError`).
-    """
-
-    fault: ClassVar[type[FilterPruneError]] = InvalidValueError
+    # The error that says so. help() shows public attributes, with the whole text of what they are.
+    _fault: ClassVar[type[FilterPruneError]] = InvalidValueError
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -91,7 +88,7 @@ def _check_called(cls: type[Checked], method: Callable[..., Any], asked: Callabl
     try:
         inspect.signature(method).bind(*taken)
     except TypeError as error:
-        raise cls.fault(
+        raise cls._fault(
             f"{cls.__name__}.{asked.__name__} is to take ({', '.join(p.name for p in taken)}). Received: "
             f"{asked.__name__}{inspect.signature(method)}, {error}."
         ) from error

@@ -737,7 +737,8 @@ def test_what_is_registered_like_a_layer_is_proven_to_be_like_it(factor):
         assert prune(model=model).get_layer("own").units < 8
     else:
         with pytest.raises(
-            UnsupportedLayerError, match=r"layer 'own' \(Own\), registered with .*, like Dense, does not"
+            UnsupportedLayerError,
+            match=r"'own' \(Own\), registered with .*, like Dense, does not .*, as Dense does: .*in place of like=",
         ):
             prune(model=model)
 
@@ -823,8 +824,10 @@ def test_what_handlers_return_is_checked(change, message):
             lambda: kfp.register_handler(Rows)(kfp.handlers.Elementwise()),
             "a subclass of kfp.handlers.Handler. Received: <",
         ),
+        (lambda: kfp.register_handler(like=L.Dense), r"like=Dense\) expects classes of your own\. Received: none\."),
+        (lambda: kfp.register_handler(Rows, like=Rows), r"like=Rows\) expects classes of your own\. Received: Rows\."),
     ],
-    ids=["bare", "a function", "an object"],
+    ids=["bare", "a function", "an object", "of no class", "like itself"],
 )
 def test_what_is_registered_as_a_handler_is_one(register, message):
     with pytest.raises(UnsupportedLayerError, match=message):

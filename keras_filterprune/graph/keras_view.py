@@ -26,6 +26,7 @@ from keras_filterprune.graph.variables import scale_slices as scale_slices
 NOMINAL_SIZE, NOMINAL_TOKENS = 64, 8
 # Keras prints in bold.
 _STYLE = re.compile(r"\x1b\[\d+m")
+_CAUSE = "Exception encountered: "
 # Sides to try after that: longer ones, and such as most small numbers divide.
 _SIDES = NOMINAL_SIZE, 256, 1024, 4096, 16384, 840, 5040, 27720
 
@@ -116,8 +117,9 @@ def plain_call(model: keras.Model) -> bool:
 def first_line(error: Exception) -> str:
     """The first line of an exception's text; Keras' own run over a page."""
     lines = [line.strip() for line in _STYLE.sub("", str(error)).splitlines() if line.strip()]
-    # Keras says first where something happened, and then what.
+    # Keras says first where something happened, or of which configuration, and then what.
     lines = lines[1:] if len(lines) > 1 and lines[0].startswith("Exception encountered when calling") else lines
+    lines = [line.removeprefix(_CAUSE) for line in lines if line.startswith(_CAUSE)] or lines
     return lines[0] if lines else type(error).__name__
 
 

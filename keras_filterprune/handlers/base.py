@@ -140,7 +140,7 @@ class Handler(Checked, abc.ABC):
         (4, (4,))
     """
 
-    fault = UnsupportedLayerError
+    _fault = UnsupportedLayerError
     sized = False
 
     @abc.abstractmethod

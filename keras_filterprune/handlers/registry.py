@@ -14,7 +14,7 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.apart import channels_apart
-from keras_filterprune.handlers.base import Handler, describe, untracked
+from keras_filterprune.handlers.base import Handler, Resize, describe, untracked
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.passing import treats_alike
 from keras_filterprune.handlers.statistics import Statistics
@@ -93,6 +93,11 @@ def register_handler(*layer_types: type, like: type | None = None):
                 f"{layer_type!r}."
             )
     if like is not None:
+        if not layer_types or like in layer_types:
+            raise UnsupportedLayerError(
+                f"register_handler(MyLayer, like={getattr(like, '__name__', like)}) expects classes of your own. "
+                f"Received: {', '.join(kind.__name__ for kind in layer_types) or 'none'}."
+            )
         known = _LIKE.get(like, like) if inspect.isclass(like) else None
         if known not in _BY_TYPE:
             raise UnsupportedLayerError(
@@ -188,6 +193,19 @@ def _known(value: T | None, op: Any, does: str) -> T:
     return value
 
 
+def resized(op: Any, config: dict[str, Any], r: Resize) -> dict[str, Any]:
+    """The configuration of a layer with fewer channels; an `UnsupportedLayerError` where it does not hold what its
+    handler changes."""
+    with explained():
+        try:
+            return handler_for(op).resize(config, r)
+        except KeyError as error:
+            (key,) = error.args
+            if key in config:
+                raise
+            raise _lacking(op, f"{key!r} in its get_config()") from error
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """Say so where a layer lacks an attribute that its handler looks at, or what knows the class it is like."""
@@ -210,9 +228,14 @@ def check_weights(op: Any) -> None:
         raise _lacking(op, f"weight '{missing[0]}'")
 
 
+def likeness(op: Any) -> type | None:
+    """The class that a layer was registered like, None where it was not."""
+    return _LIKE.get(type(op))
+
+
 def registered(op: Any) -> str:
     """How a layer is registered, in words."""
-    like = _LIKE.get(type(op))
+    like = likeness(op)
     return f"registered with handler {type(handler_for(op)).__name__}{f', like {like.__name__}' if like else ''}"
 
 

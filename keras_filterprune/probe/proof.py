@@ -12,7 +12,7 @@ from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.keras_view import first_line, substitute
 from keras_filterprune.graph.types import Call, ModelView
 from keras_filterprune.handlers.linear import Linear
-from keras_filterprune.handlers.registry import linear_of, registered
+from keras_filterprune.handlers.registry import likeness, linear_of, registered
 from keras_filterprune.probe.consumers import draw_places, rows_at
 from keras_filterprune.probe.execute import inference
 
@@ -70,9 +70,12 @@ def _compare(call: Call, what: str, both: Callable[[], tuple[Any, Any]]) -> None
 
 
 def _wrong(call: Call, what: str, why: str) -> UnsupportedLayerError:
+    like = likeness(call.op)
+    claim = "as `linear` says" if like is None else f"as {like.__name__} does"
+    remedy = "may leave `linear` out" if like is None else "in place of like= says what it does"
     return UnsupportedLayerError(
-        f"layer '{call.path}' ({type(call.op).__name__}), {registered(call.op)}, does not compute {what}, as `linear` "
-        f"says: {why} See kfp.handlers.Linear; a handler of its own may leave `linear` out."
+        f"layer '{call.path}' ({type(call.op).__name__}), {registered(call.op)}, does not compute {what}, {claim}: "
+        f"{why} See kfp.handlers.Linear; a handler of its own {remedy}."
     )
 
 

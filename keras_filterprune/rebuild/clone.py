@@ -19,7 +19,7 @@ from keras_filterprune.graph.live import LiveObjects, has_config
 from keras_filterprune.graph.types import ModelView
 from keras_filterprune.handlers.base import Handler, Resize
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import explained, handler_for
+from keras_filterprune.handlers.registry import handler_for, resized
 from keras_filterprune.rebuild.compiled import compile_like
 from keras_filterprune.rebuild.copies import copied
 from keras_filterprune.rebuild.lost import lost_with
@@ -269,8 +269,7 @@ class _Resizer(Cloner):
                 self._rewrites[id(twin)] = handler, r
             return twin
         config = without_old_shapes(copy.deepcopy(self.config(op)))
-        with explained():
-            config = handler.resize(config, r)
+        config = resized(op, config, r)
         try:
             twin = self.made(op, config, resized=True)
         except (TypeError, ValueError) as error:

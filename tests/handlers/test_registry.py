@@ -153,6 +153,34 @@ def test_what_a_registered_layer_lacks_is_said(kind, weights, has, missing):
 
 
 @pytest.mark.usefixtures("registry")
+def test_what_a_configuration_lacks_is_said():
+    class Mine(layers.Conv2D):
+        def __init__(self, **kwargs):
+            super().__init__(**{"filters": 8, "kernel_size": 3} | kwargs)
+
+        def get_config(self):
+            return {name: value for name, value in super().get_config().items() if name != "groups"}
+
+    kfp.register_handler(Mine, like=layers.Conv2D)
+    stack = [layers.Conv2D(12, 3), Mine(name="odd"), layers.Conv2D(10, 3)]
+    with pytest.raises(errors.UnsupportedLayerError, match=r"'odd' \(Mine\) is .* with 'groups' in its get_config\(\)"):
+        kfp.prune_model(keras.Sequential([keras.Input((12, 12, 3)), *stack]), "l2", 0.5, progress=False)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_constructor_that_takes_no_width_is_named_without_its_configuration():
+    class Mine(layers.Conv2D):
+        def __init__(self, name=None):
+            super().__init__(8, 3, name=name)
+
+    kfp.register_handler(Mine, like=layers.Conv2D)
+    stack = [layers.Conv2D(12, 3), Mine("odd"), layers.Conv2D(10, 3)]
+    with pytest.raises(errors.SurgeryError, match=r"'odd' \(Mine\) refuses .*unexpected keyword argument") as caught:
+        kfp.prune_model(keras.Sequential([keras.Input((12, 12, 3)), *stack]), "l2", 0.5, progress=False)
+    assert "kernel_initializer" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("registry")
 def test_what_prices_lack_of_a_registered_layer_is_said():
     mine = type("Pool", (Bare,), {})
     kfp.register_handler(mine, like=layers.MaxPooling2D)
