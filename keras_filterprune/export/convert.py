@@ -75,7 +75,9 @@ def convert(model: keras.Model, keys: Sequence[str], mode: str, dynamic_batch: b
     except Exception as error:
         if os.strerror(errno.ENOSPC) in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise ExportError(f"cannot convert model {model.name!r} to TFLite: {_reason(error, model, function)}") from error
+        raise ExportError(
+            f"cannot convert model {model.name!r} to TFLite: {_reason(error, model, function)}"
+        ) from error
 
 
 def convert_to_integers(
