@@ -6,8 +6,10 @@ import gc
 import importlib.util
 import multiprocessing
 import os
+import warnings
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -82,13 +84,30 @@ def two_processes():
         yield pool
 
 
-@pytest.fixture
-def short_recovery(monkeypatch):
-    """With data, "auto" ends in 20 steps instead of 600, of which no test here looks at the gain."""
+@pytest.fixture(scope="module")
+def short_recovery():
+    """With data, "auto" ends in 20 steps instead of 600, of which no test of the module looks at the gain."""
     from keras_filterprune.compensators import Reconstruct
     from keras_filterprune.methods import recipes
 
-    monkeypatch.setattr(recipes, "Reconstruct", functools.partial(Reconstruct, steps=20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "Reconstruct", functools.partial(Reconstruct, steps=20))
+        yield
+
+
+@pytest.fixture
+def untraced():
+    """What TensorFlow would trace runs as it is written: sooner done where a network takes a few steps."""
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Even though the `tf.config.experimental_run_functions_eagerly`")
+        yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from keras_filterprune.__main__ import main
 from keras_filterprune.export.tflite import MODES
 from tflite_bench.__main__ import main as bench_main
 
+pytestmark = pytest.mark.usefixtures("short_recovery")
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -230,7 +232,6 @@ def test_module_runs_as_a_command(folder):
     assert done.stderr.strip().splitlines()[-1].startswith("keras-filterprune: no model at")
 
 
-@pytest.mark.usefixtures("short_recovery")
 def test_demo_does_the_whole_job(tmp_path, capsys, monkeypatch):
     # Half as long as it trains elsewhere.
     monkeypatch.setattr(demo, "_EPOCHS", 10)

@@ -13,16 +13,19 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = ["colab_quickstart.ipynb", "colab_own_images.ipynb"]
 every_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
-# Runs every code cell in one namespace and writes what each of them printed.
+# Runs every code cell of a notebook in one namespace, one notebook after the other in a folder of its own, and writes
+# what each of the cells printed.
 RUN = """
-import contextlib, io, json, sys
-names, printed = {"__name__": "__main__"}, []
-for cell in json.load(open(sys.argv[1]))["cells"]:
-    if cell["cell_type"] == "code":
-        with contextlib.redirect_stdout(io.StringIO()) as text:
-            exec("".join(cell["source"]), names)
-        printed.append(text.getvalue())
-json.dump({"printed": printed, "rows": names["rows"]}, open("result.json", "w"))
+import contextlib, io, json, os, sys
+for folder, notebook in json.loads(sys.argv[1]).items():
+    names, printed = {"__name__": "__main__"}, []
+    os.chdir(folder)
+    for cell in json.load(open(notebook))["cells"]:
+        if cell["cell_type"] == "code":
+            with contextlib.redirect_stdout(io.StringIO()) as text:
+                exec("".join(cell["source"]), names)
+            printed.append(text.getvalue())
+    json.dump({"printed": printed, "rows": names["rows"]}, open("result.json", "w"))
 """
 
 
@@ -42,15 +45,12 @@ def sentences(text):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """{notebook: what its cells printed, and its table}."""
-    found = {}
-    for name in NOTEBOOKS:
-        folder = tmp_path_factory.mktemp("notebook")
-        command = [sys.executable, "-c", RUN, os.fspath(EXAMPLES / name)]
-        settings = {"cwd": folder, "env": os.environ | {"MPLBACKEND": "agg"}, "capture_output": True, "text": True}
-        done = subprocess.run(command, check=False, timeout=600, **settings)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found[name] = json.loads((folder / "result.json").read_text())
-    return found
+    folders = {name: tmp_path_factory.mktemp("notebook") for name in NOTEBOOKS}
+    given = json.dumps({os.fspath(folder): os.fspath(EXAMPLES / name) for name, folder in folders.items()})
+    settings = {"env": os.environ | {"MPLBACKEND": "agg"}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", RUN, given], check=False, timeout=600, cwd=EXAMPLES.parent, **settings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {name: json.loads((folder / "result.json").read_text()) for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def convert_saved(
     """Convert the model that `convert_elsewhere` has saved; `modules` define what is registered of it."""
     with quiet():
         model = _load(folder / "model.keras", name, modules)
-        return convert(model, keys, folder / "saved_model", mode, dynamic_batch)
+        return convert(model, keys, mode, dynamic_batch)
 
 
 def _save(model: keras.Model, path: Path) -> None:

@@ -196,12 +196,12 @@ def _fixed(
 
 
 def _converted(model: keras.Model, ports: Sequence[InputPort], mode: str, dynamic_batch: bool) -> TFLiteFile:
-    on_tensorflow = keras.config.backend() == "tensorflow"
     keys = [port.key for port in ports]
-    # Not next to the destination: TensorFlow takes brackets in the name of a folder for a pattern.
-    with unfinished() as folder:
-        engine = convert if on_tensorflow else convert_elsewhere
-        file = TFLiteFile(engine(model, keys, folder / "work", mode, dynamic_batch))
+    if keras.config.backend() == "tensorflow":
+        file = TFLiteFile(convert(model, keys, mode, dynamic_batch))
+    else:
+        with unfinished() as folder:
+            file = TFLiteFile(convert_elsewhere(model, keys, folder / "work", mode, dynamic_batch))
     refuse_operators(file, model)
     return file
 

@@ -20,6 +20,7 @@ from keras_filterprune.cost import TARGETS
 from keras_filterprune.files import save_keras
 from tflite_bench.arm import CORES
 
+pytestmark = pytest.mark.usefixtures("short_recovery")
 QUIET = {"progress": False}
 FILES = {"compress.json", "model.keras", "model.tflite", "model_card.md", "original.tflite", "plan.json", "report.html"}
 
@@ -58,7 +59,7 @@ def samples():
 
 
 @pytest.fixture(scope="module")
-def made(samples, tmp_path_factory):
+def made(samples, short_recovery, tmp_path_factory):
     """One whole run: (what it returned, its folder)."""
     out = tmp_path_factory.mktemp("made") / "net"
     about = kfp.export.Metadata(labels=["cat", "dog", "eel"], normalization=(0, 1))
@@ -137,8 +138,9 @@ def test_where_nothing_smaller_holds_nothing_goes(samples, tmp_path, monkeypatch
     assert any("no filter went" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("target", ["cortex-m", "android"])
-@pytest.mark.parametrize("io", [None, "uint8", False])
+@pytest.mark.parametrize(
+    ("target", "io"), [("cortex-m", None), ("android", None), ("cortex-m", "uint8"), ("android", False)]
+)
 def test_integers_in_and_out_as_the_target_takes_them(samples, tmp_path, target, io):
     from ai_edge_litert.interpreter import Interpreter
 
@@ -204,8 +206,13 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")], ids=["ctrl-c", "full"])
-@pytest.mark.parametrize("stage", STAGES)
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("stage", "error"),
+    [*zip(STAGES, [KeyboardInterrupt, FULL] * 4, strict=False), ("the cut", KeyboardInterrupt), ("the file", FULL)],
+)
 def test_a_run_that_ends_anywhere_goes_on_there(made, samples, tmp_path, monkeypatch, stage, error):
     settings = {"out": tmp_path, "metadata": kfp.export.Metadata(["cat", "dog", "eel"], (0, 1)), **QUIET}
     (tmp_path / "notes.txt").write_text("mine")

@@ -191,13 +191,12 @@ def test_what_is_seen_of_agreement_and_of_signed_pixels(tmp_path):
     assert "warning: (the inputs): are int8, which MediaPipe" in text
 
 
-@pytest.mark.parametrize("mode", ["float32", "int8"])
 @pytest.mark.parametrize(
-    ("packed", "names"),
+    ("packed", "names", "mode"),
     [
-        (lambda a, b: {"scores": a, "boxes": b}, ["scores", "boxes"]),
-        (lambda a, b: [a, b], ["output_0", "output_1"]),
-        (lambda a, b: {"scores": a}, None),
+        (lambda a, b: {"scores": a, "boxes": b}, ["scores", "boxes"], "int8"),
+        (lambda a, b: [a, b], ["output_0", "output_1"], "float32"),
+        (lambda a, b: {"scores": a}, None, "int8"),
     ],
 )
 def test_several_outputs_come_by_their_names(packed, names, mode, tmp_path):

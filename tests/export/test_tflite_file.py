@@ -34,15 +34,15 @@ def chain(pairs):
     return keras.Model(x, keras.layers.Add(name="sum")([x, y]), name="chain")
 
 
-def converted(model, folder):
-    return TFLiteFile(convert(model, ["image"], folder / "saved_model", "float32"))
+def converted(model):
+    return TFLiteFile(convert(model, ["image"], "float32"))
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory):
+def short():
     keras.utils.set_random_seed(0)
     model = chain(4)
-    return model, converted(model, tmp_path_factory.mktemp("short"))
+    return model, converted(model)
 
 
 def samples(count=4):
@@ -109,10 +109,10 @@ def steps(function):
 
 
 @pytest.fixture(scope="module")
-def growing(tmp_path_factory):
+def growing():
     """A model and its file, and a model four times as long and its file."""
     models = [chain(pairs) for pairs in (10, 40)]
-    return [(model, converted(model, tmp_path_factory.mktemp("growing"))) for model in models]
+    return [(model, converted(model)) for model in models]
 
 
 @pytest.mark.parametrize("read", [read_operators, refuse_operators], ids=["read", "refuse"])

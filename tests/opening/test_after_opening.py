@@ -140,6 +140,7 @@ def test_two_epochs_go_as_with_the_original(name):
 
 
 @pytest.mark.portable
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("name", ["subclassed", "halves_that_turn", "experts_with_a_loss"])
 def test_what_is_left_trains_on(name):
     small = kfp.prune_model(SITUATIONS[name].build(), "l2", WIDE, progress=False)

@@ -100,20 +100,28 @@ METHODS = [*ON_GRADIENTS, *ON_ACTIVATIONS, *BY_OUTPUTS]
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
 
-@every_method
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("body", ["normalized", "layer normalization"])
-def test_what_stands_at_masked_positions_decides_nothing(head, body, method):
+def every_two(first, second, third):
+    """Rows of three such that every two values meet, where the third are no more than either of the others."""
+    rows = [(a, b, list(third)[(i + j) % len(third)]) for i, a in enumerate(first) for j, b in enumerate(second)]
+    for one, two, few in ((0, 2, first), (1, 2, second)):
+        assert len({(row[one], row[two]) for row in rows}) == len(few) * len(third)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "body"), every_two(METHODS, HEADS, ("normalized", "layer normalization")), ids=str
+)
+def test_what_stands_at_masked_positions_decides_nothing(method, head, body):
     """Padding is a word like any other to the layers: a wild one would change every score that looks at it."""
     data = WORDS_, labels_of(head)
     calm, wild = (plan(build(head=head, body=body, padding=value), method, data) for value in (0.0, 50.0))
     assert calm == wild
 
 
-@pytest.mark.parametrize("method", [*ON_GRADIENTS, "apoz", "mean_activation"])
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_more_padding_decides_nothing(kind, head, method):
+@pytest.mark.parametrize(
+    ("method", "kind", "head"), every_two([*ON_GRADIENTS, "apoz", "mean_activation"], KINDS, HEADS)
+)
+def test_more_padding_decides_nothing(method, kind, head):
     model, x, y = build(kind, head), KINDS[kind][2], labels_of(head)
     value = 0 if kind == "embedding" else 7
     more = np.pad(x, [(0, 0), (0, 20), *[(0, 0)] * (x.ndim - 2)], constant_values=value)
@@ -155,9 +163,7 @@ def test_a_study_looks_at_no_padding(head, metric):
     np.testing.assert_allclose(drops(0.0), drops(50.0), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "body", "head"), every_two(KINDS, BODIES, HEADS))
 def test_pruned_networks_mask_as_before(kind, body, head):
     """The oracle is the model with zeros where its readers read what went; `verify` holds as well."""
     model = build(kind, head, body)
@@ -188,16 +194,19 @@ FORMS = {
 }
 
 
-@every_method
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("kind", "head"), [("embedding", "recurrent"), ("masking", "pooled"), ("own", "tags")])
-def test_batches_of_all_lengths_are_read_as_one_that_is_padded(kind, head, form, method):
-    if kind == "own":
-        with pytest.raises(CalibrationDataError, match="of unequal lengths"):
-            plan(build(kind, head), method, FORMS[form](kind, head))
-        return
+@pytest.mark.parametrize(
+    ("method", "form", "kind"), every_two(METHODS, FORMS, {"embedding": "recurrent", "masking": "pooled"}), ids=str
+)
+def test_batches_of_all_lengths_are_read_as_one_that_is_padded(method, form, kind):
+    head = {"embedding": "recurrent", "masking": "pooled"}[kind]
     model = build(kind, head)
     assert plan(model, method, FORMS[form](kind, head)) == plan(model, method, (KINDS[kind][2], labels_of(head)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_of_unequal_lengths_are_refused_where_nothing_says_what_padding_is(form):
+    with pytest.raises(CalibrationDataError, match="of unequal lengths"):
+        plan(build("own", "tags"), "taylor", FORMS[form]("own", "tags"))
 
 
 def test_tags_are_padded_with_their_words():

@@ -227,10 +227,16 @@ COPIES = {
 
 # All copies of one kind are made of one model, which each leaves as it was.
 one_of = functools.lru_cache(1)(build)
+# Functions are carried over by one mechanism, whatever they are: each meets every third way to copy, two of them all.
+PAIRS = [
+    (kind, copy)
+    for number, kind in enumerate(KINDS)
+    for turn, copy in enumerate(COPIES)
+    if ", " not in kind or kind.endswith(("closure", "weights")) or (number + turn) % 3 == 0
+]
 
 
-@pytest.mark.parametrize("copy", COPIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "copy"), PAIRS)
 def test_copies_compute_what_the_original_computes(kind, copy):
     model = one_of(kind)
     before = [w.copy() for w in model.get_weights()]

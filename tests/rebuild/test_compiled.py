@@ -15,6 +15,8 @@ from keras_filterprune.graph.compiled import compile_arguments
 from keras_filterprune.rebuild.compiled import compile_like
 
 X, Y = labelled_images(16)
+# Compiled arguments are compared, and a step or two are taken.
+pytestmark = pytest.mark.usefixtures("untraced")
 
 
 def focal(gamma):
