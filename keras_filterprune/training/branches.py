@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -21,16 +21,16 @@ from keras_filterprune.tracing import trace_model
 from keras_filterprune.training.gate import BranchGate
 
 
-def branches(graph: ChannelGraph) -> list[Unit]:
-    """The branches of a model that end in a sum, and without which the sum is its other input."""
-    return [unit for unit in find_units(graph, projections=True)[0] if unit.joins(graph.view) is not None]
+def branches(graph: ChannelGraph) -> dict[Unit, tuple[int, int]]:
+    """{branch of a model: the call that adds it to its shortcut, and which of the call's inputs it is}."""
+    ends = {unit: unit.joins(graph.view) for unit in find_units(graph, projections=True)[0]}
+    return {unit: end for unit, end in ends.items() if end is not None}
 
 
 def gated_branches(graph: ChannelGraph) -> list[tuple[Unit, BranchGate]]:
     """The branches of a model that end in a gate, and their gates."""
     found = []
-    for unit in branches(graph):
-        number, index = unit.joins(graph.view) or (0, 0)
+    for unit, (number, index) in branches(graph).items():
         gate = graph.view.calls[graph.view.calls[number].inputs[index].call].op
         if isinstance(gate, BranchGate):
             found.append((unit, gate))
@@ -39,7 +39,7 @@ def gated_branches(graph: ChannelGraph) -> list[tuple[Unit, BranchGate]]:
 
 def branch_starts(graph: ChannelGraph, criterion: Criterion, data: Any) -> dict[str, float]:
     """{branch: at which its gate starts}: the mean score of its filters, relative to all; 1 where that says nothing."""
-    units = branches(graph)
+    units = list(branches(graph))
     starts = dict.fromkeys([unit.name for unit in units], 1.0)
     # An order of the filters of one layer says nothing of branches.
     scores = np.zeros(0) if criterion.order_only else FilterMean(criterion).scores(graph, units, data, False)
@@ -58,13 +58,13 @@ def with_branch_gates(model: keras.Model, gates: bool | str, starts: Mapping[str
         starts: {branch: its gate}.
     """
     graph = trace_model(model)
-    units = branches(graph)
-    if not units:
+    ends = branches(graph)
+    if not ends:
         raise UnsupportedModelError(
             f"model '{model.name}' has no branch that could be closed: that takes a sum of two tensors, one of them a "
             "shortcut. Leave out branches=True."
         )
-    gated = _Inserter(graph, gates, units).result(model)
+    gated = _Inserter(graph, gates, ends.values()).result(model)
     for unit, gate in gated_branches(trace_model(gated)):
         gate.mask.assign(np.array([starts[unit.name]], "float32"))
     return gated
@@ -118,10 +118,9 @@ class BranchCost(Cost):
 class _Inserter(Cloner):
     """Clones a model with a gate before every sum, on what a branch adds."""
 
-    def __init__(self, graph: ChannelGraph, gates: bool | str, units: Sequence[Unit]):
+    def __init__(self, graph: ChannelGraph, gates: bool | str, ends: Iterable[tuple[int, int]]):
         super().__init__(graph.view)
         self._gates = gates
-        ends = [unit.joins(graph.view) or (0, 0) for unit in units]
         self._ends = {id(graph.view.calls[number].op): index for number, index in ends}
         self._sums: dict[int, tuple[str, int]] = {}
 

@@ -32,7 +32,7 @@ class Gate(keras.layers.Layer):
     gates: bool | str
     reached: tuple[float, float] | None = None
 
-    def add_mask(self, size: int) -> None:
+    def add_mask(self, size: int | None) -> None:
         """Add the weights of so many masks or gates."""
         self.mask = self.add_weight((size,), "ones", trainable=bool(self.gates), name="mask")
         if self.soft:

@@ -180,7 +180,8 @@ class BudgetGates(Steered):
             )
         closable, found = gated_branches(graph), {unit.name: unit for unit in branches(self._costs.graph)}
         # A branch counts like a group of one filter, that may go.
-        self._price = BranchCost(self._price, len(graph.groups), [found[unit.name] for unit, _ in closable])
+        units = [found[unit.name] for unit, _ in closable]
+        self._price = self._branches = BranchCost(self._price, len(graph.groups), units)
         self._sizes = np.append(self._costs.sizes, np.ones(len(closable), int))
         self._group = np.repeat(np.arange(len(self._sizes)), self._sizes)
         floor = np.minimum(self._costs.sizes, np.maximum(self._costs.least, self.min_filters))
@@ -217,7 +218,7 @@ class BudgetGates(Steered):
         self._generator = np.random.default_rng(self.seed)
 
     def logs(self, keep: np.ndarray) -> dict[str, float]:
-        return if_pruned(self._costs, keep[: len(self._costs.sizes)], self._price.closed(keep))
+        return if_pruned(self._costs, keep[: len(self._costs.sizes)], self._branches.closed(keep))
 
     def note(self, spent: int) -> None:
         full = self._price(self._sizes)

@@ -123,12 +123,14 @@ def test_what_a_gate_lets_through(kind):
 
 
 @pytest.mark.parametrize("closed", [(), ("a_add",), ("b_add", "e_add"), ("a_add", "b_add", "c_add", "d_add", "e_add")])
-@pytest.mark.parametrize("kind", ["macs", "params"])
-def test_the_cost_is_that_of_the_network_without_closed_branches(closed, kind):
+@pytest.mark.parametrize(
+    "budget", [kfp.MacsBudget(1), kfp.ParamsBudget(1), kfp.LatencyBudget(keep=1, table="arm64")], ids=str
+)
+def test_the_cost_is_that_of_the_network_without_closed_branches(closed, budget):
     model, rng = plain_blocks(), np.random.default_rng(0)
     costs = kfp.budgets.CostModel(kfp.analyze(model))
-    units = branches(costs.graph)
-    cost = BranchCost(getattr(costs, kind), len(costs.groups), units)
+    units = list(branches(costs.graph))
+    cost = BranchCost(budget.cost(costs), len(costs.groups), units)
     counts = np.array([rng.integers(1, size + 1) for size in costs.sizes])
     keep = np.append(counts, [unit.name not in closed for unit in units]).astype(int)
     plan = kfp.plan_pruning(model, "l2", kfp.FiltersBudget(1.0), progress=False)
@@ -137,14 +139,14 @@ def test_the_cost_is_that_of_the_network_without_closed_branches(closed, kind):
     narrow = kfp.apply_filter_gates(kfp.apply_plan(model, plan), branches=True)
     close(narrow, *closed)
     left = kfp.budgets.CostModel(kfp.analyze(kfp.strip_wrappers(narrow)))
-    assert cost(keep) == getattr(left, kind)(left.sizes)
+    assert cost(keep) == budget.cost(left)(left.sizes)
     assert sum(cost.by_layer(keep).values()) == cost(keep)
     for number, unit in enumerate(units, len(counts)):
         other = keep.copy()
         other[number] = 1 - keep[number]
         assert cost.gradient(keep)[number] == pytest.approx(abs(cost(keep) - cost(other)), rel=1e-9), unit.name
-    # Groups: the slope of a line through two counts, where the cost is one.
-    for group in np.flatnonzero(counts > 1):
+    # Of groups, the slope of a line through two counts, where the cost is one; tiles are steps.
+    for group in np.flatnonzero(counts > 1) if budget.unit != "padded MACs" else ():
         less = keep.copy()
         less[group] -= 1
         assert cost.gradient(keep)[group] == pytest.approx(cost(keep) - cost(less), rel=1e-9)
