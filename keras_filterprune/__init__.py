@@ -147,7 +147,7 @@ def __dir__() -> list[str]:
 
 
 _SAVED = {
-    "layers": "BatchBridgeout FilterPruning",
+    "layers": "BatchBridgeout BranchGate FilterPruning",
     "opening": "AddedLoss Constant PerSample Weight WeightedSum",
     "regularizers": "BridgePenalty GroupLasso",
 }

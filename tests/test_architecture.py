@@ -322,6 +322,7 @@ def test_star_import_and_packages():
 
 SAVED = {
     "FilterPruning": lambda model: kfp.apply_filter_pruning(model),
+    "BranchGate": lambda model: keras.Sequential([model, kfp.layers.BranchGate()]),
     "BatchBridgeout": lambda model: kfp.apply_bridgeout(model),
     "GroupLasso": lambda model: kfp.apply_penalty(model, kfp.regularizers.GroupLasso()),
     "BridgePenalty": lambda model: kfp.apply_penalty(model, kfp.regularizers.BridgePenalty()),

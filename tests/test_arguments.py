@@ -32,8 +32,8 @@ BAD = {
 TAKEN = {
     # An empty list.
     "generator": "exclude features include",
-    "true": "dynamic_batch exhaustive gates group integer_io one_by_one overwrite progress projections rectified "
-    "return_report squared_temperature variance verify",
+    "true": "branches dynamic_batch exhaustive gates group integer_io one_by_one overwrite progress projections "
+    "rectified return_report squared_temperature variance verify",
     "none": "accuracy accuracy_drop "
     "augment benchmark checkpoint data device drop evaluate exclude executor features finetune first "
     "folder include labels latency like m metadata normalise normalization quantize seconds sensitivity test tolerance",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -91,6 +91,24 @@ class Cost(Checked, abc.ABC):
         """Kept counts, those raised of groups that cost nothing between them and their size."""
         return keep
 
+    def without(self, layers: Collection[str]) -> Cost:
+        """What all but some layers cost, as a function of the same counts."""
+        return _Without(self, layers)
+
+
+class _Without(Cost):
+    """A cost less what some layers have of it."""
+
+    def __init__(self, cost: Cost, layers: Collection[str]):
+        self._cost, self._layers = cost, layers
+
+    def __call__(self, keep: np.ndarray) -> int:
+        spent = self._cost.by_layer(keep)
+        return self._cost(keep) - sum(spent.get(layer, 0) for layer in self._layers)
+
+    def by_layer(self, keep: np.ndarray) -> dict[str, int]:
+        return self._cost.by_layer(keep) | dict.fromkeys(self._layers, 0)
+
 
 @dataclass(frozen=True, eq=False)
 class Polynomial(Cost):
@@ -147,6 +165,9 @@ class Polynomial(Cost):
         return replace(self, coefficients=self.coefficients * by_owner[self.owners])
 
     __rmul__ = __mul__
+
+    def without(self, layers: Collection[str]) -> Polynomial:
+        return self * {layer: int(layer not in layers) for layer in self.layers}
 
     @property
     def spending(self) -> list[str]:

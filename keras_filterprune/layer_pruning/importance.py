@@ -142,8 +142,8 @@ class BlockGate(Importance):
 
 def _end(graph: ChannelGraph, unit: Unit) -> TensorRef:
     """The tensor that a unit adds to its shortcut; what leaves it where there is none."""
-    sums = [(number, index) for number, index in unit.passes.items() if len(graph.view.calls[number].inputs) == 2]
-    return graph.view.calls[sums[0][0]].inputs[1 - sums[0][1]] if sums else unit.target
+    joined = unit.joins(graph.view)
+    return unit.target if joined is None else graph.view.calls[joined[0]].inputs[joined[1]]
 
 
 class Imprinting(Importance):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_filterprune.graph.types import ChannelGraph, TensorRef
+from keras_filterprune.graph.types import ChannelGraph, ModelView, TensorRef
 from keras_filterprune.handlers.activation import is_activation, is_relu
 from keras_filterprune.handlers.registry import keras_name, statistics_of
 
@@ -38,6 +38,11 @@ class Unit:
     source: TensorRef
     target: TensorRef
     passes: dict[int, int]
+
+    def joins(self, view: ModelView) -> tuple[int, int] | None:
+        """The call that adds a unit to its shortcut, and which of its inputs the unit is; None if there is none."""
+        sums = [(number, 1 - kept) for number, kept in self.passes.items() if len(view.calls[number].inputs) == 2]
+        return sums[0] if sums else None
 
 
 def find_units(graph: ChannelGraph, projections: bool = False) -> tuple[list[Unit], dict[str, str]]:

@@ -6,6 +6,8 @@ from keras_filterprune.training.clusters import ClusterPruning as ClusterPruning
 from keras_filterprune.training.filter_pruning import FilterPruning as FilterPruning
 from keras_filterprune.training.fractions import exponential as exponential
 from keras_filterprune.training.fractions import polynomial as polynomial
+from keras_filterprune.training.gate import BranchGate as BranchGate
+from keras_filterprune.training.growing import GrowAndPrune as GrowAndPrune
 from keras_filterprune.training.penalty_schedule import PenaltySchedule as PenaltySchedule
 from keras_filterprune.training.regularizers import BridgePenalty as BridgePenalty
 from keras_filterprune.training.regularizers import GroupLasso as GroupLasso

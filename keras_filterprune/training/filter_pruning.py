@@ -5,22 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_filterprune.checks import check_flag, check_option
 from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.handlers.registry import register_handler
 from keras_filterprune.training.base import TrainingWrapper, Transparent
-
-# How a gate becomes a factor while it is trained.
-GATES = ("straight", "gumbel", "sigmoid")
-# The logit of a gate of 1, at which they start on average: it is open with a probability of 98 %.
-LOGIT = 4.0
-_REACHED = "reached"
+from keras_filterprune.training.gate import GATES, Gate
 
 
 @keras.saving.register_keras_serializable(package="keras_filterprune")
-class FilterPruning(TrainingWrapper):
+class FilterPruning(Gate, TrainingWrapper):
     """Masks channels of a layer's input, so that the filters that make them are as good as gone.
 
     Where all readers of a filter mask its channel, the network computes what it will compute without the filter,
@@ -56,57 +50,14 @@ class FilterPruning(TrainingWrapper):
                 f"FilterPruning expects a layer whose input is not masked yet. Received: {layer!r}."
             )
         self.gates = check_option("gates", gates, GATES) if isinstance(gates, str) else check_flag("gates", gates)
-        # Shares of what the whole network costs: what the masks of the model leave, and what its budget is.
-        self.reached: tuple[float, float] | None = None
         super().__init__(layer, "_masked", **kwargs)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
-        self.mask = self.add_weight((input_shape[-1],), "ones", trainable=bool(self.gates), name="mask")
-        if self.soft:
-            self.slope = self.add_weight((), "ones", trainable=False, name="slope")
-            self.noise = self.add_weight((input_shape[-1],), "zeros", trainable=False, name="noise")
-
-    @property
-    def soft(self) -> bool:
-        """Whether gates are something else in training than at inference."""
-        return self.gates in ("gumbel", "sigmoid")
-
-    @property
-    def open(self) -> Any:
-        """Boolean tensor of shape (channels,): which channels the layer sees."""
-        return self.mask.value > 0
+        self.add_mask(input_shape[-1])
 
     def call(self, inputs: Any, training: bool | None = None, **kwargs) -> Any:
-        mask = keras.ops.cast(self.open, self.mask.dtype)
-        if self.soft and training:
-            mask = self._relaxed()
-        elif self.gates:
-            mask = self.mask.value + keras.ops.stop_gradient(mask - self.mask.value)
-        return self.layer(inputs * keras.ops.cast(mask, inputs.dtype), **kwargs)
-
-    def _relaxed(self) -> Any:
-        logits = LOGIT * self.mask.value + self.noise.value
-        soft = keras.ops.sigmoid(self.slope.value * logits)
-        if self.gates == "sigmoid":
-            return soft
-        return soft + keras.ops.stop_gradient(keras.ops.cast(logits > 0, soft.dtype) - soft)
-
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        if self.reached is not None:
-            store[_REACHED] = np.array(self.reached)
-
-    def load_own_variables(self, store: Any) -> None:
-        names = list(store.keys())
-        found = {name: store[name] for name in names}
-        reached = found.pop(_REACHED, None)
-        # Files say whether their masks are those that the training was to end with.
-        self.reached = None if reached is None else tuple(np.array(reached).tolist())
-        super().load_own_variables(found)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"gates": self.gates}
+        return self.layer(inputs * keras.ops.cast(self.factor(training), inputs.dtype), **kwargs)
 
 
 register_handler(FilterPruning)(Transparent)

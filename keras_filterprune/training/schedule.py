@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -160,13 +160,23 @@ class PruningSchedule(Gradual):
             return
         self._reached = wanted
         kept = self.choose(stripped(self.model), epoch, lasting=True)
-        self._note(kept.graph, self._logs["macs_if_pruned"])
-        # The same calls in the same order, with and without wrappers.
-        for call, (inputs, _) in zip(view_model(self.model).calls, kept.graph.tensors, strict=True):
-            if isinstance(call.op, FilterPruning):
-                call.op.mask.assign(kept.alive[inputs[0].ids].astype("float32"))
+        self.note(kept.graph, self._logs["macs_if_pruned"])
+        for _, wrapper, ids in self.wrappers(kept.graph):
+            wrapper.mask.assign(kept.alive[ids].astype("float32"))
 
-    def _note(self, graph: ChannelGraph, macs: float) -> None:
+    def wrappers(self, graph: ChannelGraph) -> Iterator[tuple[str, FilterPruning, np.ndarray]]:
+        """The path of every masked layer, its wrapper, and the channels that it reads of the plain model's graph."""
+        # The same calls in the same order, with and without wrappers.
+        for call, plain, (inputs, _) in zip(view_model(self.model).calls, graph.view.calls, graph.tensors, strict=True):
+            if isinstance(call.op, FilterPruning):
+                yield plain.path, call.op, inputs[0].ids
+
+    @property
+    def last_cut(self) -> int:
+        """The epoch from which on masks stay."""
+        return self.keep.index(self.keep[-1])
+
+    def note(self, graph: ChannelGraph, macs: float) -> None:
         """Note in the model what its masks leave, for the files that are saved of it."""
         costs = CostModel(graph)
         full = costs.macs(costs.sizes)
@@ -183,7 +193,7 @@ class PruningSchedule(Gradual):
             return
         plain = stripped(self.model)
         claimed, found, undone = self._logs["macs_if_pruned"], self.macs_left(plain), None
-        self._note(self.graph_of(plain), found)
+        self.note(self.graph_of(plain), found)
         if found > claimed:
             undone = (
                 f"the logs end with {claimed:,.0f} multiply-accumulates, and the weights need {found:,.0f}: they were "
@@ -191,14 +201,16 @@ class PruningSchedule(Gradual):
             )
         elif self._trainer.stop_training and self._reached > self.keep[-1]:
             undone = f"training was stopped at keep={self._reached:.3g}, before the last fraction, {self.keep[-1]:.3g}."
-        self.warn_of_earlier_weights(undone, self.keep.index(self.keep[-1]))
+        self.warn_of_earlier_weights(undone, self.last_cut)
 
 
 class SoftPruning(Gradual):
     """Shrinks the filters that would be pruned, again and again, while the model trains; useful ones grow back.
 
-    `rho=0` is soft filter pruning (He et al. 2018), 0.95 at every step iterative soft shrinkage (Wang et al. 2023). The
-    filters chosen last lose their readers' weights when training ends, so that
+    `rho=0` is soft filter pruning (He et al. 2018). With `rho=0.95, every=1` and `Method(L2(), Uniform())`, the step is
+    that of iterative soft shrinkage by percentage (after Wang et al. 2023, there of single weights): of every layer,
+    the share of filters that are the smallest now is multiplied by rho, and the others stay what they are. The filters
+    chosen last lose their readers' weights when training ends, so that
     `prune_model(model, "dead", RedundancyBudget())` removes them and changes nothing. In files that are saved while it
     trains they are small, and read: `prune_model(loaded, "l2", 0.5, compensate="none")` removes them, with method and
     `keep` as here. Adds `kept_filters`, `filter_sparsity` and `macs_if_pruned` to the logs of every epoch.

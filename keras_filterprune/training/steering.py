@@ -16,8 +16,10 @@ from keras_filterprune.errors import InfeasibleBudgetError, UnsupportedModelErro
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.tracing import trace_model
 from keras_filterprune.training.base import wrappers_of
+from keras_filterprune.training.branches import BranchCost, branches, gated_branches
 from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.filter_pruning import FilterPruning
+from keras_filterprune.training.gate import Gate
 from keras_filterprune.training.logs import if_pruned
 from keras_filterprune.training.wrapping import maskable, stripped
 
@@ -68,7 +70,7 @@ class Steered(TrainingCallback, abc.ABC):
         if self._spent <= self._limit:
             self.settle(epoch)
         if logs is not None:
-            logs.update(if_pruned(self._costs, keep))
+            logs.update(self.logs(keep))
 
     def finish(self) -> None:
         if self._spent is None:
@@ -98,6 +100,10 @@ class Steered(TrainingCallback, abc.ABC):
     def note(self, spent: int) -> None:
         """Note in the model what it needs, for the files that are saved of it."""
 
+    def logs(self, keep: np.ndarray) -> dict[str, float]:
+        """What an epoch that ends with these counts adds to the logs."""
+        return if_pruned(self._costs, keep)
+
     def counts_left(self) -> np.ndarray:
         """`counts` of the weights that are there when training has ended."""
         return self.counts()
@@ -117,7 +123,13 @@ class BudgetGates(Steered):
     of the training is fine-tuning. Adds `kept_filters`, `filter_sparsity` and `macs_if_pruned` to the logs of every
     epoch. After training, `strip_wrappers` gives a plain model with the same outputs, and
     `prune_model(plain, "dead", RedundancyBudget())` the smaller one. An optimizer that averages weights has the gates
-    themselves as their averages. Gates move in every `fit`: give it this callback, in a second one too. Callbacks that
+    themselves as their averages.
+
+    Gates of branches (`apply_filter_gates(model, branches=True)`) are pulled by all that the layers of their branch
+    still cost, as far as those of filters on average. A branch only closes where at least the budget is left, or where
+    filters alone cannot meet it: filters do the rest.
+
+    Gates move in every `fit`: give it this callback, in a second one too. Callbacks that
     look for the best epoch do well to begin when the budget is met; a warning says where they undid it.
 
     Gates that are "gumbel" (the sampler of KDFS, Lin et al. 2023, whose distillation is `kfp.distill`) or "sigmoid"
@@ -166,8 +178,14 @@ class BudgetGates(Steered):
             raise UnsupportedModelError(
                 f"BudgetGates found no gates in model '{self.model.name}': train apply_filter_gates(model)."
             )
-        self._group = np.repeat(np.arange(len(graph.groups)), self._costs.sizes)
-        self._floor = np.minimum(self._costs.sizes, np.maximum(self._costs.least, self.min_filters))
+        closable, found = gated_branches(graph), {unit.name: unit for unit in branches(self._costs.graph)}
+        # A branch counts like a group of one filter, that may go.
+        units = [found[unit.name] for unit, _ in closable]
+        self._price = self._branches = BranchCost(self._price, len(graph.groups), units)
+        self._sizes = np.append(self._costs.sizes, np.ones(len(closable), int))
+        self._group = np.repeat(np.arange(len(self._sizes)), self._sizes)
+        floor = np.minimum(self._costs.sizes, np.maximum(self._costs.least, self.min_filters))
+        self._floor, self._filters = np.append(floor, np.zeros(len(closable), int)), int(self._costs.sizes.sum())
         if self._price(self._floor) > self._limit:
             raise InfeasibleBudgetError(
                 f"{self.budget} allows {self._limit:,} {self.budget.unit}; with min_filters={self.min_filters}, "
@@ -175,11 +193,13 @@ class BudgetGates(Steered):
             )
         # Gates are numbered group by group; channels that cannot be pruned have none.
         number = np.full(graph.unit_of_id.max() + 1, -1)
-        number[np.concatenate([group.units for group in graph.groups])] = np.arange(len(self._group))
-        readers: dict[int, tuple[FilterPruning, np.ndarray]] = {}
+        number[np.concatenate([group.units for group in graph.groups])] = np.arange(self._filters)
+        readers: dict[int, tuple[Gate, np.ndarray]] = {}
         for call, (inputs, _) in zip(graph.view.calls, graph.tensors, strict=True):
             if isinstance(call.op, FilterPruning) and call.op.gates:
                 readers.setdefault(id(call.op), (call.op, number[graph.unit_of_id[inputs[0].ids]]))
+        for branch, (_, gate) in enumerate(closable):
+            readers[id(gate)] = gate, np.array([self._filters + branch])
         self._wrappers = [wrapper for wrapper, _ in readers.values()]
         if frozen := [wrapper.name for wrapper in self._wrappers if not wrapper.mask.trainable]:
             warnings.warn(
@@ -197,8 +217,11 @@ class BudgetGates(Steered):
         self._met = self._price(self.counts()) <= self._limit
         self._generator = np.random.default_rng(self.seed)
 
+    def logs(self, keep: np.ndarray) -> dict[str, float]:
+        return if_pruned(self._costs, keep[: len(self._costs.sizes)], self._branches.closed(keep))
+
     def note(self, spent: int) -> None:
-        full = self._price(self._costs.sizes)
+        full = self._price(self._sizes)
         for wrapper in self._wrappers:
             wrapper.reached = spent / full, self._limit / full
 
@@ -214,7 +237,7 @@ class BudgetGates(Steered):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
         way = min(1.0, (epoch + 1) / (self.epochs or max(1, self.params["epochs"] // 2)))
-        full = self._price(self._costs.sizes)
+        full = self._price(self._sizes)
         self._allowed = full - way * (full - self._limit)
         self._slope = _STEEPER**way
         self._relax()
@@ -265,16 +288,31 @@ class BudgetGates(Steered):
         now = self.counts()
         if self._price(now) > self._allowed:
             pull = self._price.gradient(now)[self._group]
-            gates -= self.strength * pull / pull.mean()
-        return self._reopened(gates)
+            # All filters of a branch cost more than one: their gates move as far on average.
+            for part in (slice(self._filters), slice(self._filters, None)):
+                if len(pull[part]):
+                    gates[part] -= self.strength * pull[part] / pull[part].mean()
+        return self._reopened(self._held(gates))
+
+    def _held(self, gates: np.ndarray) -> np.ndarray:
+        """The gates without closings of branches after which less than the budget was left, which filters can meet."""
+        is_open = self._gates > 0
+        closing = np.flatnonzero(is_open & (gates <= 0))
+        for branch in sorted(closing[closing >= self._filters], key=lambda number: gates[number]):
+            least = np.where(np.arange(len(self._sizes)) < len(self._costs.sizes), self._floor, self._counts(is_open))
+            is_open[branch] = False
+            if self._price(self._counts(is_open)) < self._limit and self._price(least) <= self._limit:
+                is_open[branch], gates[branch] = True, self.strength
+        return gates
 
     def _reopened(self, gates: np.ndarray) -> np.ndarray:
         """The gates without those closings that go below the floors, or further than is needed now."""
         order = np.lexsort((-gates, self._group))
         rank = np.empty(len(gates), int)
-        rank[order] = np.arange(len(gates)) - (np.cumsum(self._costs.sizes) - self._costs.sizes)[self._group]
+        rank[order] = np.arange(len(gates)) - (np.cumsum(self._sizes) - self._sizes)[self._group]
         gates = np.where(rank < self._floor[self._group], np.maximum(gates, self.strength), gates)
         closing = np.flatnonzero((self._gates > 0) & (gates <= 0))
+        closing = closing[closing < self._filters]
         closing = closing[np.argsort(-gates[closing], kind="stable")]
 
         def cost(reopened: int) -> int:
@@ -287,7 +325,7 @@ class BudgetGates(Steered):
         return gates
 
     def _counts(self, is_open: np.ndarray) -> np.ndarray:
-        return np.bincount(self._group[is_open], minlength=len(self._costs.sizes))
+        return np.bincount(self._group[is_open], minlength=len(self._sizes))
 
 
 def _averages(optimizer: Any) -> dict[str, keras.Variable]:

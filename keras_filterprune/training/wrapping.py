@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import check_integer, check_names, unknown_name
+from keras_filterprune.checks import check_flag, check_integer, check_names, unknown_name
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import CalibrationDataError, FilterPruneError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.keras_view import named_weights, scale_slices, view_model
@@ -24,8 +24,10 @@ from keras_filterprune.probe import Weights
 from keras_filterprune.probe.data import check_data
 from keras_filterprune.rebuild.clone import Cloner
 from keras_filterprune.training.base import TrainingWrapper, unwrapped, wrappers_of
+from keras_filterprune.training.branches import branch_starts, gated_branches, with_branch_gates, without_closed
 from keras_filterprune.training.bridgeout import BatchBridgeout
-from keras_filterprune.training.filter_pruning import GATES, FilterPruning
+from keras_filterprune.training.filter_pruning import FilterPruning
+from keras_filterprune.training.gate import GATES, BranchGate
 
 
 def apply_bridgeout(
@@ -104,7 +106,12 @@ def apply_filter_pruning(model: keras.Model) -> keras.Model:
 
 
 def apply_filter_gates(
-    model: keras.Model, method: str | Method | Criterion = "l2", *, data: Any = None, gates: bool | str = True
+    model: keras.Model,
+    method: str | Method | Criterion = "l2",
+    *,
+    data: Any = None,
+    gates: bool | str = True,
+    branches: bool = False,
 ) -> keras.Model:
     """As `apply_filter_pruning`, with gates that are trained in the place of masks, for `BudgetGates`.
 
@@ -117,13 +124,16 @@ def apply_filter_gates(
             are open.
         data: calibration data for methods that need it (None).
         gates: what a gate is in training, "straight" (True), "gumbel" or "sigmoid", see `kfp.layers.FilterPruning`.
+        branches: gate what residual blocks add to their shortcut as well, see `kfp.layers.BranchGate`, so that whole
+            branches can leave; these gates start at the mean score of a branch's filters, divided by that of all
+            branches (False).
 
     Returns:
         A model of the same kind, with the weights, and compiled like the original if that was.
 
     Raises:
         CalibrationDataError: the method needs data that is not there.
-        UnsupportedModelError: the model has no filters that can be removed.
+        UnsupportedModelError: the model has no filters that can be removed, or no branches.
         UnknownNameError: the method, or the kind of gates, is not known.
         UnsupportedLayerError: the model is masked already.
 
@@ -135,11 +145,24 @@ def apply_filter_gates(
     """
     if gates is not True and not (isinstance(gates, str) and gates in GATES):
         raise unknown_name("gates", gates, f"True or one of {', '.join(GATES)}", GATES)
+    check_flag("branches", branches)
     graph = _maskable_of(model)
     criterion = as_method(method, 0, data is not None).criterion
     if criterion.requires and data is None:
         raise CalibrationDataError(f"{criterion!r} needs calibration inputs: pass data=.")
     check_data(data, graph.view)
+    starts = branch_starts(graph, criterion, data) if branches else {}
+    values = _filter_starts(graph, criterion, data)
+    gated = _masked(graph, lambda layer, _: FilterPruning(layer, gates=gates))
+    # The same calls in the same order, with and without wrappers.
+    for call, (inputs, _) in zip(view_model(gated).calls, graph.tensors, strict=True):
+        if isinstance(call.op, FilterPruning):
+            call.op.mask.assign(values[graph.unit_of_id[inputs[0].ids]].astype("float32"))
+    return with_branch_gates(gated, gates, starts) if branches else gated
+
+
+def _filter_starts(graph: ChannelGraph, criterion: Criterion, data: Any) -> np.ndarray:
+    """At which the gate of every unit starts."""
     weights = Weights(graph.view)
     criterion = criterion.observe(graph, weights, data, False)
     values = np.ones(graph.unit_of_id.max(initial=-1) + 1)
@@ -147,12 +170,7 @@ def apply_filter_gates(
         scores = np.zeros(1) if criterion.refuses(group) else criterion.scores(group, weights)
         if scores.mean() > 0:
             values[group.units] = scores / scores.mean()
-    gated = _masked(graph, lambda layer, _: FilterPruning(layer, gates=gates))
-    # The same calls in the same order, with and without wrappers.
-    for call, (inputs, _) in zip(view_model(gated).calls, graph.tensors, strict=True):
-        if isinstance(call.op, FilterPruning):
-            call.op.mask.assign(values[graph.unit_of_id[inputs[0].ids]].astype("float32"))
-    return gated
+    return values
 
 
 def maskable(graph: ChannelGraph) -> ChannelGraph:
@@ -205,8 +223,8 @@ def _wrapped(
 def strip_wrappers(model: keras.Model) -> keras.Model:
     """The plain model inside a wrapped one: bit-identical at inference, and without any custom object.
 
-    Warns of masks or gates that the callback had not yet brought to its budget: of a training that was stopped, or in a
-    file from its middle (`ModelCheckpoint`).
+    Branches whose gate is closed leave as layers. Warns of masks or gates that the callback had not yet brought to its
+    budget: of a training that was stopped, or in a file from its middle (`ModelCheckpoint`).
 
     Args:
         model: a model, with training-time wrappers perhaps, in nested models too. It is not modified.
@@ -221,6 +239,7 @@ def strip_wrappers(model: keras.Model) -> keras.Model:
         ['conv']
     """
 
+    graph = analyze(model)
     reached = next((w.reached for w in wrappers_of(model, FilterPruning) if w.reached is not None), (0.0, 0.0))
     if reached[0] > reached[1]:
         warnings.warn(
@@ -229,11 +248,11 @@ def strip_wrappers(model: keras.Model) -> keras.Model:
             "ModelCheckpoint(save_best_only=True) in a second fit() say.",
             stacklevel=2,
         )
-    return stripped(model)
+    return stripped(without_closed(graph.model, graph))
 
 
 def stripped(model: keras.Model) -> keras.Model:
-    """`strip_wrappers`, whatever the masks."""
+    """`strip_wrappers`, whatever the masks, with the branches that are closed."""
 
     def plain(op: Any, clone: Callable[[Any], Any]) -> Any | None:
         return None if unwrapped(op) is op else clone(unwrapped(op))
@@ -276,7 +295,15 @@ class _Swapper(Cloner):
 
 
 class _Stripper(_Swapper):
-    """Takes wrappers off; the weights that read what their masks hide become zero."""
+    """Takes wrappers and gates of branches off; the weights that read what masks hide become zero."""
+
+    def call(self, twin: Any, *args, **kwargs) -> Any:
+        return args[0] if isinstance(twin, BranchGate) else super().call(twin, *args, **kwargs)
+
+    def check(self, model: keras.Model, twin: keras.Model) -> None:
+        # Branches that are closed are not in it.
+        if all(keras.ops.convert_to_numpy(gate.open).all() for _, gate in gated_branches(self.graph)):
+            super().check(model, twin)
 
     def write(self) -> None:
         hidden: dict[str, np.ndarray] = {}
