@@ -72,6 +72,7 @@ class Protocol:
 
     def run(self) -> dict[str, keras.Model]:
         """Fill the table, and give back the trained networks."""
+        keras.utils.set_random_seed(0)
         dense = self._kept("first", lambda: self._trained(self.task.network(), self.options.epochs, self.options.rate))
         networks = {name: self._network(name, way, dense) for name, way in self.task.ways.items()}
         self._time()
@@ -98,16 +99,20 @@ class Protocol:
         """A network from its file, which is made first where there is none."""
         path = self.out / f"{_stem(name)}.keras"
         if make is not None and not path.exists():
-            make().save(path)
+            # A run that ends while it writes leaves no network that looks whole.
+            unfinished = path.with_name("unfinished.keras")
+            make().save(unfinished)
+            unfinished.replace(path)
         return keras.models.load_model(path)
 
     def _trained(self, model: keras.Model, epochs: int, rate: float) -> keras.Model:
-        keras.utils.set_random_seed(0)
         batches = _Batches(self.task)
         schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches))
         model.compile(keras.optimizers.Adam(schedule), self.task.loss)
-        going_on = keras.callbacks.BackupAndRestore(self.out / "interrupted")
-        model.fit(batches, epochs=epochs, callbacks=[going_on], verbose=2)
+        going_on = keras.callbacks.BackupAndRestore(self.out / "interrupted", double_checkpoint=True)
+        begin = keras.callbacks.LambdaCallback(on_epoch_begin=batches.begin)
+        # Keras would give the batches in an order that depends on what was random before.
+        model.fit(batches, epochs=epochs, callbacks=[going_on, begin], shuffle=False, verbose=2)
         return model
 
     def _score(self, model: keras.Model) -> float:
@@ -156,22 +161,23 @@ class Protocol:
 
 
 class _Batches(keras.utils.PyDataset):
-    """Batches in another order in every epoch, whole ones alone."""
+    """Batches in another order in every epoch, whole ones alone; what is random depends on nothing before."""
 
     def __init__(self, task: Task):
         super().__init__()
-        self._task, self._generator = task, np.random.default_rng(0)
-        self.on_epoch_end()
+        self._task = task
+        self.begin(0)
 
-    def on_epoch_end(self) -> None:
-        self._order = self._generator.permutation(self._task.examples)
+    def begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch, self._order = epoch, np.random.default_rng(epoch).permutation(self._task.examples)
 
     def __len__(self) -> int:
         # All batches are of one size, so that the training step is compiled once.
         return self._task.examples // self._task.size
 
     def __getitem__(self, index: int) -> tuple:
-        return self._task.batch(self._order[index * self._task.size :][: self._task.size], self._generator)
+        numbers = self._order[index * self._task.size :][: self._task.size]
+        return self._task.batch(numbers, np.random.default_rng([self._epoch, index]))
 
 
 def parser(description: str, name: str, epochs: int, tune_epochs: int) -> argparse.ArgumentParser:

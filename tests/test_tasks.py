@@ -21,7 +21,7 @@ EXAMPLES = Path(kfp.__file__).parents[1] / "examples"
 def examples():
     """The examples can be imported; what they put in front of the path is gone afterwards."""
     before = list(sys.path)
-    sys.path.insert(0, str(EXAMPLES))
+    sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "audio")]
     yield importlib.import_module
     sys.path[:] = before
 
@@ -104,6 +104,55 @@ def test_average_precision_is_the_area_under_the_best_precision_from_there_on(ex
     assert examples("detection").mean_average_precision([boxes], [found]) == pytest.approx(expected)
 
 
+def by_thresholds(truth, found):
+    """Mean average precision, the slow way: precision and recall anew for the detections above every threshold."""
+    averages = []
+    for kind in sorted({int(row[0]) for boxes in truth for row in boxes}):
+        points = []
+        for least in sorted({float(row[5]) for boxes in found for row in boxes if row[0] == kind}, reverse=True):
+            hits = shown = 0
+            for real, guesses in zip(truth, found, strict=True):
+                open_boxes = [tuple(row[1:]) for row in real if row[0] == kind]
+                boxes = list(open_boxes)
+                for guess in sorted((row for row in guesses if row[0] == kind), key=lambda row: -row[5]):
+                    if guess[5] < least:
+                        continue
+                    shown += 1
+                    nearest = max(boxes, key=lambda box: shared(box, guess[1:5]), default=None)
+                    if nearest in open_boxes and shared(nearest, guess[1:5]) >= 0.5:
+                        open_boxes.remove(nearest)
+                        hits += 1
+            points.append((hits / sum((boxes[:, 0] == kind).sum() for boxes in truth), hits / shown))
+        recalls = [0.0, *(recall for recall, _ in points)]
+        best = [max(p for r, p in points if r >= recall) for recall in recalls[1:]]
+        averages.append(sum((new - old) * p for old, new, p in zip(recalls, recalls[1:], best, strict=False)))
+    return 100 * np.mean(averages)
+
+
+def shared(one, other):
+    width, height = (max(0.0, min(one[i + 2], other[i + 2]) - max(one[i], other[i])) for i in (0, 1))
+    first, second = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return width * height / (first + second - width * height)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_of_random_boxes(examples, seed):
+    generator = np.random.default_rng(seed)
+    truth, found = [], []
+    for _ in range(6):
+        count = generator.integers(0, 6)
+        corners = generator.uniform(0, 0.7, (count, 2))
+        sizes = generator.uniform(0.1, 0.3, (count, 2))
+        boxes = np.hstack([generator.integers(0, 3, (count, 1)), corners, corners + sizes])
+        near = np.repeat(boxes, 2, axis=0)
+        near[:, 1:] += generator.normal(0, 0.02, (len(near), 4))
+        near[:, 0] = np.where(generator.random(len(near)) < 0.2, generator.integers(0, 3, len(near)), near[:, 0])
+        truth.append(boxes)
+        found.append(np.hstack([near, generator.random((len(near), 1))]))
+    given = examples("detection").mean_average_precision(truth, found)
+    assert 20 < given < 100 and given == pytest.approx(by_thresholds(truth, found))
+
+
 def test_what_overlaps_is_suppressed_within_its_class(examples):
     boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 0.9], [0, 0, 1, 0.4]], "float32")
     scores = np.array([[0.9, 0.0], [0.8, 0.7], [0.7, 0.0]], "float32")
@@ -117,6 +166,15 @@ def test_the_loss_of_boxes_is_the_generalized_overlap(examples):
     # Overlap 2 of 6, and the hull is the union; a cell without an object does not count.
     loss = keras.ops.convert_to_numpy(examples("detection").overlap_loss(wanted, boxes))
     np.testing.assert_allclose(loss, [(1 - 2 / 6) / 2], rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- keyword spotting
+
+
+def test_features_of_a_clip_do_not_depend_on_the_loudest_of_all(examples):
+    log_mel = examples("spoken_digit")._log_mel
+    quiet, loud = (np.random.default_rng(0).normal(size=4000) * level for level in (300, 9000))
+    np.testing.assert_allclose(log_mel([quiet, loud])[0], log_mel([quiet])[0], atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------ protocol
@@ -136,18 +194,26 @@ def network():
     return keras.Sequential([keras.Input((8, 8, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(2)])
 
 
-def test_a_task_is_done_once(examples, tmp_path):
-    protocol = examples("protocol")
-    (x, y), made = stripes(64), []
+def striped(protocol, made=None, stop_at=None):
+    """A task; the networks that it prunes are noted in `made`. Batch `stop_at` is the end of a run."""
+    x, y = stripes(64)
+    batches = []
 
     def halved(model):
         made.append(model)
         return kfp.prune_model(model, "l2", 0.5, progress=False)
 
-    task = protocol.Task(
+    def batch(numbers, generator):
+        batches.append(numbers)
+        if len(batches) == stop_at:
+            raise RuntimeError("the power went")
+        noise = generator.normal(size=x[numbers].shape).astype("float32")
+        return x[numbers] + 0.2 * noise, y[numbers]
+
+    return protocol.Task(
         name="stripes",
         network=network,
-        batch=lambda numbers, generator: (x[numbers], y[numbers]),
+        batch=batch,
         examples=64,
         size=16,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -155,9 +221,30 @@ def test_a_task_is_done_once(examples, tmp_path):
         inputs=x,
         score=lambda logits: float(100 * np.mean(logits.argmax(-1) == y)),
         metric="accuracy",
-        ways={"dense": None, "half": halved},
+        ways={"dense": None} if made is None else {"dense": None, "half": halved},
     )
-    options = argparse.Namespace(out=tmp_path, epochs=6, rate=1e-2, tune_epochs=2, tune_rate=1e-3)
+
+
+def settings(out):
+    return argparse.Namespace(out=out, epochs=6, rate=1e-2, tune_epochs=2, tune_rate=1e-3)
+
+
+# Keras looks at two batches before the first epoch, and an epoch has four.
+@pytest.mark.parametrize("batch", [3, 12, 21], ids=["first epoch", "third", "fifth"])
+def test_a_run_that_was_interrupted_ends_where_it_would_have_ended(examples, tmp_path, batch):
+    """Weights to begin with, order, variations and rate are those of a run in one piece."""
+    protocol, whole, parts = examples("protocol"), settings(tmp_path / "whole"), settings(tmp_path / "parts")
+    with pytest.raises(Exception, match="the power went"):
+        protocol.Protocol(striped(protocol, stop_at=batch), parts).run()
+    assert not list(parts.out.glob("*.keras"))
+    ends = [protocol.Protocol(striped(protocol), options).run()["dense"] for options in (whole, parts)]
+    for expected, found in zip(*(model.get_weights() for model in ends), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_task_is_done_once(examples, tmp_path):
+    protocol, made = examples("protocol"), []
+    task, options = striped(protocol, made), settings(tmp_path)
     networks = protocol.Protocol(task, options).run()
     rows = {row["network"]: row for row in json.loads((tmp_path / "stripes.json").read_text())["rows"]}
     assert rows["half"]["macs"] <= 0.5 * rows["dense"]["macs"]

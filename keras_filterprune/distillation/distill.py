@@ -98,17 +98,24 @@ def distill(
     return distiller
 
 
-def imitator(student: keras.Model, teacher: keras.Model) -> Distiller:
+def imitator(student: keras.Model, teacher: keras.Model, inputs: list[Any]) -> Distiller:
     """A model whose `fit` trains the student on the teacher's outputs alone, by squares of what logits differ by.
 
-    It is not compiled, and the student need not be. Outputs without gradients, integers, are not looked at.
+    It is not compiled, and the student need not be. Outputs without gradients, integers, are not looked at; all others
+    count alike, whatever their units.
+
+    Args:
+        student, teacher: functional or Sequential models.
+        inputs: flat inputs of a few samples.
     """
     _check(student, teacher)
     taught = _taught(student, teacher, math.inf, 1.0, every=True)
     if not taught or not student.trainable_variables:
         missing = "trainable weights" if taught else "output but of integers"
         raise UnsupportedModelError(f"'{student.name}' has no {missing}: nothing can be learnt.")
-    return _distiller(student, teacher, taught, [], 1.0, 0.0)
+    imitating = _distiller(student, teacher, taught, [], 1.0, 0.0)
+    imitating.count_alike(inputs)
+    return imitating
 
 
 def _distiller(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -11,6 +11,7 @@ from keras_filterprune.distillation.imitation import AttentionTransfer, Imitatio
 from keras_filterprune.errors import InvalidValueError
 from keras_filterprune.graph.compiled import compile_arguments, per_output
 from keras_filterprune.graph.keras_view import output_names
+from keras_filterprune.rebuild.verify import call_whole
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,17 @@ class Distiller(keras.distillation.Distiller):
             arguments["loss"] if given is None else given,
         )
         keras.Model.compile(self, self.student.optimizer, **arguments)
+
+    def count_alike(self, inputs: list[Any]) -> None:
+        """Weigh outputs so that what the teacher gives for different samples is as far apart in each."""
+        given = call_whole(self._teaching, inputs)
+        apart = [output.imitation.apart(given[output.theirs]) for output in self._taught]
+        mean = sum(apart) / len(apart)
+        # What is the same for all samples has no unit.
+        self._taught = tuple(
+            replace(output, weight=output.weight * mean / own) if own else output
+            for output, own in zip(self._taught, apart, strict=True)
+        )
 
     @property
     def metrics(self) -> list[Any]:

@@ -45,6 +45,11 @@ class Imitation(_PerSample):
     def rank(self, y_pred: Any) -> int:
         return max(1, len(y_pred.shape) - len(self._ours.axes))
 
+    def apart(self, theirs: Any) -> float:
+        """How far what the teacher gives for one sample is from what it gives for another, mean over samples."""
+        alone = Imitation(self._theirs, self._theirs, self._temperature, self._factor, self.reduction)
+        return float(keras.ops.convert_to_numpy(alone(theirs, keras.ops.roll(theirs, 1, axis=0))))
+
     def call(self, y_true: Any, y_pred: Any) -> Any:
         teacher, student = self._theirs.logits(y_true), self._ours.logits(y_pred)
         if self._ours.kind == "numbers":

@@ -94,7 +94,7 @@ class Recovery:
         learnt = np.setdiff1d(np.arange(len(inputs)), held_out)
         size = _batch_size(inputs, min(_BATCH, len(learnt)))
         with scope_of(student):
-            imitating = imitator(student, teacher)
+            imitating = imitator(student, teacher, inputs.take(held_out[: max(2, size)]))
             keras.Model.compile(imitating, _optimizer(student))
         fold_statistics(student, inputs, progress)
         steps = min(self.steps, -(-_PASSES * len(learnt) // size))
@@ -271,10 +271,12 @@ def recover(
     """Recover accuracy after pruning without labels: the original teaches on calibration inputs.
 
     A few hundred steps of Adam on the squared difference of all outputs, of their logits where they are classes or
-    single units (Ba and Caruana 2014), by a rate that falls as a cosine. Samples of numbers are mixed in pairs (Zhang
-    et al. 2018), and the original says what the mixture is. Every eighth sample is held out: the weights that are
-    nearest to the original there stay, be they those at the start. It does for the network as a whole what
-    `LeastSquares` does layer by layer, and starts best from there.
+    single units (Ba and Caruana 2014), by a rate that falls as a cosine. Outputs count alike, whatever their units:
+    differences are relative to how far the original's outputs for two samples are apart, times the output's weight if
+    the model is compiled with some. Samples of numbers are mixed in pairs (Zhang et al. 2018), and the original says
+    what the mixture is. Every eighth sample is held out: the weights that are nearest to the original there stay, be
+    they those at the start. It does for the network as a whole what `LeastSquares` does layer by layer, and starts best
+    from there.
 
     Args:
         model: a pruned functional or Sequential model. It is not modified.
