@@ -11,7 +11,7 @@ from importlib import metadata
 
 from rich.console import Console
 
-from keras_filterprune.checks import import_keras
+from keras_filterprune.checks import import_keras, visible
 from keras_filterprune.commands import COMMANDS
 from keras_filterprune.errors import FilterPruneError
 from keras_filterprune.quiet import quiet
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _start_keras()
         content, shown = options.run(options)
     except (FilterPruneError, OSError) as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
+        sys.stderr.write(f"{parser.prog}: {visible(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{parser.prog}: interrupted; no file was left half-written\n")
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for item in shown:
         if isinstance(item, str):
             # A sentence is one line, however long, and names in it may hold brackets.
-            _OUT.print(item, markup=False, highlight=False, soft_wrap=True)
+            _OUT.print(visible(item), markup=False, highlight=False, soft_wrap=True)
         else:
             _OUT.print(item)
     return 0

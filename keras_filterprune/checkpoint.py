@@ -90,7 +90,8 @@ class Checkpoint:
         """
         if self.path is None:
             raise FileError(f"a {self._work} without a checkpoint has kept no model.")
-        path = self.path.with_name(more["model"])
+        # Beside the checkpoint, wherever its content says.
+        path = self.path.with_name(Path(more["model"]).name)
         try:
             if path.is_file() and _digest(path) != more["model_sha256"]:
                 raise FileError(f"cannot load {path} as it was written: it was cut or changed.")

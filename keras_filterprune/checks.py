@@ -10,6 +10,7 @@ import functools
 import importlib
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 _INT64 = 2**63 - 1
 _SHOWN = 200
+# Characters that move a terminal's cursor, colour what follows or turn its direction; lines and tabs do no harm.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def shown(value: Any) -> str:
@@ -168,6 +171,11 @@ def check_path(name: str, value: Any) -> Path:
     except (TypeError, UnicodeEncodeError):
         pass
     raise wrong(name, value, "the name of a file, a str or a path")
+
+
+def visible(text: str) -> str:
+    """Text as a terminal or a page is to show it: what would steer them, in names of layers say, as its code."""
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def missing_package(user: str, package: str, extra: str, reason: str = "is not installed") -> MissingPackageError:

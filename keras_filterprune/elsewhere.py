@@ -7,6 +7,7 @@ it finds there: those that the process which starts it has imported, and those t
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import io
@@ -114,9 +115,11 @@ def _last_line(stream: Any, shown: bool) -> str:
     # Lines of progress bars end in a carriage return, which newline="" leaves as it is.
     with io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="") as lines:
         for line in lines:
-            if shown:
-                sys.stderr.write(line)
-                sys.stderr.flush()
+            # A service may have no stderr, or have closed it.
+            with contextlib.suppress(AttributeError, ValueError):
+                if shown:
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
             last = line.strip()[-1000:] or last
     return last
 

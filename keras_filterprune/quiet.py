@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from tflite_bench.quiet import Shared
+from tflite_bench.quiet import Shared, flush, open_standard_descriptors
 
 
 def quiet() -> AbstractContextManager:
@@ -32,14 +32,15 @@ def _silence() -> Iterator[None]:
         logger = logging.getLogger("tensorflow")
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)
+        open_standard_descriptors()
         sink = os.open(os.devnull, os.O_WRONLY)
         stack.callback(os.close, sink)
         for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
-            stream.flush()
+            flush(stream)
             saved = os.dup(descriptor)
             stack.callback(os.close, saved)
             stack.callback(os.dup2, saved, descriptor)
-            stack.callback(stream.flush)
+            stack.callback(flush, stream)
             os.dup2(sink, descriptor)
         yield
 

@@ -87,10 +87,16 @@ def _unseen(graph: ChannelGraph) -> tuple[Pinned, ...]:
         Pinned(
             path,
             call.output_shapes[0][-1] or 0 if call.output_shapes[0] else 0,
-            f"is opaque: no handler looks into {type(call.op).__name__}{remedy(call)}",
+            f"is opaque: no handler looks into {type(call.op).__name__}{_around(call.op)}{remedy(call)}",
         )
         for path, call in calls.items()
     )
+
+
+def _around(op: Any) -> str:
+    """The layers with weights in the model that a wrapper applies, by name."""
+    names = [repr(layer.name) for layer in getattr(getattr(op, "layer", None), "layers", ()) if layer.weights]
+    return f" around {', '.join(names)}" if names else ""
 
 
 def _input(call: Call, t: Tracer) -> Tensor:

@@ -17,7 +17,7 @@ ROOT = Path(kfp.__file__).parents[1]
 ROWS = [
     ["errors"],
     ["checks", "interrupts", "parts", "progress", "quiet"],
-    ["files", "elsewhere"],
+    ["files", "elsewhere", "terminal"],
     ["checkpoint", "folder"],
     ["graph"],
     ["handlers"],

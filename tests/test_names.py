@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 import keras_filterprune as kfp
+from keras_filterprune.__main__ import main
 from keras_filterprune.progress import track
 from keras_filterprune.report import graph_tables
 from tflite_bench import BenchReport, ModelTiming, OperatorTime, Profile, progress
@@ -65,6 +66,27 @@ def test_tables_show_names_as_they_are(tables, kind):
     table, names = tables[kind]
     text = printed(table)
     assert [name for name in names if name not in text] == []
+
+
+# Red, another title of the window, back over what is there, from right to left.
+STEERING = ["\x1b[31mred", "\x1b]0;title\x07", "back\x08\x08", "right\u202etfel", "c1\x9b31m", "bell\x07", "return\rx"]
+
+
+@pytest.mark.parametrize("name", STEERING, ids=ascii)
+def test_names_do_not_steer_a_terminal(name, tmp_path, capsys):
+    model = network([name])
+    _, report = kfp.prune_model(model, "l2", return_report=True, progress=False)
+    graph = kfp.analyze(model)
+    texts = [graph.summary(), printed(graph_tables(graph)), report.summary(), printed(report.table())]
+    for kind in ("html", "md"):
+        report.save(tmp_path / f"report.{kind}")
+        texts.append((tmp_path / f"report.{kind}").read_text("utf-8"))
+    # Here and in what is written to stderr.
+    assert main(["scan", str(tmp_path / f"{name}.keras")]) == 2
+    texts.append(capsys.readouterr().err)
+    for text in texts:
+        assert not [c for c in text if c in name and not c.isprintable()]
+    assert ascii(name)[1:-1] in texts[0]
 
 
 @pytest.mark.parametrize("name", ["=cmd()", "+1", "-1", "@x", "\tx", "plain", "a=b"])

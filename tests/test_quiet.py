@@ -6,10 +6,12 @@ import contextlib
 import logging
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ from keras_filterprune.quiet import quiet
 from tflite_bench import quiet as bench_quiet
 from tflite_bench.quiet import quiet_litert
 
+ROOT = Path(library_quiet.__file__).parents[1]
 both = pytest.mark.parametrize("silence", [quiet, quiet_litert])
 
 
@@ -98,3 +101,39 @@ def test_what_is_shared_is_entered_once_and_is_there_for_all(module):
     shared = module.Shared(slow)
     in_eight_threads(lambda: shared, lambda: wrong.append(1) if entered != [0] else None)
     assert (entered, wrong) == ([], [])
+
+
+SERVICE = """
+import os, sys
+out, how = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), sys.argv[2]
+class Writes:
+    def write(self, text):
+        return len(text)
+if how == "none":
+    sys.stdout = sys.stderr = None
+if how == "closed":
+    sys.stdout.close()
+    sys.stderr.close()
+if how == "without flush":
+    sys.stdout = sys.stderr = Writes()
+from keras_filterprune.quiet import quiet
+from tflite_bench.quiet import quiet_litert, say
+for silence in (quiet, quiet_litert, quiet):
+    with silence():
+        os.write(2, b"INFO: within")
+say("a line")
+os.write(out, b"whole")
+# Python flushes them when it ends.
+sys.stdout = sys.stderr = None
+"""
+
+
+@pytest.mark.parametrize("how", ["none", "closed", "without flush", "without descriptors"])
+def test_services_without_streams(how, tmp_path):
+    words = [sys.executable, "-c", SERVICE, str(tmp_path / "out"), how]
+    if how == "without descriptors":
+        words = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words]
+    done = subprocess.run(words, cwd=ROOT, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
+    # Nothing that was written to stderr is in a file of the user's that has its number.
+    assert (tmp_path / "out").read_text() == "whole"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tflite_bench.quiet import say
 
 # In seconds.
 _FRAME, _LINE = 0.1, 60.0
@@ -79,5 +80,4 @@ class _Lines:
         if self._total is not None:
             minutes = (now - self._start) * (self._total / self._count - 1) / 60
             far += f" of {self._total}, about {max(1, round(minutes))} min left"
-        sys.stderr.write(f"{done}: {far}\n")
-        sys.stderr.flush()
+        say(f"{done}: {far}\n")

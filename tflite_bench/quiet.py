@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 # What LiteRT says of a computer without NPU, GPU or vendor plugins; a benchmark of the CPU does not miss them.
 _HARMLESS = re.compile(rb"INFO: |WARNING: \[(npu_registry|gpu_registry|compiler_plugin)\.cc")
@@ -48,9 +49,33 @@ def quiet_litert() -> AbstractContextManager:
     return _SILENCE
 
 
+def flush(stream: Any) -> None:
+    """Flush a stream, if there is one: a service may have none, or have closed it."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        stream.flush()
+
+
+def say(text: str) -> None:
+    """Write to stderr at once, if there is one."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        sys.stderr.write(text)
+    flush(sys.stderr)
+
+
+def open_standard_descriptors() -> None:
+    """Give a process that was started without stdin, stdout or stderr the null device in their places.
+
+    Otherwise the next file that is opened takes the number, and native code writes its messages into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    sys.stderr.flush()
+    open_standard_descriptors()
+    flush(sys.stderr)
     with tempfile.TemporaryFile() as held:
         terminal = os.dup(2)
         os.dup2(held.fileno(), 2)

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from keras_filterprune.commands.data import add_data, read_data
 from keras_filterprune.commands.options import Answer, add_model, check_distinct, read_model
 from keras_filterprune.errors import InvalidValueError
+from keras_filterprune.terminal import cell
 
 HELP = "measure what each group of filters matters, by cutting it alone"
 
@@ -86,11 +86,11 @@ def _check_image(path: str) -> None:
 def _table(found: Any) -> Table:
     """What is lost, with intervals, the least sensitive groups first."""
     title = f"{found.metric} of the whole network: {found.base:.4g}; lost, with 95 % intervals"
-    table = Table(title=Text(title, "table.title"))
+    table = Table(title=cell(title, "table.title"))
     table.add_column("group")
     for keep in found.keep:
         table.add_column(f"{100 * keep:g} % kept", justify="right")
     for group in found.order():
         cuts = (cut for cut in found.cuts if cut.group == group)
-        table.add_row(Text(group), *(f"{cut.drop:.3g} ({cut.low:.3g} to {cut.high:.3g})" for cut in cuts))
+        table.add_row(cell(group), *(f"{cut.drop:.3g} ({cut.low:.3g} to {cut.high:.3g})" for cut in cuts))
     return table

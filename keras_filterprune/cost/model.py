@@ -244,7 +244,9 @@ class CostModel:
 def _parameter_terms(graph: ChannelGraph, widths: Widths) -> list[tuple[str, int, list[int]]]:
     bound: dict[tuple[str, str], dict[int, int]] = {}
     for bind in graph.binds:
-        bound.setdefault((bind.layer, bind.weight), {})[bind.axis] = widths.of_ids(bind.ids)
+        # Layers that are quantized pack several channels into a number, and keep them all.
+        if len(bind.ids) == graph.weights[bind.layer][bind.weight][bind.axis]:
+            bound.setdefault((bind.layer, bind.weight), {})[bind.axis] = widths.of_ids(bind.ids)
     terms = []
     for layer, weights in graph.weights.items():
         for weight, shape in weights.items():

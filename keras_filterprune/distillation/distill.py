@@ -167,7 +167,8 @@ def _taught(
     """The outputs that the student is trained on: those that have a loss, or every one that has gradients."""
     names, known = output_names(student), output_names(teacher)
     # Outputs that are called alike stand in any order.
-    others = [known.index(name) for name in names] if set(names) == set(known) else list(range(len(names)))
+    named = len(set(names)) == len(names) and set(names) == set(known)
+    others = [known.index(name) for name in names] if named else list(range(len(names)))
     losses, own = per_output(student, student.loss), per_output(teacher, teacher.loss)
     own = [own[other] for other in others]
     # A loss that one of the two lacks is the other's.

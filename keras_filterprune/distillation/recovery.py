@@ -19,6 +19,7 @@ from keras_filterprune.errors import UnsupportedModelError
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.probe.data import Samples, check_data
+from keras_filterprune.probe.gradients import gradients
 from keras_filterprune.probe.inputs import Inputs, calibration_inputs
 from keras_filterprune.probe.normalization import fold_statistics, recalibrate
 from keras_filterprune.progress import track
@@ -36,6 +37,8 @@ _HELD_OUT, _MOST_HELD_OUT, _LOOK = 8, 256, 60
 LEAST = 2 * _HELD_OUT
 # Of the first distance; what is nearer by less may be so by chance.
 _GAIN = 0.9
+# Samples on which outputs are to have a gradient.
+_LOOKED_AT = 8
 # Steps at one rate.
 _EPOCH = 10
 _DISTANCE = "distillation_loss"
@@ -96,6 +99,7 @@ class Recovery:
         with scope_of(student):
             imitating = imitator(student, teacher, inputs.take(held_out[: max(2, size)]))
             keras.Model.compile(imitating, _optimizer(student))
+        _check_learnable(student, inputs)
         fold_statistics(student, inputs, progress)
         steps = min(self.steps, -(-_PASSES * len(learnt) // size))
         exam = _Batches(student, inputs, held_out, size)
@@ -117,6 +121,24 @@ class Recovery:
         return (
             f"{pace.steps} steps on {len(learnt)} samples; divergence from the original on {len(held_out)} others "
             f"{best.first:.3g} before, {best.best:.3g} after"
+        )
+
+
+def _check_learnable(student: keras.Model, inputs: Inputs) -> None:
+    """Refuse a student of whose outputs none has a gradient: one-hot or rounded ones, say."""
+    variables, batch = student.trainable_variables, _Batches(student, inputs, np.arange(_LOOKED_AT), _LOOKED_AT)[0][0]
+    generator = np.random.default_rng(0)
+
+    def total(values: dict[int, Any]) -> Any:
+        with keras.StatelessScope(state_mapping=[(v, values[n]) for n, v in enumerate(variables)]):
+            outputs = keras.tree.flatten(student(batch, training=False))
+        found = [keras.ops.cast(z, "float32") for z in outputs if "float" in keras.backend.standardize_dtype(z.dtype)]
+        return sum(keras.ops.sum(z * generator.normal(size=tuple(z.shape)).astype("float32")) for z in found)
+
+    if not any(keras.ops.any(g != 0) for g in gradients(total, {n: v.value for n, v in enumerate(variables)}).values()):
+        raise UnsupportedModelError(
+            f"the outputs of '{student.name}' have no gradient: nothing can be learnt from them. Take those before, of "
+            "scores."
         )
 
 

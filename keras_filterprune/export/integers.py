@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_filterprune.export.file_operators import FileOperator
+from keras_filterprune.export.outputs_apart import with_outputs_apart
 from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.export.unsigned import with_unsigned_io
 
@@ -55,6 +56,7 @@ def quantize_statically(
     """
     from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 
+    file = with_outputs_apart(file)
     if mode == "int16x8":
         file = _without_power_of_two_sums(file)
     names = qtyping.TFLOperationName

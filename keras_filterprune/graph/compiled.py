@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -66,9 +67,12 @@ def per_output(model: keras.Model, given: Any) -> list[Any]:
 
     Args:
         model: a functional or Sequential model.
-        given: one value for all, a list, or a dict by the outputs' names.
+        given: one value for all, a list, a dict by the outputs' names, or all of them in the structure of the outputs.
     """
     keys = output_keys(model)
+    if keras.tree.is_nested(given) and _is_deep(output_structure(model)):
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            return _like(output_structure(model), given)
     if isinstance(given, dict):
         return [given.get(key, given.get(name)) for key, name in keys]
     if isinstance(given, list | tuple):
@@ -80,7 +84,23 @@ def per_output(model: keras.Model, given: Any) -> list[Any]:
 def output_keys(model: keras.Model) -> list[tuple[str, str]]:
     """(key, name) of every output of a model; a key differs from the name where the model gives a dict."""
     names, structure = output_names(model), output_structure(model)
-    return list(zip(sorted(structure) if isinstance(structure, dict) else names, names, strict=True))
+    flat = isinstance(structure, dict) and not _is_deep(structure)
+    return list(zip(sorted(structure) if flat else names, names, strict=True))
+
+
+def _is_deep(structure: Any) -> bool:
+    """Whether there are structures in a structure."""
+    parts = structure.values() if isinstance(structure, dict) else structure
+    return keras.tree.is_nested(structure) and any(map(keras.tree.is_nested, parts))
+
+
+def _like(structure: Any, given: Any) -> list[Any]:
+    """What is given in a structure, flat, whatever Keras has made of its dicts; raises where that is another one."""
+    if isinstance(structure, dict):
+        return [value for key in sorted(structure) for value in _like(structure[key], given[key])]
+    if isinstance(structure, list | tuple):
+        return [value for part, own in zip(structure, given, strict=True) for value in _like(part, own)]
+    return [given]
 
 
 def output_structure(model: keras.Model) -> Any:

@@ -21,6 +21,7 @@ from keras_filterprune.graph.types import Call, ModelView, Shape, TensorRef
 from keras_filterprune.graph.variables import copy_value as copy_value
 from keras_filterprune.graph.variables import named_weights as named_weights
 from keras_filterprune.graph.variables import scale_slices as scale_slices
+from keras_filterprune.graph.variables import weight_flags as weight_flags
 
 # Sides assumed where a model leaves them open: images and signals, and sequences of tokens.
 NOMINAL_SIZE, NOMINAL_TOKENS = 64, 8

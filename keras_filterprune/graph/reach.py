@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_filterprune.checks import visible
 from keras_filterprune.graph.values import Group, ModelView, Pinned, Shape, Term
 
 _NAMES, _ROWS = 3, 20
@@ -132,7 +133,7 @@ def summary_of(
     if about:
         names = [layer for layer, macs in spent.items() if macs.estimated]
         lines.append(f"\nMACs of {_listed(names)} are estimated from weights and the size of the output.")
-    return "\n".join(lines)
+    return visible("\n".join(lines))
 
 
 def _made(group: Group, spent: Mapping[str, LayerMacs]) -> float:

@@ -18,6 +18,7 @@ from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Lea
 from keras_filterprune.opening.plain_layers import AddedLoss, Constant, Weight, WeightedSum
 from keras_filterprune.opening.products import DENSE, products
 from keras_filterprune.rebuild.clone import Cloner
+from keras_filterprune.rebuild.state import paired
 
 
 class Assembler(Cloner):
@@ -60,8 +61,8 @@ class Assembler(Cloner):
 
     @property
     def origins(self) -> list[tuple[Any, Any]]:
-        named = [(_state(old), _state(new)) for old, new in self._layers()]
-        return [(variable, new[name]) for old, new in named for name, variable in old.items()] + [*self._held.values()]
+        found = [pair for old, new in self._layers() for pair in paired(_state(old), _state(new))]
+        return [*found, *self._held.values()]
 
     def _layers(self) -> list[tuple[Any, Any]]:
         return [(old, new) for old, new in self._made if isinstance(old, keras.layers.Layer)]

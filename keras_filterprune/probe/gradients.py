@@ -284,7 +284,10 @@ def _torch(function: Callable[[Tensors], Any], at: Tensors) -> Tensors:
     torch = importlib.import_module("torch")
     at = {key: value.detach().clone().requires_grad_() for key, value in at.items()}
     with torch.enable_grad():
-        found = torch.autograd.grad(function(at), list(at.values()), allow_unused=True)
+        value = function(at)
+    found = [None] * len(at)
+    if torch.is_tensor(value) and value.requires_grad:
+        found = torch.autograd.grad(value, list(at.values()), allow_unused=True)
     return {k: torch.zeros_like(at[k]) if gradient is None else gradient for k, gradient in zip(at, found, strict=True)}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from keras_filterprune.allocators import Search, Uniform
 from keras_filterprune.allocators.search import SearchState
 from keras_filterprune.checkpoint import Checkpoint
+from keras_filterprune.errors import FileError
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.methods import Method
 from keras_filterprune.outcome import Outcome, Run, operate
@@ -173,7 +174,11 @@ def _untouched(planner: Planner) -> Outcome:
 
 def _resumed(planner: Planner, checkpoint: Checkpoint, more: dict[str, Any]) -> Outcome:
     """Where an earlier run had come to."""
-    return Outcome(checkpoint.model(more), Kept(planner.task.graph, more["kept"]))
+    try:
+        kept = Kept(planner.task.graph, more["kept"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise FileError(f"'{checkpoint.path}' names units that the model does not have. Delete it.") from error
+    return Outcome(checkpoint.model(more), kept)
 
 
 def _copied(planner: Planner) -> Outcome:

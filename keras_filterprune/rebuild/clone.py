@@ -14,7 +14,7 @@ import numpy as np
 from keras_filterprune.errors import SurgeryError, UnsupportedModelError
 from keras_filterprune.graph.compiled import warn_of_own_training
 from keras_filterprune.graph.kept import Kept
-from keras_filterprune.graph.keras_view import first_line, functional_class, named_weights, view_model
+from keras_filterprune.graph.keras_view import first_line, functional_class, named_weights, view_model, weight_flags
 from keras_filterprune.graph.live import LiveObjects, has_config
 from keras_filterprune.graph.types import ModelView
 from keras_filterprune.handlers.base import Handler, Resize
@@ -212,7 +212,8 @@ class Cloner:
 
     def config(self, op: Any) -> dict[str, Any]:
         """The configuration of an operation's clone."""
-        return self.live.config(op)
+        config = self.live.config(op)
+        return config | {flag: there for flag, there in weight_flags(op).items() if flag in config}
 
     def made(self, op: Any, config: dict[str, Any], resized: bool = False) -> Any:
         """A clone of an operation, to which `fill` will give its weights."""

@@ -57,10 +57,12 @@ def _is_registry(value: Any) -> bool:
 
 def _variable(variable: Any) -> Any:
     # The path, too, is that of a variable which a layer of this name has made.
-    return keras.Variable(
+    copy = keras.Variable(
         keras.ops.convert_to_numpy(variable.value).copy(),
         trainable=variable.trainable,
         dtype=variable.dtype,
         aggregation=variable.aggregation,
         name=variable.name,
     )
+    copy.regularizer, copy.constraint = variable.regularizer, variable.constraint
+    return copy

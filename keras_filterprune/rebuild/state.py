@@ -13,8 +13,10 @@ import keras
 import numpy as np
 
 from keras_filterprune.graph.keras_view import copy_value, named_weights
+from keras_filterprune.graph.live import LiveObjects, held_objects
 
 _MISSING = object()
+_RULES = (keras.regularizers.Regularizer, keras.constraints.Constraint)
 # What a layer may hold another one in.
 _HOLDERS = (list, tuple, dict, keras.layers.Layer)
 
@@ -54,6 +56,7 @@ def carry_state(old: Any, new: Any, resized: bool = False) -> None:
         _carry_attributes(a, b, resized, list(vars(a)))
         if hasattr(b, "finalize_state"):
             b.finalize_state()
+    _carry_rules(old, new)
 
 
 def copy_weights(old: Any, new: Any) -> None:
@@ -62,6 +65,14 @@ def copy_weights(old: Any, new: Any) -> None:
     for name, variable in named_weights(old).items():
         copy_value(variable, variables[name])
         variables[name].trainable = variable.trainable
+
+
+def paired(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """(variable of a layer, its clone's), both by name, of those that the clone has.
+
+    A Dropout keeps the generator that it was made with when its rate is set to 0 later; its clone is made with none.
+    """
+    return [(variable, new[name]) for name, variable in old.items() if name in new]
 
 
 def copy_activation(old: Any, new: Any) -> None:
@@ -109,6 +120,19 @@ def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
                 yield a, b
                 own, theirs = vars(a), vars(b)
                 waiting += [(value, theirs.get(name)) for name, value in own.items() if isinstance(value, _HOLDERS)]
+
+
+def _carry_rules(old: Any, new: Any) -> None:
+    """Regularizers and constraints are those that weights have, which need not be those of the layer's attributes.
+
+    Set on a layer that is built, they hold for its clone alone; set on a weight, no configuration knows of them.
+    """
+    known = {id(thing) for thing in held_objects(old)}
+    for variable, twin in paired(named_weights(old), named_weights(new)):
+        for name in ("regularizer", "constraint"):
+            rule = getattr(variable, name)
+            if rule is None or id(rule) not in known:
+                setattr(twin, name, LiveObjects().clone(rule) if isinstance(rule, _RULES) else rule)
 
 
 def _carry_attributes(old: Any, new: Any, resized: bool, names: list[str]) -> None:

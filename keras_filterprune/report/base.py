@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from keras_filterprune.checks import visible
 from keras_filterprune.files import check_destination, replacing
 from keras_filterprune.latency import Prices, as_prices
 from keras_filterprune.report import html, markdown
@@ -69,7 +70,7 @@ class SavedReport(abc.ABC):
         headline = headline_section(self._costs, accuracy, benchmark, files)
         sections = [headline, first, *filter(None, extras), *rest, *sensitivity_sections(sensitivity), *self._closing()]
         # Names may hold halves of characters, which no encoding has.
-        content = render(self._title, sections).encode("utf-8", "backslashreplace")
+        content = visible(render(self._title, sections)).encode("utf-8", "backslashreplace")
         with replacing(path) as draft:
             draft.write_bytes(content)
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import rich.table
-from rich.text import Text
 
+from keras_filterprune.checks import visible
 from keras_filterprune.latency import Prices, SizedOperators
 from keras_filterprune.report.base import SavedReport
 from keras_filterprune.report.document import Bar, Section, Table, count, number, share
 from keras_filterprune.report.prediction import COST_COLUMNS, cost_rows, predict
+from keras_filterprune.terminal import cell
 
 _NAMES = 6
 
@@ -96,11 +97,11 @@ class LayerReport(SavedReport):
         costs = ", ".join(f"{kind} {before:,} -> {after:,}" for kind, (before, after) in self.cost.items())
         gone = ", ".join(self.removed) or "nothing"
         lines = [f"{len(self.removed)} of {len(self.units)} units removed: {gone}", f"{costs}; {proof}"]
-        return "\n".join(lines + self.notes)
+        return visible("\n".join(lines + self.notes))
 
     def table(self) -> rich.table.Table:
         """Importance and cost of every unit, the least important first."""
-        table = rich.table.Table(title=Text(f"{self.model}: {self.criterion}", "table.title"))
+        table = rich.table.Table(title=cell(f"{self.model}: {self.criterion}", "table.title"))
         table.add_column("unit", overflow="fold")
         table.add_column("kind")
         for name in ("layers", "importance", self.unit, ""):
@@ -108,7 +109,7 @@ class LayerReport(SavedReport):
         for row in sorted(self.units, key=lambda row: row.importance):
             gone = "removed" if row.removed else ""
             cells = (str(len(row.layers)), f"{row.importance:.4g}", f"{row.cost:,}", gone)
-            table.add_row(Text(row.name), Text(row.kind), *cells)
+            table.add_row(cell(row.name), cell(row.kind), *cells)
         return table
 
     @property

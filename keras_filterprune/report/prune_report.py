@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import rich.table
-from rich.text import Text
 
+from keras_filterprune.checks import visible
 from keras_filterprune.cost import Tiles, as_widths
 from keras_filterprune.latency import Prices, SizedOperators
 from keras_filterprune.rebuild.plan import PruningPlan
@@ -25,6 +25,7 @@ from keras_filterprune.report.document import (
     without_empty_columns,
 )
 from keras_filterprune.report.prediction import COST_COLUMNS, FLOAT32, INT8, Prediction, cost_rows, predict
+from keras_filterprune.terminal import cell
 
 _TOP, _NAMES = 10, 2
 
@@ -124,17 +125,17 @@ class PruneReport(SavedReport):
             lines.insert(1, f"budget: {before:,} -> {after:,} {unit} ({_percent(after, before)})")
         if self.approximate:
             lines.append(f"{len(self.approximate)} groups cross statistics over channels and are approximate")
-        return "\n".join(lines + self.notes)
+        return visible("\n".join(lines + self.notes))
 
     def table(self) -> rich.table.Table:
         """Channels, MACs and parameters per layer."""
-        table = rich.table.Table(title=Text(f"{self.plan.model['name']}: {self.plan.method}", "table.title"))
+        table = rich.table.Table(title=cell(f"{self.plan.model['name']}: {self.plan.method}", "table.title"))
         table.add_column("layer")
         for name in ("channels", "kept", "MACs", "after", "params", "after"):
             table.add_column(name, justify="right")
         for row in self.layers:
             numbers = (row.channels, row.kept, row.macs, row.macs_after, row.params, row.params_after)
-            table.add_row(Text(row.layer), *(f"{n:,}" for n in numbers))
+            table.add_row(cell(row.layer), *(f"{n:,}" for n in numbers))
         return table
 
     @property

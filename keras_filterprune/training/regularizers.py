@@ -180,15 +180,11 @@ class _Penalised(Cloner):
             weight, axis = self._axes[id(op)]
             along = {"axis": axis} if "axis" in self._penalty else {}
             penalty = self._kind.from_config(self._penalty | along)
-            inner = unwrapped(twin)
-            self._penalised.append((inner, _regularizer(weight), penalty))
-            setattr(*self._penalised[-1])
-            if inner.built:
-                # The layer in a wrapper is built before the wrapper is called.
-                named_weights(inner)[weight].regularizer = penalty
+            self._penalised.append((unwrapped(twin), weight, penalty))
         return twin
 
     def write(self) -> None:
         # The clones were given what the originals hold.
-        for penalised in self._penalised:
-            setattr(*penalised)
+        for layer, weight, penalty in self._penalised:
+            setattr(layer, _regularizer(weight), penalty)
+            named_weights(layer)[weight].regularizer = penalty

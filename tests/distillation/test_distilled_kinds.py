@@ -324,6 +324,50 @@ def test_every_output_learns_from_the_one_of_its_name(shape, swapped, how, loss_
         assert found["what_loss"][0] == pytest.approx(weighted(own["what"], weights["what"]), rel=2e-3)
 
 
+def test_outputs_inside_of_outputs():
+    def network(width, seed):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((SIDE, SIDE, 2), name="x")
+        h = pooled(layers.Conv2D(width, 3, activation="relu")(inputs))
+        kinds = {name: layers.Dense(3, activation="softmax", name=name)(h) for name in ("fine", "coarse")}
+        return keras.Model({"x": inputs}, {"kinds": kinds, "box": (layers.Dense(4, name="box")(h),)})
+
+    student, teacher = network(4, 0), network(8, 1)
+    crossed = {"fine": "sparse_categorical_crossentropy", "coarse": "sparse_categorical_crossentropy"}
+    weights = {"kinds": {"fine": 2.0, "coarse": 0.5}, "box": (3.0,)}
+    student.compile(keras.optimizers.SGD(0.0), {"kinds": crossed, "box": ("mse",)}, weights)
+    labels = {"kinds": {"fine": CLASSES, "coarse": CLASSES}, "box": (NUMBERS,)}
+    a, b = (
+        keras.tree.map_structure(lambda z: np.array(z, float), m.predict({"x": X}, verbose=0))
+        for m in (teacher, student)
+    )
+    taught = from_softmax(softmax_divergence)
+    expected = 2 * taught(a["kinds"]["fine"], b["kinds"]["fine"]).mean()
+    expected += (
+        0.5 * taught(a["kinds"]["coarse"], b["kinds"]["coarse"]).mean() + 3 * squares(a["box"][0], b["box"][0]).mean()
+    )
+    for y in (labels, None):
+        found = kfp.distill(student, teacher, T, 0.5).fit({"x": X}, y, batch_size=COUNT, verbose=0).history
+        assert found["distillation_loss"][0] == pytest.approx(expected, rel=2e-3)
+
+
+def test_outputs_of_one_name():
+    """Those of one operation, say."""
+
+    def network(seed):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, list(ops.split(layers.Dense(4)(inputs), 2, axis=-1)))
+
+    student, teacher = network(0), network(1)
+    student.compile("sgd", ["mse", "mse"])
+    x = RNG.normal(size=(8, 4)).astype("float32")
+    found = kfp.distill(student, teacher, alpha=1.0).fit(x, batch_size=8, verbose=0).history["loss"][0]
+    student = network(0)
+    a, b = student.predict(x, verbose=0), teacher.predict(x, verbose=0)
+    assert found == pytest.approx(sum(np.square(p - q).mean() for p, q in zip(a, b, strict=True)), rel=1e-4)
+
+
 def test_outputs_of_one_shape_in_another_order():
     def network(names, seed):
         keras.utils.set_random_seed(seed)

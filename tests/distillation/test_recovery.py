@@ -234,6 +234,8 @@ def frozen():
 
 UNTAUGHT = {
     "class numbers": (lambda: with_outputs(lambda z: keras.ops.argmax(z, -1)), "has no output but of integers"),
+    "one-hot": (lambda: with_outputs(lambda z: keras.ops.one_hot(keras.ops.argmax(z, -1), 5)), "have no gradient"),
+    "rounded": (lambda: with_outputs(keras.ops.round), "have no gradient"),
     "frozen": (frozen, "has no trainable weights"),
     "text": (with_text, "takes text"),
 }
@@ -251,8 +253,18 @@ def test_what_cannot_be_taught_is_refitted_and_the_report_says_why(case):
         kfp.recover(small, model, x, **QUIET)
 
 
-def test_outputs_without_gradients_stand_in_nobodys_way():
-    model, x = with_outputs(lambda z: {"scores": z, "class": keras.ops.argmax(z, -1)})
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda z: {"scores": z, "class": keras.ops.argmax(z, -1)},
+        lambda z: [z, keras.ops.round(z)],
+        # Two outputs of one name.
+        lambda z: list(keras.ops.top_k(z, 2)),
+    ],
+    ids=["class", "rounded", "the two best"],
+)
+def test_outputs_without_gradients_stand_in_nobodys_way(outputs):
+    model, x = with_outputs(outputs)
     small = pruned(model, images(128))
     recovered = kfp.recover(small, model, images(128), **QUIET)
     assert relative_error(model, recovered, x) < relative_error(model, small, x)

@@ -53,6 +53,13 @@ def one_output_twice():
     return keras.Model(x, [L.Dense(2)(h), y, y])
 
 
+def outputs_that_are_read():
+    """Features beside what is computed from them, and the input itself."""
+    x = keras.Input((6,), name="i")
+    h = L.Dense(8, name="h")(x)
+    return keras.Model(x, [h, x, L.Dense(3, name="z")(h), L.ReLU()(h)])
+
+
 CASES = [
     (build, mode)
     for build in (fourteen_outputs, dict_of_both, one_output_twice)
@@ -60,7 +67,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("build", "mode"), [*CASES, (two_inputs, "int8")])
+READ = [(outputs_that_are_read, mode) for mode in ("float32", "float16", "int8", "int16x8")]
+
+
+@pytest.mark.parametrize(("build", "mode"), [*CASES, (two_inputs, "int8"), *READ])
 def test_files_number_inputs_and_outputs_as_the_model_does(build, mode, tmp_path):
     model = build()
     samples = [np.random.default_rng(0).normal(size=(8, *x.shape[1:])).astype("float32") for x in model.inputs]

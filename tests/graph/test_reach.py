@@ -108,3 +108,11 @@ def test_matplotlib_is_asked_for(tmp_path, monkeypatch):
     with pytest.raises(kfp.errors.MissingPackageError, match=r"ChannelGraph\.plot"):
         half_closed().plot(tmp_path / "groups.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_in_a_wrapper_are_named():
+    frame = keras.Sequential([keras.Input((4,)), layers.Dense(8, name="inner"), Noisy(name="noisy")])
+    inputs = keras.Input((3, 4))
+    h = layers.TimeDistributed(frame, name="frames")(inputs)
+    text = kfp.analyze(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(h)))).summary()
+    assert "is opaque: no handler looks into TimeDistributed around 'inner', 'noisy'" in text

@@ -286,3 +286,112 @@ def test_what_only_the_original_holds_is_no_silent_difference():
         clone(model)
     # Opened, it is a product with 2.
     assert difference(model, kfp.apply_bridgeout(model)) == 0
+
+
+# ---------------------------------------------------------------------------------- layers that were changed later
+
+
+def changed(name, **attributes):
+    def change(model):
+        for attribute, value in attributes.items():
+            setattr(model.get_layer(name), attribute, value)
+
+    return change
+
+
+def ruled(**rules):
+    def change(model):
+        for name, rule in rules.items():
+            setattr(model.get_layer("second").kernel, name, rule)
+
+    return change
+
+
+# What is done to a built layer that its configuration does not know of, or knows as something that it was never built
+# with.
+CHANGES = {
+    "no dropout": changed("dropout", rate=0),
+    "another dropout": changed("dropout", rate=0.9),
+    "no noise": changed("noise", stddev=0.0),
+    "statistics": changed("bn", momentum=0.5, epsilon=0.1),
+    "no scale": changed("bn", scale=False),
+    "no shift": changed("bn", center=False),
+    "slope": changed("leaky", negative_slope=0.7),
+    "activation": changed("second", activation=own),
+    "no bias of a convolution": changed("first", use_bias=False),
+    "no bias of a dense layer": changed("dense", bias=None),
+    "a penalty that came too late": changed("second", kernel_regularizer=keras.regularizers.L2(0.1)),
+    "a penalty on a weight": ruled(regularizer=Unregistered(0.1)),
+    "a function as a penalty on a weight": ruled(regularizer=lambda w: ops.sum(w * w)),
+    "no penalty any more": lambda m: setattr(m.get_layer("first").kernel, "regularizer", None),
+    "a constraint on a weight": ruled(constraint=keras.constraints.MaxNorm(0.01)),
+    "half precision": changed("second", dtype_policy=keras.DTypePolicy("mixed_bfloat16")),
+}
+
+
+@functools.lru_cache(1)
+def with_change(change):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    h = layers.Conv2D(8, 3, padding="same", kernel_regularizer="l2", name="first")(inputs)
+    h = layers.LeakyReLU(name="leaky")(layers.BatchNormalization(name="bn")(h))
+    h = layers.GaussianNoise(0.5, name="noise")(layers.Dropout(0.5, name="dropout")(h))
+    h = layers.Conv2D(8, 3, activation="relu", name="second")(h)
+    h = layers.Dense(8, activation="relu", name="dense")(layers.GlobalAveragePooling2D()(h))
+    model = keras.Model(inputs, layers.Dense(4, name="head")(h))
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if weight.name in ("bias", "beta", "moving_mean"):
+            weight.assign(rng.normal(size=weight.shape))
+    CHANGES[change](model)
+    return model
+
+
+def near(change):
+    return 2e-2 if change == "half precision" else 1e-5
+
+
+@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_copies_of_changed_layers(change, copy):
+    model = with_change(change)
+    twin = COPIES[copy](model)
+    assert difference(model, twin) < near(change)
+    if copy not in ("penalty", "adapters", "adapters merged"):
+        # Those add penalties, or put a layer under the penalty of another.
+        a, b = (float(sum(map(ops.sum, m.losses), 0.0)) for m in (model, twin))
+        assert b == pytest.approx(a, rel=1e-5)
+    if "constraint" in change and copy in ("clone", "strip"):
+        assert twin.get_layer("second").kernel.constraint.max_value == 0.01
+
+
+@pytest.mark.parametrize("compensate", ["none", "linear", "least_squares", "bn"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_smaller_models_of_changed_layers_are_proven(change, compensate):
+    model = with_change(change)
+    half = kfp.FiltersBudget(0.5)
+    small = kfp.prune_model(model, "l2", half, data=X / 100, compensate=compensate, progress=False)
+    assert small.get_layer("first").filters == small.get_layer("dense").units == 4
+
+
+class Stacked(keras.Model):
+    def __init__(self, stack):
+        super().__init__()
+        self.stack = stack
+
+    def call(self, x):
+        for layer in self.stack:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_models_with_changed_layers_are_opened(change):
+    model = with_change(change)
+    given = Stacked(model.layers[1:])
+    given(X)
+    opened = kfp.open_model(given)
+    assert difference(model, opened) < near(change)
+    assert float(sum(map(ops.sum, opened.losses), 0.0)) == pytest.approx(
+        float(sum(map(ops.sum, model.losses), 0.0)), rel=1e-5
+    )

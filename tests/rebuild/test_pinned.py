@@ -66,14 +66,15 @@ def test_model_around_a_pinned_special_dense_can_still_be_pruned():
     assert small.get_layer("fc").lora_enabled
 
 
-def test_model_around_a_quantized_dense_can_still_be_pruned():
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_model_around_a_quantized_dense_can_still_be_pruned(mode):
     x = image()
     y = layers.GlobalAveragePooling2D()(conv(8, "a")(conv(6, "first")(x)))
     model = keras.Model(x, layers.Dense(3, name="out")(layers.Dense(8, name="fc")(y)))
-    model.get_layer("fc").quantize("int8")
+    model.get_layer("fc").quantize(mode)
     small = prune(model)
     assert small.get_layer("first").filters == 3
-    assert small.get_layer("fc").quantization_mode == "int8"
+    assert small.get_layer("fc").quantization_mode == mode
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
