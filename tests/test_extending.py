@@ -526,6 +526,11 @@ WRONG = {
         r"a kfp\.Method\. Received: None\.",
     ),
     "recipe: no function": (lambda: kfp.register_method("none")(3), r"recipe is a function.*Received: recipe=3\."),
+    "recipe: no arguments": (lambda: kfp.register_method("none")(lambda: 1), r"recipe\(seed, data\)\. Received: "),
+    "recipe: a class": (
+        lambda: kfp.register_method("none")(kfp.Method),
+        r"recipe\(seed, data\)\. Received: recipe=<cl",
+    ),
     "name: ours": (lambda: kfp.register_method("l2"), r"name is one of your own.*Received: name='l2'\."),
     "name: capitals": (lambda: kfp.register_method("Mine Own"), r"in lower case\. Received: name='Mine Own'\."),
 }
@@ -797,10 +802,19 @@ def test_compensation_says_which_layers_it_leaves(how):
         ({"resize": lambda self, config, r: config}, "does its `resize` set the new width"),
         ({"rewrite": lambda self, args, kwargs, r: None}, r"rewrite.* is to return \(args, kwargs\).*Received: None"),
         ({"linear": lambda self, op: op}, r"linear.* is to return a Linear, or None\. Received: <Own"),
+        ({"linear": lambda self, op: None}, r"linear, for layer 'own' \(Own\), is to return a Linear\. Received: None"),
         ({"statistics": lambda self, op: 3}, r"statistics.* is to return Statistics, or None\. Received: 3"),
         ({"width": "filters"}, "expects a layer with attribute 'filters'"),
     ],
-    ids=["resize: nothing", "resize: same", "rewrite: nothing", "linear: the layer", "statistics: 3", "width"],
+    ids=[
+        "resize: nothing",
+        "resize: same",
+        "rewrite: nothing",
+        "linear: the layer",
+        "linear: nothing",
+        "statistics: 3",
+        "width",
+    ],
 )
 def test_what_handlers_return_is_checked(change, message):
     class Own(Rows):
@@ -810,6 +824,25 @@ def test_what_handlers_return_is_checked(change, message):
     kfp.register_handler(Own)(type("OwnHandler", (kfp.handlers.LinearHandler,), linear | change))
     with pytest.raises((UnsupportedLayerError, SurgeryError), match=message):
         prune(model=network(Own(8, name="own")))
+
+
+def test_a_layer_of_keras_is_not_blamed_for_what_comes_before_it():
+    class Own(L.Layer):
+        def build(self, shape):
+            self.factor = self.add_weight((shape[-1],), "ones", name="factor")
+
+        def call(self, x):
+            return x * self.factor
+
+    class Forgetful(kfp.handlers.Handler):
+        def trace(self, call, inputs, t):
+            t.bind(call.path, "factor", 0, kfp.handlers.read_last_axis(call, inputs[0], t))
+            return [kfp.handlers.Tensor(call.output_shapes[0])]
+
+    kfp.register_handler(Own)(Forgetful)
+    expected = r"The handler of a layer before it is wrong; does its `trace` pass on the channels it gets\?"
+    with pytest.raises(SurgeryError, match=expected):
+        prune(model=network(Own(name="own")))
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from keras_filterprune.checks import check_returned
+from keras_filterprune.errors import UnsupportedLayerError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.graph.types import Call, Tensor
 from keras_filterprune.handlers.activation import pin_mixing_activation
-from keras_filterprune.handlers.base import Handler, Resize, read_last_axis, volume
+from keras_filterprune.handlers.base import Handler, Resize, describe, read_last_axis, volume
 from keras_filterprune.handlers.linear import Linear
 
 
@@ -58,7 +60,10 @@ class LinearHandler(Handler):
     def linear(self, op: Any) -> Linear: ...
 
     def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
-        linear, shape, kernel = self.linear(call.op), call.output_shapes[0], self.linear(call.op).summed.shape
+        linear, shape = self.linear(call.op), call.output_shapes[0]
+        fault = f"{type(self).__name__}.linear, for {describe(call)},"
+        check_returned(isinstance(linear, Linear), fault, "return a Linear", linear, UnsupportedLayerError)
+        kernel = linear.summed.shape
         channels, filters = linear.channels % len(kernel), linear.filters % len(kernel)
         read, made = read_last_axis(call, inputs[0], t), t.fresh(getattr(call.op, self.width), (call.path, "filters"))
         # A transposed convolution spreads every position of its input.

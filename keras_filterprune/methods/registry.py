@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from keras_filterprune.allocators import Allocator, Sensitivity, Uniform
-from keras_filterprune.checks import check_callable, check_integer, check_returned, unknown_name, wrong
+from keras_filterprune.checks import check_integer, check_returned, unknown_name, wrong
 from keras_filterprune.compensators import BNRecalibration, Compensator
 from keras_filterprune.criteria import Criterion
 from keras_filterprune.errors import InvalidValueError
@@ -126,7 +126,8 @@ def register_method(name: str) -> Callable[[Recipe], Recipe]:
         raise wrong("name", name, "one of your own: the methods of this library keep theirs")
 
     def decorator(recipe: Recipe) -> Recipe:
-        check_callable("recipe", recipe, "a function of the seed and of whether there is data")
+        if inspect.isclass(recipe) or not callable(recipe) or not _takes_two(recipe):
+            raise wrong("recipe", recipe, "a function of the seed and of whether there is data, recipe(seed, data)")
         for data in (False, True):
             _made(name, recipe, 0, data)
         _METHODS[name] = recipe
@@ -149,6 +150,14 @@ def list_methods() -> list[tuple[str, str, str]]:
         ('l1', 'nothing', 'Sum of absolute weights of a filter (Li et al. 2017)')
     """
     return [(name, _made(name, recipe, 0, False).needs, _summary(recipe)) for name, recipe in _METHODS.items()]
+
+
+def _takes_two(recipe: Recipe) -> bool:
+    try:
+        inspect.signature(recipe).bind(0, False)
+    except TypeError:
+        return False
+    return True
 
 
 def _made(name: str, recipe: Recipe, seed: int, data: bool) -> Method:

@@ -301,10 +301,13 @@ class _Resizer(Cloner):
             for axis, mask in self._masks.get((path, name), ()):
                 value = np.compress(mask, value, axis)
             if tuple(variables[name].shape) != tuple(value.shape):
+                kind = type(old)
+                whose = f"The handler of {kind.__name__} is wrong; does its `resize` set the new width?"
+                if kind.__module__.startswith("keras."):
+                    whose = "The handler of a layer before it is wrong; does its `trace` pass on the channels it gets?"
                 raise SurgeryError(
                     f"surgery failed: weight '{name}' of layer '{path}' is left with shape {tuple(value.shape)}, the "
-                    f"rebuilt layer expects {tuple(variables[name].shape)}. The handler of {type(old).__name__} is "
-                    "wrong; does its `resize` set the new width?"
+                    f"rebuilt layer expects {tuple(variables[name].shape)}. {whose}"
                 )
             variables[name].assign(value)
             variables[name].trainable = variable.trainable
