@@ -83,6 +83,8 @@ def _unseen(graph: ChannelGraph) -> tuple[Pinned, ...]:
     """Layers that hold filters which no handler sees: other layers perhaps, or a whole model."""
     seen = {bind.layer for bind in graph.binds}
     calls = {c.path: c for c in graph.view.calls if c.path in graph.uncounted and c.path not in seen}
+    # A weight that stands for itself in an opened model is looked into, and has no filters.
+    calls = {path: c for path, c in calls.items() if not type(c.op).__module__.startswith("keras_filterprune.")}
     return tuple(
         Pinned(
             path,

@@ -74,10 +74,11 @@ def call_macs(op, inputs: list[tuple], output: tuple) -> int:
     kernels = [v for v in getattr(op, "weights", ()) if "kernel" in v.name and len(v.shape) > 1]
     sizes = sum(_volume(v.shape) for v in kernels)
     if name in ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"):
-        numbers = op.weights[0].shape[-1] * op.weights[0].shape[-2]
+        numbers, both = op.weights[0].shape[-1] * op.weights[0].shape[-2], sum(_volume(v.shape) for v in kernels[1:3])
         # Masks come before or after; the last sequence of as many numbers as values have is that of the values.
         values = next((x for x in inputs[::-1] if len(x) == len(output) and x[-1] == kernels[2].shape[0]), output)
-        return _volume(output[:-1]) * sizes + 2 * _volume(output[:-1]) * _volume(values[1:-1]) * numbers
+        scores = 2 * _volume(output[:-1]) * _volume(values[1:-1]) * numbers
+        return _volume(output[:-1]) * (sizes - both) + _volume(values[:-1]) * both + scores
     if name.endswith("Transpose") and kernels:
         return _volume(inputs[0][:-1]) * sizes
     if name in ("LSTM", "GRU", "SimpleRNN", "Bidirectional"):
@@ -89,6 +90,8 @@ def _letters(equation: str, shapes: list[tuple]) -> int:
     """The product of the sizes of all letters of an equation."""
     sizes = {}
     for term, shape in zip(re.split(",|->", equation.replace(" ", "")), shapes, strict=False):
+        if not shape:  # TensorFlow does not know it.
+            continue
         before, dots, after = term.partition("...")
         letters = [*before, *range(len(before) + len(after) - len(shape), 0), *after] if dots else [*term]
         sizes.update({n: s for n, s in zip(letters, shape, strict=True) if s not in (None, 1)})

@@ -1,7 +1,6 @@
 """Small networks of images, written the way that code examples are: subclassed models and layers made of layers.
 
-`NETWORKS` maps names to functions that build one each, with random weights; `example_attention.py` and
-`example_sequences.py` add theirs.
+`NETWORKS` maps names to functions that build one each, with random weights; the other files `example_*.py` add theirs.
 """
 
 from collections.abc import Callable

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/model_coverage.py [--models unet swin] [--kinds examples keras-hub kimm] [--out DIR]
 
-Networks: those of `example_networks.py`, `example_attention.py` and `example_sequences.py`, subclassed and made of
-layers of layers, and small backbones of keras-hub and of kimm where these are installed. All have random weights.
+Networks: those of the files `example_*.py` beside this one, subclassed and made of layers of layers, and small
+backbones of keras-hub and of kimm where these are installed. All have random weights.
 
 Reach is the share of multiply-accumulates that are spent in calls whose widths can fall. Both are counted without the
 library's rules, see `counting.py`. The oracle zeroes the weights that make and read removed channels, and heads, in the
@@ -42,7 +42,9 @@ COLUMNS = "model opened closed reach MACs groups approximate verified oracle loa
 def networks() -> dict[str, dict]:
     """{kind: {name: makes the model}}."""
     import example_attention  # noqa: F401  (registers)
+    import example_blocks  # noqa: F401
     import example_sequences  # noqa: F401
+    import example_tables  # noqa: F401
     from example_networks import NETWORKS
 
     return {"examples": NETWORKS, "keras-hub": hub_networks(), "kimm": kimm_networks()}
@@ -205,7 +207,8 @@ def reach(graph, specs: list) -> tuple[int, int]:
             lambda x: values[x.call][x.index] if isinstance(x, kfp.handlers.TensorRef) else x, (call.args, call.kwargs)
         )
         values[number] = keras.tree.flatten(spec_of(call.op, args, kwargs))
-        shapes = [tuple(values[ref.call][ref.index].shape) for ref in call.inputs]
+        given = args if type(call.op).__name__ == "Einsum" else [values[r.call][r.index] for r in call.inputs]
+        shapes = [tuple(x.shape) for x in given]
         macs = call_macs(call.op, shapes, tuple(values[number][0].shape))
         seen += macs
         tracked = [x for x in (*inputs, *made) if x.tracked]

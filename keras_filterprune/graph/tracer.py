@@ -130,7 +130,13 @@ class Tracer:
             self._laid[layer] = axis, ids, last
 
     def reconsider(self, *vectors: np.ndarray) -> None:
-        """Channels cannot go on from here: what laid those of one of these vectors is to try another axis."""
+        """Channels cannot go on from here: what laid those of one of these vectors is to try another axis.
+
+        Where one of them will be laid otherwise already, it remains to be seen what comes here then.
+        """
+        regretted = [self._laid[layer][1] for layer in self.regrets if layer in self._laid]
+        if any(len(ids) and np.isin(ids, laid).all() for ids in vectors for laid in regretted):
+            return
         found = [
             (last, -number, layer)
             for number, (layer, (_, laid, last)) in enumerate(self._laid.items())

@@ -111,6 +111,51 @@ class GroupedQueryAttention(MultiHeadAttention):
         return {}
 
 
+@register_handler(keras.layers.Attention, keras.layers.AdditiveAttention)
+class ScoringAttention(Handler):
+    """Channels of queries and keys meet their partners in sums, and end there; those of values go on."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        made = dict(zip(call.inputs, inputs, strict=True))
+        refs = _scored(call)
+        query, value, key = (made[ref] for ref in refs)
+        for x in inputs:
+            if x.axis not in (None, len(x.shape) - 1):
+                return give_up(call, inputs, t, "lies on another axis than that of the channels of")
+        t.pin_tensors((x for ref, x in made.items() if ref not in refs), f"masks {describe(call)}")
+        ids = read_last_axis(call, query, t)
+        t.tie(ids, read_last_axis(call, key, t))
+        for name, variable in named_weights(call.op).items():
+            if len(variable.shape):
+                t.bind(call.path, name, 0, ids, "input")
+            else:
+                t.constant(call.path, name)
+        positions = volume(tuple(query.shape[1:-1])) * (value.shape[-2] or 1)
+        if getattr(call.op, "score_mode", "") == "dot" and not isinstance(call.op, keras.layers.AdditiveAttention):
+            t.spend(call.path, positions, ids)
+        width = (value.ids,) if value.tracked else ()
+        t.spend(call.path, positions * (1 if width else value.shape[-1]), *width)
+        shape, *scores = call.output_shapes
+        return [Tensor(shape, len(shape) - 1, value.ids) if width else Tensor(shape), *map(Tensor, scores)]
+
+    def masked_call(self, op: Any, args: tuple, kwargs: dict, r: Resize) -> Any:
+        """Removed channels of queries and keys are left out; where a weight scales each of them, it is zero."""
+        query = dict(zip(r.call.inputs, r.inputs, strict=True))[_scored(r.call)[0]]
+        if not query.tracked or r.kept(query).all() or any(len(v.shape) for v in named_weights(op).values()):
+            return op(*args, **kwargs)
+        given, *others = args or (kwargs["inputs"],)
+        stays = np.flatnonzero(r.kept(query))
+        query, key = (keras.ops.take(x, stays, axis=-1) for x in (given[0], given[2 if len(given) > 2 else 1]))
+        named = {name: value for name, value in kwargs.items() if name != "inputs"}
+        return op([query, given[1], key], *others, **named)
+
+
+def _scored(call: Call) -> tuple[TensorRef, TensorRef, TensorRef]:
+    """Query, value and key of a call; without a key, values are keys as well."""
+    query, value, *key = call.args[0] if call.args else call.kwargs["inputs"]
+    return query, value, key[0] if key else value
+
+
 def _parts(op: Any) -> dict[str, dict[str, str]]:
     """{projection: {"kernel" or "bias": name of the weight}}; the projections are layers inside the layer."""
     found: dict[str, dict[str, str]] = {}

@@ -50,6 +50,23 @@ class Patches(Handler):
         return [Tensor(shape, len(shape) - 1, np.tile(x.ids, math.prod(call.op.size))) if x.tracked else Tensor(shape)]
 
 
+@register_keras_names("SpaceToDepth", "DepthToSpace")
+class Blocks(Handler):
+    """Pixels of a block and channels change places: those of every pixel of it behind each other."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        x, shape, pixels = inputs[0], call.output_shapes[0], call.op.block_size**2
+        if not x.tracked:
+            return [Tensor(shape)]
+        if x.axis != len(shape) - 1:
+            return give_up(call, inputs, t, "lies on an axis that is cut by")
+        if keras_name(call.op) == "SpaceToDepth":
+            return [Tensor(shape, x.axis, np.tile(x.ids, pixels))]
+        rows = x.ids.reshape(pixels, -1)
+        t.tie(*rows)
+        return [Tensor(shape, x.axis, rows[0])]
+
+
 # What is defined over any number of channels; sums alone lose nothing but the channels that go.
 _OVER_CHANNELS = frozenset("Sum Mean Max Min Amax Amin Var Std Logsumexp Norm Moments".split())
 

@@ -16,7 +16,7 @@ from keras_filterprune.opening.errors import CannotOpenError
 from keras_filterprune.opening.kinds import has_graph
 from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf, Losses
 from keras_filterprune.opening.plain_layers import AddedLoss, Constant, Weight, WeightedSum
-from keras_filterprune.opening.products import DENSE, products
+from keras_filterprune.opening.products import products
 from keras_filterprune.rebuild.clone import Cloner
 from keras_filterprune.rebuild.state import paired
 
@@ -43,10 +43,11 @@ class Assembler(Cloner):
         self._names = Counter(tensor.name for tensor in traced.inputs)
         self._held: dict[int, tuple[Any, Any]] = {}
         self._root: Any = None
-        self._products: dict[int, Any] = dict(products(self.view))
         # What the user has named goes before what Keras numbers.
         ops = {id(call.op.op): call.op.op for call in self.view.calls if isinstance(call.op, Leaf)}
         order = sorted(ops.items(), key=lambda entry: not isinstance(entry[1], keras.layers.Layer))
+        self._tied = {id(variable) for op in ops.values() for variable in getattr(op, "trainable_variables", ())}
+        self._products: dict[int, Any] = {n: p for n, p in products(self.view).items() if n not in self._tied}
         self._leaves = {key: self._name(paths.get(key, (op.name,))) for key, op in order}
         self.failed: list[tuple[Any, str]] = []
 
@@ -131,7 +132,7 @@ class Assembler(Cloner):
         if getattr(op, "weights", None):
             raise CannotOpenError(f"calls layer '{op.name}', which none of its attributes holds")
         if any(x is None for x in args) and (held := self._held_operand(call)) is not None:
-            return self._product(held)(next(x for x in args if x is not None))
+            return self._product(held, next(x for x in args if x is not None))
         twin = self._copied(op)
         if open_batch is None:
             return twin(*args, **kwargs)
@@ -148,6 +149,8 @@ class Assembler(Cloner):
 
     def _weight(self, held: HeldWeight, anchor: Any) -> Any:
         variable = held.variable
+        if id(variable) in self._tied:
+            return self._looked_up(held, anchor)
         layer = self._layer(
             Weight,
             self._path(held),
@@ -161,26 +164,32 @@ class Assembler(Cloner):
         self._held[id(variable)] = variable, layer.value
         return outputs
 
+    def _looked_up(self, held: HeldWeight, anchor: Any) -> Any:
+        """The weight of a layer that is called as well: all rows of a table, in their order."""
+        table = held.holder
+        if type(table) is not keras.layers.Embedding:
+            raise CannotOpenError(f"reads a weight of layer '{table.name}', which it calls as well")
+        rows = {"values": list(range(table.input_dim)), "values_dtype": "int32"}
+        return self.operation(table)(self._layer(Constant, f"{self.name_of(table)}_rows", **rows)(anchor))
+
     def _held_operand(self, call: Call) -> Any:
         """The weight that a product reads which is made with it."""
         held = [op for ref in call.inputs if isinstance(op := self.view.calls[ref.call].op, HeldWeight)]
         return next((op for op in held if id(op.variable) in self._products), None)
 
-    def _product(self, held: HeldWeight) -> Any:
-        """The layer that multiplies by a weight."""
+    def _product(self, held: HeldWeight, x: Any) -> Any:
+        """What the layer gives that multiplies by a weight, for a tensor."""
         variable = held.variable
         made = self._products[id(variable)]
-        if isinstance(made, str):
-            kind, kernel = (keras.layers.Dense, "kernel_") if made == DENSE else (WeightedSum, "")
-            settings = {"units": variable.shape[1], "use_bias": False}
-            if kind is WeightedSum:
-                settings = {"equation": made, "shape": tuple(variable.shape)}
-            rules = {f"{kernel}regularizer": variable.regularizer, f"{kernel}constraint": variable.constraint}
-            policy = held.holder.dtype_policy
-            made = self._products[id(variable)] = self._layer(kind, self._path(held), dtype=policy, **settings, **rules)
-            made.build((None, variable.shape[0]))
+        if isinstance(made, tuple):
+            kind, settings = made
+            prefix = "" if kind is WeightedSum else "depthwise_" if "depth_multiplier" in settings else "kernel_"
+            rules = {f"{prefix}regularizer": variable.regularizer, f"{prefix}constraint": variable.constraint}
+            made = self._layer(kind, self._path(held), dtype=held.holder.dtype_policy, **settings, **rules)
+            made.build(x.shape)
+            self._products[id(variable)] = made
             self._held[id(variable)] = variable, made.kernel
-        return made
+        return made(x)
 
     # ------------------------------------------------------------------------------------------------------ names
 

@@ -65,7 +65,7 @@ class OpenBatch:
         return rule(x, config, shape, *others)
 
     def _is_batch(self, number: Any) -> bool:
-        return isinstance(number, int) and number > 0 and number % self._size == 0
+        return isinstance(number, int | np.integer) and number > 0 and number % self._size == 0
 
     def _constant(self, value: Any, broadcasts: bool) -> Any:
         """A constant with one entry per sample has the same for all."""
@@ -125,11 +125,10 @@ class OpenBatch:
         return self._copies(x)
 
     def _slice(self, x: Any, config: dict, shape: tuple[int | None, ...], start: Any) -> Any:
-        first, *rest = _tuple(config["shape"])
-        if first != shape[0] or any(map(self._is_batch, rest)) or isinstance(start, keras.KerasTensor):
+        cuts = list(zip(_tuple(start), _tuple(config["shape"]), shape, strict=True))
+        if isinstance(start, keras.KerasTensor) or any(self._is_batch(n) and (a or n != side) for a, n, side in cuts):
             raise CannotOpenError("cuts out as many as the batch is large")
-        stops = [slice(a, a + n) for a, n in zip(_tuple(start)[1:], rest, strict=True)]
-        return x[(slice(None), *stops)]
+        return x[tuple(slice(None) if self._is_batch(n) else slice(a, a + n) for a, n, _ in cuts)]
 
 
 def _integers(value: Any) -> Iterable[Any]:

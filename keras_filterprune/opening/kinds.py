@@ -8,8 +8,12 @@ from typing import Any
 import keras
 
 from keras_filterprune.graph.keras_view import functional_class, plain_call
+from keras_filterprune.handlers.functions import is_elementwise
 from keras_filterprune.handlers.passing import passes_in_inference
 from keras_filterprune.handlers.registry import is_known, keras_class, keras_name, statistics_of
+
+# Of what the functions of `Lambda` layers are tried on.
+_SHAPES = [(*(None,) * rank, 5) for rank in range(1, 5)]
 
 
 def has_graph(layer: Any) -> bool:
@@ -31,6 +35,8 @@ def is_composite(layer: Any) -> bool:
     if not isinstance(layer, keras.layers.Layer) or has_graph(layer):
         return False
     kind = type(layer)
+    if kind is keras.layers.Lambda:
+        return not any(is_elementwise(layer.function, shape) for shape in _SHAPES)
     ours = kind.__module__.startswith("keras.") or keras.saving.get_registered_name(kind).startswith(
         "keras_filterprune>"
     )
@@ -40,6 +46,8 @@ def is_composite(layer: Any) -> bool:
 def why_leaf(layer: Any) -> str:
     """Why a composite layer is not even tried; "" where it is."""
     kind = type(layer)
+    if kind is keras.layers.Lambda:
+        return ""
     if _written_by_keras(kind.call):
         parent = next(base for base in kind.__mro__ if base.__module__.startswith("keras."))
         return f"has the call() of {parent.__name__}"

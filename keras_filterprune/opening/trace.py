@@ -16,6 +16,8 @@ from keras_filterprune.opening.errors import CannotOpenError
 from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes, why_leaf
 from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf, Losses
 from keras_filterprune.opening.shadows import Shadows, original
+from keras_filterprune.opening.symbols import like_tensors
+from keras_filterprune.opening.tensorflow_calls import tensorflow_calls
 from keras_filterprune.opening.where import where
 
 
@@ -57,10 +59,11 @@ class Trace:
 
     def run(self, model: keras.Model) -> keras.Model:
         """The graph of placeholders of a model."""
-        if has_graph(model):
-            outputs = self._replay(model, keras.tree.flatten(self.inputs))
-        else:
-            outputs = self._composite(model, (self.inputs,), {})
+        with like_tensors(), tensorflow_calls():
+            if has_graph(model):
+                outputs = self._replay(model, keras.tree.flatten(self.inputs))
+            else:
+                outputs = self._composite(model, (self.inputs,), {})
         if not all(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(outputs)):
             raise CannotOpenError("an output depends on no input")
         return keras.Model(self.inputs, outputs, name=model.name)
@@ -200,10 +203,10 @@ class Trace:
             self._made[id(op)] = Leaf(op)
         try:
             return self._made[id(op)](*args, **kwargs)
-        except ValueError:
+        except (TypeError, ValueError):
             if id(op) not in self.closed:
                 raise
-            # It gives None among its tensors, say, as only a layer that is opened can.
+            # It gives None among its tensors, or its shapes are those of a parent that takes other arguments.
             raise CannotOpenError(f"calls layer '{op.name}', which {self.closed[id(op)]}") from None
 
     def _weight(self, variable: Any, holder: Any) -> Any:

@@ -22,6 +22,6 @@ def where(error: Exception) -> str:
     text = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
     if "KerasTensor" in text:
         text += " With keras.ops in its place, it would open."
-    if frames and "einsum(" in (frames[-1].line or ""):
+    if isinstance(error, ValueError) and frames and "einsum(" in (frames[-1].line or ""):
         text += " With lower-case letters and no spaces in its equation, it would open."
     return f"stops in its call(){at}: {type(error).__name__}: {text}"

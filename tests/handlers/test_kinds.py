@@ -3,6 +3,7 @@
 Every situation is to lose half of all its filters, and shares no code with the product's own proof.
 """
 
+import functools
 from typing import NamedTuple
 
 import keras
@@ -261,6 +262,34 @@ def dot_of_rows():
     return scored(inputs, layers.Dot((2, 2), name="dot")(sides))
 
 
+def attended(attention, *widths):
+    """Queries and keys of the first widths, values of the last one; without keys, values are keys."""
+    inputs = keras.Input((TIME, 3))
+    query, *keys, value = (layers.Dense(n, name=f"{n}_{i}")(inputs) for i, n in enumerate(widths))
+    return scored(
+        inputs, layers.Concatenate()([attention([query, value, *keys]), layers.Dense(2, name="beside")(value)])
+    )
+
+
+ATTENTIONS = {
+    "looked_up": (layers.Attention(), 7, 7, 5),
+    "looked_up_in_values": (layers.Attention(use_scale=True), 7, 7),
+    "looked_up_in_the_past": (lambda x: layers.Attention()(x, use_causal_mask=True), 7, 7, 5),
+    "joined": (layers.Attention(score_mode="concat"), 7, 7, 5),
+    "added": (layers.AdditiveAttention(), 7, 7, 5),
+    "added_in_values": (layers.AdditiveAttention(use_scale=False), 7, 7),
+}
+for _name, _arguments in ATTENTIONS.items():
+    SITUATIONS[_name] = Situation(functools.partial(attended, *_arguments), True, set())
+
+
+@situation(pinned=["7_0"])
+def looked_up_by_inputs():
+    inputs = [keras.Input((TIME, 3)), keras.Input((TIME, 7))]
+    query, value = layers.Dense(7, name="7_0")(inputs[0]), layers.Dense(5, name="values")(inputs[0])
+    return scored(inputs, layers.Attention()([query, value, inputs[1]]))
+
+
 # ---------------------------------------------------------------------------------------------- moved over channels
 
 
@@ -290,6 +319,15 @@ def rolled_far():
 @situation()
 def patches():
     return image(lambda x: ops.image.extract_patches(x, 2), lambda x: ops.image.extract_patches(x, (1, 3), strides=1))
+
+
+if hasattr(ops, "depth_to_space"):
+
+    @situation()
+    def pixels():
+        return image(
+            lambda x: ops.depth_to_space(layers.Conv2D(12, 1, name="wide")(x), 2), lambda x: ops.space_to_depth(x, 3)
+        )
 
 
 @situation()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from composites import SITUATIONS, Classifier, Trained, around, called
 from keras import layers, ops
+from raw_composites import KERNELS  # noqa: F401  (registers)
 from text_composites import UNITS
 
 import keras_filterprune as kfp
@@ -124,7 +125,8 @@ def test_pruned_models_load_in_another_process(tmp_path):
     "windows regularized_weight frozen_block subclassed_and_told training_handed_on stochastic_depth "
     "product_twice_with_one_weight tied_both_ways added_loss experts_by_equations experts_by_matrices "
     "experts_with_a_loss experts_with_a_loss_in_training loss_of_a_model positions_of_a_table "
-    "positions_that_scores_are_looked_up_by halves_that_turn".split(),
+    "positions_that_scores_are_looked_up_by halves_that_turn convolution depthwise_convolution dot_product "
+    "table_of_words_that_scores_them functions_that_cut_and_shuffle numbers_of_numpy".split(),
 )
 def test_two_epochs_go_as_with_the_original(name):
     model = SITUATIONS[name].build()

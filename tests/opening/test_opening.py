@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from composites import SITUATIONS
 from opened import assert_close, assert_pruned_is_masked, batch, outputs, randomised
+from raw_composites import KERNELS
 from text_composites import UNITS
 
 import keras_filterprune as kfp
@@ -45,8 +46,8 @@ def test_what_is_pruned_equals_the_original_with_zeroed_weights(name):
     assert_pruned_is_masked(model, tolerance=TOLERANCE.get(name, 1e-5), graph=graph)
 
 
-@pytest.mark.parametrize("name", UNITS)
-def test_units_of_models_of_text(name):
+@pytest.mark.parametrize("name", UNITS | KERNELS)
+def test_units(name):
     sizes = [group.size for group in kfp.analyze(built(name)).groups]
-    for size in UNITS[name]:
+    for size in (UNITS | KERNELS)[name]:
         sizes.remove(size)
