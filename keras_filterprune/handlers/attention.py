@@ -134,7 +134,7 @@ class ScoringAttention(Handler):
         if getattr(call.op, "score_mode", "") == "dot" and not isinstance(call.op, keras.layers.AdditiveAttention):
             t.spend(call.path, positions, ids)
         width = (value.ids,) if value.tracked else ()
-        t.spend(call.path, positions * (1 if width else value.shape[-1]), *width)
+        t.spend(call.path, positions * (1 if width else value.last), *width)
         shape, *scores = call.output_shapes
         return [Tensor(shape, len(shape) - 1, value.ids) if width else Tensor(shape), *map(Tensor, scores)]
 
