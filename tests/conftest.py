@@ -76,6 +76,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_stays_is_no_garbage():
+    """What a file leaves behind, functions that TensorFlow keeps for good, is looked through once."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def two_processes():
     """An executor: each of its processes imports Keras and its backend, which takes longer than what is run there."""

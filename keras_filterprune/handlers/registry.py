@@ -93,7 +93,7 @@ def register_handler(*layer_types: type, like: type | None = None):
                 f"{layer_type!r}."
             )
     if like is not None:
-        if not layer_types or like in layer_types:
+        if not layer_types or any(kind is like for kind in layer_types):
             raise UnsupportedLayerError(
                 f"register_handler(MyLayer, like={getattr(like, '__name__', like)}) expects classes of your own. "
                 f"Received: {', '.join(kind.__name__ for kind in layer_types) or 'none'}."
