@@ -151,7 +151,8 @@ def _reason(error: Exception, model: keras.Model, function: Any) -> str:
     unsupported = re.search(r"^(?:Custom|TF Select) ops: (.+)$", str(error), re.MULTILINE)
     if not unsupported or function is None:
         return _first_lines(error)
-    kinds = [kind.strip() for kind in unsupported[1].split(",")]
+    # A placeholder is a table that a layer looks words up in.
+    kinds = [kind for kind in unsupported[1].replace(" ", "").split(",") if kind != "Placeholder"]
     return (
         f"TFLite has no operator for {', '.join(kinds)} ({_places(kinds, model, function)}). "
         "Replace the layer that uses it, or cut the model before it."
