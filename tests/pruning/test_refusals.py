@@ -1,14 +1,18 @@
 """What the arguments alone decide is refused before any data is read, and with it before the network runs."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
-from builders import network
+from builders import network as built
 
 import keras_filterprune as kfp
 from keras_filterprune import allocators, criteria, errors
 
 QUIET = {"progress": False}
+# No verb changes what it is given.
+network = functools.cache(built)
 MEASURING = {
     "tolerance": kfp.Method(criteria.L2(), allocators.Tolerance()),
     "evolution": kfp.Method(criteria.L2(), allocators.Evolution(10, 1, measure="error")),

@@ -8,27 +8,10 @@ from keras import layers, ops
 from rebuilt import chain, head, image, prune, reason
 from zoo import ZOO, random_inputs, randomise
 
-import keras_filterprune as kfp
-
 PACKAGE = "test_rebuild_keeps"
 
 
 # Names, types, dtypes.
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_layer_names_and_classes_are_kept(name):
-    model = ZOO[name]()
-    graph = kfp.analyze(model)
-    small = prune(model) if graph.groups else model
-
-    def described(m):
-        return [(x.name, type(x), described(x) if hasattr(x, "layers") else None) for x in m.layers]
-
-    assert described(small) == described(model)
-    assert small.name == model.name
-    named = [x.name for x in model.inputs if not x.name.startswith("keras_tensor")]
-    assert [x.name for x in small.inputs if x.name in named] == named
 
 
 def test_name_of_an_input_without_a_name_is_kept():

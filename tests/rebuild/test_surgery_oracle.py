@@ -163,13 +163,25 @@ def test_no_operation_of_the_original_is_called_on_symbolic_tensors(surgery):
     assert not surgery.called & {id(op) for op in operations(surgery.model)}
 
 
+def test_names_and_classes_of_layers_are_kept(surgery):
+    def described(m):
+        return [(x.name, type(x), described(x) if hasattr(x, "layers") else None) for x in m.layers]
+
+    model, (*_, (_, rebuilt)) = surgery.model, surgery.draws
+    small = rebuilt.model
+    assert described(small) == described(model)
+    assert small.name == model.name
+    named = [x.name for x in model.inputs if not x.name.startswith("keras_tensor")]
+    assert [x.name for x in small.inputs if x.name in named] == named
+
+
 def test_result_shares_nothing_with_the_original(surgery):
     old = {id(x) for x in (*operations(surgery.model), *surgery.model.weights)}
     for _, rebuilt in surgery.draws:
         assert not old & {id(x) for x in (*operations(rebuilt.model), *rebuilt.model.weights)}
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(graph=random_graphs)
 def test_random_graphs(graph: RandomGraph, tmp_path_factory):
     surgery = operated("random", graph.build, kinds=(1, 3))
