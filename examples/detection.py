@@ -217,11 +217,12 @@ def draw(images: np.ndarray, found: dict[str, list[np.ndarray]], names: list[str
     """Images in rows; boxes that are true, and those of each network with a score above 0.4, in columns."""
     size = 3 * len(found), 2.35 * len(images)
     figure, axes = plt.subplots(len(images), len(found), figsize=size, layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], found, strict=True):
+        axis.set_title(name, fontsize=9)
     for line, image, *boxes in zip(axes, images, *found.values(), strict=True):
-        for axis, name, rows in zip(line, found, boxes, strict=True):
+        for axis, rows in zip(line, boxes, strict=True):
             axis.imshow(image)
             axis.set_axis_off()
-            axis.set_title(name if line is axes[0] else "", fontsize=9)
             for kind, *corners, score in rows:
                 if score > 0.4:
                     left, top, right, bottom = np.array(corners) * [WIDTH, HEIGHT, WIDTH, HEIGHT]

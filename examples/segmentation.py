@@ -1,6 +1,6 @@
 """Segmentation of road scenes: a U-Net on CamVid, pruned to half the MACs, or to a fifth of the parameters.
 
-python examples/segmentation.py [--data-dir DIR] [--epochs 40] [--tune-epochs 15] [--out DIR]
+python examples/segmentation.py [--data-dir DIR] [--epochs 25] [--tune-epochs 8] [--out DIR]
 
 DIR holds camvid/{train,val,test} with images and camvid/{train,val,test}_labels with a class for each pixel, 256 x 192
 (Brostow et al. 2009, as split by Badrinarayanan et al. 2017). Mean IoU is over the 11 classes of the test images;
@@ -30,7 +30,7 @@ SHOWN = (20, 100, 180)
 
 
 def main() -> None:
-    options = parser(__doc__, "segmentation", epochs=40, tune_epochs=15).parse_args()
+    options = parser(__doc__, "segmentation", epochs=25, tune_epochs=8).parse_args()
     train, test = (load_camvid(options.data_dir, split) for split in ("train", "test"))
     weights = weights_of(train[1])
     samples, inputs = (images.astype("float32") for images, _ in (train, test))
@@ -116,13 +116,13 @@ def unet() -> keras.Model:
 
     inputs = keras.Input((192, 256, 3), name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
-    x = block(normalized(layers.Conv2D(16, 3, 2, "same", use_bias=False)(x)), 24)
+    x = block(normalized(layers.Conv2D(16, 3, 2, "same", use_bias=False)(x)), 16)
     skipped = []
-    for filters in (48, 96, 192, 384):
+    for filters in (32, 64, 128, 256):
         skipped.append(x)
         x = block(block(x, filters, 2), filters)
-    x = block(x, 384)
-    for filters, skip in zip((128, 96, 48, 32), reversed(skipped), strict=True):
+    x = block(x, 256)
+    for filters, skip in zip((96, 64, 32, 16), reversed(skipped), strict=True):
         x = block(layers.Concatenate()([larger(x), skip]), filters)
     outputs = larger(layers.Conv2D(len(CLASSES), 1)(x))
     return keras.Model(inputs, outputs, name="unet")
