@@ -162,7 +162,9 @@ def keras_name(op: Any) -> str:
 
 
 def linear_of(op: Any) -> Linear | None:
-    """What an operation multiplies, see `Handler.linear`."""
+    """What an operation multiplies, see `Handler.linear`; None where its kernel is not all, or packed: LoRA, int8."""
+    if getattr(op, "lora_enabled", False) or getattr(op, "quantization_mode", None) is not None:
+        return None
     return handler_for(op).linear(op)
 
 

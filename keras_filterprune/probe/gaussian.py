@@ -15,7 +15,7 @@ import numpy as np
 from keras_filterprune.graph.types import Call, ChannelGraph, Tensor
 from keras_filterprune.handlers.activation import Elementwise
 from keras_filterprune.handlers.linear import Linear
-from keras_filterprune.handlers.registry import handler_for, keras_name, untaught
+from keras_filterprune.handlers.registry import handler_for, keras_name, linear_of, statistics_of, untaught
 from keras_filterprune.handlers.statistics import Statistics
 from keras_filterprune.probe.execute import Executor, inference
 
@@ -63,8 +63,7 @@ def gaussian_inputs(graph: ChannelGraph, wanted: set[str]) -> dict[str, Channels
         channels = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Channels)]
         if call.path in wanted:
             found.setdefault(call.path, channels[0])
-        handler = handler_for(call.op)
-        linear, statistics = handler.linear(call.op), handler.statistics(call.op)
+        handler, linear, statistics = handler_for(call.op), linear_of(call.op), statistics_of(call.op)
         if statistics is not None:
             return [_normalised(statistics, inputs[0], channels[0])]
         if not outputs[0].tracked or not inputs[0].tracked:

@@ -176,8 +176,11 @@ def _resumed(planner: Planner, checkpoint: Checkpoint, more: dict[str, Any]) -> 
     """Where an earlier run had come to."""
     try:
         kept = Kept(planner.task.graph, more["kept"])
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise FileError(f"'{checkpoint.path}' names units that the model does not have. Delete it.") from error
+        known = kept.alive.any() and all((np.diff(kept[name]) > 0).all() for name in kept.units)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        known = False
+    if not known:
+        raise FileError(f"'{checkpoint.path}' names units that the model does not have. Delete it.")
     return Outcome(checkpoint.model(more), kept)
 
 

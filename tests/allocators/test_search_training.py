@@ -13,6 +13,7 @@ from trials import NEVER, Hook, Killed, chain, kept_of, labelled, rounds_of, tra
 import keras_filterprune as kfp
 from keras_filterprune import criteria, errors
 from keras_filterprune.compensators.adapted_models import add_adapters, wrappable
+from keras_filterprune.files import read_json, write_json
 
 # ------------------------------------------------------------------------------------------------- search with training
 
@@ -98,6 +99,28 @@ def test_a_checkpoint_without_its_model_is_a_clear_error(tmp_path):
         trained(model, data, Hook(), path)
     saved.unlink()
     with pytest.raises(errors.FileError, match=rf"needs its model: no model at .*{saved.name}.* Delete the checkpoint"):
+        trained(model, data, Hook(), path)
+
+
+# What another program may write, with a digest of its own.
+SEALED_AGAIN = {
+    "units that are not there": {"kept": {"conv1": [0, 999]}},
+    "units twice": {"kept": {"conv1": [1, 1, 0]}},
+    "another group": {"kept": {"none": [0]}},
+    "no units": {"kept": 3},
+    "a model elsewhere": {"model": "../../elsewhere.keras"},
+}
+
+
+@pytest.mark.parametrize("change", SEALED_AGAIN)
+def test_a_checkpoint_that_says_what_cannot_be_is_a_clear_error(change, tmp_path):
+    model, path = chain(), tmp_path / "search.json"
+    data = labelled(model, images())
+    with pytest.raises(Killed):
+        trained(model, data, Hook(3), path)
+    content = read_json(path, "a checkpoint")
+    write_json(path, content | {"more": content["more"] | SEALED_AGAIN[change]})
+    with pytest.raises(errors.FileError, match=r"search\.json.* Delete"):
         trained(model, data, Hook(), path)
 
 

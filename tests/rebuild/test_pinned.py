@@ -1,6 +1,7 @@
 """Why layers stay unpruned, and what else of their models still is."""
 
 import keras
+import numpy as np
 import pytest
 from builders import conv
 from keras import layers, ops
@@ -75,6 +76,34 @@ def test_model_around_a_quantized_dense_can_still_be_pruned(mode):
     small = prune(model)
     assert small.get_layer("first").filters == 3
     assert small.get_layer("fc").quantization_mode == mode
+
+
+def adapted(layer):
+    """LoRA that changes what the layer computes."""
+    layer.enable_lora(2)
+    layer.lora_kernel_b.assign(np.random.default_rng(0).normal(size=layer.lora_kernel_b.shape))
+
+
+OTHER_KERNELS = {
+    "LoRA": adapted,
+    "int8": lambda layer: layer.quantize("int8"),
+    "int4": lambda layer: layer.quantize("int4"),
+}
+
+
+@pytest.mark.parametrize("compensate", ["least_squares", "mean_shift", "bn", "linear"])
+@pytest.mark.parametrize("kind", OTHER_KERNELS)
+def test_layers_whose_kernel_is_not_all_are_not_refitted(kind, compensate):
+    x = image()
+    y = layers.GlobalAveragePooling2D()(conv(8, "a")(conv(6, "first")(x)))
+    model = keras.Model(x, layers.Dense(3, name="out")(layers.Dense(8, name="fc")(y)))
+    OTHER_KERNELS[kind](model.get_layer("fc"))
+    data = np.random.default_rng(0).normal(size=(32, *x.shape[1:])).astype("float32")
+    small = kfp.prune_model(model, "l2", kfp.FiltersBudget(0.5), data=data, compensate=compensate, progress=False)
+    assert small.get_layer("first").filters == 3
+    for a, b in zip(model.get_layer("fc").weights, small.get_layer("fc").weights, strict=True):
+        if a.name != "bias":
+            np.testing.assert_array_equal(a, b)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
