@@ -130,11 +130,11 @@ class ScoringAttention(Handler):
                 t.bind(call.path, name, 0, ids, "input")
             else:
                 t.constant(call.path, name)
-        positions = volume(tuple(query.shape[1:-1])) * (value.shape[-2] or 1)
+        positions = volume((*query.shape[1:-1], value.shape[-2]))
         if getattr(call.op, "score_mode", "") == "dot" and not isinstance(call.op, keras.layers.AdditiveAttention):
             t.spend(call.path, positions, ids)
         width = (value.ids,) if value.tracked else ()
-        t.spend(call.path, positions * (1 if width else value.shape[-1]), *width)
+        t.spend(call.path, positions if width else positions * volume(value.shape[-1:]), *width)
         shape, *scores = call.output_shapes
         return [Tensor(shape, len(shape) - 1, value.ids) if width else Tensor(shape), *map(Tensor, scores)]
 

@@ -65,7 +65,7 @@ class OpenBatch:
         return rule(x, config, shape, *others)
 
     def _is_batch(self, number: Any) -> bool:
-        return isinstance(number, int | np.integer) and number > 0 and number % self._size == 0
+        return isinstance(number, int | np.integer) and int(number) > 0 and int(number) % self._size == 0
 
     def _constant(self, value: Any, broadcasts: bool) -> Any:
         """A constant with one entry per sample has the same for all."""
