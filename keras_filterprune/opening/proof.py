@@ -14,8 +14,8 @@ from keras_filterprune.graph.types import ModelView
 from keras_filterprune.probe.gradients import can_differentiate, gradients
 from keras_filterprune.rebuild.verify import rounding
 
-# Relative to the largest value; gradients are sums that cancel, and what is left of them is coarser.
-_EXACT, _GRADIENT, _HALF = 1e-5, 1e-4, 1e-3
+# Relative to the largest value.
+_EXACT, _HALF = 1e-5, 1e-3
 # A gradient that is so small against the others is rounding.
 _NEGLIGIBLE = 1e-4
 
@@ -84,8 +84,7 @@ def difference_of(original: keras.Model, opened: keras.Model, origins: Origins, 
         return ""
     trained = [(old, new) for old, new in origins if old.trainable]
     expected = _gradients(original, inputs, [old for old, _ in trained], shared)
-    received = _gradients(opened, inputs, [new for _, new in trained], shared)
-    found = _compare(expected, received, max(tolerance, _GRADIENT))
+    found = _compare(expected, _gradients(opened, inputs, [new for _, new in trained], shared), tolerance)
     return f"a training step differs by {found}" if found else ""
 
 

@@ -3,13 +3,14 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from composites import Block, around, called, layer, sequence, weighted
 from keras import layers
 from opened import assert_close, assert_pruned_is_masked, batch, outputs, randomised
 
 import keras_filterprune as kfp
 from keras_filterprune.opening.tensorflow_calls import counterparts, tensorflow_calls
+
+tf = pytest.importorskip("tensorflow")
 
 X = np.random.default_rng(0).uniform(0.1, 2.0, (2, 4, 6, 8)).astype("float32")
 # One for each, with the arguments in which TensorFlow and Keras could differ, by name where people write names.
