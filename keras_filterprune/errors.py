@@ -141,12 +141,12 @@ class SurgeryError(FilterPruneError, RuntimeError):
 
     Example:
         >>> import keras, keras_filterprune as kfp
-        >>> class Flip(keras.layers.Layer):
+        >>> class Roll(keras.layers.Layer):
         ...     def call(self, x):
-        ...         return keras.ops.flip(x, axis=-1)
+        ...         return keras.ops.roll(x, 1, axis=-1)
         ...
-        >>> _ = kfp.register_handler(Flip)(kfp.handlers.Elementwise)  # wrong: it moves channels
-        >>> layers = [keras.layers.Conv2D(8, 3), Flip(), keras.layers.Conv2D(2, 1)]
+        >>> _ = kfp.register_handler(Roll)(kfp.handlers.Elementwise)  # wrong: it moves channels
+        >>> layers = [keras.layers.Conv2D(8, 3), Roll(), keras.layers.Conv2D(2, 1)]
         >>> kfp.prune_model(keras.Sequential([keras.Input((8, 8, 3)), *layers]), "l2", 0.5)
         Traceback (most recent call last):
         ...

@@ -858,7 +858,7 @@ def test_a_layer_of_keras_is_not_blamed_for_what_comes_before_it():
             "a subclass of kfp.handlers.Handler. Received: <",
         ),
         (lambda: kfp.register_handler(like=L.Dense), r"like=Dense\) expects classes of your own\. Received: none\."),
-        (lambda: kfp.register_handler(Rows, like=Rows), r"like=Rows\) expects classes of your own\. Received: Rows\."),
+        (lambda: kfp.register_handler(L.Dense, like=L.Dense), r"like=Dense\) expects classes .* Received: Dense\."),
     ],
     ids=["bare", "a function", "an object", "of no class", "like itself"],
 )

@@ -93,15 +93,15 @@ def register_handler(*layer_types: type, like: type | None = None):
                 f"{layer_type!r}."
             )
     if like is not None:
-        if not layer_types or any(kind is like for kind in layer_types):
-            raise UnsupportedLayerError(
-                f"register_handler(MyLayer, like={getattr(like, '__name__', like)}) expects classes of your own. "
-                f"Received: {', '.join(kind.__name__ for kind in layer_types) or 'none'}."
-            )
         known = _LIKE.get(like, like) if inspect.isclass(like) else None
         if known not in _BY_TYPE:
             raise UnsupportedLayerError(
                 f"register_handler(like=) expects a layer class with a handler. Received: {like!r}."
+            )
+        if not layer_types or like in layer_types:
+            raise UnsupportedLayerError(
+                f"register_handler(MyLayer, like={like.__name__}) expects classes of your own. Received: "
+                f"{', '.join(kind.__name__ for kind in layer_types) or 'none'}."
             )
         _LIKE.update(dict.fromkeys(layer_types, known))
         return None

@@ -38,7 +38,7 @@ def train(strength=0.0, heads=1, labels=True, weighted=False, reduction="sum_ove
     loss = keras.losses.SparseCategoricalCrossentropy(reduction=reduction)
     student.compile(keras.optimizers.SGD(0.01), [loss, "mse"][:heads])
     distiller = kfp.distill(student, teacher, 3.0, 0.6, **settings)
-    sample_weight = [weights, weights][:heads] if weighted else None
+    sample_weight = weights if weighted else None
     data = (x, [y, maps] if heads == 2 else y) if labels else (x,)
     history = distiller.fit(*data, sample_weight=sample_weight, batch_size=16, epochs=2, shuffle=False, verbose=0)
     return history.history, [keras.ops.convert_to_numpy(w) for w in student.get_weights()]
@@ -46,8 +46,9 @@ def train(strength=0.0, heads=1, labels=True, weighted=False, reduction="sum_ove
 # A second strategy would take the first one's collective operations for its own.
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 for case in (
-    dict(weighted=True, heads=2, strength=0.1, features=["relu"]),
+    dict(weighted=True),
     dict(labels=False, strength=0.1, features=["relu"]),
+    dict(heads=2, strength=0.1, features=["relu"]),
 ):
     one = train(**case)
     with strategy.scope():
