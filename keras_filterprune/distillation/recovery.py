@@ -133,7 +133,8 @@ def _check_learnable(student: keras.Model, inputs: Inputs) -> None:
         with keras.StatelessScope(state_mapping=[(v, values[n]) for n, v in enumerate(variables)]):
             outputs = keras.tree.flatten(student(batch, training=False))
         found = [keras.ops.cast(z, "float32") for z in outputs if "float" in keras.backend.standardize_dtype(z.dtype)]
-        return sum(keras.ops.sum(z * generator.normal(size=tuple(z.shape)).astype("float32")) for z in found)
+        drawn = [keras.ops.convert_to_tensor(generator.normal(size=tuple(z.shape)), "float32") for z in found]
+        return sum(keras.ops.sum(z * weights) for z, weights in zip(found, drawn, strict=True))
 
     if not any(keras.ops.any(g != 0) for g in gradients(total, {n: v.value for n, v in enumerate(variables)}).values()):
         raise UnsupportedModelError(
