@@ -149,3 +149,12 @@ def observed(criterion, model: keras.Model, data):
     graph = kfp.analyze(model)
     weights = Weights(graph.view)
     return graph, weights, criterion.observe(graph, weights, data, False)
+
+
+def begun(model: keras.Model, callback, epochs: int = 1):
+    """The callback at the beginning of training."""
+    callback.set_model(model)
+    callback.set_params({"epochs": epochs})
+    callback.on_train_begin()
+    callback.on_epoch_begin(0)
+    return callback

@@ -62,7 +62,7 @@ class Images:
             raise CalibrationDataError(
                 f"--pixels are two different numbers, such as 0 1. Received: {black:g} {white:g}."
             )
-        check_packages("a folder of images", "images", "PIL.Image")
+        check_packages("reading images", "images", "PIL.Image")
         height, width, channels = shapes[0]
         return (height, width), _COLOURS[channels]
 

@@ -54,7 +54,7 @@ def convert(model: keras.Model, keys: Sequence[str], mode: str, dynamic_batch: b
     try:
         with stored_by_column(model):
             function = _serving_function(model, keys, None if dynamic_batch else 1)
-        # Twice as fast as a SavedModel: the converter reads that twice, and looks through all objects for garbage.
+        # Not by way of a SavedModel: the converter reads that twice, and looks through all objects for garbage.
         owner = tf.Module()
         owner.weights = function.variables
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], owner)

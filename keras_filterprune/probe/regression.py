@@ -12,8 +12,9 @@ from keras_filterprune.probe.consumers import moments, product
 _TINY = 1e-12
 # Turns of fit and targets behind a ReLU, and the factor by which the squared error has to fall for another one.
 _TURNS, _PROGRESS = 20, 0.98
-# One sample in so many is held out to find a ridge, which is at most so large.
-_HELD_OUT, _MOST = 4, 10.0
+# One sample in so many is held out to find a ridge.
+_HELD_OUT = 4
+_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 def regression(gram: np.ndarray, cross: np.ndarray, ridge: float, prior: Any = 0.0) -> np.ndarray:
@@ -32,7 +33,7 @@ def regression(gram: np.ndarray, cross: np.ndarray, ridge: float, prior: Any = 0
 
 
 def fitting_ridge(x: np.ndarray, y: np.ndarray, samples: np.ndarray, ridge: float, prior: np.ndarray) -> float:
-    """The ridge with which weights that are found on some samples are best on others, `ridge` or ten times more, ...
+    """The ridge with which weights that are found on some samples are best on others: `ridge`, or 1e-4, ... 10.
 
     Args:
         x, y: rows (n, d) and targets (n, o), float32.
@@ -46,14 +47,14 @@ def fitting_ridge(x: np.ndarray, y: np.ndarray, samples: np.ndarray, ridge: floa
     other_mean, other_covariance, other_cross = moments(x[held_out], y[held_out])
     other_level = y[held_out].mean(axis=0, dtype=np.float64)
     best, least = ridge, np.inf
-    while ridge <= _MOST:
-        weights = regression(covariance, cross, ridge, prior)
+    # Without any, what fewer rows than columns leave open has no solution.
+    for larger in sorted(r for r in {ridge, *_RIDGES} if r >= max(ridge, _TINY)):
+        weights = regression(covariance, cross, larger, prior)
         # Squared error on the others, less what all weights have in common.
         missed = other_level - level - (other_mean - mean) @ weights
         error = np.square(missed).sum() + np.sum(weights * (other_covariance @ weights - 2 * other_cross))
         if error < least:
-            best, least = ridge, error
-        ridge *= 10
+            best, least = larger, error
     return best
 
 

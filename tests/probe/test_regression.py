@@ -85,6 +85,14 @@ def test_the_ridge_is_what_holds_for_other_samples(noise, expected):
     assert found == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("least", [0.0, 5e-3, 10.0, 50.0])
+def test_a_ridge_is_never_less_than_was_asked_for(least):
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(size=(40, 20)).astype("float32"), rng.normal(size=(40, 30)).astype("float32")
+    found = fitting_ridge(x, y, np.arange(40), least, np.zeros((20, 30)))
+    assert found == max(least, 10.0)
+
+
 def test_rows_of_one_sample_are_held_out_together():
     """Of repeated rows, some learnt and some held out, any ridge would seem to hold."""
     rng = np.random.default_rng(7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from builders import array, assert_same, compiled, labelled_images, network, shrunk, total_macs
+from builders import array, assert_same, begun, compiled, labelled_images, network, shrunk, total_macs
 from keras import layers
 from zoo import ZOO, random_inputs
 
@@ -60,14 +60,6 @@ MODELS = {
         name: ZOO[name] for name in ("residual_identity", "residual_projection", "preactivation_residual", "bottleneck")
     },
 }
-
-
-def begun(model: keras.Model, callback, epochs: int = 1):
-    callback.set_model(model)
-    callback.set_params({"epochs": epochs})
-    callback.on_train_begin()
-    callback.on_epoch_begin(0)
-    return callback
 
 
 def gate_values(model: keras.Model) -> dict[str, float]:

@@ -7,7 +7,7 @@ import functools
 import keras
 import numpy as np
 import pytest
-from builders import MASKABLE, array, assert_same, compiled, digits, labelled_images, network, shrunk, total_macs
+from builders import MASKABLE, array, assert_same, begun, compiled, digits, labelled_images, network, shrunk, total_macs
 from keras import layers
 from other_backends import on_every_backend, run_on
 from zoo import ZOO, random_inputs
@@ -19,15 +19,6 @@ from keras_filterprune.graph.keras_view import scale_slices, view_model
 
 def gates_of(model: keras.Model) -> dict[str, np.ndarray]:
     return {c.path: array(c.op.mask) for c in view_model(model).calls if isinstance(c.op, kfp.layers.FilterPruning)}
-
-
-def begun(model: keras.Model, callback, epochs: int = 1):
-    """The callback at the beginning of training."""
-    callback.set_model(model)
-    callback.set_params({"epochs": epochs})
-    callback.on_train_begin()
-    callback.on_epoch_begin(0)
-    return callback
 
 
 def fit(model: keras.Model, callback, epochs: int, first: int = 0) -> dict:
