@@ -13,10 +13,9 @@ from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.rebuilt import Rebuilt
-from keras_filterprune.handlers.registry import known_statistics, linear_of
+from keras_filterprune.handlers.registry import known_statistics, linear_of, statistics_of
 from keras_filterprune.probe.consumers import Places, draw_places, moments, rows_at
-from keras_filterprune.probe.inputs import calibration_inputs
-from keras_filterprune.probe.normalization import fold_statistics
+from keras_filterprune.probe.normalization import Pooled
 from keras_filterprune.probe.outlets import Outlet, add_constant
 from keras_filterprune.probe.regression import fitting_ridge, rectified_regression, regression, scale_to
 
@@ -73,7 +72,7 @@ class LeastSquares(Compensator):
         samples = run.run(data, progress)
         # Moving statistics are still those of the original: training would start from another function.
         if run.refitted or run.shifted:
-            fold_statistics(rebuilt.model, calibration_inputs(data, rebuilt.graph.view), progress)
+            run.normalised.fold()
         shifted = f", the mean of {run.shifted} shifted" if run.shifted else ""
         left = left_out(rebuilt, "input")
         return f"{run.refitted} layers refitted by least squares{shifted} on {samples} samples{left}"
@@ -84,6 +83,13 @@ class _Run(SideBySide):
         super().__init__(rebuilt)
         self.settings = settings
         self.refitted = self.shifted = 0
+        self.normalised = Pooled()
+
+    def _twin(self, call: Call, args: tuple, kwargs: dict) -> Any:
+        statistics = statistics_of(self.rebuilt.twin(call))
+        if statistics is not None:
+            self.normalised.add(statistics, args[0])
+        return super()._twin(call, args, kwargs)
 
     def adjust(self, call: Call, twin: Any, before: Any, after: Any) -> None:
         theirs, ours = linear_of(call.op), linear_of(twin)

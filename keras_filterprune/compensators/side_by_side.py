@@ -36,7 +36,7 @@ class SideBySide(abc.ABC):
         self._resize_of = {r.call.path: r for r in rebuilt.resizes.values() if calls[r.call.path] == 1}
         self._before: Any = None
         self.left = Executor(view, self._original, check=True)
-        self.right = Executor(rebuilt.smaller_view(), self._pruned)
+        self.right = Executor(rebuilt.smaller_view(), self._pruned, check=True)
 
     @abc.abstractmethod
     def adjust(self, call: Call, twin: Any, before: Any, after: Any) -> None:
@@ -76,6 +76,7 @@ class SideBySide(abc.ABC):
             side.join(others)
 
     def _twin(self, call: Call, args: tuple, kwargs: dict) -> Any:
+        """What the layer of the pruned network gives, which is adjusted by now."""
         return self.rebuilt.twin(call)(*args, **kwargs)
 
     def _original(self, call: Call, args: tuple, kwargs: dict) -> Any:

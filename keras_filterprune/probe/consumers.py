@@ -128,7 +128,9 @@ def _windows(window: Window, array: np.ndarray, places: Places) -> np.ndarray:
         for axis, index in enumerate(at):
             inside &= (index >= 0) & (index < array.shape[1 + axis])
         clipped = [np.clip(index, 0, n - 1) for index, n in zip(at, array.shape[1:-1], strict=True)]
-        rows[:, tap] = array[(places.samples, *clipped)] * inside[:, None]
+        rows[:, tap] = array[(places.samples, *clipped)]
+        if not inside.all():
+            rows[:, tap] *= inside[:, None]
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -19,8 +20,47 @@ from keras_filterprune.progress import track
 ops = keras.ops
 # Samples that are normalised together, as in training; fewer where they do not fit into memory.
 _BATCH = 128
-# {layer path: (mean, variance)} of what a layer normalises, (channels,) each, float64.
-Moments = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+class Pooled:
+    """Mean and variance of what every batch normalization layer of a model reads, pooled over batches and calls."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[Statistics, list[np.ndarray]]] = {}
+
+    def add(self, statistics: Statistics, x: Any) -> tuple[Any, Any]:
+        """Take what a layer reads into account; returns this batch's mean and variance (channels,)."""
+        axis = statistics.axis % len(x.shape)
+        mean, variance, count = _moments(x, [a for a in range(len(x.shape)) if a != axis])
+        first, second = (ops.convert_to_numpy(v).astype(np.float64) for v in (mean, variance))
+        empty = [np.zeros(()), np.zeros_like(first), np.zeros_like(first)]
+        _, total = self._sums.setdefault(id(statistics.op), (statistics, empty))
+        for value, term in zip(total, (count, count * first, count * (second + first**2)), strict=True):
+            value += term
+        return mean, variance
+
+    def found(self) -> Iterator[tuple[Statistics, np.ndarray, np.ndarray]]:
+        """Every layer's weights, and mean and variance (channels,) of what it read, float64."""
+        for statistics, (count, first, second) in self._sums.values():
+            mean = first / count
+            yield statistics, mean, np.maximum(second / count - mean**2, 0)
+
+    def fold(self) -> None:
+        """Give every layer these statistics, where its scale and offset can take up the difference.
+
+        With the mean m and variance v that were stored, and m', v' as measured in inference mode: s' = s sqrt((v' + e)
+        / (v + e)) and o' = o + s (m' - m) / sqrt(v + e). Inference stays what it was, to rounding, and training starts
+        from there: its batches are normalised by what they hold. Layers without scale or offset, and in half precision,
+        are left as they are.
+        """
+        for statistics, mean, variance in self.found():
+            if _foldable(statistics):
+                old_mean, old_variance, scale, offset = statistics.values("float64")
+                deviation = np.sqrt(old_variance + statistics.epsilon)
+                weights = statistics.weights
+                weights[statistics.offset].assign(offset + scale * (mean - old_mean) / deviation)
+                weights[statistics.scale].assign(scale * np.sqrt(variance + statistics.epsilon) / deviation)
+                _store(statistics, mean, variance)
 
 
 def recalibrate(model: keras.Model, inputs: Inputs, progress: bool = True) -> int:
@@ -34,44 +74,25 @@ def recalibrate(model: keras.Model, inputs: Inputs, progress: bool = True) -> in
     Returns:
         Number of batch normalization layers.
     """
-    view = view_model(model)
-    found = _measured(view, inputs, _by_own_statistics, "recalibrating batch normalization", progress)
-    layers = {call.path: call.op for call in view.calls if call.inputs}
-    for path, (mean, variance) in found.items():
-        _store(known_statistics(layers[path]), mean, variance)
+    found = list(
+        _measured(view_model(model), inputs, _by_own_statistics, "recalibrating batch normalization", progress).found()
+    )
+    for statistics, mean, variance in found:
+        _store(statistics, mean, variance)
     return len(found)
 
 
-def fold_statistics(model: keras.Model, inputs: Inputs, progress: bool = True) -> int:
-    """Give batch normalization the statistics of calibration data; scale and offset take up the difference.
-
-    With the mean m and variance v that were stored, and m', v' as measured in inference mode: s' = s sqrt((v' + e) /
-    (v + e)) and o' = o + s (m' - m) / sqrt(v + e). Inference stays what it was, to rounding, and training starts from
-    there: its batches are normalised by what they hold. Layers without scale or offset, and in half precision, are left
-    as they are.
+def fold_statistics(model: keras.Model, inputs: Inputs, progress: bool = True) -> None:
+    """Give batch normalization the statistics of calibration data, see `Pooled.fold`.
 
     Args:
         model: the model; changed in place.
         inputs: the samples.
         progress: show a progress bar (True).
-
-    Returns:
-        Number of layers that changed.
     """
     view = view_model(model)
-    layers = {call.path: call.op for call in view.calls if call.inputs and _foldable(call.op)}
-    if not layers:
-        return 0
-    for path, (mean, variance) in _measured(view, inputs, _as_stored, "folding batch normalization", progress).items():
-        if path in layers:
-            statistics = known_statistics(layers[path])
-            old_mean, old_variance, scale, offset = statistics.values("float64")
-            deviation = np.sqrt(old_variance + statistics.epsilon)
-            weights = statistics.weights
-            weights[statistics.offset].assign(offset + scale * (mean - old_mean) / deviation)
-            weights[statistics.scale].assign(scale * np.sqrt(variance + statistics.epsilon) / deviation)
-            _store(statistics, mean, variance)
-    return len(layers)
+    if any(_foldable(statistics_of(call.op)) for call in view.calls if call.inputs):
+        _measured(view, inputs, _as_stored, "folding batch normalization", progress).fold()
 
 
 def _store(statistics: Statistics, mean: np.ndarray, variance: np.ndarray) -> None:
@@ -79,16 +100,15 @@ def _store(statistics: Statistics, mean: np.ndarray, variance: np.ndarray) -> No
     statistics.weights[statistics.variance].assign(variance)
 
 
-def _foldable(op: Any) -> bool:
-    statistics = statistics_of(op)
+def _foldable(statistics: Statistics | None) -> bool:
     if statistics is None:
         return False
     weights = [statistics.weight(name) for name in (statistics.scale, statistics.offset)]
     return all(w is not None and keras.backend.standardize_dtype(w.dtype) in ("float32", "float64") for w in weights)
 
 
-def _measured(view: ModelView, inputs: Inputs, normalised: Any, what: str, progress: bool) -> Moments:
-    """Moments of what every batch normalization layer of a model normalises, pooled over batches and calls.
+def _measured(view: ModelView, inputs: Inputs, normalised: Any, what: str, progress: bool) -> Pooled:
+    """What every batch normalization layer of a model reads.
 
     Args:
         view: of the model.
@@ -98,29 +118,18 @@ def _measured(view: ModelView, inputs: Inputs, normalised: Any, what: str, progr
         what: label of the progress bar.
         progress: show it.
     """
-    sums: dict[str, list[np.ndarray]] = {}
+    read = Pooled()
 
     def measure(call: Call, args: tuple, kwargs: dict) -> Any:
         statistics = statistics_of(call.op)
         if statistics is None:
             return call.op(*args, **kwargs)
-        x = args[0]
-        axis = statistics.axis % len(x.shape)
-        mean, variance, count = _moments(x, [a for a in range(len(x.shape)) if a != axis])
-        first, second = (ops.convert_to_numpy(v).astype(np.float64) for v in (mean, variance))
-        total = sums.setdefault(call.path, [np.zeros(()), np.zeros_like(first), np.zeros_like(first)])
-        for value, term in zip(total, (count, count * first, count * (second + first**2)), strict=True):
-            value += term
-        return normalised(call, args, kwargs, mean, variance)
+        return normalised(call, args, kwargs, *read.add(statistics, args[0]))
 
     slices = inputs.slices(_BATCH)
     for part in track(slices, what, len(slices), progress):
         Executor(view, measure, check=True).run(inputs[part])
-    found = {}
-    for path, (count, first, second) in sums.items():
-        mean = first / count
-        found[path] = mean, np.maximum(second / count - mean**2, 0)
-    return found
+    return read
 
 
 def _moments(x: Any, axes: list[int]) -> tuple[Any, Any, float]:
