@@ -1,8 +1,6 @@
 """What users may import: the top level and its namespaces, and the benchmark's two packages."""
 
-import ast
 import inspect
-from pathlib import Path
 
 import keras_filterprune as kfp
 import tflite_bench
@@ -10,14 +8,9 @@ import tflite_bench.arm
 
 
 def exported(module):
-    """Names that a namespace re-exports (`import x as x`) or defines."""
-    names = []
-    for node in ast.parse(Path(module.__file__).read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            names += [alias.name for alias in node.names if alias.asname == alias.name]
-        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
-            names.append(node.name)
-    return [name for name in names if not name.startswith("_") and not inspect.ismodule(getattr(module, name))]
+    """Names that a namespace lists, or defines where it has no list."""
+    own = (name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__)
+    return getattr(module, "__all__", None) or [name for name in own if not name.startswith("_")]
 
 
 def namespaces():

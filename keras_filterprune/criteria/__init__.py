@@ -1,35 +1,56 @@
 """Which filters matter: one family per file."""
 
-from keras_filterprune.criteria.activity import ActivationCriterion as ActivationCriterion
-from keras_filterprune.criteria.activity import APoZ as APoZ
-from keras_filterprune.criteria.activity import Excitation as Excitation
-from keras_filterprune.criteria.activity import MeanActivation as MeanActivation
-from keras_filterprune.criteria.base import Criterion as Criterion
-from keras_filterprune.criteria.base import MemberCriterion as MemberCriterion
-from keras_filterprune.criteria.base import read_filters as read_filters
-from keras_filterprune.criteria.dead import Dead as Dead
-from keras_filterprune.criteria.dependency import Dependency as Dependency
-from keras_filterprune.criteria.distance import FPGM as FPGM
-from keras_filterprune.criteria.fisher import GroupFisher as GroupFisher
-from keras_filterprune.criteria.genetic import Genetic as Genetic
-from keras_filterprune.criteria.lasso import Lasso as Lasso
-from keras_filterprune.criteria.magnitude import L1 as L1
-from keras_filterprune.criteria.magnitude import L2 as L2
-from keras_filterprune.criteria.magnitude import BNScale as BNScale
-from keras_filterprune.criteria.magnitude import GeometricMean as GeometricMean
-from keras_filterprune.criteria.omp import FPOMP as FPOMP
-from keras_filterprune.criteria.omp import LRF as LRF
-from keras_filterprune.criteria.operator_norm import OperatorNorm as OperatorNorm
-from keras_filterprune.criteria.random import Random as Random
-from keras_filterprune.criteria.reconstruction import CaP as CaP
-from keras_filterprune.criteria.reconstruction import Energy as Energy
-from keras_filterprune.criteria.reconstruction import ForwardCaP as ForwardCaP
-from keras_filterprune.criteria.reconstruction import OutputPursuit as OutputPursuit
-from keras_filterprune.criteria.similarity import Nystrom as Nystrom
-from keras_filterprune.criteria.similarity import Similarity as Similarity
-from keras_filterprune.criteria.taylor import Taylor as Taylor
-from keras_filterprune.criteria.taylor import TaylorGate as TaylorGate
-from keras_filterprune.graph import Group as Group
-from keras_filterprune.graph import Member as Member
-from keras_filterprune.probe import Weights as Weights
-from keras_filterprune.probe.data import Samples as Samples
+from keras_filterprune.criteria.activity import ActivationCriterion, APoZ, Excitation, MeanActivation
+from keras_filterprune.criteria.base import Criterion, MemberCriterion, read_filters
+from keras_filterprune.criteria.dead import Dead
+from keras_filterprune.criteria.dependency import Dependency
+from keras_filterprune.criteria.distance import FPGM
+from keras_filterprune.criteria.fisher import GroupFisher
+from keras_filterprune.criteria.genetic import Genetic
+from keras_filterprune.criteria.lasso import Lasso
+from keras_filterprune.criteria.magnitude import L1, L2, BNScale, GeometricMean
+from keras_filterprune.criteria.omp import FPOMP, LRF
+from keras_filterprune.criteria.operator_norm import OperatorNorm
+from keras_filterprune.criteria.random import Random
+from keras_filterprune.criteria.reconstruction import CaP, Energy, ForwardCaP, OutputPursuit
+from keras_filterprune.criteria.similarity import Nystrom, Similarity
+from keras_filterprune.criteria.taylor import Taylor, TaylorGate
+from keras_filterprune.graph import Group, Member
+from keras_filterprune.probe import Weights
+from keras_filterprune.probe.data import Samples
+
+__all__ = [
+    "FPGM",
+    "FPOMP",
+    "L1",
+    "L2",
+    "LRF",
+    "APoZ",
+    "ActivationCriterion",
+    "BNScale",
+    "CaP",
+    "Criterion",
+    "Dead",
+    "Dependency",
+    "Energy",
+    "Excitation",
+    "ForwardCaP",
+    "Genetic",
+    "GeometricMean",
+    "Group",
+    "GroupFisher",
+    "Lasso",
+    "MeanActivation",
+    "Member",
+    "MemberCriterion",
+    "Nystrom",
+    "OperatorNorm",
+    "OutputPursuit",
+    "Random",
+    "Samples",
+    "Similarity",
+    "Taylor",
+    "TaylorGate",
+    "Weights",
+    "read_filters",
+]

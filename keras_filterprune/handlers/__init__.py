@@ -1,10 +1,7 @@
 """Layer handlers; importing this package registers those of Keras' own layers and operations."""
 
-from keras_filterprune.graph import Call as Call
-from keras_filterprune.graph import Kept as Kept
-from keras_filterprune.graph import Tensor as Tensor
-from keras_filterprune.graph import TensorRef as TensorRef
-from keras_filterprune.graph.tracer import Tracer as Tracer
+from keras_filterprune.graph import Call, Kept, Tensor, TensorRef
+from keras_filterprune.graph.tracer import Tracer
 from keras_filterprune.handlers import activation as activation
 from keras_filterprune.handlers import attention as attention
 from keras_filterprune.handlers import convolution as convolution
@@ -16,12 +13,26 @@ from keras_filterprune.handlers import recurrent as recurrent
 from keras_filterprune.handlers import reshaping as reshaping
 from keras_filterprune.handlers import spatial as spatial
 from keras_filterprune.handlers import wrapping as wrapping
-from keras_filterprune.handlers.activation import Elementwise as Elementwise
-from keras_filterprune.handlers.base import Handler as Handler
-from keras_filterprune.handlers.base import Resize as Resize
-from keras_filterprune.handlers.base import read_last_axis as read_last_axis
-from keras_filterprune.handlers.linear import Linear as Linear
-from keras_filterprune.handlers.linear import Window as Window
-from keras_filterprune.handlers.multiplying import LinearHandler as LinearHandler
-from keras_filterprune.handlers.registry import register_handler as register_handler
-from keras_filterprune.handlers.statistics import Statistics as Statistics
+from keras_filterprune.handlers.activation import Elementwise
+from keras_filterprune.handlers.base import Handler, Resize, read_last_axis
+from keras_filterprune.handlers.linear import Linear, Window
+from keras_filterprune.handlers.multiplying import LinearHandler
+from keras_filterprune.handlers.registry import register_handler
+from keras_filterprune.handlers.statistics import Statistics
+
+__all__ = [
+    "Call",
+    "Elementwise",
+    "Handler",
+    "Kept",
+    "Linear",
+    "LinearHandler",
+    "Resize",
+    "Statistics",
+    "Tensor",
+    "TensorRef",
+    "Tracer",
+    "Window",
+    "read_last_axis",
+    "register_handler",
+]
