@@ -1,6 +1,6 @@
 """Segmentation of road scenes: a U-Net on CamVid, pruned to half the MACs, or to a fifth of the parameters.
 
-python examples/segmentation.py [--data-dir DIR] [--epochs 25] [--tune-epochs 8] [--out DIR]
+python examples/segmentation.py [--data-dir DIR] [--epochs 60] [--tune-epochs 20] [--out DIR]
 
 DIR holds camvid/{train,val,test} with images and camvid/{train,val,test}_labels with a class for each pixel, 256 x 192
 (Brostow et al. 2009, as split by Badrinarayanan et al. 2017). Mean IoU is over the 11 classes of the test images;
@@ -30,7 +30,7 @@ SHOWN = (20, 100, 180)
 
 
 def main() -> None:
-    options = parser(__doc__, "segmentation", epochs=25, tune_epochs=8).parse_args()
+    options = parser(__doc__, "segmentation", epochs=60, tune_epochs=20).parse_args()
     train, test = (load_camvid(options.data_dir, split) for split in ("train", "test"))
     weights = weights_of(train[1])
     samples, inputs = (images.astype("float32") for images, _ in (train, test))
@@ -141,12 +141,12 @@ def mean_iou(labels: np.ndarray, predicted: np.ndarray) -> float:
 def sensitivity(model: keras.Model, val: tuple[np.ndarray, np.ndarray], out: Path) -> None:
     """Draw what mean IoU loses when half of a group's filters go, or three quarters."""
 
-    def metric(labels: np.ndarray, outputs: np.ndarray) -> float:
+    def intersection_over_union(labels: np.ndarray, outputs: np.ndarray) -> float:
         return mean_iou(labels, outputs.reshape(*labels.shape, len(CLASSES)).argmax(-1))
 
     data = val[0].astype("float32"), val[1]
     settings = {"keep": (0.5, 0.25), "samples": 50, "checkpoint": out / "sensitivity.json"}
-    kfp.measure_sensitivity(model, data, metric, **settings).plot(out / "segmentation_sensitivity.png")
+    kfp.measure_sensitivity(model, data, intersection_over_union, **settings).plot(out / "segmentation_sensitivity.png")
 
 
 def draw(images: np.ndarray, labels: np.ndarray, logits: dict[str, np.ndarray], path: Path) -> None:
