@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -58,7 +58,7 @@ class Assembler(Cloner):
         self._leaves = {key: self._name(paths.get(key, (op.name,))) for key, op in order}
         self.failed: list[tuple[Any, str]] = []
 
-    def _is_tied(self, calls: Iterable[int]) -> bool:
+    def _is_tied(self, calls: Collection[int]) -> bool:
         return any(id(held.variable) in self._tied for held in weights(self.view, calls))
 
     def opened(self, model: keras.Model) -> keras.Model:
@@ -198,7 +198,9 @@ class Assembler(Cloner):
         """The weight of a layer that is called as well: all rows of a table, in their order."""
         table = held.holder
         if type(table) is not keras.layers.Embedding:
-            raise CannotOpenError(f"reads a weight of layer '{table.name}', which it calls as well")
+            raise CannotOpenError(
+                f"reads a weight of layer '{table.name}', which is called as well; with one of its own, it would open"
+            )
         rows = {"values": list(range(table.input_dim)), "values_dtype": "int32"}
         return self.operation(table)(self._layer(Constant, f"{self.name_of(table)}_rows", **rows)(anchor))
 

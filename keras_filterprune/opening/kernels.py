@@ -14,8 +14,7 @@ from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Lea
 
 
 def computed(view: ModelView) -> dict[int, set[int]]:
-    """{number of a call: numbers of all calls that make what it gives}, itself included, of weights that go nowhere
-    else and that nothing but a loss changes.
+    """{number of a call: those that make what it gives, itself included} where weights alone do, and go nowhere else.
 
     Args:
         view: of a trace.

@@ -40,8 +40,7 @@ def products(view: ModelView, computed: Collection[int]) -> dict[int, Made]:
         readers = view.readers.get(ref, ())
         if (is_weight or number in computed) and readers and len(view.calls) not in readers:
             first, *others = (_made(view.calls[n], ref) for n in readers)
-            alike = first is not None and all(other == first for other in others)
-            if alike and (is_weight or first[0] in _LAYERS):
+            if first is not None and (is_weight or first[0] in _LAYERS) and all(other == first for other in others):
                 found[number] = first
     return found
 
