@@ -664,6 +664,18 @@ def random_numbers_of_its_own():
     return around(layer(call, conv=layers.Conv2D(WIDTH, 1), seeds=keras.random.SeedGenerator(1)))
 
 
+@situation(closed={"Made": "random"})
+def random_numbers_in_training_alone():
+    def call(self, x, training=None):
+        y = self.conv(x)
+        if training:
+            y = y * keras.random.uniform(ops.shape(y), seed=self.seeds)
+        return x + y
+
+    made = layer(call, conv=layers.Conv2D(7, 1), seeds=keras.random.SeedGenerator(1))
+    return around(Block(7), made)
+
+
 @situation()
 def added_loss():
     def call(self, x):

@@ -87,6 +87,10 @@ CSPNET = {
     "stackwise_strides": [1, 2],
     "stackwise_num_filters": [16, 32],
     "block_type": "dark_block",
+    "stage_type": "csp",
+    "bottle_ratio": [0.5, 1.0],
+    "block_ratio": [1.0, 0.5],
+    "expand_ratio": [2.0, 1.0],
     "image_shape": IMAGE,
 }
 DETECTOR = {
@@ -101,7 +105,7 @@ DETECTOR = {
 }
 MOONSHINE = {
     "vocabulary_size": VOCABULARY,
-    "filter_dim": 16,
+    "filter_dim": 32,
     "encoder_num_layers": 2,
     "decoder_num_layers": 2,
     "hidden_dim": 32,
@@ -177,7 +181,7 @@ AROUND_IMAGES = {
 KIMM = """
     ConvMixer736D32 ConvNeXtAtto DenseNet121 EfficientNetLiteB0 TinyNetE GhostNetW050 GhostNetV2W100 GhostNetV3W050
     HGNetTiny HGNetV2B0 InceptionNeXtTiny LCNet035 MobileNetV2W050 MobileNetV3W050Small MobileOneS0 MobileViTXXS
-    MobileViTV2W050 RegNetX002 RegNetY002 RepVGGA0 ResNet18 VGG11 VisionTransformerTiny16 Xception
+    MobileViTV2W050 RegNetX002 RegNetY002 RepVGGA0 ResNet18 VisionTransformerTiny16 Xception
 """.split()
 
 
@@ -199,11 +203,16 @@ def hub_networks() -> dict[str, Callable[[], keras.Model]]:
 
 
 def with_head(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
-    """The backbone as it is used: means over positions, and classes. Its outputs alone would have to stay as wide."""
+    """The backbone as it is used: means over positions, and classes. Its outputs alone would have to stay as wide.
+
+    One that does not say how wide they are is used as it is.
+    """
 
     def make() -> keras.Model:
         backbone = build()
         features = [x for x in keras.tree.flatten(backbone.output) if "float" in x.dtype]
+        if any(x.shape[-1] is None for x in features):
+            return backbone
         means = [keras.ops.mean(x, axis=tuple(range(1, len(x.shape) - 1))) if len(x.shape) > 2 else x for x in features]
         x = keras.layers.Concatenate()(means) if len(means) > 1 else means[0]
         return keras.Model(backbone.input, keras.layers.Dense(5, name="classes")(x), name="classifier")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -105,7 +106,9 @@ def _treats_alike(function: Any, rank: int, channels: int, dtype: str) -> bool:
 def _called(function: Any, x: np.ndarray, dtype: str = "float32") -> np.ndarray | None:
     """The values of a function, None unless it takes the tensor and gives one of the same shape."""
     # Whatever a function raises, it is none of those that are looked for.
-    with contextlib.suppress(Exception), keras.StatelessScope():
+    with contextlib.suppress(Exception), keras.StatelessScope(), warnings.catch_warnings():
+        # That softmax of one number is one, say.
+        warnings.simplefilter("ignore")
         values = keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(x, dtype))).astype(np.float64)
         return values if values.shape == x.shape else None
     return None

@@ -76,6 +76,14 @@ class Dense(Recurrent):
         return Linear(op, None, activation=getattr(op, "activation", None))
 
 
+@register_handler(L.SimpleRNNCell, L.LSTMCell, L.GRUCell)
+class Step(Dense):
+    """A cell that is called by itself, for a step of what is no sequence to Keras."""
+
+    def cells(self, layer: Any) -> list[Any] | None:
+        return [layer]
+
+
 @register_handler(L.RNN)
 class Cells(Recurrent):
     """A layer made of cells: Keras' own, alone or one on the other."""
@@ -135,8 +143,9 @@ def _arguments(call: Call, inputs: tuple[Tensor, ...]) -> _Given:
         return [made[x] if isinstance(x, TensorRef) else Tensor(np.shape(x)) for x in flat if x is not None]
 
     given = inspect.signature(call.op.call).bind(*call.args, **call.kwargs).arguments
-    sequences, *packed = tensors(given.pop("sequences"))
-    states = packed + tensors(given.pop("initial_state", None))
+    # Cells call them `inputs` and `states`.
+    sequences, *packed = tensors(given.pop(next(iter(given))))
+    states = packed + tensors(given.pop("initial_state", given.pop("states", None)))
     return _Given(sequences, states, [x for value in given.values() for x in tensors(value) if x.tracked])
 
 
@@ -162,8 +171,8 @@ def _bind(call: Call, cell: Any, read: np.ndarray, units: np.ndarray, t: Tracer)
     names, shape = _names(call, cell), call.output_shapes[0]
     *window, width, columns = cell.recurrent_kernel.shape
     gates = np.tile(units, columns // width)
-    # On the time axis; and of what is convolved, at every position.
-    steps = volume(call.input_shapes[0][1:2]) * volume(shape[len(shape) - 1 - len(window) : -1])
+    # On the time axis, which a cell alone lacks; and of what is convolved, at every position.
+    steps = volume(call.input_shapes[0][1:-1][:1]) * volume(shape[len(shape) - 1 - len(window) : -1])
     for name, ids in (("kernel", read), ("recurrent_kernel", units)):
         t.bind(call.path, names[name], len(window), ids, "input")
         t.bind(call.path, names[name], len(window) + 1, gates, "filter")

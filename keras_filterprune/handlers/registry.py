@@ -35,6 +35,7 @@ def remedy(call: Call) -> str:
     if not isinstance(call.op, keras.layers.Layer):
         return "; a layer of your own around it, with a kfp.handlers.Handler, teaches it"
     known = "; a kfp.handlers.Handler of your own, registered for its class, teaches it"
+    known += f"; it is not opened: it {call.closed}" if call.closed else ""
     return taught_by(call.op, call.closed) or known
 
 

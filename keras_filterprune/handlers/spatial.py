@@ -115,6 +115,19 @@ class AlongAxis(Handler):
         return [Tensor(call.output_shapes[0], x.axis, x.ids)]
 
 
+@register_keras_names("FFT", "FFT2", "IFFT2", "RFFT", "IRFFT")
+class Fourier(Handler):
+    """Transforms of real and imaginary parts over the last axis, or the last two; others stay as they are."""
+
+    def trace(self, call: Call, inputs: tuple[Tensor, ...], t: Tracer) -> list[Tensor]:
+        axis, ids = inputs[0].axis, inputs[0].ids
+        first = len(inputs[0].shape) - (2 if keras_name(call.op).endswith("2") else 1)
+        if axis is None or axis >= first or any(x.axis != axis for x in inputs):
+            return give_up(call, inputs, t, "is mixed with all others by")
+        t.tie(*(x.ids for x in inputs))
+        return [Tensor(shape, axis, ids) for shape in call.output_shapes]
+
+
 @register_keras_names("Flip")
 class Flip(Handler):
     """Axes are run through from behind."""

@@ -13,10 +13,12 @@ from keras_filterprune.graph.keras_view import copy_value, named_weights, substi
 from keras_filterprune.graph.types import Call, TensorRef
 from keras_filterprune.opening.batch import OpenBatch
 from keras_filterprune.opening.errors import CannotOpenError
+from keras_filterprune.opening.kernels import computed, value_of, weights
 from keras_filterprune.opening.kinds import has_graph
 from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf, Losses
 from keras_filterprune.opening.plain_layers import AddedLoss, Constant, Weight, WeightedSum
 from keras_filterprune.opening.products import products
+from keras_filterprune.opening.where import where
 from keras_filterprune.rebuild.clone import Cloner
 from keras_filterprune.rebuild.state import paired
 
@@ -47,9 +49,17 @@ class Assembler(Cloner):
         ops = {id(call.op.op): call.op.op for call in self.view.calls if isinstance(call.op, Leaf)}
         order = sorted(ops.items(), key=lambda entry: not isinstance(entry[1], keras.layers.Layer))
         self._tied = {id(variable) for op in ops.values() for variable in getattr(op, "trainable_variables", ())}
-        self._products: dict[int, Any] = {n: p for n, p in products(self.view).items() if n not in self._tied}
+        made_by = {n: calls for n, calls in computed(self.view).items() if not self._is_tied(calls)}
+        # {number of the call that gives a kernel: the layer that multiplies by it, or what that is made with}
+        self._products: dict[int, Any] = {
+            n: made for n, made in products(self.view, made_by).items() if not self._is_tied([n])
+        }
+        self._computed = {n: calls for n, calls in made_by.items() if n in self._products}
         self._leaves = {key: self._name(paths.get(key, (op.name,))) for key, op in order}
         self.failed: list[tuple[Any, str]] = []
+
+    def _is_tied(self, calls: Collection[int]) -> bool:
+        return any(id(held.variable) in self._tied for held in weights(self.view, calls))
 
     def opened(self, model: keras.Model) -> keras.Model:
         """The plain functional model that computes what `model` does, with its weights."""
@@ -82,6 +92,21 @@ class Assembler(Cloner):
         for variable, twin in self._held.values():
             copy_value(variable, twin)
             twin.trainable = variable.trainable
+        for number, calls in self._computed.items():
+            kernel = self._products[number].kernel
+            kernel.assign(value_of(self.view, calls))
+            kernel.trainable = weights(self.view, calls)[0].variable.trainable
+
+    def notes(self) -> list[str]:
+        """What becomes of kernels that are computed at each call."""
+        names = [self._products[number].name for number in self._computed]
+        if not names:
+            return []
+        return [
+            f"The model computes {'the kernel' if len(names) == 1 else f'{len(names)} kernels'} of "
+            f"'{names[0]}'{' and others' * (len(names) > 1)} anew of other weights at each call; opened, it has the "
+            "value of now, as a kernel like any other, and training goes on with that."
+        ]
 
     # ------------------------------------------------------------------------------------------------------ graph
 
@@ -90,17 +115,20 @@ class Assembler(Cloner):
         inputs = self.inputs(model) if has_graph(model) else [self._input(t) for t in self._traced.inputs]
         open_batch = OpenBatch(self._batch, inputs[0], self._layer) if self._batch else None
         values: dict[TensorRef, Any] = dict(zip(self.view.inputs, inputs, strict=True))
+        # Kernels are made with the layers that multiply by them.
+        values |= {TensorRef(number, 0): None for number in self._products}
+        kernels = set(self._products).union(*self._computed.values())
         for number, call in enumerate(self.view.calls):
-            if not call.inputs or any(ref not in values for ref in call.inputs):
+            if number in kernels or not call.inputs or any(ref not in values for ref in call.inputs):
                 continue
             args, kwargs = substitute((call.args, call.kwargs), values)
             try:
                 outputs = self._applied(call, args, kwargs, inputs[0], open_batch)
-            except CannotOpenError as error:
-                self.failed.append((call.op, str(error)))
+            # Keras and the user's layers raise what they like; what cannot be had for any batch stays in its layer.
+            except Exception as error:  # noqa: BLE001
+                self.failed.append((call.op, where(error)))
                 continue
-            flat = [None] if outputs is None else keras.tree.flatten(outputs)
-            values.update({TensorRef(number, i): x for i, x in enumerate(flat)})
+            values.update({TensorRef(number, i): x for i, x in enumerate(keras.tree.flatten(outputs))})
         if self.failed:
             raise CannotOpenError(self.failed[0][1])
         structure = keras.tree.pack_sequence_as(self._traced.input, inputs)
@@ -122,17 +150,19 @@ class Assembler(Cloner):
         if isinstance(op, Leaf):
             return self.operation(op.op)(*args, **kwargs)
         if isinstance(op, HeldWeight):
-            # Weights that matrix products alone read are made with them.
-            return None if id(op.variable) in self._products else self._weight(op, anchor)
+            return self._weight(op, anchor)
         if isinstance(op, HeldConstant):
+            if open_batch is not None and (copies := open_batch.copied(op.value)) is not None:
+                return copies
             values = {"values": op.value.tolist(), "values_dtype": op.dtype}
             return self._layer(Constant, "_".join((*op.path, "constant")), **values)(anchor)
         if isinstance(op, Losses):
             return self._layer(AddedLoss, "_".join((*op.path, "loss")), always=id(op.layer) in self._adding)(*args)
         if getattr(op, "weights", None):
             raise CannotOpenError(f"calls layer '{op.name}', which none of its attributes holds")
-        if any(x is None for x in args) and (held := self._held_operand(call)) is not None:
-            return self._product(held, next(x for x in args if x is not None))
+        kernels = [ref.call for ref in call.inputs if ref.call in self._products]
+        if kernels:
+            return self._product(kernels[0], next(x for x in args if x is not None))
         twin = self._copied(op)
         if open_batch is None:
             return twin(*args, **kwargs)
@@ -168,27 +198,25 @@ class Assembler(Cloner):
         """The weight of a layer that is called as well: all rows of a table, in their order."""
         table = held.holder
         if type(table) is not keras.layers.Embedding:
-            raise CannotOpenError(f"reads a weight of layer '{table.name}', which it calls as well")
+            raise CannotOpenError(
+                f"reads a weight of layer '{table.name}', which is called as well; with one of its own, it would open"
+            )
         rows = {"values": list(range(table.input_dim)), "values_dtype": "int32"}
         return self.operation(table)(self._layer(Constant, f"{self.name_of(table)}_rows", **rows)(anchor))
 
-    def _held_operand(self, call: Call) -> Any:
-        """The weight that a product reads which is made with it."""
-        held = [op for ref in call.inputs if isinstance(op := self.view.calls[ref.call].op, HeldWeight)]
-        return next((op for op in held if id(op.variable) in self._products), None)
-
-    def _product(self, held: HeldWeight, x: Any) -> Any:
-        """What the layer gives that multiplies by a weight, for a tensor."""
-        variable = held.variable
-        made = self._products[id(variable)]
+    def _product(self, number: int, x: Any) -> Any:
+        """What the layer gives that multiplies by the kernel of a call, for a tensor."""
+        held = weights(self.view, self._computed.get(number, (number,)))[0]
+        variable, made = held.variable, self._products[number]
         if isinstance(made, tuple):
             kind, settings = made
             prefix = "" if kind is WeightedSum else "depthwise_" if "depth_multiplier" in settings else "kernel_"
             rules = {f"{prefix}regularizer": variable.regularizer, f"{prefix}constraint": variable.constraint}
             made = self._layer(kind, self._path(held), dtype=held.holder.dtype_policy, **settings, **rules)
             made.build(x.shape)
-            self._products[id(variable)] = made
-            self._held[id(variable)] = variable, made.kernel
+            self._products[number] = made
+            if number not in self._computed:
+                self._held[id(variable)] = variable, made.kernel
         return made(x)
 
     # ------------------------------------------------------------------------------------------------------ names

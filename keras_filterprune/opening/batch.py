@@ -75,12 +75,20 @@ class OpenBatch:
             if isinstance(value, int | slice) and any(map(self._is_batch, _integers(value))):
                 raise CannotOpenError("uses the size of the batch as an argument of an operation")
             return value
+        copies = self.copied(value, broadcasts)
+        return value if copies is None else copies
+
+    def copied(self, value: Any, broadcasts: bool = False) -> Any:
+        """A constant that has one entry per sample for any batch, or one that `broadcasts`; None for every other."""
         shape = tuple(value.shape)
         if not any(map(self._is_batch, shape)):
-            return value
+            return None
         array = keras.ops.convert_to_numpy(value)
         if shape[0] != self._size or any(map(self._is_batch, shape[1:])) or (array != array[:1]).any():
-            raise CannotOpenError("makes a constant of the size of the batch that differs from sample to sample")
+            raise CannotOpenError(
+                "makes a constant of the size of the batch that differs from sample to sample; for a batch of one, "
+                "kfp.open_model(model, input_spec=...), it may open"
+            )
         if broadcasts:
             return value[:1]
         dtype = keras.backend.standardize_dtype(value.dtype)
@@ -108,8 +116,11 @@ class OpenBatch:
         if first != self._size or any(map(self._is_batch, rest)):
             raise CannotOpenError("broadcasts to the size of the batch along another axis than the first")
         if len(shape) == len(rest) + 1 and shape[0] == self._size:
-            for axis, (old, new) in enumerate(zip(shape[1:], rest, strict=True), 1):
-                x = keras.ops.repeat(x, new, axis=axis) if old != new else x
+            wider = [(axis, new) for axis, new in enumerate(rest, 1) if new != shape[axis]]
+            if None in dict(wider).values():
+                raise CannotOpenError("broadcasts along a side that the inputs leave open")
+            for axis, new in wider:
+                x = keras.ops.repeat(x, new, axis=axis)
             return x
         return self._copies(keras.ops.broadcast_to(x, (1, *rest)))
 

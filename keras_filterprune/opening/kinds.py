@@ -30,6 +30,11 @@ def graph_inputs(model: keras.Model) -> Any:
         return None
 
 
+def is_over_time(layer: Any) -> bool:
+    """Whether a layer applies a model to every step of time."""
+    return type(layer) is keras.layers.TimeDistributed and has_graph(layer.layer)
+
+
 def is_composite(layer: Any) -> bool:
     """Whether to look into a layer: it is of nobody's but the user's, and nothing is registered for it."""
     if not isinstance(layer, keras.layers.Layer) or has_graph(layer):
@@ -46,7 +51,7 @@ def is_composite(layer: Any) -> bool:
 def why_leaf(layer: Any) -> str:
     """Why a composite layer is not even tried; "" where it is."""
     kind = type(layer)
-    if kind is keras.layers.Lambda:
+    if kind is keras.layers.Lambda or is_over_time(layer):
         return ""
     if _written_by_keras(kind.call):
         parent = next(base for base in kind.__mro__ if base.__module__.startswith("keras."))

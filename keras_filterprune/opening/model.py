@@ -17,7 +17,16 @@ from keras_filterprune.opening.branches import branching, same_graph
 from keras_filterprune.opening.channels_last import channels_last_view
 from keras_filterprune.opening.errors import CannotOpenError
 from keras_filterprune.opening.inputs import batch_of, call_once, check_spec, optional_inputs, specs_of
-from keras_filterprune.opening.kinds import differs_in_training, has_graph, is_composite, is_idle, takes, why_leaf
+from keras_filterprune.opening.kinds import (
+    differs_in_training,
+    has_graph,
+    is_composite,
+    is_idle,
+    is_over_time,
+    takes,
+    why_leaf,
+)
+from keras_filterprune.opening.over_time import OverTime
 from keras_filterprune.opening.proof import difference_of
 from keras_filterprune.opening.trace import Trace
 from keras_filterprune.opening.where import where
@@ -32,8 +41,10 @@ def open_model(model: keras.Model, input_spec: Any = None) -> keras.Model:
     The `call()` of the model and of every layer that is made of layers and operations runs once, on symbolic tensors.
     What it calls becomes a functional model with clones of the layers, named by their paths, and with layers for the
     weights that composite layers hold themselves. It is compared with the original on a batch: outputs in inference and
-    in training, and the gradients of a step. A model in channels_first becomes one that computes channels last, with
-    its inputs and outputs transposed. All that prunes opens models by itself; this gives the opened one.
+    in training, and the gradients of a step. A kernel of a convolution that is computed of weights at each call, by
+    weight standardisation say, becomes a kernel like any other, with the value that it has: training goes on with that.
+    A model in channels_first becomes one that computes channels last, with its inputs and outputs transposed. All that
+    prunes opens models by itself; this gives the opened one.
 
     Args:
         model: a subclassed, functional or Sequential model. It is not modified, but for the weights of one that has not
@@ -75,7 +86,7 @@ def _opened_view(model: keras.Model, input_spec: Any) -> ModelView:
     if has_graph(model):
         check_spec(model, input_spec)
         view = view_model(model)
-        composites = {id(call.op): call.op for call in view.calls if is_composite(call.op)}
+        composites = {id(call.op): call.op for call in view.calls if is_composite(call.op) or is_over_time(call.op)}
         closed = {key: why for key, op in composites.items() if (why := why_leaf(op))}
         if len(closed) == len(composites):
             return _with_reasons(view, closed)
@@ -93,6 +104,12 @@ def _opened_view(model: keras.Model, input_spec: Any) -> ModelView:
 
 
 _BRANCHES = "does something else in training, by an `if training:` in its call()"
+_INFERENCE = (
+    "What it does in inference can be pruned: keras.Model(x, model.call(x, training=False)), of a keras.Input x."
+)
+_REMEDY = (
+    "Write its call() with Keras layers and keras.ops alone, or as a functional model: keras.Model(inputs, outputs)."
+)
 
 
 @dataclass
@@ -115,6 +132,7 @@ class _Opening:
         sides = {n for t in keras.tree.flatten(self._specs) for n in t.shape if n}
         self._batch = batch_size_for({n for n in weights | sides if n}) if self._open else None
         self._closed: dict[int, str] = {}
+        self._over_time = OverTime()
 
     def view(self) -> ModelView:
         """The view of the opened model; layers that stand in the way stay closed, one after the other."""
@@ -127,7 +145,8 @@ class _Opening:
         notes = assembler.compile(self.model, opened)
         closed = {id(assembler.twins[key]): why for key, why in self._closed.items() if key in assembler.twins}
         view = _with_reasons(view_model(opened), closed)
-        said = (*lost_with(self.model), *unsaved(opened, self.model), *self._training_note(view), *notes)
+        notes = [*self._training_note(view), *assembler.notes(), *notes]
+        said = (*lost_with(self.model), *unsaved(opened, self.model), *notes)
         return replace(view, origin=self.model, notes=said)
 
     def _training_note(self, view: ModelView) -> list[str]:
@@ -162,9 +181,9 @@ class _Opening:
         """The trace of the model in training, which holds for inference as well."""
         closed = dict(self._closed)
         while True:
+            known = len(closed)
             traces = [self._trace(training, closed) for training in (False, True)]
             graphs = [trace.run(self.model) for trace in traces]
-            known = len(closed)
             if same_graph(*graphs):
                 break
             for layer in branching(*traces):
@@ -180,7 +199,8 @@ class _Opening:
     def _trace(self, training: bool, closed: dict[int, str]) -> Trace:
         inputs = self._inputs()
         may_be_missing = optional_inputs(self.model) if has_graph(self.model) else []
-        return Trace(inputs, training, closed, [keras.tree.flatten(inputs)[n] for n in may_be_missing])
+        optional = [keras.tree.flatten(inputs)[n] for n in may_be_missing]
+        return Trace(inputs, training, closed, optional, self._over_time)
 
     def _inputs(self) -> Any:
         def symbolic(spec: Any) -> Any:
@@ -229,8 +249,7 @@ class _Opening:
         name = type(self.model).__name__
         return UnsupportedModelError(
             f"model '{self.model.name}' ({name}) cannot be opened into a graph of layers: {name} {why.rstrip('.')}. "
-            "Write its call() with Keras layers and keras.ops alone, or as a functional model: keras.Model(inputs, "
-            "outputs)."
+            f"{_INFERENCE if why == _BRANCHES else _REMEDY}"
         )
 
 

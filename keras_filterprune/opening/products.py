@@ -1,9 +1,12 @@
-"""Products and convolutions of a tensor and a weight that nothing else reads: layers compute them."""
+"""Products and convolutions of a tensor and a weight, or a kernel made of weights, that nothing else reads: layers
+compute them.
+"""
 
 from __future__ import annotations
 
 import re
 import string
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -20,22 +23,25 @@ _CONVOLUTIONS = {
     "DepthwiseConv": {3: L.DepthwiseConv1D, 4: L.DepthwiseConv2D},
     "ConvTranspose": {3: L.Conv1DTranspose, 4: L.Conv2DTranspose, 5: L.Conv3DTranspose},
 }
+_LAYERS = {kind for kinds in _CONVOLUTIONS.values() for kind in kinds.values()}
 
 
-def products(view: ModelView) -> dict[int, Made]:
-    """{id of a weight: (class of the layer that does what all do that read it, what it is made with)}.
+def products(view: ModelView, computed: Collection[int]) -> dict[int, Made]:
+    """{number of a call: (class of the layer that does what all do that read what it gives, what it is made with)}.
 
     Args:
         view: of a trace.
+        computed: numbers of calls that give what is made of weights alone; convolutions read kernels like that, other
+            products go along with them.
     """
     found: dict[int, Made] = {}
     for number, call in enumerate(view.calls):
-        ref = TensorRef(number, 0)
+        ref, is_weight = TensorRef(number, 0), isinstance(call.op, HeldWeight)
         readers = view.readers.get(ref, ())
-        if isinstance(call.op, HeldWeight) and readers and len(view.calls) not in readers:
+        if (is_weight or number in computed) and readers and len(view.calls) not in readers:
             first, *others = (_made(view.calls[n], ref) for n in readers)
-            if first is not None and all(other == first for other in others):
-                found[id(call.op.variable)] = first
+            if first is not None and (is_weight or first[0] in _LAYERS) and all(other == first for other in others):
+                found[number] = first
     return found
 
 

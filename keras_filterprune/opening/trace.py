@@ -13,7 +13,8 @@ from keras_filterprune.graph.keras_view import plain_call, substitute, view_mode
 from keras_filterprune.graph.live import has_config
 from keras_filterprune.graph.types import TensorRef
 from keras_filterprune.opening.errors import CannotOpenError
-from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, takes, why_leaf
+from keras_filterprune.opening.kinds import has_graph, is_composite, is_idle, is_over_time, takes, why_leaf
+from keras_filterprune.opening.over_time import OverTime
 from keras_filterprune.opening.placeholders import HeldConstant, HeldWeight, Leaf, Losses
 from keras_filterprune.opening.shadows import Shadows, original
 from keras_filterprune.opening.symbols import like_tensors
@@ -34,6 +35,7 @@ class Trace:
         training: which branch is taken where a `call()` asks.
         closed: {id of a layer: why it stays one}; layers that turn out to be closed are added.
         optional: those of the flat inputs that may be None at run time.
+        over_time: the layers of models that are applied to every step of time.
         owners: (layer, its symbolic arguments, its outputs) of every layer that was opened, inner ones first.
         paths: {id of a layer: names of the layers that it is in, and its own}.
         adding: ids of layers that have added losses.
@@ -43,6 +45,7 @@ class Trace:
     training: bool
     closed: dict[int, str]
     optional: list[Any]
+    over_time: OverTime
     owners: list[tuple[Any, list[Any], list[Any]]] = field(default_factory=list)
 
     def __post_init__(self):
@@ -50,6 +53,7 @@ class Trace:
         self._mode = _Mode(self.training)
         self._training: list[Any] = [self._mode]
         self._path: list[str] = []
+        self._steps = False
         self._losses: list[list[Any]] = []
         self._shadows = Shadows(self.layer, self._graph, self._weight, self._add_loss)
         self._made: dict[int, Leaf] = {}
@@ -71,7 +75,9 @@ class Trace:
     def layer(self, layer: Any, args: tuple, kwargs: dict) -> Any:
         """What a call of a layer gives; composite ones are gone into."""
         args, kwargs = keras.tree.map_structure(original, (args, kwargs))
-        if id(layer) in self.closed or not (has_graph(layer) or is_composite(layer)):
+        # Whose call() is not a graph of layers knows nothing of an axis of steps.
+        composite = is_composite(layer) and not self._steps
+        if id(layer) in self.closed or not (has_graph(layer) or composite or is_over_time(layer)):
             return self._leaf(layer, args, kwargs)
         if why := why_leaf(layer):
             self.closed[id(layer)] = why
@@ -79,6 +85,8 @@ class Trace:
         self._path.append(self._name(layer))
         self.paths.setdefault(id(layer), tuple(self._path))
         try:
+            if is_over_time(layer):
+                return self._every_step(layer, args, kwargs)
             return self._nested(layer, args, kwargs) if has_graph(layer) else self._composite(layer, args, kwargs)
         # Whatever the user's code raises on symbolic tensors, the layer can stay what it is.
         except Exception as error:  # noqa: BLE001
@@ -154,6 +162,19 @@ class Trace:
     def _nested(self, model: keras.Model, args: tuple, kwargs: dict) -> Any:
         return self._graph(model, args[0] if args else kwargs["inputs"], kwargs.get("training"))
 
+    def _every_step(self, layer: Any, args: tuple, kwargs: dict) -> Any:
+        """What a model that is applied to every step gives, its layers one by one."""
+        if kwargs.get("mask") is not None or self._steps:
+            raise CannotOpenError("is given a mask, or lies in another of its kind")
+        x = args[0] if args else kwargs["inputs"]
+        self._steps = True
+        try:
+            outputs = self._graph(layer.layer, x, kwargs.get("training"))
+        finally:
+            self._steps = False
+        self.owners.append((layer, [x], _symbols(outputs)))
+        return outputs
+
     def _graph(self, model: keras.Model, given: Any, training: Any) -> Any:
         if isinstance(given, dict) and not isinstance(model.input, dict):
             given = [given[tensor.name] for tensor in model.inputs]
@@ -187,6 +208,8 @@ class Trace:
 
     def _leaf(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """A call of what stays a layer or an operation."""
+        if self._steps:
+            op = self.over_time.of(op, args, kwargs)
         if type(op) is keras.layers.Identity and not has_config(op):
             # Made with a dtype policy it can be called, but not saved.
             return args[0]

@@ -104,6 +104,12 @@ def test_unknown_functions_are_proven_to_be_elementwise(kind):
     assert all(is_elementwise(OTHERS[kind], shape) for shape in SHAPES)
 
 
+def test_functions_are_looked_at_in_silence(recwarn):
+    """Keras warns of a softmax of one number."""
+    assert not is_elementwise(lambda x: ops.softmax(x, axis=-1), (None, 2))
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("kind", MIXING)
 def test_functions_that_mix_are_found_out(kind):
     assert activation_name(MIXING[kind]) is None

@@ -190,6 +190,20 @@ def cells_in_both_directions():
     return sequence(layers.Bidirectional(layers.RNN([layers.GRUCell(5), layers.GRUCell(4)]), name="rnn"))
 
 
+@situation()
+def cells_called_by_themselves():
+    """Step by step, one with two states and one with one, that begin with what dense layers make."""
+    inputs = keras.Input((4,), name="signal")
+    x, start = layers.Dense(WIDTH, name="before")(inputs), layers.Dense(7, activation="tanh", name="start")(inputs)
+    long, short = layers.LSTMCell(7, name="long"), layers.GRUCell(5, reset_after=False, name="short")
+    states, h = [start, layers.Dense(7, name="carry")(inputs)], layers.Dense(5, name="other")(inputs)
+    for _ in range(3):
+        x, states = long(x, states)
+        x = layers.Dense(WIDTH, activation="relu")(x)
+        h, _ = short(x, h)
+    return scored(inputs, layers.Concatenate()([x, h]))
+
+
 class Own(layers.SimpleRNNCell):
     """A cell of which nothing is known."""
 
@@ -363,6 +377,25 @@ def instances():
 @situation()
 def length_over_space():
     return image(lambda x: x / (ops.norm(x, axis=(1, 2), keepdims=True) + 1), lambda x: ops.normalize(x, axis=1))
+
+
+@situation()
+def spectrum_over_time():
+    def step(x):
+        x = ops.transpose(x, (0, 2, 1))
+        real, imaginary = ops.rfft(x)
+        real, imaginary = ops.fft((real, imaginary))
+        return ops.transpose(ops.square(real) + ops.square(imaginary), (0, 2, 1))
+
+    return sequence(step, layers.Dense(4, activation="relu", name="after"))
+
+
+@situation(pinned=["before"])
+def spectrum_over_channels():
+    def step(x):
+        return ops.fft2((x, ops.zeros_like(x)))[0]
+
+    return sequence(step, layers.Dense(4, activation="relu", name="after"))
 
 
 @situation()

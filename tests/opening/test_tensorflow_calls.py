@@ -110,18 +110,28 @@ CALLS = {
     "where": lambda x: tf.where(x > 1.0, x, 0.0),
     "zeros_like": lambda x: tf.zeros_like(x),
 }
+INDICES = np.random.default_rng(1).integers(0, 8, (2, 4, 6, 3))
+# Other ways to call them, which go another way.
+OTHER_CALLS = {
+    "gather, of every row its own": lambda x: tf.gather(x, INDICES, batch_dims=3),
+    "image.resize, to the nearest": lambda x: tf.image.resize(x, [8, 12], method="nearest"),
+    "matmul, the first turned": lambda x: tf.matmul(x, x, transpose_a=True),
+    "nn.gelu, by tanh": lambda x: tf.nn.gelu(x, approximate=True),
+    "pad, by reflection": lambda x: tf.pad(x, [[0, 0], [1, 2], [0, 1], [0, 0]], mode="REFLECT"),
+    "split, evenly": lambda x: tf.split(x, 4, axis=1),
+}
 
 
 def test_every_counterpart_is_tried():
     assert CALLS.keys() == counterparts().keys()
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CALLS | OTHER_CALLS)
 def test_counterparts_compute_the_same(name):
-    symbol = keras.KerasTensor(X.shape)
+    symbol, call = keras.KerasTensor(X.shape), (CALLS | OTHER_CALLS)[name]
     with tensorflow_calls():
-        found = keras.tree.flatten(keras.Function(symbol, CALLS[name](symbol))(X))
-    wanted = keras.tree.flatten(CALLS[name](tf.constant(X)))
+        found = keras.tree.flatten(keras.Function(symbol, call(symbol))(X))
+    wanted = keras.tree.flatten(call(tf.constant(X)))
     assert len(found) == len(wanted)
     for one, other in zip(wanted, found, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
