@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 from rich.console import Console
@@ -39,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.run is not COMMANDS["bench"].run:
             _start_keras()
-        content, shown = options.run(options)
+        with _warning_in_lines(parser.prog):
+            content, shown = options.run(options)
     except (FilterPruneError, OSError) as error:
         sys.stderr.write(f"{parser.prog}: {visible(str(error))}\n")
         return 2
@@ -56,6 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _OUT.print(item)
     return 0
+
+
+@contextlib.contextmanager
+def _warning_in_lines(name: str) -> Iterator[None]:
+    """Warnings as a line each, without the code that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place: f"{name}: {visible(str(message))}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _start_keras() -> None:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_flag, check_integer, check_number, check_option, check_path, wrong
@@ -132,6 +133,8 @@ def _about(metadata: Any) -> Metadata:
 def _labelled(data: Any, labels: Any) -> tuple[Any, Any]:
     if isinstance(data, tuple):
         raise InvalidValueError("labels are for data of inputs alone. Received: labels=, and data that has labels.")
+    if np.ndim(labels) == 0:
+        raise wrong("labels", labels, "an array with a row for each sample, or None")
     return data, labels
 
 
