@@ -49,7 +49,7 @@ class Images:
     @property
     def units(self) -> int | None:
         """How many numbers the model's only output has; None where there are several, or any number."""
-        outputs = getattr(self._model, "outputs", None) or ()
+        outputs: Any = getattr(self._model, "outputs", None) or ()
         return outputs[0].shape[-1] if len(outputs) == 1 else None
 
     def may_be_classes(self, count: int) -> bool:
