@@ -20,6 +20,7 @@ from keras_filterprune.quiet import quiet
 from tflite_bench.command import printable
 
 _OUT = Console()
+_GOING_ON = "What writes a folder goes on when it is called again."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{parser.prog}: {visible(str(error))}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"{parser.prog}: interrupted; no file was left half-written\n")
+        sys.stderr.write(f"{parser.prog}: interrupted; no file was left half-written. {_GOING_ON}\n")
         return 130
     if options.json:
         sys.stdout.write(json.dumps(content, indent=1) + "\n")

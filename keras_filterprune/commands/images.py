@@ -84,8 +84,7 @@ def read_folder(folder: Path, images: Images) -> Read:
     files, classes = _image_files(folder)
     if classes and not images.may_be_classes(len(classes)):
         warnings.warn(
-            f"{folder} holds {len(classes)} folders, and the model tells {images.units} classes apart: "
-            "no labels are read.",
+            f"folders in {folder}: {len(classes)}, classes of the model: {images.units}; so no labels are read.",
             stacklevel=2,
         )
         classes = []

@@ -28,7 +28,7 @@ from keras_filterprune.probe.trial import digest_of
 from keras_filterprune.probe.weights import Weights
 from keras_filterprune.rebuild.plan import fingerprint
 
-_INDEX, _PARTS = "compress.json", "model, data, target, budget or metadata"
+_INDEX, _PARTS = "compress.json", "model, data, target, budget, metadata, integer_io or seed"
 
 
 @interruptible()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -98,9 +99,10 @@ class Exam:
         if self._labels is not None and len(shapes) == 1:
             try:
                 self._right = accuracy_of(self._labels, shapes[0], output_names(model)[0])
-            except CalibrationDataError:
+            except CalibrationDataError as error:
                 if needed:
                     raise
+                warnings.warn(f"accuracy is not measured: {error}", stacklevel=3)
 
     def __len__(self) -> int:
         return len(self._inputs[0])

@@ -106,7 +106,7 @@ def _to_win_back(job: Job) -> list[str]:
     more = f"more samples ({learnt:,} were learnt from, of at most {SAMPLES:,}), " if learnt < SAMPLES else ""
     return [
         f"Pruning costs {100 * (before - after):.1f} points of accuracy. What helps: {more}a larger budget, or to "
-        f"train {FILES['model']} on with labels (`fit`) and to write its file anew (`export_tflite`)."
+        f"train {FILES['model']} on with labels and to write its file anew by export_tflite."
     ]
 
 

@@ -109,7 +109,7 @@ def test_samples_of_every_kind(place, data, model, shape, labels):
 def test_folders_that_are_no_classes_of_the_model_give_no_labels(place):
     draw(place / "others" / "ant" / "0.png")
     draw(place / "others" / "bee" / "1.png")
-    with pytest.warns(UserWarning, match=r"others holds 2 folders, and the model tells 3 classes apart"):
+    with pytest.warns(UserWarning, match=r"others: 2, classes of the model: 3; so no labels"):
         found = read(place, "others")
     assert found.inputs.shape == (2, 8, 8, 3) and found.labels is None and found.classes == ()
 

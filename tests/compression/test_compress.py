@@ -158,6 +158,12 @@ def test_integers_in_and_out_as_the_target_takes_them(samples, tmp_path, target,
     assert Interpreter(os.fspath(found.tflite)).get_input_details()[0]["dtype"] == expected
 
 
+def test_labels_that_give_no_accuracy_are_said_to(samples, tmp_path):
+    with pytest.warns(UserWarning, match=r"accuracy is not measured: .* class numbers from 0 to 2"):
+        found = kfp.compress(network(), (samples[0], samples[1] + 9), "arm64", out=tmp_path, **QUIET)
+    assert "accuracy" not in found.figures
+
+
 @pytest.mark.parametrize(
     ("found", "whole", "floor", "holds"),
     [
@@ -310,6 +316,7 @@ WRONG = {
     "drop": ({"accuracy_drop": 1.5, "data": (X, Y)}, errors.InvalidValueError, "share of accuracy that may be lost"),
     "no labels": ({"accuracy_drop": 0.1}, errors.CalibrationDataError, "accuracy_drop needs labels"),
     "wrong labels": ({"accuracy_drop": 0.1, "labels": Y + 9}, errors.CalibrationDataError, "class numbers from 0 to 2"),
+    "names": ({"accuracy_drop": 0.1, "labels": ["cat"] * 64}, errors.CalibrationDataError, "'head'. Received: 'cat'."),
     "no such labels": ({"labels": 0.5}, errors.InvalidValueError, "an array with a row for each sample"),
     "few labels": ({"labels": Y[:5]}, errors.CalibrationDataError, "labels"),
     "labels twice": ({"data": (X, Y), "labels": Y}, errors.InvalidValueError, "labels are for data of inputs alone"),
