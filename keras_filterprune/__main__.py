@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 from rich.console import Console
@@ -18,6 +20,7 @@ from keras_filterprune.quiet import quiet
 from tflite_bench.command import printable
 
 _OUT = Console()
+_GOING_ON = "What writes a folder goes on when it is called again."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,12 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.run is not COMMANDS["bench"].run:
             _start_keras()
-        content, shown = options.run(options)
+        with _warning_in_lines(parser.prog):
+            content, shown = options.run(options)
     except (FilterPruneError, OSError) as error:
         sys.stderr.write(f"{parser.prog}: {visible(str(error))}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"{parser.prog}: interrupted; no file was left half-written\n")
+        sys.stderr.write(f"{parser.prog}: interrupted; no file was left half-written. {_GOING_ON}\n")
         return 130
     if options.json:
         sys.stdout.write(json.dumps(content, indent=1) + "\n")
@@ -56,6 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _OUT.print(item)
     return 0
+
+
+@contextlib.contextmanager
+def _warning_in_lines(name: str) -> Iterator[None]:
+    """Warnings as a line each, without the code that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place: f"{name}: {visible(str(message))}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _start_keras() -> None:

@@ -255,3 +255,28 @@ def test_a_task_is_done_once(examples, tmp_path):
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.keras")}
     protocol.Protocol(task, options).run()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.keras")} == kept and len(made) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- zoo
+
+
+def test_the_zoo_makes_every_size_once(examples, tmp_path, monkeypatch):
+    zoo, (x, y) = examples("pruned_zoo"), stripes(64)
+    model = network()
+    model.save(tmp_path / "dense.keras")
+    task = zoo.Task((x, y), x, lambda logits: float(100 * np.mean(logits.argmax(-1) == y)), "accuracy")
+    monkeypatch.setattr(zoo, "TASKS", {"stripes": lambda data_dir: task})
+    monkeypatch.setattr(zoo, "BUDGETS", (1.0, 0.6))
+    words = [f"stripes={tmp_path / 'dense.keras'}", "--out", str(tmp_path / "zoo"), "--target", "cortex-m"]
+    monkeypatch.setattr(sys, "argv", ["pruned_zoo.py", *words])
+    zoo.main()
+    whole, small = json.loads((tmp_path / "zoo" / "pruned_zoo.json").read_text())["rows"]
+    assert whole["keep"] == 1 and small["macs"] <= 0.6 * whole["macs"]
+    outputs = keras.models.load_model(tmp_path / "zoo" / f"{model.name}-0.6" / "model.keras").predict(x, verbose=0)
+    assert small["float32_score"] == task.score(outputs)
+    table = (tmp_path / "zoo" / "pruned_zoo.md").read_text()
+    assert f"| {model.name}, accuracy | 1.00 |" in table and f"{small['float32_ms']:.3f} / {small['ms']:.3f} |" in table
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tflite")}
+    zoo.main()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tflite")} == kept
+    assert (tmp_path / "zoo" / "pruned_zoo.md").read_text() == table

@@ -42,4 +42,5 @@ def run(options: argparse.Namespace) -> Answer:
         out=options.output,
         seed=options.seed,
     )
-    return made.to_dict(), [made.table(), *made.notes]
+    beside = f"Beside it: {made.report.name}, {made.card.name}, {made.model.name} to train on."
+    return made.to_dict(), [made.table(), *made.notes, beside]

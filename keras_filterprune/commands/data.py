@@ -15,6 +15,8 @@ from keras_filterprune.errors import CalibrationDataError
 
 # What comes before the name of a data set of TensorFlow Datasets.
 _NAMED = "tfds:"
+# What .npy and .npz files begin with.
+_STARTS = (b"\x93NUMPY", b"PK")
 
 
 def add_data(parser: argparse.ArgumentParser, what: str, required: bool = False) -> None:
@@ -51,6 +53,8 @@ def _read_arrays(path: Path) -> Read:
     wanted = f"Expected an .npy array, an .npz archive of x and y, a folder of images, or {_NAMED}NAME."
     try:
         with open(path, "rb") as file:
+            if not file.peek(len(_STARTS[0])).startswith(_STARTS):
+                raise ValueError("it is neither an .npy nor an .npz file")
             content = np.load(file, allow_pickle=False)
             arrays = {name: content[name] for name in content.files} if hasattr(content, "files") else content
     # A damaged header makes NumPy raise almost anything.

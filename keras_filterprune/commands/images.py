@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import random
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ class Images:
         std = 255 / (self._white - self._black)
         return (0.0 - self._black * std, std) if std > 0 else None
 
+    @property
+    def units(self) -> int | None:
+        """How many numbers the model's only output has; None where there are several, or any number."""
+        outputs: Any = getattr(self._model, "outputs", None) or ()
+        return outputs[0].shape[-1] if len(outputs) == 1 else None
+
+    def may_be_classes(self, count: int) -> bool:
+        """Whether the model may tell so many classes apart."""
+        return self.units in (None, count) or (self.units, count) == (1, 2)
+
     def check(self) -> tuple[tuple[int, int], str]:
         """Height and width, and the colours, of the images that the model takes.
 
@@ -71,6 +82,12 @@ def read_folder(folder: Path, images: Images) -> Read:
     """Images of a folder in random order, at most 2 048."""
     images.check()
     files, classes = _image_files(folder)
+    if classes and not images.may_be_classes(len(classes)):
+        warnings.warn(
+            f"folders in {folder}: {len(classes)}, classes of the model: {images.units}; so no labels are read.",
+            stacklevel=2,
+        )
+        classes = []
     random.Random(0).shuffle(files)
     files = files[:MOST]
     inputs = images.read([(file, str(file)) for file, _ in files])
@@ -82,28 +99,35 @@ def _image_files(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     """(file, class number) of all images, and the names of the classes, which are folders in alphabetical order."""
     try:
         classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        places = [folder / name for name in classes] or [folder]
-        files = [
-            (file, label)
-            for label, place in enumerate(places)
-            for file in sorted(place.rglob("*"))
-            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
-        ]
+        alone = [(file, 0) for file in _images_of(folder.iterdir())]
+        files = [(file, n) for n, name in enumerate(classes) for file in _images_of((folder / name).rglob("*"))]
     except OSError as error:
         raise FileError(f"cannot read the folder {folder}: {error}.") from error
-    if not files:
+    if alone and files:
         raise CalibrationDataError(
-            f"no images in {folder}; expected {', '.join(sorted(_SUFFIXES))}, or a folder a class."
+            f"a folder holds images, or a folder of them for each class. Received: {folder}, with both "
+            f"{alone[0][0].name} and {files[0][0].relative_to(folder)}."
         )
-    return files, classes
+    if not alone and not files:
+        raise CalibrationDataError(
+            f"no images in {folder}; expected {', '.join(sorted(_SUFFIXES))}, or a folder of them for each class."
+        )
+    return (alone, []) if alone else (files, classes)
+
+
+def _images_of(entries: Iterable[Path]) -> list[Path]:
+    return sorted(file for file in entries if file.suffix.lower() in _SUFFIXES and not file.name.startswith("."))
 
 
 def _read(file: Path | io.BytesIO, name: str, size: tuple[int, int], colours: str) -> np.ndarray:
     from keras.utils import img_to_array, load_img
+    from PIL import UnidentifiedImageError
 
     try:
         image = load_img(file, color_mode=colours, target_size=size, interpolation="bilinear")
         return img_to_array(image, data_format="channels_last")
+    except UnidentifiedImageError as error:
+        raise CalibrationDataError(f"cannot read the image {name}: it is damaged, or no image.") from error
     # A damaged image makes Pillow raise almost anything.
     except Exception as error:
         raise CalibrationDataError(f"cannot read the image {name}: {error}") from error

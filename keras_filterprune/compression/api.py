@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_flag, check_integer, check_number, check_option, check_path, wrong
@@ -27,7 +28,7 @@ from keras_filterprune.probe.trial import digest_of
 from keras_filterprune.probe.weights import Weights
 from keras_filterprune.rebuild.plan import fingerprint
 
-_INDEX, _PARTS = "compress.json", "model, data, target, budget or metadata"
+_INDEX, _PARTS = "compress.json", "model, data, target, budget, metadata, integer_io or seed"
 
 
 @interruptible()
@@ -132,6 +133,8 @@ def _about(metadata: Any) -> Metadata:
 def _labelled(data: Any, labels: Any) -> tuple[Any, Any]:
     if isinstance(data, tuple):
         raise InvalidValueError("labels are for data of inputs alone. Received: labels=, and data that has labels.")
+    if np.ndim(labels) == 0:
+        raise wrong("labels", labels, "an array with a row for each sample, or None")
     return data, labels
 
 

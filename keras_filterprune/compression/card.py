@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from keras_filterprune.compression.result import FILES, Compressed, percent
-from keras_filterprune.compression.stages import Candidate, Job
+from keras_filterprune.compression.stages import Candidate, Job, count_of
 from keras_filterprune.export.signature import input_ports, output_keys, output_structure
 from keras_filterprune.files import replacing
 from keras_filterprune.report import markdown
@@ -32,12 +31,12 @@ def write_card(job: Job, candidate: Candidate, made: Compressed, path: os.PathLi
             ),
         ),
         Section("Figures", (), Table(("", "original", "now", "left"), tuple(made.rows()))),
-        Section("Inputs and outputs", _ports(job, candidate)),
+        Section("Inputs and outputs", (*_ports(job, candidate), _numbers(job, made))),
         Section(
             "How it was made",
             (
                 f"Budget: {how}. Method: {plan.method}. Seed: {plan.seed}.",
-                f"Calibrated and taught on {_count(job.data)} samples; measured on {len(job.exam)} others, which are "
+                f"Calibrated and taught on {count_of(job.data)} samples; measured on {len(job.exam)} others, which are "
                 "no test set.",
                 f"Recovery: {candidate.done['compensation']}.",
                 *(f"{name} {version}" for name, version in plan.versions.items()),
@@ -64,8 +63,11 @@ outputs = kfp.export.predict_tflite("{FILES["tflite"]}", inputs)  # real numbers
 """
 
 
-def _count(data: Any) -> int:
-    return len(data[0] if isinstance(data, list) else data)
+def _numbers(job: Job, made: Compressed) -> str:
+    if made.quantize != "int8" or not job.integer_io:
+        return "The file takes and gives float32."
+    kind = "uint8" if job.integer_io == "uint8" else "int8"
+    return f"The file takes and gives {kind}: real numbers over a scale, plus a zero point, as its interpreter tells."
 
 
 def _ports(job: Job, candidate: Candidate) -> tuple[str, ...]:

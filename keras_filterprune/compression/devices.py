@@ -10,8 +10,8 @@ _ANDROID = (
     "`python -m tflite_bench android original.tflite model.tflite --binary benchmark_model` times both, through adb."
 )
 _LINUX = (
-    "`pip install ai-edge-litert` there, copy both files, and time them: `python -m tflite_bench original.tflite "
-    "model.tflite`."
+    "Copy both files and the folder of `tflite_bench` there, `pip install ai-edge-litert rich`, and time them: `python "
+    "-m tflite_bench original.tflite model.tflite`."
 )
 _MICRO = "`xxd -i model.tflite > model.h` makes it a part of the program that the tflite-micro interpreter runs."
 _COUNTED = "instructions counted under emulation, XNNPACK's source"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from keras_filterprune.errors import CalibrationDataError
 from keras_filterprune.export.runtime import SignatureRunner
 from keras_filterprune.export.signature import InputPort, input_structure, output_keys, output_structure
+from keras_filterprune.graph.keras_view import output_names
 from keras_filterprune.graph.types import ModelView
 from keras_filterprune.probe.accuracy import above, accuracy_of
 from keras_filterprune.probe.data import SAMPLES, Samples
@@ -90,15 +92,17 @@ class Exam:
         shapes = [tuple(tensor.shape) for tensor in model.outputs]
         if needed and (self._labels is None or len(shapes) != 1):
             raise CalibrationDataError(
-                "accuracy_drop needs labels, one row per sample, of a model with one output: pass data=(x, y). "
+                "accuracy_drop needs labels, one row per sample, of a model with one output: pass data=(x, y); on the "
+                "command line, an .npz archive of x and y, or a folder of images for each class. "
                 f"Received: {'no labels' if self._labels is None else f'{len(shapes)} outputs'}. budget= needs none."
             )
         if self._labels is not None and len(shapes) == 1:
             try:
-                self._right = accuracy_of(self._labels, shapes[0], model.output_names[0])
-            except CalibrationDataError:
+                self._right = accuracy_of(self._labels, shapes[0], output_names(model)[0])
+            except CalibrationDataError as error:
                 if needed:
                     raise
+                warnings.warn(f"accuracy is not measured: {error}", stacklevel=3)
 
     def __len__(self) -> int:
         return len(self._inputs[0])

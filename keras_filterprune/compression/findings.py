@@ -10,13 +10,16 @@ from typing import Any
 from keras_filterprune.analysis import analyze
 from keras_filterprune.compression.card import write_card
 from keras_filterprune.compression.result import FILES, Compressed
-from keras_filterprune.compression.stages import Candidate, Job
+from keras_filterprune.compression.stages import Candidate, Job, count_of
 from keras_filterprune.cost import CostModel
 from keras_filterprune.measuring import bench_errors
+from keras_filterprune.probe.data import SAMPLES
 from keras_filterprune.pruning import apply_plan
 from keras_filterprune.report import PruneReport
 
 _RUNS = 100
+# What pruning may cost of accuracy without a word on how to win it back.
+_UNSAID = 0.02
 
 
 def conclude(job: Job, candidate: Candidate, target: str) -> Compressed:
@@ -78,6 +81,7 @@ def _notes(job: Job) -> tuple[str, ...]:
     facts, device = job.folder.facts, job.device
     notes = [
         f"The file is {facts['said'].rstrip('.')}. Measured on {len(job.exam)} samples that nothing else looked at.",
+        *_to_win_back(job),
         *facts["cut"]["notes"],
     ]
     if "core" in facts["instructions"]:
@@ -91,6 +95,19 @@ def _notes(job: Job) -> tuple[str, ...]:
         for w in facts["file"]["warnings"]
     )
     return (*notes, *warnings, f"On the device: {device.usage}")
+
+
+def _to_win_back(job: Job) -> list[str]:
+    """Where pruning cost accuracy, what brings it back."""
+    before, after = job.folder.facts["accuracy_of_original"], job.folder.facts["accuracy"]["network"]
+    if before is None or after is None or before - after < _UNSAID:
+        return []
+    learnt = count_of(job.data)
+    more = f"more samples ({learnt:,} were learnt from, of at most {SAMPLES:,}), " if learnt < SAMPLES else ""
+    return [
+        f"Pruning costs {100 * (before - after):.1f} points of accuracy. What helps: {more}a larger budget, or to "
+        f"train {FILES['model']} on with labels and to write its file anew by export_tflite."
+    ]
 
 
 def _save_report(job: Job, candidate: Candidate, path: Any) -> None:

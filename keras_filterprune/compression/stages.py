@@ -85,6 +85,11 @@ class Made(NamedTuple):
     network: float | None = None
 
 
+def count_of(data: Any) -> int:
+    """How many samples a job learns from."""
+    return len(data[0] if isinstance(data, list) else data)
+
+
 def reachable(model: keras.Model, budget: Any, device: Device) -> None:
     """Raise `InfeasibleBudgetError` where a budget cannot be met; no network is run."""
     plan_pruning(model, "l2", budget, channel_multiple=device.widths, progress=False)
@@ -191,10 +196,10 @@ def _file(job: Job, candidate: Candidate, floor: float | None) -> Made:
         holds, said = judge(made.found, whole, floor, len(job.exam))
     except ExportError as error:
         holds, said = False, str(error)
-    if not holds:
-        made = _exported(job, candidate, device.otherwise, wanted)
-        said = f"not {device.quantize}: {said}"
-    return made._replace(said=f"{made.result['quantize']}, {said}", network=whole)
+    if holds:
+        return made._replace(said=f"{device.quantize}: {said}", network=whole)
+    made = _exported(job, candidate, device.otherwise, wanted)
+    return made._replace(said=f"{made.result['quantize']}, not {device.quantize}: {said}", network=whole)
 
 
 def judge(found: Found, whole: float | None, floor: float | None, count: int) -> tuple[bool, str]:
@@ -208,12 +213,12 @@ def judge(found: Found, whole: float | None, floor: float | None, count: int) ->
     """
     if found.accuracy is not None and whole is not None:
         least = whole - max(_LOSS, 1 / count) if floor is None else floor
-        said = f"{percent(found.accuracy)} accuracy, {percent(whole)} as a network; at least {percent(least)} is wanted"
+        said = f"{percent(found.accuracy)} accuracy, {percent(whole)} unquantized; at least {percent(least)} is wanted"
         return found.accuracy >= least - _ROUNDING, said
     if found.agreement is not None:
-        said = f"the same class as the network for {percent(found.agreement)}; at least {percent(_AGREEMENT)} is wanted"
+        said = f"the same class as unquantized for {percent(found.agreement)}; at least {percent(_AGREEMENT)} is wanted"
         return found.agreement >= _AGREEMENT, said
-    said = f"outputs differ by {found.difference:.2g} of their size; at most {_DIFFERENCE:g} is wanted"
+    said = f"outputs differ from unquantized ones by {found.difference:.2g}; at most {_DIFFERENCE:g} is wanted"
     return found.difference <= _DIFFERENCE, said
 
 

@@ -275,15 +275,15 @@ def check_integer_io(integer_io: Any) -> Any:
 def _of_parity(parity: Parity | None) -> list[ExportWarning]:
     if parity is None or parity.top1_agreement is None or parity.top1_agreement >= _AGREEMENT:
         return []
-    problem = f"have another highest class than Keras' for {1 - parity.top1_agreement:.0%} of the compared samples"
-    remedy = "Give data like that met in use, measure the accuracy of the file, leave layers in float32."
+    problem = f"another highest class than Keras' for {1 - parity.top1_agreement:.0%} of the compared samples"
+    remedy = "Give data like that met in use, and measure how accurate the file is; keep layers in float32."
     return [ExportWarning((), ("the outputs",), problem, remedy)]
 
 
 def _of_signed_pixels(metadata: Metadata | None, mode: str, integer_io: bool | str) -> list[ExportWarning]:
     if metadata is None or metadata.normalization is None or mode != "int8" or integer_io is not True:
         return []
-    problem = "are int8, which MediaPipe and camera code, the readers of a normalization, do not take"
+    problem = "int8, which MediaPipe and camera code, the readers of a normalization, do not take"
     return [ExportWarning((), ("the inputs",), problem, "Use integer_io='uint8', or float inputs.")]
 
 

@@ -13,6 +13,8 @@ from keras_filterprune.probe.labels import fits
 
 def accuracy_of(labels: np.ndarray, shape: tuple[int | None, ...], key: str) -> Callable[[Any, Any], Any]:
     """Whether labels of an output are right, by what they are: class numbers, one-hot, or units right or wrong each."""
+    if labels.dtype.kind in "USO":
+        raise CalibrationDataError(f"'accuracy' expects class numbers at output '{key}'. Received: '{labels.flat[0]}'.")
     classes, single = shape[-1], len(shape) > 1 and shape[-1] == 1
     whole = labels.size > 0 and not (labels != np.round(labels)).any()
     numbers = len(shape) > 1 and (fits(labels.shape, shape[:-1]) or fits(labels.shape, (*shape[:-1], 1)))

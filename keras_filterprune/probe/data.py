@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, overload
@@ -19,6 +20,7 @@ from keras_filterprune.probe.ragged import dense, even, padding_of
 # Samples that are read of any data, whatever is measured on them.
 SAMPLES = 2048
 _PART = 128
+_HOW_TO_READ = " np.load reads files of arrays, keras.utils.image_dataset_from_directory folders of images."
 # The most values of all samples' inputs together (512 MiB in float32).
 _HELD_VALUES = 2**27
 
@@ -158,12 +160,13 @@ def batches_of(data: Any) -> Iterable[Any]:
     if isinstance(data, keras.utils.PyDataset):
         count = data.num_batches
         return (data[i] for i in (itertools.count() if count is None else range(count)))
-    if callable(data) and not isinstance(data, Iterable):
+    if callable(data) and not isinstance(data, Iterable | keras.Layer):
         data = data()
-    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+    if isinstance(data, str | bytes | os.PathLike) or not isinstance(data, Iterable):
+        named = isinstance(data, str | os.PathLike)
         raise CalibrationDataError(
             f"calibration data is an array, a list or dict of arrays, (x, y), or batches of them. Received: "
-            f"{type(data).__name__}."
+            f"{type(data).__name__}.{_HOW_TO_READ * named}"
         )
     return data
 

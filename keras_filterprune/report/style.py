@@ -53,7 +53,8 @@ svg.curves { width: 100%; min-width: 30rem; max-width: 46rem; height: auto; }
 .legend svg { display: inline-block; width: 2rem; height: .6rem; margin-right: .35rem; }
 .legend line { stroke: var(--line-colour, var(--rest)); stroke-width: 2; stroke-dasharray: var(--dash, none); }
 summary { cursor: pointer; }
-@media (max-width: 40rem) { table { font-size: .8rem; } #part0 td { font-size: .9rem; } th, td { padding: .2rem .4rem; }
+@media (max-width: 40rem) { table { font-size: .8rem; } #part0 td { font-size: .9rem; }
+  #part0 table { width: auto; } th, td { padding: .2rem .4rem; }
   td:first-child { max-width: 32vw; } }
 @page { size: landscape; margin: 12mm; }
 @media print {

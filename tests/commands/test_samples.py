@@ -71,6 +71,8 @@ def place(tmp_path_factory):
     draw(folder / "flat" / "a.png", "L")
     (folder / "flat" / "notes.txt").write_text("no image")
     (folder / "empty").mkdir()
+    draw(folder / "mixed" / "a.png")
+    draw(folder / "mixed" / "cat" / "b.png")
     draw(folder / "damaged" / "a.png")
     (folder / "damaged" / "b.jpg").write_bytes(b"\xff\xd8\xff nothing")
     (folder / "own_layers.py").write_text(LAYERS.format(name="Own"))
@@ -102,6 +104,21 @@ def test_samples_of_every_kind(place, data, model, shape, labels):
     assert (found.labels is None) == (labels is None)
     if labels is not None:
         assert sorted(found.labels) == sorted(labels)
+
+
+def test_folders_that_are_no_classes_of_the_model_give_no_labels(place):
+    draw(place / "others" / "ant" / "0.png")
+    draw(place / "others" / "bee" / "1.png")
+    with pytest.warns(UserWarning, match=r"others: 2, classes of the model: 3; so no labels"):
+        found = read(place, "others")
+    assert found.inputs.shape == (2, 8, 8, 3) and found.labels is None and found.classes == ()
+
+
+def test_a_folder_without_images_is_no_class_beside_images(place):
+    draw(place / "beside" / "a.png")
+    (place / "beside" / "thumbs").mkdir()
+    found = read(place, "beside")
+    assert found.inputs.shape == (1, 8, 8, 3) and found.labels is None
 
 
 def test_several_inputs_come_by_name(place):
@@ -275,7 +292,9 @@ def test_layers_of_a_folder_of_ones_own(tmp_path, monkeypatch, capsys):
         ("prune model.keras --data y.npz", "it holds labels alone"),
         ("prune model.keras --data named.npz", "input"),
         ("prune model.keras --data empty", "no images in .*empty; expected"),
-        ("prune model.keras --data damaged", "cannot read the image .*b.jpg"),
+        ("prune model.keras --data mixed", "Received: .*mixed, with both a.png and cat.b.png"),
+        ("prune model.keras --data damaged", "cannot read the image .*b.jpg: it is damaged, or no image"),
+        ("prune model.keras --data own_layers.py", "own_layers.py: it is neither an .npy nor an .npz file"),
         ("prune two.keras --data flat", "images are for a model with one input"),
         ("prune open.keras --data flat", "images are for a model with one input"),
         ("prune model.keras --data flat --pixels 1 1", "--pixels are two different numbers"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -89,6 +90,12 @@ def test_one_folder_holds_it_all(made, samples):
     assert json.loads(json.dumps(made.to_dict()))["target"] == "raspberry-pi-4"
 
 
+def test_a_sequential_network_is_measured_like_another(samples, tmp_path):
+    model = keras.Sequential(network().layers)
+    found = kfp.compress(model, samples, "raspberry-pi-4", budget=0.6, out=tmp_path, **QUIET)
+    assert found.figures["accuracy"][0] == 1.0 and found.figures["accuracy"][1] >= 0.9
+
+
 def test_card_and_report_say_what_was_found(made):
     card, report = made.card.read_text(), made.report.read_text()
     for row in made.rows():
@@ -147,7 +154,14 @@ def test_integers_in_and_out_as_the_target_takes_them(samples, tmp_path, target,
     found = kfp.compress(network(), samples, target, budget=0.6, integer_io=io, out=tmp_path / "net", **QUIET)
     assert found.quantize == "int8"
     expected = {"uint8": np.uint8, False: np.float32, None: np.int8 if target == "cortex-m" else np.float32}[io]
+    assert f"The file takes and gives {np.dtype(expected).name}" in found.card.read_text()
     assert Interpreter(os.fspath(found.tflite)).get_input_details()[0]["dtype"] == expected
+
+
+def test_labels_that_give_no_accuracy_are_said_to(samples, tmp_path):
+    with pytest.warns(UserWarning, match=r"accuracy is not measured: .* class numbers from 0 to 2"):
+        found = kfp.compress(network(), (samples[0], samples[1] + 9), "arm64", out=tmp_path, **QUIET)
+    assert "accuracy" not in found.figures
 
 
 @pytest.mark.parametrize(
@@ -181,6 +195,23 @@ def test_files_that_lose_in_integers_are_float(tmp_path):
     found = kfp.compress(model, x, "cortex-m", budget=1.0, out=tmp_path / "net", **QUIET)
     assert found.quantize == "float32"
     assert found.notes[0].startswith("The file is float32, not int8: ")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "learnt", "said"),
+    [
+        (0.9, 0.8, 96, "costs 10.0 points of accuracy. What helps: more samples (96 were learnt from, "),
+        (0.9, 0.8, 2048, "What helps: a larger budget, or to train model.keras on with labels"),
+        (0.9, 0.885, 96, ""),
+        (0.8, 0.9, 96, ""),
+        (None, None, 96, ""),
+    ],
+)
+def test_what_pruning_costs_is_said_with_what_helps(before, after, learnt, said):
+    facts = {"accuracy_of_original": before, "accuracy": {"network": after}}
+    job = SimpleNamespace(folder=SimpleNamespace(facts=facts), data=np.zeros((learnt, 1)))
+    notes = findings._to_win_back(job)
+    assert len(notes) == bool(said) and said in "".join(notes)
 
 
 def test_every_device_has_widths_a_core_and_words():
@@ -285,11 +316,15 @@ WRONG = {
     "drop": ({"accuracy_drop": 1.5, "data": (X, Y)}, errors.InvalidValueError, "share of accuracy that may be lost"),
     "no labels": ({"accuracy_drop": 0.1}, errors.CalibrationDataError, "accuracy_drop needs labels"),
     "wrong labels": ({"accuracy_drop": 0.1, "labels": Y + 9}, errors.CalibrationDataError, "class numbers from 0 to 2"),
+    "names": ({"accuracy_drop": 0.1, "labels": ["cat"] * 64}, errors.CalibrationDataError, "'head'. Received: 'cat'."),
+    "no such labels": ({"labels": 0.5}, errors.InvalidValueError, "an array with a row for each sample"),
     "few labels": ({"labels": Y[:5]}, errors.CalibrationDataError, "labels"),
     "labels twice": ({"data": (X, Y), "labels": Y}, errors.InvalidValueError, "labels are for data of inputs alone"),
     "few samples": ({"data": X[:31]}, errors.CalibrationDataError, "at least 32 samples"),
     "no samples": ({"data": X[:0]}, errors.CalibrationDataError, "holds no samples"),
     "other samples": ({"data": X[:, :5]}, errors.CalibrationDataError, "expected (samples, 8, 8, 3)"),
+    "a name": ({"data": "photos"}, errors.CalibrationDataError, "image_dataset_from_directory folders of images"),
+    "a network": ({"data": keras.Sequential()}, errors.CalibrationDataError, "Received: Sequential."),
     "no data": ({"data": None}, errors.CalibrationDataError, "calibration data"),
     "NaN": ({"data": X * np.nan}, errors.CalibrationDataError, "NaN"),
     "model": ({"model": "net.keras"}, errors.UnsupportedModelError, "expected a keras.Model"),
@@ -329,6 +364,8 @@ def test_the_command(samples, tmp_path, capsys, monkeypatch):
     content = json.loads(capsys.readouterr().out)
     assert content["figures"]["macs"][1] <= 0.6 * content["figures"]["macs"][0]
     assert content["quantize"] == "int8" and (tmp_path / "small" / "model_card.md").is_file()
+    assert main(words[:-1]) == 0
+    assert "Beside it: report.html, model_card.md, model.keras to train on." in capsys.readouterr().out
     assert main([*words[:-1], "--target", "raspberry-pi"]) == 2
     assert "Did you mean 'raspberry-pi-" in capsys.readouterr().err
     os.mkdir("empty")

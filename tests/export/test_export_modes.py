@@ -187,8 +187,8 @@ def test_what_is_seen_of_agreement_and_of_signed_pixels(tmp_path):
     result = export_tflite(model, tmp_path / "a.tflite", quantize="int8", data=x, integer_io=True, metadata=about)
     assert result.top1_agreement < 0.9
     text = result.summary()
-    assert "warning: (the outputs): have another highest class than Keras' for" in text
-    assert "warning: (the inputs): are int8, which MediaPipe" in text
+    assert "warning: (the outputs): another highest class than Keras' for" in text
+    assert "warning: (the inputs): int8, which MediaPipe" in text
 
 
 @pytest.mark.parametrize(

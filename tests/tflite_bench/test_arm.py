@@ -293,7 +293,7 @@ def test_missing_compilers_are_named_with_their_packages(monkeypatch, tmp_path):
 @with_qemu
 def test_what_was_not_set_up_says_how(monkeypatch, tmp_path, files):
     monkeypatch.setenv("TFLITE_BENCH_CACHE", str(tmp_path))
-    with pytest.raises(BenchError, match=r"not set up \(.*\): python -m tflite_bench arm setup$"):
+    with pytest.raises(BenchError, match=r"not set up; python -m tflite_bench arm setup does that$"):
         count_instructions([files["int8"]])
 
 

@@ -54,7 +54,7 @@ def prepared_folder() -> Path:
     """
     folder = _target()
     if not folder.is_dir():
-        raise BenchError(f"the emulated Arm core is not set up ({folder} is missing): python -m tflite_bench arm setup")
+        raise BenchError("the emulated Arm core is not set up; python -m tflite_bench arm setup does that")
     return folder
 
 

@@ -1,0 +1,107 @@
+"""Transfer learning: a backbone that knows five classes of CIFAR-10 learns five others from few images, and is pruned.
+
+python examples/transfer.py [--data-dir DIR] [--images 50] [--keep 0.35] [--epochs 8] [--new-epochs 60] [--out DIR]
+
+A MobileNetV2 of keras.applications is trained on the first five classes, from scratch: no weights are fetched. It
+learns the other five, with a new head, from some images of each. Then it is pruned by what these images use, or by what
+as many of the old classes use, or more, and trained again on the few. Accuracy is over all test images of the new
+classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from cifar10 import flipped_and_shifted, load_cifar10
+from protocol import Protocol, Task, parser
+
+import keras_filterprune as kfp
+
+CLASSES, SIZE = 5, 64
+# Those that a pruning without labels learns from.
+SAMPLES = 2048
+
+
+def main() -> None:
+    options = _options()
+    train, test = load_cifar10(options.data_dir)
+    (old, old_test), (new, new_test) = ((of_classes(*train, n), of_classes(*test, n)) for n in (0, CLASSES))
+    few = np.concatenate([np.flatnonzero(new[1] == label)[: options.images] for label in range(CLASSES)])
+    new = new[0][few], new[1][few]
+    samples = {f"{len(few)} images of the new classes": new[0]}
+    samples |= {f"{count} of the old classes": old[0][:count] for count in (len(few), SAMPLES)}
+
+    def pruned(data: np.ndarray):
+        return lambda model: kfp.prune_model(model, "auto", options.keep, data=data.astype("float32"))
+
+    backbone = Protocol(_task("old", backbone_and_head, old, old_test), _within(options, "old")).run()["dense"]
+    ways = {f"by {name}": pruned(data) for name, data in samples.items()}
+    task = _task("transfer", lambda: with_new_head(backbone), new, new_test, ways)
+    Protocol(task, _within(options, "new", epochs=options.new_epochs, tune_epochs=options.new_epochs)).run()
+
+
+def of_classes(x: np.ndarray, y: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images of five classes, in their order, and class numbers from 0 on."""
+    chosen = (y >= first) & (y < first + CLASSES)
+    return x[chosen], y[chosen] - first
+
+
+def backbone_and_head() -> keras.Model:
+    """A narrow MobileNetV2 (Sandler et al. 2018) for raw 32x32 images, which it takes twice as large."""
+    inputs = keras.Input((32, 32, 3), name="image")
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(keras.layers.UpSampling2D(SIZE // 32)(inputs))
+    settings = {"include_top": False, "weights": None, "pooling": "avg", "alpha": 0.35}
+    features = keras.applications.MobileNetV2(input_tensor=x, **settings).output
+    return keras.Model(inputs, keras.layers.Dense(CLASSES, name="head")(features), name="mobilenetv2")
+
+
+def with_new_head(model: keras.Model) -> keras.Model:
+    """The backbone as it is, and logits of other classes."""
+    outputs = keras.layers.Dense(CLASSES, name="new_head")(model.get_layer("head").input)
+    return keras.Model(model.input, outputs, name=model.name)
+
+
+def _task(name: str, network: Any, train: tuple, test: tuple, ways: dict[str, Any] | None = None) -> Task:
+    (x, y), (inputs, labels) = train, test
+
+    def batch(numbers: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        augment = flipped_and_shifted(int(generator.integers(2**31)))
+        return augment(x[numbers]).astype("float32"), y[numbers]
+
+    return Task(
+        name=name,
+        network=network,
+        batch=batch,
+        examples=len(x),
+        size=min(64, len(x)),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        samples=x[:SAMPLES].astype("float32"),
+        inputs=inputs.astype("float32"),
+        score=lambda logits: float(100 * np.mean(logits.argmax(-1) == labels)),
+        metric="accuracy",
+        ways={"dense": None} | (ways or {}),
+    )
+
+
+def _within(options: argparse.Namespace, folder: str, **others: Any) -> argparse.Namespace:
+    """The same, with a folder in the folder, and other numbers."""
+    return argparse.Namespace(**vars(options) | {"out": Path(options.out, folder)} | others)
+
+
+def _options() -> argparse.Namespace:
+    found = parser(__doc__, "transfer", epochs=8, tune_epochs=2)
+    found.add_argument("--images", type=int, default=50, help="of each new class (%(default)s)")
+    found.add_argument("--keep", type=float, default=0.35, help="share of the MACs that is left (%(default)s)")
+    found.add_argument("--new-epochs", type=int, default=60, help="with the few images, before pruning and after")
+    return found.parse_args()
+
+
+if __name__ == "__main__":
+    main()
