@@ -84,6 +84,21 @@ def what_stays_is_no_garbage():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def untuned():
+    """No iterator over data has a thread that tunes it: it sleeps ever longer, and whoever drops the iterator waits."""
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    off, begin = tf.data.Options(), tf.data.Dataset.__iter__
+    off.autotune.enabled = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.data.Dataset, "__iter__", lambda dataset: begin(dataset.with_options(off)))
+        yield
+
+
 @pytest.fixture(scope="session")
 def two_processes():
     """An executor: each of its processes imports Keras and its backend, which takes longer than what is run there."""
