@@ -28,29 +28,33 @@ collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else WITH_FILE
 # The files that take longest, the longest first: begun last, one of them would keep a worker busy when all others rest.
 LONGEST = [
     "training/test_beside_keras.py",
-    "handlers/test_like.py",
     "test_docs.py",
+    "handlers/test_like.py",
+    "training/test_branches.py",
     "rebuild/test_surgery_oracle.py",
-    "layer_pruning/test_layer_pruning.py",
-    "compensators/test_adapters.py",
-    "rebuild/test_compiled.py",
-    "latency/test_operators.py",
-    "training/test_steering.py",
-    "test_notebook.py",
-    "export/test_export_modes.py",
-    "rebuild/test_clones.py",
-    "rebuild/test_strategies.py",
-    "test_cli.py",
-    "criteria/test_criteria.py",
-    "export/test_export_other_backends.py",
-    "distillation/test_recovery.py",
     "opening/test_after_opening.py",
-    "opening/test_opening.py",
-    "test_elsewhere.py",
-    "training/test_filter_pruning.py",
-    "test_portable.py",
-    "distillation/test_distilled_training.py",
+    "rebuild/test_clones.py",
+    "distillation/test_recovery.py",
+    "compression/test_compress.py",
+    "layer_pruning/test_layer_pruning.py",
+    "probe/test_masks.py",
+    "compensators/test_adapters.py",
     "export/test_export_applications.py",
+    "rebuild/test_strategies.py",
+    "training/test_steering.py",
+    "test_cli.py",
+    "test_elsewhere.py",
+    "test_notebook.py",
+    "criteria/test_criteria.py",
+    "opening/test_opening.py",
+    "distillation/test_distilled_training.py",
+    "export/test_export_other_backends.py",
+    "training/test_filter_pruning.py",
+    "handlers/test_attention.py",
+    "probe/test_data.py",
+    "rebuild/test_compiled.py",
+    "test_tasks.py",
+    "latency/test_operators.py",
 ]
 
 
@@ -63,6 +67,9 @@ def pytest_configure(config):
             os.environ.setdefault(f"{name}_THREADS", "1")
         # Compiling takes most of the time on JAX: every operation anew for each shape.
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    else:
+        # Until all tests are found, next to nothing is garbage.
+        gc.disable()
 
 
 def pytest_collection_modifyitems(items):
@@ -74,6 +81,9 @@ def pytest_collection_finish():
     # Thousands of tests and all of TensorFlow stay: no garbage to look for, as the converter does at every file.
     gc.collect()
     gc.freeze()
+    # A network is thousands of objects: what is looked through sooner is in use.
+    gc.set_threshold(5_000)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -82,6 +92,31 @@ def what_stays_is_no_garbage():
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_tensorflow():
+    """What pays off where little is run for long, and here the other way round."""
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    off, begin, seed = tf.data.Options(), tf.data.Dataset.__iter__, tf.random.set_seed
+    off.autotune.enabled = False
+    latest = []
+
+    def set_seed(number):
+        if [number] != latest:
+            seed(number)
+            latest[:] = [number]
+
+    with pytest.MonkeyPatch.context() as patch:
+        # A thread tunes each iterator over data; it sleeps ever longer, and whoever drops the iterator waits for it.
+        patch.setattr(tf.data.Dataset, "__iter__", lambda dataset: begin(dataset.with_options(off)))
+        # To set a seed, even the same, is to forget all operations that are ready to run: once a file is enough.
+        patch.setattr(tf.random, "set_seed", set_seed)
+        yield
 
 
 @pytest.fixture(scope="session")

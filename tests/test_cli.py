@@ -226,10 +226,12 @@ def test_export_and_bench(folder, capsys):
 
 
 def test_module_runs_as_a_command(folder):
-    command = [sys.executable, "-m", "keras_filterprune", "scan", str(folder / "none.keras")]
+    # The one that imports no Keras.
+    command = [sys.executable, "-m", "keras_filterprune", "bench", str(folder / "none.tflite")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("keras-filterprune: no model at")
+    assert done.stderr.strip().splitlines()[-1].endswith("none.tflite: no such file, expected a .tflite file")
+    assert done.stderr.startswith("keras-filterprune: ")
 
 
 def test_demo_does_the_whole_job(tmp_path, capsys, monkeypatch):

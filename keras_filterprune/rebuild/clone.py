@@ -24,7 +24,7 @@ from keras_filterprune.rebuild.compiled import compile_like
 from keras_filterprune.rebuild.copies import copied
 from keras_filterprune.rebuild.lost import lost_with
 from keras_filterprune.rebuild.mesh import check_mesh
-from keras_filterprune.rebuild.state import build_like, carry_state, copy_trainable, copy_weights, prepare
+from keras_filterprune.rebuild.state import build_like, carry_state, copy_trainable, copy_weights, prepare, undrawn
 from keras_filterprune.rebuild.unsaved import unsaved
 from keras_filterprune.rebuild.verify import compare_models
 
@@ -101,6 +101,7 @@ class Cloner:
         self.twins: dict[int, Any] = {}
         self.live = LiveObjects(self.operation)
         self._made: list[tuple[Any, Any]] = []
+        self._initializers: list[tuple[Any, dict[str, Any]]] = []
 
     def result(self, model: keras.Model, compiled: bool = True) -> keras.Model:
         """The clone with weights, state and trainable flags, and compiled like the original if that is and if asked to.
@@ -126,6 +127,9 @@ class Cloner:
                     build_like(old, new)
                     self.fill(old, new)
             self.write()
+        for layer, initializers in self._initializers:
+            for name, value in initializers.items():
+                setattr(layer, name, value)
         copy_trainable(model, twin, self.twins)
         return twin
 
@@ -221,6 +225,7 @@ class Cloner:
         if isinstance(op, keras.layers.Layer):
             # A layer that leaves get_config() to Keras does not say what it is called.
             twin.name = self.name_of(op)
+            self._initializers.append((twin, undrawn(twin)))
         prepare(op, twin, resized)
         self._made.append((op, twin))
         return twin

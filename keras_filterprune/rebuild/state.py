@@ -21,6 +21,22 @@ _RULES = (keras.regularizers.Regularizer, keras.constraints.Constraint)
 _HOLDERS = (list, tuple, dict, keras.layers.Layer)
 
 
+def undrawn(layer: Any) -> dict[str, Any]:
+    """Let a layer of Keras, not built yet, start at zero, as its weights will be given to it; drawing takes longer.
+
+    Returns:
+        {attribute: the initializer that it is to have again}.
+    """
+    if not type(layer).__module__.startswith("keras."):
+        return {}
+    # What is private is handed on to layers within, for good.
+    public = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+    found = {name: value for name, value in public.items() if isinstance(value, keras.initializers.Initializer)}
+    for name in found:
+        setattr(layer, name, keras.initializers.Zeros())
+    return found
+
+
 def prepare(old: Any, new: Any, resized: bool = False) -> None:
     """Give a clone what it needs to be called: tables (vocabularies), and attributes that it has no value for.
 

@@ -11,21 +11,21 @@ from text_composites import UNITS
 import keras_filterprune as kfp
 
 TOLERANCE = {"half_precision": 2e-2}
-every = pytest.mark.parametrize("name", SITUATIONS)
 
 
-def built(name):
-    return randomised(SITUATIONS[name].build())
-
-
-@every
-def test_the_opened_model_is_equal(name):
-    model = built(name)
+@pytest.fixture(scope="module", params=SITUATIONS)
+def analyzed(request):
+    """(Name, model, what stood in it before it was analyzed, its graph)."""
+    model = randomised(SITUATIONS[request.param].build())
     before = (
         [np.array(keras.ops.convert_to_numpy(v.value)) for v in model.variables],
         [layer.name for layer in model.layers],
     )
-    graph = kfp.analyze(model)
+    return request.param, model, before, kfp.analyze(model)
+
+
+def test_the_opened_model_is_equal(analyzed):
+    name, model, before, graph = analyzed
     opened, x = graph.model, batch(graph.model)
     assert_close(outputs(model, x), outputs(opened, x), TOLERANCE.get(name, 1e-5))
     assert len(opened.trainable_weights) == len(model.trainable_weights)
@@ -36,18 +36,13 @@ def test_the_opened_model_is_equal(name):
     assert closed.keys() == SITUATIONS[name].closed.keys()
     for kind, word in SITUATIONS[name].closed.items():
         assert word in closed[kind]
+    sizes = [group.size for group in graph.groups]
+    for size in (UNITS | KERNELS).get(name, ()):
+        sizes.remove(size)
 
 
-@every
-def test_what_is_pruned_equals_the_original_with_zeroed_weights(name):
-    model = built(name)
-    graph = kfp.analyze(model)
+def test_what_is_pruned_equals_the_original_with_zeroed_weights(analyzed):
+    # It writes to the model: nothing comes after it.
+    name, model, _, graph = analyzed
     assert not {call.path for call in graph.view.calls if call.closed} & set(graph.by_name)
     assert_pruned_is_masked(model, tolerance=TOLERANCE.get(name, 1e-5), graph=graph)
-
-
-@pytest.mark.parametrize("name", UNITS | KERNELS)
-def test_units(name):
-    sizes = [group.size for group in kfp.analyze(built(name)).groups]
-    for size in (UNITS | KERNELS)[name]:
-        sizes.remove(size)

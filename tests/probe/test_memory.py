@@ -99,11 +99,12 @@ CRITERIA = {
     "CaP": (criteria.CaP, X),
     "Energy": (criteria.Energy, X),
     "OutputPursuit": (criteria.OutputPursuit, X),
-    "Genetic": (criteria.Genetic, X),
-    "APoZ": (criteria.APoZ, X),
-    "MeanActivation": (criteria.MeanActivation, X),
-    "Taylor": (criteria.Taylor, (X, Y)),
-    "TaylorGate": (criteria.TaylorGate, (X, Y)),
+    # These solve for nothing, which would take many samples.
+    "Genetic": (criteria.Genetic, X[:60]),
+    "APoZ": (criteria.APoZ, X[:60]),
+    "MeanActivation": (criteria.MeanActivation, X[:60]),
+    "Taylor": (criteria.Taylor, (X[:60], Y[:60])),
+    "TaylorGate": (criteria.TaylorGate, (X[:60], Y[:60])),
 }
 
 
@@ -120,9 +121,10 @@ def test_scores_do_not_depend_on_how_many_samples_run_at_once(name, little):
         return found / found.mean()
 
     whole = scores()
-    for room, slices in ((0.1, 160), (7, 23)):
+    samples = len(data[0]) if isinstance(data, tuple) else len(data)
+    for room, size in ((0.1, 1), (7, 7)):
         little(room)
-        assert len(calibration_inputs(X, graph.view).slices()) == slices
+        assert len(calibration_inputs(data, graph.view).slices()) == -(-samples // size)
         np.testing.assert_allclose(scores(), whole, rtol=2e-3, atol=1e-9, err_msg=str(room))
 
 

@@ -174,6 +174,22 @@ def test_array_valued_constant_initializer_of_an_unpruned_layer_is_kept():
     np.testing.assert_array_equal(small.get_layer("out").bias, value)
 
 
+def test_weights_that_are_given_are_not_drawn_before():
+    drawn = []
+
+    class Ones(keras.initializers.Initializer):
+        def __call__(self, shape, dtype=None):
+            drawn.append(shape)
+            return keras.ops.ones(shape, dtype)
+
+    model = chain(conv(8, "a", kernel_initializer=Ones()))
+    before = len(drawn)
+    small = prune(model).get_layer("a")
+    assert len(drawn) == before
+    assert np.all(small.kernel != 0)
+    assert isinstance(small.kernel_initializer, Ones)
+
+
 def test_python_lambda_is_rebuilt_without_switching_safe_mode_off():
     small = prune(model := ZOO["lambda_layer"]())
     assert isinstance(small.get_layer("square"), layers.Lambda)

@@ -234,7 +234,7 @@ def test_files_know_whether_their_masks_met_the_budget(filed, load):
     model.optimizer.build(model.trainable_variables)
     assert (beyond[1], beyond[5]) == (True, False)
     # In the order of epochs and back: nothing is left of what was loaded before.
-    for epoch in (1, 5, 2, 4, 3, 1):
+    for epoch in (1, 5, 3, 1):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             kfp.strip_wrappers(again(folder / name.format(epoch=epoch), model))
