@@ -664,6 +664,14 @@ def random_numbers_of_its_own():
     return around(layer(call, conv=layers.Conv2D(WIDTH, 1), seeds=keras.random.SeedGenerator(1)))
 
 
+@situation(closed={"Made": "called as well"})
+def kernel_of_a_layer_that_is_called():
+    def call(self, x):
+        return ops.matmul(ops.relu(self.dense(x)), self.dense.kernel)
+
+    return around(Block(7), layer(call, dense=layers.Dense(7, name="dense")))
+
+
 @situation(closed={"Made": "random"})
 def random_numbers_in_training_alone():
     def call(self, x, training=None):

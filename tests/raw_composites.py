@@ -99,7 +99,8 @@ def numbers_of_numpy():
 
         def call(self, x):
             x = np.sqrt(WIDTH) * self.dense(x)
-            return self.halves * x + (1 - self.halves) * ops.relu(x)[:, : np.int64(5)]
+            x = self.halves * x + (1 - self.halves) * ops.relu(x)[:, : np.int64(5)]
+            return x - x[:, np.int64(1)][:, None]
 
     return sequence(Halved())
 

@@ -7,7 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from composites import SITUATIONS, Classifier, Trained, around, called
+from composites import SITUATIONS, Block, Classifier, Trained, around, called
 from keras import layers, ops
 from raw_composites import KERNELS  # noqa: F401  (registers)
 from text_composites import UNITS
@@ -65,6 +65,23 @@ def test_names_are_paths_and_the_same_for_models_made_later():
     names = [layer.name for layer in first.layers]
     assert names == [layer.name for layer in second.layers]
     assert {"stem", "blocks_0_conv", "blocks_1_norm", "scores"} <= set(names)
+
+
+class Stops(layers.Layer):
+    """Looks at numbers, of which symbolic tensors have none."""
+
+    def call(self, x):
+        return x if float(ops.sum(x)) > 0 else -x
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.parametrize("step", [Block(7), Stops()], ids=["opened", "refused"])
+def test_symbolic_tensors_take_what_they_took_before(step):
+    before = dict(vars(keras.KerasTensor))
+    kfp.analyze(around(step))
+    assert dict(vars(keras.KerasTensor)) == before
 
 
 def test_plain_models_are_left_alone():

@@ -136,6 +136,7 @@ def test_others_stay_what_they_are(what):
     x = batch(graph.model)
     assert_close(outputs(model, x), outputs(graph.model, x))
     assert len(graph.model.trainable_weights) == len(model.trainable_weights)
+    assert any(call.closed for call in graph.view.calls) == (what == "of a layer that is called as well")
     assert not any("at each call" in note for note in graph.view.notes)
 
 
