@@ -126,16 +126,16 @@ def _figures(made: kfp.compression.Compressed, task: Task, float_file: Path) -> 
 
 def _table(found: list[dict[str, Any]], target: str) -> str:
     lines = [
-        "| network | MACs kept | MACs | params | file | score fp32 / file | KB fp32 / file | ms fp32 / file |",
+        "| network | MACs kept | million MACs | thousand params | file | score fp32 / file | KB fp32 / file | ms fp32 / file |",
         "|---|--:|--:|--:|---|--:|--:|--:|",
     ]
     whole = {row["network"]: row["macs"] for row in found if row["keep"] == 1}
     for row in found:
         name = f"{row['network']}, {row['metric']}" if row["keep"] == 1 else ""
-        cost = f"{row['macs'] / whole[row['network']]:.2f} | {row['macs'] / 1e6:.1f} M | {row['params'] / 1e3:.1f} k"
+        cost = f"{row['macs'] / whole[row['network']]:.2f} | {row['macs'] / 1e6:.1f} | {row['params'] / 1e3:.1f}"
         scores = f"{row['float32_score']:.1f} / {row['score']:.1f}"
         sizes = f"{row['float32_bytes'] / 1e3:.0f} / {row['bytes'] / 1e3:.0f}"
-        times = f"{row['float32_ms']:.3f} / {row['ms']:.3f}" if "ms" in row else ""
+        times = f"{row['float32_ms']:.2g} / {row['ms']:.2g}" if "ms" in row else ""
         lines.append(f"| {name} | {cost} | {row['quantize']} | {scores} | {sizes} | {times} |")
     said = f"Made for {target}; nothing is trained with labels. Milliseconds: x86, one thread, median, in turns."
     return "\n".join(lines) + f"\n\n{said}\n"
