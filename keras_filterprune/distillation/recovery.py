@@ -99,6 +99,8 @@ class Recovery:
         with scope_of(student):
             imitating = imitator(student, teacher, inputs.take(held_out[: max(2, size)]))
             keras.Model.compile(imitating, _optimizer(student))
+            # Variables that are made while TensorFlow traces a step take two conditions each.
+            imitating.optimizer.build(imitating.trainable_variables)
         _check_learnable(student, inputs)
         fold_statistics(student, inputs, progress)
         steps = min(self.steps, -(-_PASSES * len(learnt) // size))
