@@ -126,7 +126,8 @@ def _figures(made: kfp.compression.Compressed, task: Task, float_file: Path) -> 
 
 def _table(found: list[dict[str, Any]], target: str) -> str:
     lines = [
-        "| network | MACs kept | million MACs | thousand params | file | score fp32 / file | KB fp32 / file | ms fp32 / file |",
+        "| network | MACs kept | million MACs | thousand params | file | score fp32 / file | KB fp32 / file "
+        "| ms fp32 / file |",
         "|---|--:|--:|--:|---|--:|--:|--:|",
     ]
     whole = {row["network"]: row["macs"] for row in found if row["keep"] == 1}

@@ -101,8 +101,8 @@ def of_images_as_well():
 
 # {what cannot be had layer by layer: (the model, a word of the reason)}
 CLOSED = {
-    "operations": (lambda: applied(of_operations), "to every step: 'mean'"),
-    "layers of two tensors": (lambda: applied(of_two_tensors), "to every step: 'dot'"),
+    "operations": (lambda: applied(of_operations), "to every step: 'mean"),
+    "layers of two tensors": (lambda: applied(of_two_tensors), "to every step: 'dot"),
     "layers that images go through as well": (of_images_as_well, "a training step differs"),
 }
 
