@@ -259,7 +259,7 @@ def test_smaller_models_are_proven(kind):
     # What Standardize and Doubling compute stands in the graph, as operations; of a model in a wrapper, its layers.
     assert small.layers[1].name.startswith((model.layers[2] if kind in OPENED else model.layers[1]).name)
     fewer = kfp.prune_layers(model, n_layers=1, progress=False)
-    assert len(fewer.layers) < len(model.layers)
+    assert len(fewer.layers) < len(small.layers)
 
 
 # Draws in half precision are others, and Keras' bins do not run in it.
