@@ -24,6 +24,8 @@ LARGEST = 6000
 _SMALLEST = 1e-6
 # Samples of which some can be held out.
 _FEWEST = 8
+# Rows for each unknown that need no ridge: about as many as there are unknowns tell least.
+_ENOUGH = 4
 
 
 class LeastSquares(Compensator):
@@ -35,8 +37,8 @@ class LeastSquares(Compensator):
     as far as it is known by then. Where a ReLU follows, max(Y, 0) is fitted: what it cuts off need only be cut off
     again. Where none does, every output is rescaled to the original's variance (Xie et al. 2021).
 
-    With fewer samples than columns (taps x channels), so much of the kernel as it was stays as holds best for every
-    fourth sample, learnt without it.
+    With fewer samples than columns (taps x channels), or fewer than four rows for each, so much of the kernel as it was
+    stays as holds best for every fourth sample, learnt without it.
 
     Layers with more than 6 000 input columns (taps x channels) read the regression of the removed channels on the
     kept ones instead, the same for every tap; above 6 000 channels, and for grouped and depthwise layers, only the mean
@@ -143,9 +145,10 @@ class _Run(SideBySide):
             add_constant(self.rebuilt, outlet, call, constant)
 
     def _ridge(self, x: np.ndarray, y: np.ndarray, places: Places, prior: np.ndarray) -> float:
-        """The ridge for rows x (n, d): with fewer samples than unknowns, what holds for samples that are held out."""
+        """The ridge for rows x (n, d): with few samples or rows, what holds for samples that are held out."""
         count = places.samples[-1] + 1
-        if count >= x.shape[1] or count < _FEWEST or x.shape[1] > LARGEST:
+        known = count >= x.shape[1] and len(x) >= _ENOUGH * x.shape[1]
+        if known or count < _FEWEST or x.shape[1] > LARGEST:
             return self.settings.ridge
         return fitting_ridge(x, y, places.samples, self.settings.ridge, prior)
 
