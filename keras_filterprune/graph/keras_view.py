@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import re
 from collections import deque
 from dataclasses import replace
@@ -181,6 +182,7 @@ class _Builder:
         return [made[key] for key in outputs]
 
     def _call(self, path: str, op: Any, args: tuple, kwargs: dict) -> Call:
+        args, kwargs = _first_by_place(op, args, kwargs)
         refs = tuple(x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, _Leaf))
         args, kwargs = keras.tree.map_structure(lambda x: x.value if isinstance(x, _Leaf) else x, (args, kwargs))
         inputs = tuple(x.value for x in refs)
@@ -195,7 +197,7 @@ class _Builder:
             if not getattr(model, "inputs", None) or not plain_call(model):
                 return None
             model, config = _functional(model)
-        given = call.args[0] if call.args else call.kwargs.get("inputs")
+        given = call.args[0]
         if isinstance(given, dict) and not isinstance(call.op.input, dict):
             given = [given[t.name] for t in model.inputs]
         refs = keras.tree.flatten(given)
@@ -207,6 +209,16 @@ class _Builder:
         )
         self.nested_inputs.setdefault(id(call.op), tuple(refs))
         return self.expand(model, config, refs, prefix)
+
+
+def _first_by_place(op: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments of a layer's call, the first one by its place where it was given by its name."""
+    if args or not isinstance(op, keras.layers.Layer):
+        return args, kwargs
+    first = next(iter(inspect.signature(op.call).parameters.values()), None)
+    if first is None or first.name not in kwargs or first.kind is not first.POSITIONAL_OR_KEYWORD:
+        return args, kwargs
+    return (kwargs[first.name],), {name: value for name, value in kwargs.items() if name != first.name}
 
 
 class _Leaf:

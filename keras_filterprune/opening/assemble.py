@@ -103,9 +103,8 @@ class Assembler(Cloner):
         if not names:
             return []
         return [
-            f"The model computes {'the kernel' if len(names) == 1 else f'{len(names)} kernels'} of "
-            f"'{names[0]}'{' and others' * (len(names) > 1)} anew of other weights at each call; opened, it has the "
-            "value of now, as a kernel like any other, and training goes on with that."
+            f"Kernels that the model computes anew of other weights at each call, of {', '.join(map(repr, names))}, "
+            "are kernels like any other once it is opened, with the values of now: training goes on with these."
         ]
 
     # ------------------------------------------------------------------------------------------------------ graph
