@@ -14,10 +14,10 @@ from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import known_statistics, linear_of, statistics_of
-from keras_filterprune.probe.consumers import Places, draw_places, moments, rows_at
+from keras_filterprune.probe.consumers import Joint, Places, draw_places, rows_at
 from keras_filterprune.probe.normalization import Pooled
 from keras_filterprune.probe.outlets import Outlet, add_constant
-from keras_filterprune.probe.regression import fitting_ridge, rectified_regression, regression, scale_to
+from keras_filterprune.probe.regression import fitting_ridge, halves, rectified_regression, regression, scale_to
 
 # Columns above which the normal equations (cubic time, square memory) are not formed.
 LARGEST = 6000
@@ -127,41 +127,33 @@ class _Run(SideBySide):
             if self.settings.rectified and outlet.rectified and intercept and other is not None:
                 threshold = (-(offset + other) / scale).astype(np.float32)
         prior = ours.slices.reshape(x.shape[1], -1).astype(np.float64)
-        ridge = self._ridge(x, y, places, prior)
         if x.shape[1] > LARGEST:
-            ours_x, theirs_x = (rows.reshape(-1, rows.shape[-1]) for rows in (after, before))
-            weights = (self._solve(ours_x, theirs_x, intercept, ridge)[0] @ kernel).reshape(x.shape[1], -1)
+            of_channels = Joint.of(*(rows.reshape(-1, rows.shape[-1]) for rows in (after, before)))
+            mixing = _solved(of_channels, intercept, self.settings.ridge)
+            weights = (mixing @ kernel).reshape(x.shape[1], -1)
             fitted = x @ weights.astype(np.float32)
             reached = fitted.mean(axis=0, dtype=np.float64), fitted.var(axis=0, dtype=np.float64)
             weights, constant = self._rescaled(weights, reached, y, intercept)
-        elif threshold is not None:
-            weights, constant = rectified_regression(x, y, threshold, scale > 0, ridge, prior)
         else:
-            weights, mean, covariance = self._solve(x, y, intercept, ridge, prior)
-            reached = mean @ weights, (weights * (covariance @ weights)).sum(axis=0)
-            weights, constant = self._rescaled(weights, reached, y, intercept)
+            known, ridge = self._known(x, y, places, prior)
+            if threshold is not None:
+                weights, constant = rectified_regression(x, y, known, threshold, scale > 0, ridge, prior)
+            else:
+                weights = _solved(known, intercept, ridge, prior)
+                reached = known.mean @ weights, (weights * (known.covariance @ weights)).sum(axis=0)
+                weights, constant = self._rescaled(weights, reached, y, intercept)
         ours.assign(weights)
         if intercept and not ours.transposed:
             add_constant(self.rebuilt, outlet, call, constant)
 
-    def _ridge(self, x: np.ndarray, y: np.ndarray, places: Places, prior: np.ndarray) -> float:
-        """The ridge for rows x (n, d): with few samples or rows, what holds for samples that are held out."""
+    def _known(self, x: np.ndarray, y: np.ndarray, places: Places, prior: np.ndarray) -> tuple[Joint, float]:
+        """Moments of rows x (n, d) and y (n, o), and their ridge: with few samples or rows, what holds for others."""
         count = places.samples[-1] + 1
-        known = count >= x.shape[1] and len(x) >= _ENOUGH * x.shape[1]
-        if known or count < _FEWEST or x.shape[1] > LARGEST:
-            return self.settings.ridge
-        return fitting_ridge(x, y, places.samples, self.settings.ridge, prior)
-
-    def _solve(
-        self, x: np.ndarray, y: np.ndarray, intercept: bool, ridge: float, prior: Any = 0.0
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Weights (d, o) of the regression of y (n, o) on x (n, d), and mean (d,) and covariance (d, d) of x."""
-        mean, covariance, cross = moments(x, y)
-        gram = covariance
-        if not intercept:
-            gram = covariance + np.outer(mean, mean)
-            cross += np.outer(mean, y.mean(axis=0, dtype=np.float64))
-        return regression(gram, cross, ridge, prior), mean, covariance
+        enough = count >= x.shape[1] and len(x) >= _ENOUGH * x.shape[1]
+        if enough or count < _FEWEST:
+            return Joint.of(x, y), self.settings.ridge
+        learnt, held_out = halves(x, y, places.samples)
+        return learnt.joined(held_out), fitting_ridge(learnt, held_out, self.settings.ridge, prior)
 
     def _rescaled(self, weights: np.ndarray, reached: tuple, y: np.ndarray, intercept: bool) -> tuple:
         """The weights brought to the variance of y (n, o), and the constant (o,) that is then missing.
@@ -186,6 +178,15 @@ class _Run(SideBySide):
             return 0.0, None
         other = places.pick(keras.ops.convert_to_numpy(after))
         return places.pick(keras.ops.convert_to_numpy(before))[:, kept] - other, other
+
+
+def _solved(known: Joint, intercept: bool, ridge: float, prior: Any = 0.0) -> np.ndarray:
+    """Weights (d, o) of the regression of y (n, o) on x (n, d), with a constant or without."""
+    gram, cross = known.covariance, known.cross
+    if not intercept:
+        gram = gram + np.outer(known.mean, known.mean)
+        cross = cross + np.outer(known.mean, known.level)
+    return regression(gram, cross, ridge, prior)
 
 
 def _affine(bias: Any, outlet: Outlet, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

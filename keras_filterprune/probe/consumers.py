@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -161,12 +161,41 @@ class Moments:
         return self._products / self._count - np.outer(shift, shift)
 
 
-def moments(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean (d,) of rows x (n, d), their covariance (d, d), and that with rows y (d, o); see `product`."""
-    mean = x.mean(axis=0, dtype=np.float64)
-    x = x - mean.astype(np.float32)
-    y = y - y.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean, product(x, x) / len(x), product(x, y) / len(x)
+class Joint(NamedTuple):
+    """Moments of rows x (n, d) with rows y (n, o), in float64.
+
+    Attributes:
+        rows: n.
+        mean, level: of x (d,) and of y (o,).
+        covariance, cross: of x (d, d), and of x with y (d, o).
+    """
+
+    rows: int
+    mean: np.ndarray
+    level: np.ndarray
+    covariance: np.ndarray
+    cross: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray, y: np.ndarray) -> Joint:
+        """The moments of float32 rows; see `product`."""
+        mean, level = (rows.mean(axis=0, dtype=np.float64) for rows in (x, y))
+        x, y = x - mean.astype(np.float32), y - level.astype(np.float32)
+        return cls(len(x), mean, level, product(x, x) / len(x), product(x, y) / len(x))
+
+    def joined(self, other: Joint) -> Joint:
+        """The moments of these rows and others together."""
+        rows = self.rows + other.rows
+        share = other.rows / rows
+        step, rise = other.mean - self.mean, other.level - self.level
+        between = share * (1 - share)
+        return Joint(
+            rows,
+            self.mean + share * step,
+            self.level + share * rise,
+            (1 - share) * self.covariance + share * other.covariance + between * np.outer(step, step),
+            (1 - share) * self.cross + share * other.cross + between * np.outer(step, rise),
+        )
 
 
 def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, solve
+from scipy.linalg import cho_factor, cho_solve
 
-from keras_filterprune.probe.consumers import moments, product
+from keras_filterprune.probe.consumers import Joint
 
 _TINY = 1e-12
 # Turns of fit and targets behind a ReLU, and the factor by which the squared error has to fall for another one.
-_TURNS, _PROGRESS = 20, 0.98
+_TURNS, _PROGRESS = 20, 0.95
+# Rows of which fit and targets are found together, in a processor's cache.
+_AT_ONCE = 2048
 # One sample in so many is held out to find a ridge.
 _HELD_OUT = 4
 # Outputs that are asked for it: a ridge is one number, and solving for all of them is what takes long.
@@ -28,42 +31,65 @@ def regression(gram: np.ndarray, cross: np.ndarray, ridge: float, prior: Any = 0
         ridge: relative to the mean of the diagonal.
         prior: (d, o) weights for what the columns say nothing of (0).
     """
+    factor, added = _factor(gram, ridge)
+    return cho_solve(factor, cross + added * prior)
+
+
+def _factor(gram: np.ndarray, ridge: float) -> tuple[Any, float]:
+    """The Cholesky factor of gram + r I, and r; see `regression`."""
     gram = gram.astype(np.float64)
     added = ridge * np.trace(gram) / len(gram) + _TINY
     gram[np.diag_indices_from(gram)] += added
-    return solve(gram, cross + added * prior, assume_a="pos")
+    return cho_factor(gram, overwrite_a=True), added
 
 
-def fitting_ridge(x: np.ndarray, y: np.ndarray, samples: np.ndarray, ridge: float, prior: np.ndarray) -> float:
-    """The ridge with which weights that are found on some samples are best on others: `ridge`, or 1e-4, ... 10.
+def halves(x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> tuple[Joint, Joint]:
+    """Moments to learn from, and those of every fourth sample, which are held out.
 
     Args:
         x, y: rows (n, d) and targets (n, o), float32.
         samples: (n,) which sample a row is of; rows of one sample resemble each other.
+    """
+    held_out = samples % _HELD_OUT == 0
+    return Joint.of(x[~held_out], y[~held_out]), Joint.of(x[held_out], y[held_out])
+
+
+def fitting_ridge(learnt: Joint, held_out: Joint, ridge: float, prior: np.ndarray) -> float:
+    """The ridge with which weights that are found on some samples are best on others: `ridge`, or 1e-4, ... 10.
+
+    Args:
+        learnt, held_out: moments of either.
         ridge: the least.
         prior: see `regression`.
     """
-    held_out = samples % _HELD_OUT == 0
-    some = slice(None, None, -(-y.shape[1] // _ASKED))
-    y, prior = y[:, some], prior[:, some]
-    mean, covariance, cross = moments(x[~held_out], y[~held_out])
-    level = y[~held_out].mean(axis=0, dtype=np.float64)
-    other_mean, other_covariance, other_cross = moments(x[held_out], y[held_out])
-    other_level = y[held_out].mean(axis=0, dtype=np.float64)
-    best, least = ridge, np.inf
-    # Without any, what fewer rows than columns leave open has no solution.
-    for larger in sorted(r for r in {ridge, *_RIDGES} if r >= max(ridge, _TINY)):
-        weights = regression(covariance, cross, larger, prior)
+    some = slice(None, None, -(-prior.shape[1] // _ASKED))
+    prior, cross, other_cross = prior[:, some], learnt.cross[:, some], held_out.cross[:, some]
+    shift, rise = held_out.mean - learnt.mean, (held_out.level - learnt.level)[some]
+
+    @functools.cache
+    def error(ridge: float) -> float:
+        weights = regression(learnt.covariance, cross, ridge, prior)
         # Squared error on the others, less what all weights have in common.
-        missed = other_level - level - (other_mean - mean) @ weights
-        error = np.square(missed).sum() + np.sum(weights * (other_covariance @ weights - 2 * other_cross))
-        if error < least:
-            best, least = larger, error
+        missed = rise - shift @ weights
+        return float(np.square(missed).sum() + np.sum(weights * (held_out.covariance @ weights - 2 * other_cross)))
+
+    # Without any, what fewer rows than columns leave open has no solution. The error falls to one side, and rises then.
+    ridges = sorted(r for r in {ridge, *_RIDGES} if r >= max(ridge, _TINY))
+    best, at = None, len(ridges) // 2
+    while best != ridges[at]:
+        best = ridges[at]
+        at = ridges.index(min(ridges[max(at - 1, 0) : at + 2], key=error))
     return best
 
 
 def rectified_regression(
-    x: np.ndarray, y: np.ndarray, threshold: np.ndarray, rising: np.ndarray, ridge: float, prior: Any = 0.0
+    x: np.ndarray,
+    y: np.ndarray,
+    known: Joint,
+    threshold: np.ndarray,
+    rising: np.ndarray,
+    ridge: float,
+    prior: Any = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Regression of what a ReLU makes of y on what it makes of x W + c.
 
@@ -73,6 +99,7 @@ def rectified_regression(
     Args:
         x: float32 (n, d).
         y: float32 (n, o), before the ReLU.
+        known: the moments of both.
         threshold: float32 (n, o) or (o,), where the ReLU begins, in units of y.
         rising: boolean (o,), whether it passes what is above the threshold (or below, for a negative scale).
         ridge, prior: see `regression`.
@@ -80,25 +107,30 @@ def rectified_regression(
     Returns:
         (weights (d, o), constant (o,)).
     """
-    mean = x.mean(axis=0, dtype=np.float64)
-    centred = x - mean.astype(np.float32)
-    gram = product(centred, centred)
-    added = ridge * np.trace(gram) / len(gram) + _TINY
-    gram[np.diag_indices_from(gram)] += added
-    factor = cho_factor(gram)
-    off = np.where(rising, y <= threshold, y >= threshold)
-    target, before = y, np.inf
+    # Upside down where the ReLU passes what is below, and around the targets' means.
+    sign = np.where(rising, 1.0, -1.0).astype(np.float32)
+    level = known.level.astype(np.float32)
+    target, threshold = (y - level) * sign, np.broadcast_to((threshold - level) * sign, y.shape)
+    off = target <= threshold
+    centred = x - known.mean.astype(np.float32)
+    factor, added = _factor(known.covariance, ridge)
+    pull = added * prior * sign
+    weights, shift, before = cho_solve(factor, known.cross * sign + pull), np.zeros(y.shape[1]), np.inf
     for _ in range(_TURNS):
-        level = target.mean(axis=0, dtype=np.float64).astype(np.float32)
-        weights = cho_solve(factor, product(centred, target - level) + added * prior)
-        fit = centred @ weights.astype(np.float32) + level
-        error = float(np.square(target - fit).sum(dtype=np.float64))
+        kernel, constant = weights.astype(np.float32), shift.astype(np.float32)
+        error, total, cross = 0.0, np.zeros_like(shift), np.zeros_like(weights)
+        for start in range(0, len(x), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            fit = centred[part] @ kernel + constant
+            error += float(np.square(target[part] - fit).sum(dtype=np.float64))
+            np.copyto(target[part], np.minimum(fit, threshold[part]), where=off[part])
+            total += target[part].sum(axis=0, dtype=np.float64)
+            cross += centred[part].T @ target[part]
+        weights, shift = cho_solve(factor, cross / len(x) + pull), total / len(x)
         if error > _PROGRESS * before:
             break
         before = error
-        beyond = np.where(rising, np.minimum(fit, threshold), np.maximum(fit, threshold))
-        target = np.where(off, beyond, y)
-    return weights, level - mean @ weights
+    return weights * sign, known.level + shift * sign - known.mean @ (weights * sign)
 
 
 def refit(

@@ -12,7 +12,7 @@ import keras_filterprune as kfp
 from keras_filterprune import compensators, criteria, errors
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.handlers.registry import linear_of
-from keras_filterprune.probe.consumers import draw_places, rows_at
+from keras_filterprune.probe.consumers import Joint, draw_places, rows_at
 from keras_filterprune.probe.regression import rectified_regression
 
 RNG = np.random.default_rng(0)
@@ -148,7 +148,8 @@ def test_the_fit_behind_a_relu_never_gets_worse_and_finds_what_is_there():
     rising = np.array([True, True, False])
     off = np.where(rising, y <= threshold, y >= threshold)
     spoiled = np.where(off, threshold + np.where(rising, -1, 1) * np.abs(rng.normal(size=y.shape)), y)
-    fitted, constant = rectified_regression(x, spoiled.astype("float32"), threshold, rising, 1e-9)
+    rows = x, spoiled.astype("float32")
+    fitted, constant = rectified_regression(*rows, Joint.of(*rows), threshold, rising, 1e-9)
 
     def passed(v: np.ndarray) -> np.ndarray:
         return np.where(rising, np.maximum(v, threshold), np.minimum(v, threshold))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from keras_filterprune.probe.consumers import Joint
 from keras_filterprune.probe.regression import (
     coefficients,
     fitting_ridge,
+    halves,
     mixed_by_all,
     rectified_regression,
     refit,
@@ -69,7 +71,8 @@ def test_a_ridge_pulls_to_what_was_known_before():
     assert regression(x.T @ x, x.T @ y, 1e9, prior) == pytest.approx(prior, abs=1e-6)
     centred, level = x - x.mean(axis=0), y.mean(axis=0)
     threshold, rising = np.full(2, -1e6, "float32"), np.ones(2, bool)
-    weights, constant = rectified_regression(*(v.astype("float32") for v in (x, y)), threshold, rising, 0.1, prior)
+    rows = [v.astype("float32") for v in (x, y)]
+    weights, constant = rectified_regression(*rows, Joint.of(*rows), threshold, rising, 0.1, prior)
     assert weights == pytest.approx(regression(centred.T @ centred, centred.T @ (y - level), 0.1, prior), abs=1e-5)
     assert constant == pytest.approx(level - x.mean(axis=0) @ weights, abs=1e-5)
 
@@ -81,7 +84,7 @@ def test_the_ridge_is_what_holds_for_other_samples(noise, expected):
     prior = rng.normal(size=(30, 200))
     x, samples = rng.normal(size=(120, 30)), np.repeat(np.arange(40), 3)
     y = x @ (prior + 0.3 * rng.normal(size=prior.shape)) + noise * rng.normal(size=(120, 200))
-    found = fitting_ridge(x.astype("float32"), y.astype("float32"), samples, 1e-4, prior)
+    found = fitting_ridge(*halves(x.astype("float32"), y.astype("float32"), samples), 1e-4, prior)
     assert found == pytest.approx(expected)
 
 
@@ -89,7 +92,7 @@ def test_the_ridge_is_what_holds_for_other_samples(noise, expected):
 def test_a_ridge_is_never_less_than_was_asked_for(least):
     rng = np.random.default_rng(8)
     x, y = rng.normal(size=(40, 20)).astype("float32"), rng.normal(size=(40, 30)).astype("float32")
-    found = fitting_ridge(x, y, np.arange(40), least, np.zeros((20, 30)))
+    found = fitting_ridge(*halves(x, y, np.arange(40)), least, np.zeros((20, 30)))
     assert found == max(least, 10.0)
 
 
@@ -99,7 +102,22 @@ def test_rows_of_one_sample_are_held_out_together():
     prior = np.zeros((40, 50))
     x, y = rng.normal(size=(24, 40)), rng.normal(size=(24, 50))
     rows = [np.repeat(v, 10, axis=0).astype("float32") for v in (x, y)]
-    assert fitting_ridge(*rows, np.repeat(np.arange(24), 10), 1e-4, prior) == pytest.approx(10.0)
+    found = halves(*rows, np.repeat(np.arange(24), 10))
+    assert fitting_ridge(*found, 1e-4, prior) == pytest.approx(10.0)
+
+
+def test_moments_of_halves_join_to_those_of_all_rows():
+    rng = np.random.default_rng(9)
+    x = (rng.normal(size=(50, 6)) + np.linspace(0, 3, 50)[:, None]).astype("float32")
+    y = (x[:, :2] ** 2).astype("float32")
+    learnt, held_out = halves(x, y, np.arange(50) // 2)
+    found = learnt.joined(held_out)
+    assert (learnt.rows, held_out.rows, found.rows) == (36, 14, 50)
+    assert found.mean == pytest.approx(x.mean(axis=0), rel=1e-5)
+    assert found.level == pytest.approx(y.mean(axis=0), rel=1e-5)
+    both = np.cov(x.T, y.T, bias=True)
+    assert found.covariance == pytest.approx(both[:6, :6], rel=1e-4)
+    assert found.cross == pytest.approx(both[:6, 6:], rel=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4, 1e-4])
