@@ -13,9 +13,12 @@ from keras_filterprune.compensators import Compensator
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.kept import Kept
-from keras_filterprune.probe.data import Samples
+from keras_filterprune.probe.data import Samples, Thinned
 from keras_filterprune.rebuild.clone import rebuild, scope_of
 from keras_filterprune.rebuild.verify import verify
+
+# Between rounds every fourth sample is compensated on, and 64 at least.
+_BETWEEN = 4, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,10 @@ class Run:
     @property
     def between(self) -> Run:
         """How it is carried out before the last cut: nobody sees what comes of that but the next choice."""
-        return self if self.compensator is None else replace(self, compensator=self.compensator.between)
+        if self.compensator is None:
+            return self
+        data = None if self.data is None else Thinned(self.data, *_BETWEEN)
+        return replace(self, data=data, compensator=self.compensator.between)
 
 
 @dataclass(frozen=True, eq=False)

@@ -105,6 +105,28 @@ class Samples:
         return _even(taken, view)
 
 
+class Thinned(Samples):
+    """Every so many-th of other samples, for what need not be measured exactly; the data is read once for both.
+
+    Args:
+        whole: the samples.
+        step: 2 for every second.
+        least: samples that are left in any case where there are as many.
+    """
+
+    def __init__(self, whole: Samples, step: int, least: int):
+        super().__init__(whole._data)
+        self._whole, self._step, self._least = whole, step, least
+
+    def read(self, view: ModelView, most: int = SAMPLES) -> list[Part]:
+        parts = self._whole.read(view, most)
+        starts = np.cumsum([0, *(len(part.inputs[0]) for part in parts)])
+        step = max(1, min(self._step, int(starts[-1]) // self._least))
+        cuts = [slice(int(-start % step), None, step) for start in starts[:-1]]
+        taken = [Part(*(_cut(given, cut) for given in part)) for part, cut in zip(parts, cuts, strict=True)]
+        return [part for part in taken if len(part.inputs[0])]
+
+
 def _even(parts: list[Part], view: ModelView) -> list[Part]:
     """Parts of one length each, sequences that are shorter padded; labels and weights of positions with zeros."""
     if len({tuple(x.shape[1:] for x in part.inputs) for part in parts}) == 1:

@@ -272,6 +272,25 @@ def test_data_is_read_once_and_no_further_than_documented():
     assert seen == list(range(-(-probe_data.SAMPLES // SAMPLES)))
 
 
+@pytest.mark.parametrize(("step", "least", "expected"), [(3, 10, 3), (3, 150, 2), (4, 400, 1)])
+def test_thinned_samples_are_at_equal_distances_and_read_once(step, least, expected):
+    x, y = np.arange(300.0).reshape(300, 1), np.arange(300)
+    read = []
+
+    def batches():
+        for start in range(0, 300, 50):
+            read.append(start)
+            yield x[start : start + 50], y[start : start + 50]
+
+    view = view_model(keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)]))
+    whole = probe_data.Samples(batches())
+    parts = probe_data.Thinned(whole, step, least).read(view)
+    assert np.concatenate([part.inputs[0] for part in parts])[:, 0] == pytest.approx(np.arange(0, 300, expected))
+    assert (np.concatenate([part.labels for part in parts]) == np.arange(0, 300, expected)).all()
+    assert sum(len(part.inputs[0]) for part in whole.read(view)) == 300
+    assert read == list(range(0, 300, 50))
+
+
 def test_a_loader_of_several_inputs_hands_over_labels_last():
     arrays = [images(1, (6, 8, 3)), images(2, (6, 8, 3))]
     view = view_model(ZOO["siamese"]())
