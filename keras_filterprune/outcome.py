@@ -17,7 +17,7 @@ from keras_filterprune.probe.data import Samples, Thinned
 from keras_filterprune.rebuild.clone import rebuild, scope_of
 from keras_filterprune.rebuild.verify import verify
 
-# Between rounds every fourth sample is compensated on, and 64 at least.
+# Before the last cut every fourth sample is used, and 64 at least.
 _BETWEEN = 4, 64
 
 
@@ -51,10 +51,9 @@ class Run:
     @property
     def between(self) -> Run:
         """How it is carried out before the last cut: nobody sees what comes of that but the next choice."""
-        if self.compensator is None:
-            return self
         data = None if self.data is None else Thinned(self.data, *_BETWEEN)
-        return replace(self, data=data, compensator=self.compensator.between)
+        compensator = None if self.compensator is None else self.compensator.between
+        return replace(self, data=data, compensator=compensator)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ class Planner:
         self.task = task
         if task.recipe.allocator.measure:
             check_measurable(task.graph.view, task.run.data, task.recipe.allocator.measure)
-        self.criterion = task.recipe.criterion.observe(task.graph, task.weights, task.run.data, task.run.progress)
+        self.criterion = task.recipe.criterion.observe(task.graph, task.weights, task.seen, task.run.progress)
         found = {g.name: task.refused.get(g.name) or self.criterion.refuses(g) for g in task.graph.groups}
         self.refused = {name: why for name, why in found.items() if why is not None}
         if not task.budget.settles_counts and len(self.refused) > len(task.refused):

@@ -19,6 +19,7 @@ from keras_filterprune.graph.types import ChannelGraph, Group
 from keras_filterprune.methods import Method
 from keras_filterprune.outcome import Run
 from keras_filterprune.probe import Weights
+from keras_filterprune.probe.data import Samples
 from keras_filterprune.probe.metrics import metric_name
 from keras_filterprune.probe.proof import prove_linear
 from keras_filterprune.pruning.options import Options
@@ -40,6 +41,7 @@ class Task:
         options: which groups may shrink, and how far.
         run: how the work is carried out.
         full: what the budget is a share of, in its unit (None: what this model costs).
+        round: of the recipe's rounds, which one this is for (1).
 
     Raises:
         CalibrationDataError: the recipe needs data that is not there.
@@ -56,6 +58,7 @@ class Task:
     options: Options
     run: Run
     full: int | None = None
+    round: int = 1
     _ladders: dict[Tiles, list[list[int]]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
@@ -73,7 +76,13 @@ class Task:
     def again(self, model: keras.Model, recipe: Method | None = None) -> Task:
         """The same task for this one's model after a round of cutting, with another recipe perhaps."""
         costs = CostModel(analyze(model))
-        return Task(costs.graph.model, costs, recipe or self.recipe, self.budget, self.options, self.run, self._full)
+        rest = self.budget, self.options, self.run, self._full, self.round + 1
+        return Task(costs.graph.model, costs, recipe or self.recipe, *rest)
+
+    @property
+    def seen(self) -> Samples | None:
+        """The data that the criterion sees: of all of it the last round alone needs to know."""
+        return (self.run if self.round >= self.recipe.rounds else self.run.between).data
 
     @property
     def graph(self) -> ChannelGraph:

@@ -3,6 +3,7 @@
 import functools
 import math
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -38,6 +39,36 @@ def test_what_stays_is_counted_in_filters_of_the_original(method):
         made = report.plan.kept.get(name, np.arange(before.shape[-1]))
         assert (after == before[:, :, read][..., made]).all()
         read = made
+
+
+class Seen(criteria.Energy):
+    """Notes how many samples it looks at."""
+
+    counts: ClassVar[list[int]] = []
+
+    def observe(self, graph, weights, data, progress):
+        self.counts.append(sum(len(part.inputs[0]) for part in data.read(graph.view)))
+        return super().observe(graph, weights, data, progress)
+
+
+class Shown(kfp.compensators.BNRecalibration):
+    """Notes how many samples it takes."""
+
+    counts: ClassVar[list[int]] = []
+
+    def apply(self, rebuilt, data, progress=True):
+        self.counts.append(sum(len(part.inputs[0]) for part in data.read(rebuilt.graph.view)))
+        return "nothing"
+
+
+@pytest.mark.parametrize(("samples", "before"), [(512, 128), (200, 67), (100, 100)])
+def test_before_the_last_cut_every_fourth_sample_is_looked_at(samples, before, monkeypatch):
+    for part in (Seen, Shown):
+        monkeypatch.setattr(part, "counts", [])
+    recipe = Method(Seen(), compensator=Shown(), rounds=3)
+    kfp.prune_model(chain((12, 10, 8)), recipe, 0.4, data=images(samples, (6, 6, 3)), **QUIET)
+    assert Seen.counts == [before, before, samples]
+    assert Shown.counts == [before, before, samples]
 
 
 class Narrowed(kfp.budgets.CountBudget):
