@@ -6,6 +6,8 @@ import gc
 import importlib.util
 import multiprocessing
 import os
+import sys
+import typing
 import warnings
 from pathlib import Path
 
@@ -58,6 +60,11 @@ LONGEST = [
 ]
 
 
+if sys.version_info < (3, 12):
+    # TensorFlow asks of every value whether it is of a protocol, and Python would look up anew what that consists of.
+    typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
+
+
 def pytest_configure(config):
     # pytest-xdist would begin with the files of most tests.
     config.option.loadscopereorder = False
@@ -82,7 +89,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     # A network is thousands of objects: what is looked through sooner is in use.
-    gc.set_threshold(5_000)
+    gc.set_threshold(50_000)
     gc.enable()
 
 
@@ -104,18 +111,26 @@ def quick_tensorflow():
 
     off, begin, seed = tf.data.Options(), tf.data.Dataset.__iter__, tf.random.set_seed
     off.autotune.enabled = False
-    latest = []
+    seeds, make = [], keras.Model.make_train_function
+
+    def built(model, *args, **kwargs):
+        if model.built and model.optimizer and not (model.optimizer.built or model.run_eagerly):
+            model.optimizer.build(model.trainable_variables)
+        return make(model, *args, **kwargs)
 
     def set_seed(number):
-        if [number] != latest:
+        if not seeds:
             seed(number)
-            latest[:] = [number]
+            seeds.append(number)
 
     with pytest.MonkeyPatch.context() as patch:
         # A thread tunes each iterator over data; it sleeps ever longer, and whoever drops the iterator waits for it.
         patch.setattr(tf.data.Dataset, "__iter__", lambda dataset: begin(dataset.with_options(off)))
-        # To set a seed, even the same, is to forget all operations that are ready to run: once a file is enough.
+        # To set a seed, even the same, is to forget all operations that are ready to run: once a file is enough, as Keras
+        # draws by seeds of its own.
         patch.setattr(tf.random, "set_seed", set_seed)
+        # Variables that are made while a step is traced take two conditions each: half of the time to trace it.
+        patch.setattr(keras.Model, "make_train_function", built)
         yield
 
 
