@@ -228,6 +228,7 @@ def test_fit_closes_branches_and_goes_on_from_a_file(kind, tmp_path):
     loaded = keras.models.load_model(tmp_path / "gated.keras")
     assert_same(gated, loaded, x, 1e-6)
     assert gate_values(loaded) == gate_values(gated)
+    loaded.run_eagerly = True
     loaded.fit(x, y, epochs=1, verbose=0, callbacks=[kfp.callbacks.BudgetGates(0.5, epochs=1, strength=0.3)])
     plain = kfp.strip_wrappers(loaded)
     assert plain.compiled and type(plain) is type(model)
