@@ -29,26 +29,26 @@ collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else WITH_FILE
 
 # The files that take longest, the longest first: begun last, one of them would keep a worker busy when all others rest.
 LONGEST = [
-    "training/test_beside_keras.py",
     "test_docs.py",
+    "training/test_beside_keras.py",
     "handlers/test_like.py",
-    "training/test_branches.py",
     "rebuild/test_surgery_oracle.py",
-    "opening/test_after_opening.py",
+    "opening/test_opening.py",
     "rebuild/test_clones.py",
     "distillation/test_recovery.py",
     "compression/test_compress.py",
     "layer_pruning/test_layer_pruning.py",
+    "training/test_branches.py",
+    "opening/test_after_opening.py",
     "probe/test_masks.py",
     "compensators/test_adapters.py",
     "export/test_export_applications.py",
     "rebuild/test_strategies.py",
-    "training/test_steering.py",
     "test_cli.py",
     "test_elsewhere.py",
     "test_notebook.py",
     "criteria/test_criteria.py",
-    "opening/test_opening.py",
+    "training/test_steering.py",
     "distillation/test_distilled_training.py",
     "export/test_export_other_backends.py",
     "training/test_filter_pruning.py",
@@ -126,8 +126,8 @@ def quick_tensorflow():
     with pytest.MonkeyPatch.context() as patch:
         # A thread tunes each iterator over data; it sleeps ever longer, and whoever drops the iterator waits for it.
         patch.setattr(tf.data.Dataset, "__iter__", lambda dataset: begin(dataset.with_options(off)))
-        # To set a seed, even the same, is to forget all operations that are ready to run: once a file is enough, as Keras
-        # draws by seeds of its own.
+        # To set a seed, even the same, is to forget all operations that are ready to run: once a file is enough, since
+        # Keras draws by seeds of its own.
         patch.setattr(tf.random, "set_seed", set_seed)
         # Variables that are made while a step is traced take two conditions each: half of the time to trace it.
         patch.setattr(keras.Model, "make_train_function", built)
