@@ -77,7 +77,9 @@ def network(policy: str | None = None) -> keras.Model:
     return keras.Model(inputs, layers.Dense(3, name="head", dtype="float32")(x), name="network")
 
 
-def compiled(model: keras.Model, optimizer="adam", loss=None, **settings) -> keras.Model:
+def compiled(model: keras.Model, optimizer=None, loss=None, **settings) -> keras.Model:
+    # With a state of its own, and a third of Adam's operations at each step.
+    optimizer = optimizer or keras.optimizers.SGD(0.01, momentum=0.9)
     model.compile(optimizer, loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True), **settings)
     return model
 

@@ -6,6 +6,8 @@ import gc
 import importlib.util
 import multiprocessing
 import os
+import sys
+import typing
 import warnings
 from pathlib import Path
 
@@ -27,26 +29,26 @@ collect_ignore = [] if importlib.util.find_spec("ai_edge_litert") else WITH_FILE
 
 # The files that take longest, the longest first: begun last, one of them would keep a worker busy when all others rest.
 LONGEST = [
-    "training/test_beside_keras.py",
     "test_docs.py",
+    "training/test_beside_keras.py",
     "handlers/test_like.py",
-    "training/test_branches.py",
     "rebuild/test_surgery_oracle.py",
-    "opening/test_after_opening.py",
+    "opening/test_opening.py",
     "rebuild/test_clones.py",
     "distillation/test_recovery.py",
     "compression/test_compress.py",
     "layer_pruning/test_layer_pruning.py",
+    "training/test_branches.py",
+    "opening/test_after_opening.py",
     "probe/test_masks.py",
     "compensators/test_adapters.py",
     "export/test_export_applications.py",
     "rebuild/test_strategies.py",
-    "training/test_steering.py",
     "test_cli.py",
     "test_elsewhere.py",
     "test_notebook.py",
     "criteria/test_criteria.py",
-    "opening/test_opening.py",
+    "training/test_steering.py",
     "distillation/test_distilled_training.py",
     "export/test_export_other_backends.py",
     "training/test_filter_pruning.py",
@@ -56,6 +58,11 @@ LONGEST = [
     "test_tasks.py",
     "latency/test_operators.py",
 ]
+
+
+if sys.version_info < (3, 12):
+    # TensorFlow asks of every value whether it is of a protocol, and Python would look up anew what that consists of.
+    typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
 
 
 def pytest_configure(config):
@@ -82,7 +89,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     # A network is thousands of objects: what is looked through sooner is in use.
-    gc.set_threshold(5_000)
+    gc.set_threshold(50_000)
     gc.enable()
 
 
@@ -104,18 +111,26 @@ def quick_tensorflow():
 
     off, begin, seed = tf.data.Options(), tf.data.Dataset.__iter__, tf.random.set_seed
     off.autotune.enabled = False
-    latest = []
+    seeds, make = [], keras.Model.make_train_function
+
+    def built(model, *args, **kwargs):
+        if model.built and model.optimizer and not (model.optimizer.built or model.run_eagerly):
+            model.optimizer.build(model.trainable_variables)
+        return make(model, *args, **kwargs)
 
     def set_seed(number):
-        if [number] != latest:
+        if not seeds:
             seed(number)
-            latest[:] = [number]
+            seeds.append(number)
 
     with pytest.MonkeyPatch.context() as patch:
         # A thread tunes each iterator over data; it sleeps ever longer, and whoever drops the iterator waits for it.
         patch.setattr(tf.data.Dataset, "__iter__", lambda dataset: begin(dataset.with_options(off)))
-        # To set a seed, even the same, is to forget all operations that are ready to run: once a file is enough.
+        # To set a seed, even the same, is to forget all operations that are ready to run: once a file is enough, since
+        # Keras draws by seeds of its own.
         patch.setattr(tf.random, "set_seed", set_seed)
+        # Variables that are made while a step is traced take two conditions each: half of the time to trace it.
+        patch.setattr(keras.Model, "make_train_function", built)
         yield
 
 

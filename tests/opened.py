@@ -77,12 +77,17 @@ def masked_original(model, graph, plan):
 
 
 def assert_pruned_is_masked(model, keep=0.6, tolerance=1e-5, graph=None):
-    """Prune a model, opened inside unless its graph is given, and compare with the masked original."""
+    """Prune a model, opened inside unless its graph is given, and compare with the masked original.
+
+    Returns the pruned model, inputs and its outputs.
+    """
     graph = graph or kfp.analyze(model)
     # Opening is most of the time, and done once.
     plan = kfp.plan_pruning(graph.model, "l2", kfp.FiltersBudget(keep=keep), progress=False)
     small = kfp.apply_plan(graph.model, plan, compensate="none", progress=False)
     x = batch(graph.model)
     before = graph.model.count_params()
-    assert_close(outputs(masked_original(model, graph, plan), x), outputs(small, x), tolerance)
+    found = outputs(small, x)
+    assert_close(outputs(masked_original(model, graph, plan), x), found, tolerance)
     assert small.count_params() < before
+    return small, x, found

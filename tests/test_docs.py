@@ -164,6 +164,8 @@ def test_every_executor_gives_what_one_process_gives(tmp_path):
     found = [script for script in EXECUTORS if all(map(importlib.util.find_spec, imported(script)))]
     if not found or importlib.util.find_spec("jax") is None:
         pytest.skip("no package of executors is installed, or no jax")
+    # Two processes where they are Python's own, one elsewhere.
+    found[1:] = [re.sub(r"(?<=[=(])2\b", "1", script) for script in found[1:]]
     scripts_ = "\n".join([*found, 'if __name__ == "__main__":\n    measure(None)'])
     printed = printed_by(CLUSTERS, scripts_, tmp_path, KERAS_BACKEND="jax")
     lines = [line for line in printed if line == printed[-1]]

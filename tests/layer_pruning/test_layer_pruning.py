@@ -241,11 +241,11 @@ def test_networks_of_keras_applications_lose_their_blocks(name, blocks, exclude,
     small, report = kfp.prune_layers(model, blocks, exclude=exclude, return_report=True, progress=False)
     assert sum(row.kind == "block" for row in report.units) == blocks == len(report.removed)
     assert report.verification <= 1e-5
-    small.save(tmp_path / "small.keras")
-    again = keras.models.load_model(tmp_path / "small.keras")
-    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
-    assert_equal(again, small, x)
     if name in WRITTEN:
+        small.save(tmp_path / "small.keras")
+        again = keras.models.load_model(tmp_path / "small.keras")
+        x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+        assert_equal(again, small, x)
         assert kfp.export_tflite(small, tmp_path / "small.tflite").top1_agreement == 1
 
 

@@ -1,8 +1,4 @@
-"""What opened models are good for: every verb, files that another process reads, training that goes as before."""
-
-import json
-import subprocess
-import sys
+"""What opened models are good for: every verb, and training that goes as before."""
 
 import keras
 import numpy as np
@@ -89,48 +85,6 @@ def test_plain_models_are_left_alone():
     model = keras.Model(x, layers.Dense(2)(layers.Flatten()(layers.Conv2D(4, 3)(x))))
     assert kfp.open_model(model) is model
     assert kfp.analyze(model).model is model
-
-
-# -------------------------------------------------------------------------------------------------------------- files
-
-# They hold functions or classes of this file, or round.
-LOCAL = (
-    "own_functions_as_activations lambda_layer_inside stochastic_depth half_precision "
-    "layer_of_keras_without_configuration"
-).split()
-LOADS = """
-import json, sys
-import keras, numpy as np, keras_filterprune
-for path, stored in json.load(open(sys.argv[1])).items():
-    model = keras.saving.load_model(path)
-    values = np.load(stored)
-    x = [values[f"x{n}"] for n in range(len(model.inputs))]
-    x = keras.tree.pack_sequence_as(model.input, x)
-    for n, y in enumerate(keras.tree.flatten(model(x, training=False))):
-        np.testing.assert_allclose(y, values[f"y{n}"], rtol=1e-5, atol=1e-6, err_msg=path)
-"""
-
-
-def test_pruned_models_load_in_another_process(tmp_path):
-    """Without any class of the user's; layers that stayed closed are of such."""
-    files = {}
-    for name, found in SITUATIONS.items():
-        if found.closed or name in LOCAL:
-            continue
-        small = kfp.prune_model(found.build(), "l2", WIDE, progress=False, verify=False)
-        x = [np.ones((2, *(n or 8 for n in t.shape[1:])), t.dtype) for t in small.inputs]
-        if name == "fixed_batch":
-            x = [np.ones(t.shape, t.dtype) for t in small.inputs]
-        y = keras.tree.flatten(small(keras.tree.pack_sequence_as(small.input, x), training=False))
-        values = {f"x{n}": v for n, v in enumerate(x)} | {f"y{n}": np.array(v) for n, v in enumerate(y)}
-        small.save(tmp_path / f"{name}.keras")
-        np.savez(tmp_path / f"{name}.npz", **values)
-        files[str(tmp_path / f"{name}.keras")] = str(tmp_path / f"{name}.npz")
-    (tmp_path / "files.json").write_text(json.dumps(files))
-    assert len(files) > 45
-    command = [sys.executable, "-c", LOADS, str(tmp_path / "files.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 # ----------------------------------------------------------------------------------------------------------- training

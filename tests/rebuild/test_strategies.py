@@ -56,6 +56,8 @@ for copy, callbacks in (
 ):
     twins = copy(model), copy(alone)
     assert twins[0].distribute_strategy is strategy
+    # Made while a step is traced, they take two conditions each; under a strategy, Keras makes them before.
+    twins[1].optimizer.build(twins[1].trainable_variables)
     histories = []
     for twin in twins:
         with warnings.catch_warnings():

@@ -53,8 +53,8 @@ def test_the_hinge_closes_gates_to_the_budget_and_the_gated_network_is_the_shrun
     gated = kfp.apply_filter_gates(model)
     tolerance = 2e-2 if name == "mixed_precision" else 1e-5
     assert_same(model, gated, x, 1e-6)
-    callback = begun(gated, kfp.callbacks.BudgetGates(budget, strength=0.05))
-    for step in range(200):
+    callback = begun(gated, kfp.callbacks.BudgetGates(budget, strength=0.2))
+    for step in range(50):
         callback.on_train_batch_end(step)
     plain = kfp.strip_wrappers(gated)
     small = shrunk(plain)
