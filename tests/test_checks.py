@@ -41,6 +41,17 @@ def test_numbers_in_an_interval(bounds, inside, outside, words):
 
 
 @pytest.mark.parametrize(
+    ("value", "hint"),
+    [(50, " For 50 %, give 0.5."), (np.float32(1), " For 1 %, give 0.01."), (-1, ""), (101, ""), ("5", "")],
+)
+def test_percentages_are_told_which_shares_they_are(value, hint):
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        checks.check_share("x", value, "a share", InfeasibleBudgetError, least=0, below=1)
+    assert str(caught.value) == f"x is a share, in [0, 1). Received: x={value!r}.{hint}"
+    assert checks.check_share("x", 1, "a share", above=0, most=1) == 1
+
+
+@pytest.mark.parametrize(
     ("bounds", "inside", "outside", "words"),
     [
         ({}, [1, 2**63 - 1], [0, -5], "x is an integer, at least 1."),
