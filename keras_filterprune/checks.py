@@ -69,8 +69,9 @@ def is_number(value: Any) -> bool:
 
 def did_you_mean(name: Any, known: Iterable[str], otherwise: str = "") -> str:
     """` Did you mean 'l2'?` for a name that resembles a known one, else what is to be said instead."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean '{near[0]}'?" if near else otherwise
+    by_lower = {entry.lower(): entry for entry in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    return f" Did you mean '{by_lower[near[0]]}'?" if near else otherwise
 
 
 def unknown_name(name: str, value: Any, expected: str, known: Iterable[str]) -> UnknownNameError:
@@ -174,15 +175,15 @@ def check_names(name: str, value: Any) -> tuple[str, ...]:
     return names
 
 
-def check_path(name: str, value: Any) -> Path:
-    """The name of a file or folder, as text or path."""
+def check_path(name: str, value: Any, of: str = "file") -> Path:
+    """The name of a file, or of a folder, as text or path."""
     try:
         text = os.fspath(value)
         if isinstance(text, str) and text and b"\0" not in os.fsencode(text):
             return Path(text)
     except (TypeError, UnicodeEncodeError):
         pass
-    raise wrong(name, value, "the name of a file, a str or a path")
+    raise wrong(name, value, f"the name of a {of}, a str or a path")
 
 
 def visible(text: str) -> str:

@@ -91,7 +91,13 @@ def test_a_check_may_raise_another_error():
 
 @pytest.mark.parametrize(
     ("value", "hint"),
-    [("acuracy", " Did you mean 'accuracy'?"), ("loss", ""), (None, ""), (["error"], " Did you mean 'error'?")],
+    [
+        ("ACCURACY", " Did you mean 'accuracy'?"),
+        ("acuracy", " Did you mean 'accuracy'?"),
+        ("loss", ""),
+        (None, ""),
+        (["error"], " Did you mean 'error'?"),
+    ],
 )
 def test_options_by_name(value, hint):
     with pytest.raises(UnknownNameError) as caught:

@@ -104,7 +104,8 @@ def read_budget(options: argparse.Namespace, model: Any) -> Any:
         return None
     if options.keep_latency is not None:
         check_fraction("--keep-latency", options.keep_latency)
-    check_number("--ms", options.ms, "a number of milliseconds", above=0, optional=True, error=InfeasibleBudgetError)
+    else:
+        check_number("--ms", options.ms, "a number of milliseconds", above=0, error=InfeasibleBudgetError)
     return LatencyBudget(ms=options.ms, keep=options.keep_latency, table=_read_table(options.latency_table, model))
 
 

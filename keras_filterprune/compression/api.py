@@ -88,7 +88,7 @@ def compress(
     """
     device = DEVICES[check_option("target", target, DEVICES)]
     integer_io = device.integer_io if integer_io is None else check_integer_io(integer_io)
-    path, limit = check_path("out", out), _limit(budget, accuracy_drop)
+    path, limit = check_path("out", out, of="folder"), _limit(budget, accuracy_drop)
     check_integer("seed", seed, least=0)
     check_flag("progress", progress)
     if path.exists() and not path.is_dir():

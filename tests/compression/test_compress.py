@@ -294,7 +294,9 @@ def test_a_whole_folder_is_read_and_other_work_is_kept_out(made, samples):
 
 def test_files_of_others_stay_and_cut_files_are_found_out(samples, tmp_path):
     (tmp_path / "plan.json").write_text("mine")
-    with pytest.raises(errors.FileError, match=r"plan\.json already exists and is kept"):
+    with pytest.raises(
+        errors.FileError, match=r"plan\.json already exists and is kept: no earlier compression wrote it"
+    ):
         kfp.compress(network(), samples, "raspberry-pi-4", out=tmp_path, **QUIET)
     assert {path.name for path in tmp_path.iterdir()} == {"plan.json"}
     out = tmp_path / "other"
