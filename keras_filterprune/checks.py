@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import math
 import os
 import re
@@ -220,9 +221,10 @@ def import_keras() -> Any:
     try:
         return importlib.import_module("keras")
     except ModuleNotFoundError as error:
+        found = [name for name in ("jax", "torch") if importlib.util.find_spec(name) is not None]
+        other = f"set KERAS_BACKEND={found[0]}, which is installed" if found else "jax or torch, and set KERAS_BACKEND"
         raise MissingPackageError(
-            f"Keras cannot be imported ({error}). Install its backend: pip install tensorflow; or name another that is "
-            "installed in the environment: KERAS_BACKEND=jax, or torch."
+            f"Keras cannot be imported ({error}). Install its backend: pip install tensorflow; or {other}."
         ) from error
 
 

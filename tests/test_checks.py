@@ -1,7 +1,11 @@
 """Checks of arguments: what passes comes back as it was, what does not gets one sentence."""
 
+import importlib.util
 import math
+import os
 import re
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -137,3 +141,14 @@ def test_long_values_are_shown_in_one_line():
         assert len(checks.shown(value)) < 200
         assert "\n" not in checks.shown(value)
     assert checks.shown(10**5000) == "<int>"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
+def test_without_its_backend_keras_is_told_of_another_one():
+    script = "import sys; sys.modules['tensorflow'] = None; from keras_filterprune import checks; checks.import_keras()"
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        "pip install tensorflow; or set KERAS_BACKEND=jax, which is installed."
+    )
