@@ -136,16 +136,15 @@ def check_number(
     return _plain(value)
 
 
-def check_share(
-    name: str, value: T, what: str, error: type[FilterPruneError] = InvalidValueError, **bounds: float | None
-) -> T:
+def check_share(name: str, value: T, what: str, error: type[FilterPruneError] = InvalidValueError, **bounds: Any) -> T:
     """A number in an interval that ends at 1; who gave percent is told which share that is."""
+    number: Any = value
     try:
         return check_number(name, value, what, error=error, **bounds)
     except error as refused:
-        if not is_number(value) or not 1 <= (percent := float(value)) <= 100:
+        if not is_number(value) or not 1 <= number <= 100:
             raise
-        raise error(f"{refused} For {percent:g} %, give {percent / 100:g}.") from None
+        raise error(f"{refused} For {float(number):g} %, give {float(number) / 100:g}.") from None
 
 
 def check_flag(name: str, value: T) -> T:

@@ -92,7 +92,7 @@ class Budget(Part, abc.ABC):
 
     def __str__(self) -> str:
         """What may be left, in words; of a budget that has no fraction, its `repr`."""
-        keep = getattr(self, "keep", None)
+        keep: Any = getattr(self, "keep", None)
         return f"at most {100 * keep:g} % of the {self.unit}" if is_number(keep) else repr(self)
 
     @abc.abstractmethod
