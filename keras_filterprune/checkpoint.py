@@ -24,10 +24,16 @@ class Checkpoint:
     Args:
         path: JSON file; None: nothing is written, and nothing found.
         work: what it is called in messages ("search").
+        parts: what its key is made of, for messages.
     """
 
-    def __init__(self, path: str | os.PathLike | None, work: str = "search"):
-        self.path, self._work = None if path is None else check_path("checkpoint", path), work
+    def __init__(
+        self,
+        path: str | os.PathLike | None,
+        work: str = "search",
+        parts: str = "model, method, data, seed or fine-tuning",
+    ):
+        self.path, self._work, self._parts = None if path is None else check_path("checkpoint", path), work, parts
 
     def read(self, key: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """What `parse` makes of the file's content, None if there is no file.
@@ -50,8 +56,7 @@ class Checkpoint:
             ) from error
         if found != key:
             raise FileError(
-                f"'{self.path}' belongs to another {self._work}: model, method, data, seed or fine-tuning differ. "
-                "Delete it, or give another name."
+                f"'{self.path}' belongs to another {self._work}: {self._parts} differ. Delete it, or give another name."
             )
         return parsed
 

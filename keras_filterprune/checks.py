@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import math
 import os
 import re
@@ -69,8 +70,9 @@ def is_number(value: Any) -> bool:
 
 def did_you_mean(name: Any, known: Iterable[str], otherwise: str = "") -> str:
     """` Did you mean 'l2'?` for a name that resembles a known one, else what is to be said instead."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean '{near[0]}'?" if near else otherwise
+    by_lower = {entry.lower(): entry for entry in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    return f" Did you mean '{by_lower[near[0]]}'?" if near else otherwise
 
 
 def unknown_name(name: str, value: Any, expected: str, known: Iterable[str]) -> UnknownNameError:
@@ -134,6 +136,17 @@ def check_number(
     return _plain(value)
 
 
+def check_share(name: str, value: T, what: str, error: type[FilterPruneError] = InvalidValueError, **bounds: Any) -> T:
+    """A number in an interval that ends at 1; who gave percent is told which share that is."""
+    number: Any = value
+    try:
+        return check_number(name, value, what, error=error, **bounds)
+    except error as refused:
+        if not is_number(value) or not 1 <= number <= 100:
+            raise
+        raise error(f"{refused} For {float(number):g} %, give {float(number) / 100:g}.") from None
+
+
 def check_flag(name: str, value: T) -> T:
     """True or False."""
     if not isinstance(value, bool | np.bool_):
@@ -162,15 +175,15 @@ def check_names(name: str, value: Any) -> tuple[str, ...]:
     return names
 
 
-def check_path(name: str, value: Any) -> Path:
-    """The name of a file or folder, as text or path."""
+def check_path(name: str, value: Any, of: str = "file") -> Path:
+    """The name of a file, or of a folder, as text or path."""
     try:
         text = os.fspath(value)
         if isinstance(text, str) and text and b"\0" not in os.fsencode(text):
             return Path(text)
     except (TypeError, UnicodeEncodeError):
         pass
-    raise wrong(name, value, "the name of a file, a str or a path")
+    raise wrong(name, value, f"the name of a {of}, a str or a path")
 
 
 def visible(text: str) -> str:
@@ -207,9 +220,10 @@ def import_keras() -> Any:
     try:
         return importlib.import_module("keras")
     except ModuleNotFoundError as error:
+        found = [name for name in ("jax", "torch") if importlib.util.find_spec(name) is not None]
+        other = f"set KERAS_BACKEND={found[0]}, which is installed" if found else "jax or torch, and set KERAS_BACKEND"
         raise MissingPackageError(
-            f"Keras cannot be imported ({error}). Install its backend: pip install tensorflow; or name another that is "
-            "installed in the environment: KERAS_BACKEND=jax, or torch."
+            f"Keras cannot be imported ({error}). Install its backend: pip install tensorflow; or {other}."
         ) from error
 
 

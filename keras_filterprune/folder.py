@@ -32,8 +32,8 @@ class Folder:
     """
 
     def __init__(self, name: str, path: str | os.PathLike | None, index: str, key: str, work: str, parts: str):
-        self._path = None if path is None else check_path(name, path)
-        self._key = hashlib.sha256(key.encode()).hexdigest()
+        self._path = None if path is None else check_path(name, path, of="folder")
+        self._work, self._key = work, hashlib.sha256(key.encode()).hexdigest()
         self._files: dict[str, str | None] = {}
         self.facts: dict[str, Any] = {}
         if self._path is None:
@@ -58,8 +58,14 @@ class Folder:
             FileError: one is, or cannot be written.
         """
         for name in names:
-            if self._path is not None and name not in self._files:
-                check_destination(self._path / name, overwrite=False)
+            if self._path is None or name in self._files:
+                continue
+            path = self._path / name
+            if path.exists():
+                raise FileError(
+                    f"{path} already exists and is kept: no earlier {self._work} wrote it. Give another folder."
+                )
+            check_destination(path, overwrite=False)
 
     def find(self, name: str) -> Path | None:
         """A file that was written before, None where it is not.

@@ -1,7 +1,11 @@
 """Checks of arguments: what passes comes back as it was, what does not gets one sentence."""
 
+import importlib.util
 import math
+import os
 import re
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -38,6 +42,17 @@ def test_numbers_in_an_interval(bounds, inside, outside, words):
     for value in [*outside, math.nan]:
         with pytest.raises(InvalidValueError, match=re.escape(f"{words} Received: x={value!r}.")):
             checks.check_number("x", value, **bounds)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [(50, " For 50 %, give 0.5."), (np.float32(1), " For 1 %, give 0.01."), (-1, ""), (101, ""), ("5", "")],
+)
+def test_percentages_are_told_which_shares_they_are(value, hint):
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        checks.check_share("x", value, "a share", InfeasibleBudgetError, least=0, below=1)
+    assert str(caught.value) == f"x is a share, in [0, 1). Received: x={value!r}.{hint}"
+    assert checks.check_share("x", 1, "a share", above=0, most=1) == 1
 
 
 @pytest.mark.parametrize(
@@ -80,7 +95,13 @@ def test_a_check_may_raise_another_error():
 
 @pytest.mark.parametrize(
     ("value", "hint"),
-    [("acuracy", " Did you mean 'accuracy'?"), ("loss", ""), (None, ""), (["error"], " Did you mean 'error'?")],
+    [
+        ("ACCURACY", " Did you mean 'accuracy'?"),
+        ("acuracy", " Did you mean 'accuracy'?"),
+        ("loss", ""),
+        (None, ""),
+        (["error"], " Did you mean 'error'?"),
+    ],
 )
 def test_options_by_name(value, hint):
     with pytest.raises(UnknownNameError) as caught:
@@ -120,3 +141,14 @@ def test_long_values_are_shown_in_one_line():
         assert len(checks.shown(value)) < 200
         assert "\n" not in checks.shown(value)
     assert checks.shown(10**5000) == "<int>"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
+def test_without_its_backend_keras_is_told_of_another_one():
+    script = "import sys; sys.modules['tensorflow'] = None; from keras_filterprune import checks; checks.import_keras()"
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        "pip install tensorflow; or set KERAS_BACKEND=jax, which is installed."
+    )

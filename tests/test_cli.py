@@ -85,7 +85,11 @@ def test_existing_output_is_kept_unless_overwrite(folder, capsys):
     ("words", "sentence"),
     [
         (["--method", "l3"], "method is a criterion object, a Method, or one of l1, l2"),
-        (["--keep-macs", "1.5"], "fraction that is kept, in (0, 1]. Received: keep=1.5"),
+        (["--keep-macs", "0"], "--keep-macs is the fraction that is kept, in (0, 1]. Received: --keep-macs=0.0."),
+        (["--keep-params", "50"], "Received: --keep-params=50.0. For 50 %, give 0.5."),
+        (["--keep-filters", "5"], "Received: --keep-filters=5.0. For 5 %, give 0.05."),
+        (["--keep-latency", "60"], "Received: --keep-latency=60.0. For 60 %, give 0.6."),
+        (["--ms", "0"], "--ms is a number of milliseconds, above 0. Received: --ms=0.0."),
         (["--keep-macs", "1e-9"], "the smallest reachable is"),
         (["--exclude", "stemm"], "no layer matches 'stemm'. Did you mean 'stem"),
         (["--method", "cap"], "needs calibration inputs: pass data="),

@@ -15,6 +15,8 @@ from keras_filterprune.errors import CalibrationDataError
 
 # What comes before the name of a data set of TensorFlow Datasets.
 _NAMED = "tfds:"
+# Black and white as files have them.
+_PIXELS = (0.0, 255.0)
 # What .npy and .npz files begin with.
 _STARTS = (b"\x93NUMPY", b"PK")
 
@@ -32,7 +34,6 @@ def add_data(parser: argparse.ArgumentParser, what: str, required: bool = False)
         "--pixels",
         type=float,
         nargs=2,
-        default=(0.0, 255.0),
         metavar=("BLACK", "WHITE"),
         help="what the network expects for black and for white, where samples are images (0 255)",
     )
@@ -42,11 +43,17 @@ def read_data(options: argparse.Namespace, model: Any) -> Read:
     """The samples that `--data` names; no inputs without it."""
     if options.data is None:
         return Read(None)
-    images = Images(model, options.data, *options.pixels)
+    images = Images(model, options.data, *(options.pixels or _PIXELS))
     if options.data.startswith(_NAMED):
         return read_dataset(options.data.removeprefix(_NAMED), images)
     path = Path(options.data)
-    return read_folder(path, images) if path.is_dir() else _read_arrays(path)
+    if path.is_dir():
+        return read_folder(path, images)
+    if options.pixels is not None:
+        raise CalibrationDataError(
+            f"--pixels is for images; arrays are given as the network takes them. Received: --pixels with {path}."
+        )
+    return _read_arrays(path)
 
 
 def _read_arrays(path: Path) -> Read:

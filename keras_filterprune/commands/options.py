@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from keras_filterprune.errors import InvalidValueError
+from keras_filterprune.checks import check_number
+from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError
 
 # What `--json` prints, and what is shown otherwise.
 Answer = tuple[Any, Sequence[RenderableType]]
@@ -90,16 +91,21 @@ def add_budgets(parser: argparse.ArgumentParser, filters: bool = True) -> argpar
 def read_budget(options: argparse.Namespace, model: Any) -> Any:
     """The budget that was given, None where there is none."""
     from keras_filterprune.cost import FiltersBudget, MacsBudget, ParamsBudget
+    from keras_filterprune.cost.base import check_fraction
     from keras_filterprune.latency import LatencyBudget
 
     kinds = {"keep_macs": MacsBudget, "keep_params": ParamsBudget, "keep_filters": FiltersBudget}
     for option, kind in kinds.items():
         if (keep := getattr(options, option, None)) is not None:
             _only_for_latency(options)
-            return kind(keep=keep)
+            return kind(keep=check_fraction(f"--{option.replace('_', '-')}", keep))
     if options.keep_latency is None and options.ms is None:
         _only_for_latency(options)
         return None
+    if options.keep_latency is not None:
+        check_fraction("--keep-latency", options.keep_latency)
+    else:
+        check_number("--ms", options.ms, "a number of milliseconds", above=0, error=InfeasibleBudgetError)
     return LatencyBudget(ms=options.ms, keep=options.keep_latency, table=_read_table(options.latency_table, model))
 
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.analysis import analyze
-from keras_filterprune.checks import check_flag, check_integer, check_number, check_option, check_path, wrong
+from keras_filterprune.checks import check_flag, check_integer, check_option, check_path, check_share, wrong
 from keras_filterprune.compression.devices import DEVICES
 from keras_filterprune.compression.exam import Exam, Split, split
 from keras_filterprune.compression.findings import conclude
@@ -88,7 +88,7 @@ def compress(
     """
     device = DEVICES[check_option("target", target, DEVICES)]
     integer_io = device.integer_io if integer_io is None else check_integer_io(integer_io)
-    path, limit = check_path("out", out), _limit(budget, accuracy_drop)
+    path, limit = check_path("out", out, of="folder"), _limit(budget, accuracy_drop)
     check_integer("seed", seed, least=0)
     check_flag("progress", progress)
     if path.exists() and not path.is_dir():
@@ -114,7 +114,8 @@ def compress(
 
 def _limit(budget: Any, drop: Any) -> Budget | None:
     """The budget; None where accuracy decides."""
-    check_number("accuracy_drop", drop, "the share of accuracy that may be lost", least=0, below=1, optional=True)
+    if drop is not None:
+        check_share("accuracy_drop", drop, "the share of accuracy that may be lost", least=0, below=1)
     if budget is not None and drop is not None:
         raise InvalidValueError(
             f"compress takes either budget= or accuracy_drop=. Received: budget={budget!r}, accuracy_drop={drop!r}."

@@ -19,7 +19,7 @@ def write_card(job: Job, candidate: Candidate, made: Compressed, path: os.PathLi
     how = (
         "the smallest size tried that loses at most " + f"{percent(job.drop or 0)} of accuracy"
         if job.drop is not None
-        else plan.budget
+        else str(job.budget)
     )
     sections = [
         Section(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from keras_filterprune.checks import check_number, check_returned, is_number
+from keras_filterprune.checks import check_returned, check_share, is_number
 from keras_filterprune.cost.model import Cost, CostModel
 from keras_filterprune.cost.tiles import Tiles
 from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError
@@ -90,6 +90,11 @@ class Budget(Part, abc.ABC):
         """What the cost depends on apart from the model, as text."""
         return repr(self)
 
+    def __str__(self) -> str:
+        """What may be left, in words; of a budget that has no fraction, its `repr`."""
+        keep: Any = getattr(self, "keep", None)
+        return f"at most {100 * keep:g} % of the {self.unit}" if is_number(keep) else repr(self)
+
     @abc.abstractmethod
     @returns(_check_cost)
     def cost(self, model: CostModel) -> Cost:
@@ -152,4 +157,4 @@ class CountBudget(Budget):
 
 def check_fraction(name: str, value: Any) -> float:
     """`value` as a float in (0, 1]; anything else is an `InfeasibleBudgetError`."""
-    return float(check_number(name, value, "the fraction that is kept", above=0, most=1, error=InfeasibleBudgetError))
+    return float(check_share(name, value, "the fraction that is kept", InfeasibleBudgetError, above=0, most=1))

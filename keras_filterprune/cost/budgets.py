@@ -85,11 +85,14 @@ class _KeepOrCount(Budget):
 
     def __post_init__(self):
         if (self.keep is None) == (self.count is None):
-            raise InfeasibleBudgetError(f"{type(self).__name__} expects either keep= or count=. Received: {self}.")
+            raise InfeasibleBudgetError(f"{type(self).__name__} expects either keep= or count=. Received: {self!r}.")
         if self.keep is not None:
             check_fraction("keep", self.keep)
         else:
             check_integer("count", self.count, f"a number of {self.unit}", error=InfeasibleBudgetError)
+
+    def __str__(self) -> str:
+        return super().__str__() if self.count is None else f"at most {self.count:,} {self.unit}"
 
     def limit(self, full: int) -> int:
         return super().limit(full) if self.count is None else min(self.count, full)
@@ -194,6 +197,10 @@ class FiltersBudget(CountBudget):
         check_names("keep", by_layer or ())
         for name, value in ({"keep": self.keep} if by_layer is None else by_layer).items():
             check_fraction(name, value)
+
+    def __str__(self) -> str:
+        shares = self.keep if isinstance(self.keep, dict) else {"every group": self.keep}
+        return ", ".join(f"{100 * share:g} % of the filters of {name}" for name, share in shares.items())
 
     def counts(self, groups: Sequence[Group], redundant: Callable[[Group], int]) -> np.ndarray:
         layers = {layer for group in groups for layer in group.producers}

@@ -275,7 +275,10 @@ def check_integer_io(integer_io: Any) -> Any:
 def _of_parity(parity: Parity | None) -> list[ExportWarning]:
     if parity is None or parity.top1_agreement is None or parity.top1_agreement >= _AGREEMENT:
         return []
-    problem = f"another highest class than Keras' for {1 - parity.top1_agreement:.0%} of the compared samples"
+    problem = (
+        f"another highest class than Keras' for {1 - parity.top1_agreement:.0%} of the compared samples; at most "
+        f"{1 - _AGREEMENT:.0%} is expected"
+    )
     remedy = "Give data like that met in use, and measure how accurate the file is; keep layers in float32."
     return [ExportWarning((), ("the outputs",), problem, remedy)]
 

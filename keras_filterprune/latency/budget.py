@@ -108,7 +108,7 @@ class LatencyBudget(Budget):
 
     def __post_init__(self):
         if (self.ms is None) == (self.keep is None):
-            raise InfeasibleBudgetError(f"LatencyBudget expects either ms= or keep=. Received: {self}.")
+            raise InfeasibleBudgetError(f"LatencyBudget expects either ms= or keep=. Received: {self!r}.")
         if self.keep is not None:
             check_fraction("keep", self.keep)
         check_number("ms", self.ms, "a number of milliseconds", above=0, optional=True, error=InfeasibleBudgetError)
@@ -118,6 +118,9 @@ class LatencyBudget(Budget):
                 f"{self.prices!r} counts {self.unit}, which are not milliseconds: give keep=, the fraction that is "
                 f"kept, or a measured table. Received: ms={self.ms!r}."
             )
+
+    def __str__(self) -> str:
+        return super().__str__() if self.ms is None else f"at most {self.ms:g} ms"
 
     @cached_property
     def prices(self) -> Prices:

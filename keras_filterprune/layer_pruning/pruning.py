@@ -204,7 +204,7 @@ class _Goal:
         limit = self.budget.limit(full)
         if least > limit:
             raise InfeasibleBudgetError(
-                f"{self.budget} asks for at most {limit:,} {self.budget.unit}; without all {len(units)} units "
+                f"{self.budget!r} asks for at most {limit:,} {self.budget.unit}; without all {len(units)} units "
                 f"that can be removed, {least:,} are left ({100 * least / full:.1f} % of {full:,}). prune_model makes "
                 "the rest narrower."
             )

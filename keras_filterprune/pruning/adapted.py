@@ -33,7 +33,7 @@ def task_for(model: keras.Model, costs: CostModel, recipe: Method, budget: Budge
         return Task(model, costs, recipe, budget, options, run)
     if budget.by_name:
         raise InfeasibleBudgetError(
-            f"adapters are new layers, of which {budget} says nothing: give the same to all layers, or another "
+            f"adapters are new layers, of which {budget!r} says nothing: give the same to all layers, or another "
             "compensator."
         )
     paths = [path for path in wrappable(costs.graph) if options.refusal([path]) is None]

@@ -188,7 +188,7 @@ class Task:
             for layer in sorted(spent, key=lambda layer: -spent[layer])[:_NAMED]
         ]
         text = (
-            f"{self.budget} asks for at most {self.limit:,} {self.budget.unit}; the smallest reachable is "
+            f"{self.budget!r} asks for at most {self.limit:,} {self.budget.unit}; the smallest reachable is "
             f"{reachable:,} ({100 * reachable / self._full:.1f} % of {self._full:,}) with min_filters and "
             f"channel_multiple as given."
         )

@@ -31,9 +31,9 @@ th[aria-sort=ascending]::after { content: " \\2191"; }
 th[aria-sort=descending]::after { content: " \\2193"; }
 .right { text-align: right; white-space: nowrap; }
 th.right { white-space: normal; max-width: 6rem; }
-.drawn { min-width: min(18rem, 40vw); vertical-align: middle; }
+.drawn { min-width: min(18rem, 40vw); }
 svg { display: block; }
-svg.bar { width: 100%; height: .8rem; }
+svg.bar { width: 100%; height: .8rem; margin-top: .2rem; }
 .gone { fill: var(--gone); }
 .kept { fill: var(--kept); }
 /* By the golden angle, neighbours differ and none comes again. */

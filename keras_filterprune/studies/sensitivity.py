@@ -81,7 +81,7 @@ def measure_sensitivity(
         UnknownNameError: metric or method is not known.
         InvalidValueError: a number is out of range, or keep does not fall.
         InfeasibleBudgetError: the model has no filter that can be removed.
-        FileError: the checkpoint is damaged, or belongs to another model, data, metric or method.
+        FileError: the checkpoint is damaged, or belongs to another model, data, metric, method or seed.
 
     Example:
         >>> import keras, numpy as np, keras_filterprune as kfp
@@ -93,7 +93,8 @@ def measure_sensitivity(
         [('conv', 2)]
     """
     keep, criterion = check_falling(keep), as_method(method, seed, True).criterion
-    file, executor = Checkpoint(checkpoint, "sensitivity analysis"), check_executor(executor)
+    file = Checkpoint(checkpoint, "sensitivity analysis", "model, data, metric, samples, method or seed")
+    executor = check_executor(executor)
     check_flags(progress=progress)
     graph = analyze(model)
     weights = _checked(graph)

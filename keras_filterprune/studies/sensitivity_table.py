@@ -110,7 +110,7 @@ class SensitivityTable:
         problem = Allocation(self.costs.sizes, floors, rungs, cost, limit)
         if not problem.feasible(floors):
             raise InfeasibleBudgetError(
-                f"{budget} asks for at most {limit:,} {budget.unit}; with the fewest filters in all groups that were "
+                f"{budget!r} asks for at most {limit:,} {budget.unit}; with the fewest filters in all groups that were "
                 f"measured, {cost(floors):,} are left."
             )
         kept = equal_loss(problem, self.keep, drops)

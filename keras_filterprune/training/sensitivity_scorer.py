@@ -39,7 +39,7 @@ class SensitivityScorer(TrainingCallback):
     def __init__(self, data: Any, every: int = 1, folder: str | os.PathLike | None = None, **options):
         super().__init__()
         self.every = check_integer("every", every, "a number of epochs")
-        self.folder = None if folder is None else check_path("folder", folder)
+        self.folder = None if folder is None else check_path("folder", folder, of="folder")
         self.tables: dict[int, SensitivityTable] = {}
         self._data, self._options = Samples.of(data), {"progress": False} | options
         self._logs: dict[str, float] = {}

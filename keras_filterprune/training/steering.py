@@ -78,7 +78,7 @@ class Steered(TrainingCallback, abc.ABC):
         claimed, self._spent = self._spent, self._price(self.counts_left())
         self.note(self._spent)
         needed = (
-            f"{self.budget} allows {self._limit:,} {self.budget.unit}, and after training {self._spent:,} are needed."
+            f"{self.budget!r} allows {self._limit:,} {self.budget.unit}, and after training {self._spent:,} are needed."
         )
         if claimed > self._limit:
             if self._spent > self._limit:
@@ -188,7 +188,7 @@ class BudgetGates(Steered):
         self._floor, self._filters = np.append(floor, np.zeros(len(closable), int)), int(self._costs.sizes.sum())
         if self._price(self._floor) > self._limit:
             raise InfeasibleBudgetError(
-                f"{self.budget} allows {self._limit:,} {self.budget.unit}; with min_filters={self.min_filters}, "
+                f"{self.budget!r} allows {self._limit:,} {self.budget.unit}; with min_filters={self.min_filters}, "
                 f"{self._price(self._floor):,} are the least. Give a larger budget, or fewer filters."
             )
         # Gates are numbered group by group; channels that cannot be pruned have none.

@@ -80,7 +80,7 @@ def place(tmp_path_factory):
     return folder
 
 
-def read(folder, data, model="model", pixels=(0, 255)):
+def read(folder, data, model="model", pixels=None):
     options = argparse.Namespace(data=str(folder / data), pixels=pixels)
     return read_data(options, keras.models.load_model(folder / f"{model}.keras"))
 
@@ -297,6 +297,7 @@ def test_layers_of_a_folder_of_ones_own(tmp_path, monkeypatch, capsys):
         ("prune model.keras --data own_layers.py", "own_layers.py: it is neither an .npy nor an .npz file"),
         ("prune two.keras --data flat", "images are for a model with one input"),
         ("prune open.keras --data flat", "images are for a model with one input"),
+        ("prune model.keras --data x.npy --pixels 0 1", "--pixels is for images; .* Received: --pixels with .*x.npy"),
         ("prune model.keras --data flat --pixels 1 1", "--pixels are two different numbers"),
         ("prune model.keras --data flat --pixels 0 nan", "--pixels are two different numbers"),
         ("prune model.keras --method taylor --data x.npy", "needs labelled samples"),

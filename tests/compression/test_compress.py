@@ -100,6 +100,7 @@ def test_card_and_report_say_what_was_found(made):
     card, report = made.card.read_text(), made.report.read_text()
     for row in made.rows():
         assert f"| {' | '.join(row)} |".replace("|  |", "| |") in card.replace("|  |", "| |")
+    assert "Budget: at most 50 % of the MACs. Method: " in card
     assert "96 samples; measured on 32 others" in card and "Classes: cat, " in card and "Cortex-A72" in card
     assert "In short" in report and "model.tflite" in report and "Measured latency" in report
     assert made.notes[0] in card and "pip install ai-edge-litert" in card
@@ -293,7 +294,9 @@ def test_a_whole_folder_is_read_and_other_work_is_kept_out(made, samples):
 
 def test_files_of_others_stay_and_cut_files_are_found_out(samples, tmp_path):
     (tmp_path / "plan.json").write_text("mine")
-    with pytest.raises(errors.FileError, match=r"plan\.json already exists and is kept"):
+    with pytest.raises(
+        errors.FileError, match=r"plan\.json already exists and is kept: no earlier compression wrote it"
+    ):
         kfp.compress(network(), samples, "raspberry-pi-4", out=tmp_path, **QUIET)
     assert {path.name for path in tmp_path.iterdir()} == {"plan.json"}
     out = tmp_path / "other"
@@ -311,9 +314,14 @@ WRONG = {
     "target": ({"target": "pixel8"}, errors.UnknownNameError, "Did you mean 'pixel-8'?"),
     "no target": ({"target": None}, errors.UnknownNameError, "target is one of android, pixel-6"),
     "two limits": ({"budget": 0.5, "accuracy_drop": 0.1}, errors.InvalidValueError, "either budget= or accuracy_drop="),
-    "budget": ({"budget": 50}, errors.InfeasibleBudgetError, "the fraction that is kept, in (0, 1]"),
+    "budget": (
+        {"budget": 50},
+        errors.InfeasibleBudgetError,
+        "in (0, 1]. Received: budget=50. For 50 %, give 0.5.",
+    ),
     "small budget": ({"budget": 1e-4}, errors.InfeasibleBudgetError, "the smallest reachable is"),
     "drop": ({"accuracy_drop": 1.5, "data": (X, Y)}, errors.InvalidValueError, "share of accuracy that may be lost"),
+    "points": ({"accuracy_drop": 1, "data": (X, Y)}, errors.InvalidValueError, "accuracy_drop=1. For 1 %, give 0.01."),
     "no labels": ({"accuracy_drop": 0.1}, errors.CalibrationDataError, "accuracy_drop needs labels"),
     "wrong labels": ({"accuracy_drop": 0.1, "labels": Y + 9}, errors.CalibrationDataError, "class numbers from 0 to 2"),
     "names": ({"accuracy_drop": 0.1, "labels": ["cat"] * 64}, errors.CalibrationDataError, "'head'. Received: 'cat'."),

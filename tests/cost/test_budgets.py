@@ -226,6 +226,24 @@ def test_they_hold_for_the_whole_model_whatever_the_recipe_does_in_rounds():
     assert [layer.filters for layer in small.layers if hasattr(layer, "filters")] == [4, 6, 4]
 
 
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (kfp.MacsBudget(0.35), "at most 35 % of the MACs"),
+        (kfp.ParamsBudget(count=12_345), "at most 12,345 parameters"),
+        (kfp.ParamsBudget(keep=1 / 8), "at most 12.5 % of the parameters"),
+        (kfp.budgets.BopsBudget(keep=0.5), "at most 50 % of the bit operations"),
+        (kfp.LatencyBudget(keep=0.6, table="arm64"), "at most 60 % of the padded MACs"),
+        (kfp.FiltersBudget(0.5), "50 % of the filters of every group"),
+        (kfp.FiltersBudget({"a": 0.5, "b*": 0.25}), "50 % of the filters of a, 25 % of the filters of b*"),
+        (kfp.budgets.RedundancyBudget(), "RedundancyBudget()"),
+        (EnergyBudget(0.7), "at most 70 % of the fJ"),
+    ],
+)
+def test_budgets_in_words(budget, words):
+    assert str(budget) == words
+
+
 # ------------------------------------------------------------------------------------------------- checkpoints
 
 

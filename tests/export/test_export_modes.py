@@ -188,6 +188,7 @@ def test_what_is_seen_of_agreement_and_of_signed_pixels(tmp_path):
     assert result.top1_agreement < 0.9
     text = result.summary()
     assert "warning: (the outputs): another highest class than Keras' for" in text
+    assert "of the compared samples; at most 10% is expected" in text
     assert "warning: (the inputs): int8, which MediaPipe" in text
 
 

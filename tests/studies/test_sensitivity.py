@@ -215,7 +215,7 @@ def test_a_cache_of_something_else(trained, tmp_path):
         (trained, data, {"method": "l1"}),
         (trained, data, {"seed": 1}),
     ):
-        with pytest.raises(errors.FileError, match="belongs to another sensitivity analysis"):
+        with pytest.raises(errors.FileError, match="another sensitivity analysis: model, data, metric"):
             kfp.measure_sensitivity(model, samples, keep=(0.5,), checkpoint=path, progress=False, **options)
     path.write_text("{}")
     with pytest.raises(errors.FileError, match="is no checkpoint of a sensitivity analysis"):
