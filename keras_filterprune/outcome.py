@@ -17,8 +17,9 @@ from keras_filterprune.probe.data import Samples, Thinned
 from keras_filterprune.rebuild.clone import rebuild, scope_of
 from keras_filterprune.rebuild.verify import verify
 
-# Before the last cut every fourth sample is used, and 64 at least.
-_BETWEEN = 4, 64
+# Before the last cut every second sample is used, and 64 at least. Of 512, half chose as well as all for a ResNet-20
+# (three draws, at 0.5 and 0.3: 88.0 and 77.5 %, 87.9 and 77.2 with all), a quarter worse (87.6 and 76.3).
+_BETWEEN = 2, 64
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ class Method:
         compensator: what makes up for the removed ones, if what it needs is there (`BNRecalibration()`).
         rounds: the budget is reached in so many cuts by equal factors (1), of the cost, or of every group's filters
             where the budget settles these. Scores are measured anew on the compensated network between them, and
-            `prune_model(finetune=)` trains it there. Before the last cut every fourth sample serves, 64 at least.
+            `prune_model(finetune=)` trains it there. Before the last cut every second sample serves, 64 at least.
         one_by_one: cut one group after the other (False), each chosen on the network as it is then, where
             `prune_model(finetune=)` trains it: True, the one first whose own cut costs least; "last_first", the last of
             the network first.

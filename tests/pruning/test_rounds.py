@@ -61,8 +61,8 @@ class Shown(kfp.compensators.BNRecalibration):
         return "nothing"
 
 
-@pytest.mark.parametrize(("samples", "before"), [(512, 128), (200, 67), (100, 100)])
-def test_before_the_last_cut_every_fourth_sample_is_looked_at(samples, before, monkeypatch):
+@pytest.mark.parametrize(("samples", "before"), [(200, 100), (129, 65), (100, 100)])
+def test_before_the_last_cut_every_second_sample_is_looked_at(samples, before, monkeypatch):
     for part in (Seen, Shown):
         monkeypatch.setattr(part, "counts", [])
     recipe = Method(Seen(), compensator=Shown(), rounds=3)
