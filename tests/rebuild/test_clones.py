@@ -201,16 +201,8 @@ def build(kind, policy="float32"):
     return model
 
 
-def outputs(model):
-    return keras.ops.convert_to_numpy(call_whole(model, [ops.convert_to_tensor(X)])[0])
-
-
-# Of an original, once for all of its copies.
-wanted = functools.lru_cache(1)(outputs)
-
-
 def difference(model, twin):
-    a, b = wanted(model), outputs(twin)
+    a, b = (keras.ops.convert_to_numpy(call_whole(m, [ops.convert_to_tensor(X)])[0]) for m in (model, twin))
     return np.abs(a - b).max() / np.abs(a).max()
 
 
