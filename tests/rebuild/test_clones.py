@@ -201,16 +201,8 @@ def build(kind, policy="float32"):
     return model
 
 
-def outputs(model):
-    return keras.ops.convert_to_numpy(call_whole(model, [ops.convert_to_tensor(X)])[0])
-
-
-# Of an original, once for all of its copies.
-wanted = functools.lru_cache(1)(outputs)
-
-
 def difference(model, twin):
-    a, b = wanted(model), outputs(twin)
+    a, b = (keras.ops.convert_to_numpy(call_whole(m, [ops.convert_to_tensor(X)])[0]) for m in (model, twin))
     return np.abs(a - b).max() / np.abs(a).max()
 
 
@@ -359,14 +351,14 @@ def near(change):
     return 2e-2 if change == "half precision" else 1e-5
 
 
-# What copies put around convolutions meets all that is changed of these; the rest is carried over by one mechanism, and
-# meets every third way to copy.
+# What copies put around convolutions meets all that is changed of these; the rest is carried over by one mechanism, by
+# another where channels may go, and meets pruning and every third way to copy.
 OF_OTHERS = ("no dropout", "another dropout", "no noise", "statistics", "no scale", "no shift", "slope")
 CHANGED = [
     (change, copy)
     for number, change in enumerate(CHANGES)
     for turn, copy in enumerate(COPIES)
-    if change not in OF_OTHERS or (number + turn) % 3 == 0
+    if change not in OF_OTHERS or copy.startswith("prune") or (number + turn) % 3 == 0
 ]
 
 
