@@ -59,7 +59,12 @@ def backbone_and_head() -> keras.Model:
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(keras.layers.UpSampling2D(SIZE // 32)(inputs))
     settings = {"include_top": False, "weights": None, "pooling": "avg", "alpha": 0.35}
     features = keras.applications.MobileNetV2(input_tensor=x, **settings).output
-    return keras.Model(inputs, keras.layers.Dense(CLASSES, name="head")(features), name="mobilenetv2")
+    model = keras.Model(inputs, keras.layers.Dense(CLASSES, name="head")(features), name="mobilenetv2")
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # That of keras.applications is for far longer training: what statistics begin with would outlive ours.
+            layer.momentum = 0.9
+    return model
 
 
 def with_new_head(model: keras.Model) -> keras.Model:
