@@ -34,6 +34,8 @@ from keras_filterprune.rebuild.plan import fingerprint
 from keras_filterprune.studies.sensitivity_table import Cut, SensitivityTable
 
 _RESAMPLES = 1000
+# What a checkpoint's key is made of, for messages.
+_PARTS = "model, data, metric, samples, method or seed"
 
 
 @interruptible()
@@ -93,8 +95,7 @@ def measure_sensitivity(
         [('conv', 2)]
     """
     keep, criterion = check_falling(keep), as_method(method, seed, True).criterion
-    file = Checkpoint(checkpoint, "sensitivity analysis", "model, data, metric, samples, method or seed")
-    executor = check_executor(executor)
+    file, executor = Checkpoint(checkpoint, "sensitivity analysis", _PARTS), check_executor(executor)
     check_flags(progress=progress)
     graph = analyze(model)
     weights = _checked(graph)
