@@ -11,6 +11,7 @@ from keras_filterprune.checks import check_flag, check_number
 from keras_filterprune.compensators.base import Compensator, left_out
 from keras_filterprune.compensators.side_by_side import SideBySide
 from keras_filterprune.graph.types import Call
+from keras_filterprune.handlers.activation import named
 from keras_filterprune.handlers.linear import Linear
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import known_statistics, linear_of, statistics_of
@@ -93,6 +94,10 @@ class _Run(SideBySide):
             self.normalised.add(statistics, args[0])
         return super()._twin(call, args, kwargs)
 
+    def _original(self, call: Call, args: tuple, kwargs: dict) -> Any:
+        self._made = super()._original(call, args, kwargs)
+        return self._made
+
     def adjust(self, call: Call, twin: Any, before: Any, after: Any) -> None:
         theirs, ours = linear_of(call.op), linear_of(twin)
         if theirs is None or ours is None or theirs.product is None:
@@ -101,20 +106,17 @@ class _Run(SideBySide):
             self.shifted += self.match_mean(call, twin, before, after)
             return
         places = draw_places(call.path, theirs, before, before.shape[0])
-        self._refit(call, ours, places, rows_at(theirs, before, places), rows_at(ours, after, places), theirs.slices)
+        self._refit(call, theirs, ours, places, before, rows_at(ours, after, places))
         if theirs.transposed:
             # Rows are input pixels: what their constants add up to depends on how windows overlap.
             self.match_mean(call, twin, before, after)
         self.refitted += 1
 
-    def _refit(
-        self, call: Call, ours: Linear, places: Places, before: np.ndarray, after: np.ndarray, kernel: np.ndarray
-    ) -> None:
+    def _refit(self, call: Call, theirs: Linear, ours: Linear, places: Places, before: Any, after: np.ndarray) -> None:
         kept = self.kept(call)
-        kernel = kernel[..., np.tile(kept, kernel.shape[-1] // len(kept))]
         outlet = self.outlets[call.path]
         x = after.reshape(len(after), -1)
-        y = before.reshape(len(before), -1) @ kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
+        y = self._sums(theirs, places, before, kept)
         bias = ours.weight(ours.bias)
         intercept = bias is not None or outlet.normalization is not None
         threshold = None
@@ -123,14 +125,14 @@ class _Run(SideBySide):
             lost, other = self._shortcut(outlet, places, kept)
             # A channel that normalization all but switches off cannot carry a correction.
             weak = np.abs(scale) < 0.1 * np.median(np.abs(scale))
-            y = y + np.where(weak, 0.0, lost / scale).astype(np.float32)
+            y = y + lost * np.where(weak, 0.0, 1 / scale).astype(np.float32)
             if self.settings.rectified and outlet.rectified and intercept and other is not None:
-                threshold = (-(offset + other) / scale).astype(np.float32)
+                threshold = (-offset / scale).astype(np.float32) - other / scale.astype(np.float32)
         prior = ours.slices.reshape(x.shape[1], -1).astype(np.float64)
         if x.shape[1] > LARGEST:
-            of_channels = Joint.of(*(rows.reshape(-1, rows.shape[-1]) for rows in (after, before)))
+            of_channels = Joint.of(*(r.reshape(-1, r.shape[-1]) for r in (after, rows_at(theirs, before, places))))
             mixing = _solved(of_channels, intercept, self.settings.ridge)
-            weights = (mixing @ kernel).reshape(x.shape[1], -1)
+            weights = (mixing @ _of_kept(theirs, kept)).reshape(x.shape[1], -1)
             fitted = x @ weights.astype(np.float32)
             reached = fitted.mean(axis=0, dtype=np.float64), fitted.var(axis=0, dtype=np.float64)
             weights, constant = self._rescaled(weights, reached, y, intercept)
@@ -145,6 +147,21 @@ class _Run(SideBySide):
         ours.assign(weights)
         if intercept and not ours.transposed:
             add_constant(self.rebuilt, outlet, call, constant)
+
+    def _sums(self, linear: Linear, places: Places, before: Any, kept: np.ndarray) -> np.ndarray:
+        """What the original layer sums up at these places for every output that stays, float32 (rows, outputs)."""
+        plain = linear.window is not None and linear.depthwise is None and not linear.transposed
+        if (
+            plain
+            and named(linear.activation) == "linear"
+            and keras.backend.standardize_dtype(self._made.dtype) == "float32"
+        ):
+            bias = linear.weight(linear.bias)
+            found = places.pick(keras.ops.convert_to_numpy(self._made))[:, kept]
+            return found if bias is None else found - keras.ops.convert_to_numpy(bias.value)[kept]
+        kernel = _of_kept(linear, kept)
+        rows = rows_at(linear, before, places)
+        return rows.reshape(len(rows), -1) @ kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
 
     def _known(self, x: np.ndarray, y: np.ndarray, places: Places, prior: np.ndarray) -> tuple[Joint, float]:
         """Moments of rows x (n, d) and y (n, o), and their ridge: with few samples or rows, what holds for others."""
@@ -178,6 +195,12 @@ class _Run(SideBySide):
             return 0.0, None
         other = places.pick(keras.ops.convert_to_numpy(after))
         return places.pick(keras.ops.convert_to_numpy(before))[:, kept] - other, other
+
+
+def _of_kept(linear: Linear, kept: np.ndarray) -> np.ndarray:
+    """A layer's kernel (taps, channels, outputs), of the outputs that stay."""
+    kernel = linear.slices
+    return kernel[..., np.tile(kept, kernel.shape[-1] // len(kept))]
 
 
 def _solved(known: Joint, intercept: bool, ridge: float, prior: Any = 0.0) -> np.ndarray:
