@@ -10,7 +10,7 @@ class FilterPruneError(Exception):
         ...     kfp.MacsBudget(keep=50)
         ... except kfp.FilterPruneError as error:
         ...     print(error)
-        keep is the fraction that is kept, in (0, 1]. Received: keep=50.
+        keep is the fraction that is kept, in (0, 1]. Received: keep=50. For 50 %, give 0.5.
     """
 
 

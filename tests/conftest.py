@@ -113,8 +113,10 @@ def quick_tensorflow():
     off.autotune.enabled = False
     seeds, make = [], keras.Model.make_train_function
 
-    def built(model, *args, **kwargs):
-        if model.built and model.optimizer and not (model.optimizer.built or model.run_eagerly):
+    def make_built(model, *args, **kwargs):
+        # Activations with weights are built at the first call on numbers.
+        built = all(layer.built for layer in model._flatten_layers())
+        if built and model.optimizer and not (model.optimizer.built or model.run_eagerly):
             model.optimizer.build(model.trainable_variables)
         return make(model, *args, **kwargs)
 
@@ -130,7 +132,7 @@ def quick_tensorflow():
         # Keras draws by seeds of its own.
         patch.setattr(tf.random, "set_seed", set_seed)
         # Variables that are made while a step is traced take two conditions each: half of the time to trace it.
-        patch.setattr(keras.Model, "make_train_function", built)
+        patch.setattr(keras.Model, "make_train_function", make_built)
         yield
 
 
