@@ -13,7 +13,8 @@ from keras_filterprune.compensators import Compensator
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.kept import Kept
-from keras_filterprune.probe.data import Samples, Thinned
+from keras_filterprune.probe.data import Samples
+from keras_filterprune.probe.subsets import Thinned
 from keras_filterprune.rebuild.clone import rebuild, scope_of
 from keras_filterprune.rebuild.verify import verify
 

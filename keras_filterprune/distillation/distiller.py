@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_filterprune.distillation.imitation import AttentionTransfer, Imitation, Scaled
 from keras_filterprune.errors import InvalidValueError
@@ -76,6 +77,15 @@ class Distiller(keras.distillation.Distiller):
             replace(output, weight=output.weight * mean / own) if own else output
             for output, own in zip(self._taught, apart, strict=True)
         )
+
+    def distances(self, inputs: list[Any]) -> np.ndarray:
+        """How far the student is from the teacher for every sample, (samples,), in inference mode."""
+        given, own = call_whole(self._teaching, inputs), call_whole(self.student, inputs)
+        total = 0.0
+        for output in self._taught:
+            apart = output.imitation.call(given[output.theirs], own[output.ours])
+            total = total + output.weight * keras.ops.mean(keras.ops.reshape(apart, (len(inputs[0]), -1)), axis=1)
+        return keras.ops.convert_to_numpy(total).astype("float64")
 
     @property
     def metrics(self) -> list[Any]:

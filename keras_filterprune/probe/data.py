@@ -32,6 +32,10 @@ class Part(NamedTuple):
     labels: Any = None
     weights: Any = None
 
+    def cut(self, which: slice) -> Part:
+        """Some of them."""
+        return Part(*(_cut(given, which) for given in self))
+
 
 class Samples:
     """The first samples of calibration data: read when they are asked for, once, and held.
@@ -98,33 +102,11 @@ class Samples:
         taken, left = [], most
         for part in self._parts:
             if left > 0:
-                taken.append(Part(*(_cut(given, slice(left)) for given in part)))
+                taken.append(part.cut(slice(left)))
             left -= len(part.inputs[0])
         if count >= most and not self._warned:
             self._warned = _warn_if_sorted([part.labels for part in taken], view)
         return _even(taken, view)
-
-
-class Thinned(Samples):
-    """Every so many-th of other samples, for what need not be measured exactly; the data is read once for both.
-
-    Args:
-        whole: the samples.
-        step: 2 for every second.
-        least: samples that are left in any case where there are as many.
-    """
-
-    def __init__(self, whole: Samples, step: int, least: int):
-        super().__init__(whole._data)
-        self._whole, self._step, self._least = whole, step, least
-
-    def read(self, view: ModelView, most: int = SAMPLES) -> list[Part]:
-        parts = self._whole.read(view, most)
-        starts = np.cumsum([0, *(len(part.inputs[0]) for part in parts)])
-        step = max(1, min(self._step, int(starts[-1]) // self._least))
-        cuts = [slice(int(-start % step), None, step) for start in starts[:-1]]
-        taken = [Part(*(_cut(given, cut) for given in part)) for part, cut in zip(parts, cuts, strict=True)]
-        return [part for part in taken if len(part.inputs[0])]
 
 
 def _even(parts: list[Part], view: ModelView) -> list[Part]:
@@ -161,7 +143,7 @@ def _slices(data: Any, view: ModelView) -> Iterator[Part]:
         inputs, labels, weights = _arrays(inputs, view), _labels(labels), _labels(weights)
         _check_shapes(inputs, labels, view)
         for start in range(0, len(inputs[0]), _PART):
-            cut = Part(*(_cut(given, slice(start, start + _PART)) for given in (inputs, labels, weights)))
+            cut = Part(inputs, labels, weights).cut(slice(start, start + _PART))
             _check_finite(cut.inputs, view)
             yield cut
 

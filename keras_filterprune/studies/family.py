@@ -26,7 +26,6 @@ from keras_filterprune.checks import (
 from keras_filterprune.compensators import Reconstruct
 from keras_filterprune.cost import CostModel, MacsBudget
 from keras_filterprune.criteria import Criterion
-from keras_filterprune.distillation import Recovery
 from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError
 from keras_filterprune.files import load_keras, replacing, save_keras
 from keras_filterprune.folder import Folder
@@ -207,9 +206,12 @@ def prune_family(
     recipe = replace(recipe, rounds=1, compensator=recipe.compensator.between)
     costs = CostModel(analyze(model))
     check_data(data := Samples.of(data), costs.graph.view)
-    whole, recovery = costs.macs(costs.sizes), Recovery(_STEPS, seed=seed)
+    whole = costs.macs(costs.sizes)
     origin, settings = fingerprint(costs.graph, Weights(costs.graph.view)), sorted(options.items())
     key = origin, recipe.name, recipe.compensator, settings, shares, _digest_of(data, costs), finetune is None
+    if taught:
+        teaching = Reconstruct(_STEPS, first=recipe.compensator, seed=seed, teacher=costs.graph.model)
+        recipe = replace(recipe, compensator=teaching)
     store = Folder("folder", folder, _INDEX, repr(key), "family", _PARTS)
     models: list[keras.Model] = [costs.graph.model]
     plans: list[PruningPlan | None] = [None]
@@ -222,8 +224,8 @@ def prune_family(
             small, report = prune_model(models[-1], recipe, _share_of(models[-1], share * whole), **given)
             plan = replace(report.plan, model=origin, budget=repr(MacsBudget(share)))
             plan = _of_the_original(plan, models[-1], plans[-1], costs)
-            if taught and (how := recovery.attempt(small, costs.graph.model, data, progress)).startswith(";"):
-                warnings.warn(f"keep={share:g} is refitted{how}", stacklevel=3)
+            if taught and (why := report.compensation.partition("; not taught")[1:])[0]:
+                warnings.warn(f"keep={share:g} is refitted{''.join(why)}", stacklevel=3)
             if finetune is not None:
                 finetune(small)
             store.write(f"{name}.keras", partial(save_keras, small, overwrite=True), **{name: vars(plan)})

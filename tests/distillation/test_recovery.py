@@ -12,7 +12,14 @@ from keras import layers
 from readers import weight
 
 import keras_filterprune as kfp
+from keras_filterprune.distillation import pace
+from keras_filterprune.distillation.distill import imitator
+from keras_filterprune.distillation.exam import Exam, held_out, others
+from keras_filterprune.distillation.lessons import Lessons
 from keras_filterprune.errors import CalibrationDataError, InvalidValueError, UnsupportedModelError
+from keras_filterprune.graph.keras_view import view_model
+from keras_filterprune.probe.data import Samples
+from keras_filterprune.probe.inputs import calibration_inputs
 
 SHAPE = (8, 8, 3)
 QUIET = {"progress": False}
@@ -99,13 +106,59 @@ def test_what_equals_the_original_stays_as_it_is():
 
 
 def test_the_worse_of_start_and_end_does_not_stay(monkeypatch):
-    from keras_filterprune.distillation import recovery
-
-    monkeypatch.setattr(recovery, "_RATE", 10.0)
+    monkeypatch.setattr(pace, "RATE", 10.0)
     model, x = network(), images(64)
     small = pruned(model, x)
     recovered = kfp.recover(small, model, x, steps=20, **QUIET)
     assert relative_error(small, recovered, x) < 1e-9
+
+
+def test_what_is_nearer_by_no_more_than_chance_does_not_stay():
+    """Of a line through the samples, on which the student is off by 1 at the start: distances are squares."""
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1)])
+    model.set_weights([np.ones((1, 1)), np.zeros(1)])
+    student = keras.models.clone_model(model)
+    x = np.random.default_rng(0).normal(size=(800, 1)).astype("float32")
+    inputs = calibration_inputs(x, view_model(model))
+    held = np.asarray(held_out(len(x)))
+
+    def kept(slope, offset):
+        student.set_weights([np.ones((1, 1)), np.ones(1)])
+        exam = Exam(imitator(student, model, [x[:2]]), inputs, 32)
+        student.set_weights([np.full((1, 1), slope), np.full(1, offset)])
+        exam.look()
+        exam.restore()
+        return float(student.get_weights()[1][0]) != 1
+
+    nearer = lambda slope: 1 - np.square((slope - 1) * x[held]).mean()  # noqa: E731
+    assert kept(1, 0.99)
+    assert 0.01 < nearer(2.05) < 0.2
+    assert kept(1.5, 0) and not kept(2.05, 0)
+
+
+def test_least_squares_does_not_see_the_samples_that_judge_it():
+    model, x = network(), images(100)
+    view = view_model(model)
+    fitted, judged = calibration_inputs(others(Samples.of(x)), view), calibration_inputs(x, view).take(held_out(100))
+    assert len(fitted) + len(judged[0]) == 100 and len(judged[0]) == 13
+    seen = {sample.tobytes() for sample in fitted.arrays()[0]}
+    assert not seen & {sample.tobytes() for sample in judged[0]}
+    assert len(calibration_inputs(others(Samples.of(x[:15])), view)) == 15
+
+
+def test_statistics_are_those_of_what_was_learnt():
+    """Batch normalization that follows slowly, and mixtures, which vary less than samples."""
+    inputs, x = keras.Input(SHAPE), images(256)
+    y = layers.BatchNormalization(momentum=0.9999, name="bn")(layers.Conv2D(8, 3)(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.ReLU()(y))))
+    small = pruned(model, x)
+    recovered = kfp.recover(small, model, x, steps=100, **QUIET)
+    before = keras.Model(recovered.input, recovered.get_layer("bn").input)
+    lessons = Lessons(recovered, calibration_inputs(x, view_model(recovered)), np.arange(256), 64, None, 1)
+    found = before.predict(calibration_inputs(lessons.samples(), view_model(model)).arrays()[0], verbose=0)
+    expected, pure = found.var((0, 1, 2)), before.predict(x, verbose=0).var((0, 1, 2))
+    assert (expected < 0.85 * pure).all()
+    np.testing.assert_allclose(weight(recovered, "bn", "moving_variance"), expected, rtol=0.12)
 
 
 def test_a_time_limit_ends_it():
@@ -168,6 +221,16 @@ def test_several_inputs_in_a_structure():
     assert [w.shape for w in values(recovered)] == [w.shape for w in values(small)]
 
 
+def test_another_network_than_the_one_that_is_cut_may_teach():
+    model, other, x, fresh = network(), network(), images(256), images(64, seed=1)
+    other.get_layer("classes").kernel.assign(-other.get_layer("classes").kernel)
+    settings = {"data": x, "compensate": kfp.compensators.Reconstruct(100, teacher=other), **QUIET}
+    small = kfp.prune_model(model, "l2", 0.5, **settings)
+    assert relative_error(other, small, fresh) < relative_error(model, small, fresh)
+    with pytest.raises(UnsupportedModelError, match=r"teacher is a keras\.Model, or None"):
+        kfp.compensators.Reconstruct(teacher="model.keras")
+
+
 REFUSED = {
     "steps": ({"steps": 0}, "steps is a number of optimizer steps, at least 1"),
     "seconds": ({"seconds": -1}, "seconds is a time limit, above 0, or None"),
@@ -201,7 +264,7 @@ def test_as_a_compensator_it_begins_where_least_squares_ends(method):
     fitted, _ = kfp.prune_model(model, method, 0.4, compensate="least_squares", **settings)
     small, report = kfp.prune_model(model, method, 0.4, compensate="reconstruct", **settings)
     assert [layer.get_config() for layer in fitted.layers] == [layer.get_config() for layer in small.layers]
-    assert "refitted by least squares on 512 samples, then 151 steps on 448 samples" in report.compensation
+    assert "refitted by least squares on 448 samples, then 151 steps on 448 samples" in report.compensation
     assert relative_error(model, small, fresh) < relative_error(model, fitted, fresh)
 
 

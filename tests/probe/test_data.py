@@ -12,7 +12,7 @@ from keras_filterprune.export.calibration import calibration_samples
 from keras_filterprune.export.signature import input_ports
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe import data as probe_data
-from keras_filterprune.probe import normalization
+from keras_filterprune.probe import normalization, subsets
 from keras_filterprune.probe.inputs import calibration_inputs
 
 SAMPLES = 24
@@ -284,7 +284,7 @@ def test_thinned_samples_are_at_equal_distances_and_read_once(step, least, expec
 
     view = view_model(keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)]))
     whole = probe_data.Samples(batches())
-    parts = probe_data.Thinned(whole, step, least).read(view)
+    parts = subsets.Thinned(whole, step, least).read(view)
     assert np.concatenate([part.inputs[0] for part in parts])[:, 0] == pytest.approx(np.arange(0, 300, expected))
     assert (np.concatenate([part.labels for part in parts]) == np.arange(0, 300, expected)).all()
     assert sum(len(part.inputs[0]) for part in whole.read(view)) == 300
@@ -470,3 +470,13 @@ def test_a_normalization_called_twice_pools_both_calls():
     values = np.concatenate([np.asarray(tower(t)).reshape(-1, 7) for t in (fine, coarse)]).astype(np.float64)
     np.testing.assert_allclose(model.get_layer("tower_bn").moving_mean.numpy(), values.mean(0), rtol=2e-3, atol=2e-3)
     np.testing.assert_allclose(model.get_layer("tower_bn").moving_variance.numpy(), values.var(0), rtol=2e-2)
+
+
+def test_samples_without_some_are_the_others_in_order_and_no_copies():
+    x, y = np.arange(300.0).reshape(300, 1), np.arange(300)
+    view = view_model(keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)]))
+    parts = subsets.Without(probe_data.Samples((x, y)), lambda count: range(1, count, 7)).read(view)
+    expected = np.delete(np.arange(300), np.arange(1, 300, 7))
+    assert (np.concatenate([part.inputs[0] for part in parts])[:, 0] == expected).all()
+    assert (np.concatenate([part.labels for part in parts]) == expected).all()
+    assert all(np.shares_memory(part.inputs[0], x) for part in parts)

@@ -39,13 +39,12 @@ def test_with_data_the_original_teaches_every_size(monkeypatch):
     monkeypatch.setattr(module, "_STEPS", 10)
     model, x = network(), images(64, (6, 6, 3))
     family = kfp.prune_family(model, (0.7, 0.5), data=x, **QUIET)
-    recipe = as_method("auto", 0, True)
-    recipe = replace(recipe, rounds=1, compensator=recipe.compensator.between)
+    taught = kfp.compensators.Reconstruct(10, teacher=model)
+    recipe = replace(as_method("auto", 0, True), rounds=1, compensator=taught)
     before = model
     for share, small in zip((0.7, 0.5), family.models[1:], strict=True):
         budget = kfp.MacsBudget(keep=share * total_macs(model) / total_macs(before))
-        cut = kfp.prune_model(before, recipe, budget, data=x, **QUIET)
-        before = kfp.recover(cut, model, x, steps=10, **QUIET)
+        before = kfp.prune_model(before, recipe, budget, data=x, **QUIET)
         assert_all_equal(values(before), values(small))
 
 
