@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_flag, check_integer, check_option, check_path, check_share, wrong
@@ -24,6 +23,7 @@ from keras_filterprune.export.tflite import check_integer_io
 from keras_filterprune.folder import Folder
 from keras_filterprune.graph.types import ChannelGraph
 from keras_filterprune.interrupts import interruptible
+from keras_filterprune.probe.data import rank
 from keras_filterprune.probe.trial import digest_of
 from keras_filterprune.probe.weights import Weights
 from keras_filterprune.rebuild.plan import fingerprint
@@ -60,7 +60,7 @@ def compress(
         budget: what may be left, as in `prune_model` (None: half of the multiply-accumulates); or
         accuracy_drop: how much accuracy may be lost, as a share of 1: of a family of sizes, the smallest that holds. It
             needs labels (None).
-        labels: of the samples, an array with a row for each, where `data` has none (None).
+        labels: of the samples, an array with a row for each, or one for each output, where `data` has none (None).
         metadata: names of classes and normalization to write into the file, without a plan (None).
         integer_io: as in `export_tflite` (None: as programs for the target hand values over).
         out: the folder to write to, made where it is missing ("compressed").
@@ -134,8 +134,9 @@ def _about(metadata: Any) -> Metadata:
 def _labelled(data: Any, labels: Any) -> tuple[Any, Any]:
     if isinstance(data, tuple):
         raise InvalidValueError("labels are for data of inputs alone. Received: labels=, and data that has labels.")
-    if np.ndim(labels) == 0:
-        raise wrong("labels", labels, "an array with a row for each sample, or None")
+    found = keras.tree.flatten(labels)
+    if not found or (any(rank(part) == 0 for part in found) and not rank(labels)):
+        raise wrong("labels", labels, "an array with a row for each sample, one for each output, or None")
     return data, labels
 
 

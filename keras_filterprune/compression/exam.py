@@ -74,6 +74,18 @@ class Found(NamedTuple):
     difference: float
 
 
+def _judge(model: keras.Model, samples: Split) -> Callable[[Any, Any], Any] | None:
+    """What tells of labels and outputs which are right; None without labels."""
+    if samples.all_labels is None:
+        return None
+    if samples.labels is None or len(model.outputs) != 1:
+        raise CalibrationDataError(
+            f"it is that of one output, by an array of labels. Received: {len(model.outputs)} outputs, "
+            f"{len(keras.tree.flatten(samples.all_labels))} arrays of labels. budget= needs no accuracy."
+        )
+    return accuracy_of(samples.labels, tuple(model.outputs[0].shape), output_names(model)[0])
+
+
 class Exam:
     """Measures networks and files.
 
@@ -89,20 +101,17 @@ class Exam:
     def __init__(self, model: keras.Model, samples: Split, needed: bool = False):
         self._inputs, self._labels = samples.held_out, samples.labels
         self._right: Callable[[Any, Any], Any] | None = None
-        shapes = [tuple(tensor.shape) for tensor in model.outputs]
-        if needed and (self._labels is None or len(shapes) != 1):
+        if needed and samples.all_labels is None:
             raise CalibrationDataError(
-                "accuracy_drop needs labels, one row per sample, of a model with one output: pass data=(x, y); on the "
-                "command line, an .npz archive of x and y, or a folder of images for each class. "
-                f"Received: {'no labels' if self._labels is None else f'{len(shapes)} outputs'}. budget= needs none."
+                "accuracy_drop needs labels, one row per sample: pass data=(x, y); on the command line, an .npz "
+                "archive of x and y, or a folder of images for each class. Received: no labels. budget= needs none."
             )
-        if self._labels is not None and len(shapes) == 1:
-            try:
-                self._right = accuracy_of(self._labels, shapes[0], output_names(model)[0])
-            except CalibrationDataError as error:
-                if needed:
-                    raise
-                warnings.warn(f"accuracy is not measured: {error}", stacklevel=3)
+        try:
+            self._right = _judge(model, samples)
+        except CalibrationDataError as error:
+            if needed:
+                raise
+            warnings.warn(f"accuracy is not measured: {error}", stacklevel=3)
 
     def __len__(self) -> int:
         return len(self._inputs[0])

@@ -16,6 +16,7 @@ from keras_filterprune.distillation.imitation import Imitation
 from keras_filterprune.errors import InvalidValueError, UnknownNameError, UnsupportedModelError
 from keras_filterprune.graph.compiled import compile_arguments, own_steps, per_output
 from keras_filterprune.graph.keras_view import output_names
+from keras_filterprune.opening import open_model
 from keras_filterprune.rebuild.clone import clone, scope_of
 
 
@@ -48,7 +49,8 @@ def distill(
     Args:
         student: a compiled functional or Sequential model. It is trained in place, and stays as plain as it is:
             callbacks of this library act on it, `ModelCheckpoint` saves it.
-        teacher: one with the same inputs and outputs. It is not modified: a frozen copy teaches, in inference mode.
+        teacher: one with the same inputs and outputs, subclassed or not. It is not modified: a frozen copy teaches, in
+            inference mode.
         temperature: T, above 0 (4).
         alpha: share of the teacher in the loss, in [0, 1] (0.7).
         features: names of layers of positions and channels, in both models alike or {student's: teacher's}, whose
@@ -74,6 +76,8 @@ def distill(
         >>> student.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         >>> history = kfp.distill(student, teacher).fit(x, y, verbose=0)
     """
+    if isinstance(teacher, keras.Model) and not getattr(teacher, "outputs", None):
+        teacher = open_model(teacher)
     _check(student, teacher)
     _check_scores(student, teacher)
     if not student.compiled:
@@ -142,7 +146,7 @@ def _check(student: keras.Model, teacher: keras.Model) -> None:
         if not getattr(model, "outputs", None):
             raise UnsupportedModelError(
                 f"distill works on functional and Sequential models. Model '{model.name}' ({type(model).__name__}) has "
-                "no graph of layers."
+                f"no graph of layers: open_model({name}) gives one that has."
             )
     if len(student.outputs) != len(teacher.outputs):
         raise UnsupportedModelError(

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_filterprune.checks import check_returned
+from keras_filterprune.graph.keras_view import packed
 from keras_filterprune.probe.data import Samples
 from keras_filterprune.probe.inputs import Inputs
 
@@ -66,11 +67,6 @@ class Lessons(keras.utils.PyDataset):
         if self._augment is not None:
             arrays = _augmented(self._augment, arrays)
         return _mixed(arrays, self._generator) if all(x.dtype.kind == "f" for x in arrays) else arrays
-
-
-def packed(model: keras.Model, arrays: list[np.ndarray]) -> Any:
-    """Flat inputs as a model takes them."""
-    return arrays[0] if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(model.input, arrays)
 
 
 def _augmented(augment: Callable[[Any], Any], arrays: list[np.ndarray]) -> list[np.ndarray]:

@@ -14,10 +14,10 @@ from keras_filterprune.analysis import analyze
 from keras_filterprune.checks import check_callable, check_flag, check_integer, check_number, wrong
 from keras_filterprune.distillation.distill import imitator
 from keras_filterprune.distillation.exam import LEAST, Exam, held_out
-from keras_filterprune.distillation.lessons import EPOCH, Lessons, packed
+from keras_filterprune.distillation.lessons import EPOCH, Lessons
 from keras_filterprune.distillation.pace import RATE, STEPS, Pace
 from keras_filterprune.errors import UnsupportedModelError
-from keras_filterprune.graph.keras_view import view_model
+from keras_filterprune.graph.keras_view import packed, view_model
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.probe.data import Samples, check_data
 from keras_filterprune.probe.gradients import gradients

@@ -71,6 +71,13 @@ def output_names(model: keras.Model) -> list[str]:
     return list(getattr(model, "output_names", None) or [model.layers[-1].name])
 
 
+def packed(model: keras.Model, inputs: list[Any]) -> Any:
+    """Flat inputs as a functional or Sequential model takes them, in batches of data, too."""
+    single = isinstance(model, keras.Sequential)
+    # TensorFlow's datasets hold no lists, as models have that are made of `keras.Model([x], y)`.
+    return inputs[0] if single else keras.tree.lists_to_tuples(keras.tree.pack_sequence_as(model.input, inputs))
+
+
 @functools.cache
 def functional_class() -> type[keras.Model]:
     """The class that `keras.Model(inputs, outputs)` makes, which has no public name."""

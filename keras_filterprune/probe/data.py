@@ -156,7 +156,7 @@ def _is_one_batch(data: Any, view: ModelView) -> bool:
         return False
     # Several arrays for a model of one input are batches of it.
     expected = [view.calls[ref.call].op.shape for ref in view.inputs]
-    return len(expected) != 1 or len(data) < 2 or any(_rank(entry) != len(expected[0]) for entry in data)
+    return len(expected) != 1 or len(data) < 2 or any(rank(entry) != len(expected[0]) for entry in data)
 
 
 def batches_of(data: Any) -> Iterable[Any]:
@@ -195,7 +195,7 @@ def _split(batch: Any, view: ModelView) -> tuple[list[Any], Any, Any]:
     return arrays, labels, weights
 
 
-def _rank(value: Any) -> int | None:
+def rank(value: Any) -> int | None:
     """Number of axes of an array, None for what is ragged."""
     try:
         return np.ndim(value)

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_filterprune.errors import SurgeryError
 from keras_filterprune.graph.kept import Kept
+from keras_filterprune.graph.keras_view import packed
 from keras_filterprune.graph.types import Call, ModelView, Tensor, TensorRef
 from keras_filterprune.handlers.base import describe
 from keras_filterprune.handlers.rebuilt import Rebuilt
@@ -188,9 +189,8 @@ def call_whole(model: keras.Model, inputs: list[Any], state: Sequence[tuple[Any,
         inputs: flat inputs.
         state: values that stand in for those of variables.
     """
-    structure = inputs[0] if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(model.input, inputs)
     with keras.StatelessScope(state_mapping=state):
-        return keras.tree.flatten(model(structure, training=False))
+        return keras.tree.flatten(model(packed(model, inputs), training=False))
 
 
 def _shifted(layer: Any) -> list[tuple[Any, Any]]:

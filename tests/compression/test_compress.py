@@ -165,6 +165,17 @@ def test_labels_that_give_no_accuracy_are_said_to(samples, tmp_path):
     assert "accuracy" not in found.figures
 
 
+@pytest.mark.parametrize("kind", [list, dict])
+def test_labels_of_several_outputs_are_taken_and_said_to_give_no_accuracy(samples, tmp_path, kind):
+    one, x = network(), samples[0]
+    two = keras.Model(one.inputs, {"a": one.output, "b": keras.layers.Dense(2, name="b")(one.layers[-2].output)})
+    labels = {"a": samples[1], "b": np.zeros((len(x), 2))}
+    given = labels if kind is dict else list(labels.values())
+    with pytest.warns(UserWarning, match=r"accuracy is not measured: .* Received: 2 outputs, 2 arrays of labels"):
+        found = kfp.compress(two, x, "arm64", labels=given, out=tmp_path, **QUIET)
+    assert "accuracy" not in found.figures
+
+
 @pytest.mark.parametrize(
     ("found", "whole", "floor", "holds"),
     [

@@ -167,6 +167,30 @@ def test_a_pruned_network_learns_from_the_one_it_was():
     assert (logits(small, x).argmax(-1) == y).mean() > 0.9
 
 
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.inner = network(8, 1)
+
+    def call(self, x, training=None):
+        return self.inner(x, training=training)
+
+
+def test_a_subclassed_teacher_teaches_as_its_graph_does():
+    x, y = labelled_images()
+    teacher, found = Subclassed(), []
+    teacher(x[:1])
+    for given in (teacher, teacher.inner):
+        distiller = kfp.distill(compiled(network(4, 0)), given)
+        found.append(loss_of(distiller, x, y))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    student = Subclassed()
+    student(x[:1])
+    student.compile("sgd", "mse")
+    with pytest.raises(errors.UnsupportedModelError, match=r"open_model\(student\) gives one that has"):
+        kfp.distill(student, teacher)
+
+
 # ---------------------------------------------------------------------------------------------- bad input
 
 

@@ -210,15 +210,24 @@ def test_augmentation_sees_batches_and_its_result_is_learnt_from():
         kfp.recover(small, model, x, steps=10, augment=lambda batch: batch[1:], **QUIET)
 
 
-def test_several_inputs_in_a_structure():
+@pytest.mark.parametrize("structure", [dict, list, tuple])
+def test_several_inputs_in_a_structure(structure):
     first, second = keras.Input(SHAPE, name="a"), keras.Input((4,), name="b")
     y = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(first))
-    model = keras.Model({"b": second, "a": first}, layers.Dense(3)(layers.Concatenate()([y, second])))
+    given = {"b": second, "a": first} if structure is dict else structure([first, second])
+    model = keras.Model(given, layers.Dense(3)(layers.Concatenate()([y, second])))
     data = {"a": images(64), "b": np.random.default_rng(0).normal(size=(64, 4))}
     small = kfp.prune_model(model, "l2", 0.5, **QUIET)
     swapped = lambda arrays: [x[::-1] for x in arrays]  # noqa: E731
     recovered = kfp.recover(small, model, data, steps=20, augment=swapped, **QUIET)
     assert [w.shape for w in values(recovered)] == [w.shape for w in values(small)]
+
+
+def test_one_input_in_a_list():
+    whole = network()
+    model, x = keras.Model(whole.inputs, whole.layers[-2].output), images(64)
+    small = kfp.prune_model(model, "l2", 0.5, data=x, compensate="reconstruct", **QUIET)
+    assert values(small)[0].shape == (3, 3, 3, 8)
 
 
 def test_another_network_than_the_one_that_is_cut_may_teach():
