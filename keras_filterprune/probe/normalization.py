@@ -145,7 +145,9 @@ def _moments(x: Any, axes: list[int]) -> tuple[Any, Any, float]:
 
 def _by_own_statistics(call: Call, args: tuple, kwargs: dict, mean: Any, variance: Any) -> Any:
     statistics, x = known_statistics(call.op), args[0]
-    offset, scale = (statistics.weight(name) for name in (statistics.offset, statistics.scale))
+    given = (statistics.weight(name) for name in (statistics.offset, statistics.scale))
+    # They may be in half or double precision.
+    offset, scale = (weight if weight is None else ops.cast(weight, "float32") for weight in given)
     axis = statistics.axis % len(x.shape)
     y = ops.batch_normalization(ops.cast(x, "float32"), mean, variance, axis, offset, scale, statistics.epsilon)
     return ops.cast(y, call.op.compute_dtype)

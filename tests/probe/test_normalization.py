@@ -13,7 +13,7 @@ from zoo import ZOO, random_inputs, randomise
 import keras_filterprune as kfp
 from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.probe.inputs import calibration_inputs
-from keras_filterprune.probe.normalization import fold_statistics
+from keras_filterprune.probe.normalization import fold_statistics, recalibrate
 
 SIZE = 64
 
@@ -59,6 +59,16 @@ def test_what_cannot_take_up_the_difference_is_left(settings):
     before = values(model)
     fold(model, images(SIZE))
     assert all((a == b).all() for a, b in zip(before, values(model), strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_statistics_are_measured_anew_in_every_precision(dtype):
+    single, other, x = normalizing(), normalizing(dtype=dtype), images(SIZE)
+    for model in (single, other):
+        assert recalibrate(model, calibration_inputs(x, view_model(model)), progress=False) == 1
+        assert weight(model, "bn", "moving_variance").dtype == (dtype if model is other else "float32")
+    for name in ("moving_mean", "moving_variance"):
+        np.testing.assert_allclose(weight(other, "bn", name), weight(single, "bn", name), rtol=2e-3, atol=2e-3)
 
 
 def test_training_starts_where_a_refitted_network_stands():
