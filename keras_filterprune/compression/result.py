@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
+from keras_filterprune.summarised import Summarised
+
 # How figures are shown.
 _SHOWN = {
     "macs": ("multiply-accumulates", "{:,.0f}"),
@@ -35,7 +37,7 @@ def percent(share: float) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Compressed:
+class Compressed(Summarised):
     """What `compress` made.
 
     Attributes:

@@ -34,6 +34,7 @@ from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.files import check_destination, replacing, unfinished
 from keras_filterprune.interrupts import interruptible
 from keras_filterprune.quiet import quiet
+from keras_filterprune.summarised import Summarised
 
 MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
 PARITY_SAMPLES = 16
@@ -46,7 +47,7 @@ _AGREEMENT = 0.9
 
 
 @dataclass(frozen=True)
-class ExportResult:
+class ExportResult(Summarised):
     """What `export_tflite` wrote.
 
     Attributes:

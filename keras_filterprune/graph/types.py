@@ -24,12 +24,13 @@ from keras_filterprune.graph.values import Shape as Shape
 from keras_filterprune.graph.values import Tensor as Tensor
 from keras_filterprune.graph.values import TensorRef as TensorRef
 from keras_filterprune.graph.values import Term as Term
+from keras_filterprune.summarised import Summarised
 
 _OBSTACLES = 3
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelGraph:
+class ChannelGraph(Summarised):
     """Which channels of a model can be removed, together with what, and which cannot and why.
 
     Attributes:

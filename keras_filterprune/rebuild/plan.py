@@ -13,12 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_filterprune.checks import visible
 from keras_filterprune.cost import CostModel
 from keras_filterprune.errors import FileError, PlanMismatchError
 from keras_filterprune.files import json_digest, read_json, write_json
 from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.live import plain_config
 from keras_filterprune.graph.types import ChannelGraph, TensorRef
+from keras_filterprune.summarised import Summarised, change_of
 
 FORMAT = 1
 _FIELDS = {
@@ -41,7 +43,7 @@ _ENTRIES: dict[str, dict[str, type]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class PruningPlan:
+class PruningPlan(Summarised):
     """What to remove from one model; plain data, written as plan.json (format 1).
 
     Attributes:
@@ -86,6 +88,18 @@ class PruningPlan:
     def sha256(self) -> str:
         """Of the content of plan.json, in hexadecimal: exported files can name the plan behind them."""
         return json_digest(self.to_dict())
+
+    @property
+    def change(self) -> str:
+        """Multiply-accumulates and parameters before and after, as text."""
+        kinds = {"MACs": self.cost["macs"], "params": self.cost["params"]}
+        return ", ".join(f"{kind} {change_of(before, after)}" for kind, (before, after) in kinds.items())
+
+    def summary(self) -> str:
+        """How it was made, and what it changes, two lines."""
+        cut = sum(len(group["kept"]) < group["size"] for group in self.groups)
+        made = f"{self.model['name']}: {self.method}, {self.budget}, seed {self.seed}"
+        return visible(f"{made}\n{self.change}; filters go from {cut} of {len(self.groups)} groups")
 
     def to_dict(self) -> dict[str, Any]:
         """The content of plan.json, which holds the `sha256` of it too."""

@@ -20,11 +20,12 @@ from keras_filterprune.report.measured import (
     plain_files,
     sensitivity_sections,
 )
+from keras_filterprune.summarised import Summarised
 
 _RENDERERS = {".html": html.render, ".md": markdown.render}
 
 
-class SavedReport(abc.ABC):
+class SavedReport(Summarised):
     """A report that can be written as one HTML file, or as Markdown."""
 
     prices: Prices | None

@@ -25,6 +25,7 @@ from keras_filterprune.report.document import (
     without_empty_columns,
 )
 from keras_filterprune.report.prediction import COST_COLUMNS, FLOAT32, INT8, Prediction, cost_rows, predict
+from keras_filterprune.summarised import change_of
 from keras_filterprune.terminal import cell
 
 _TOP, _NAMES = 10, 2
@@ -113,16 +114,10 @@ class PruneReport(SavedReport):
 
     def summary(self) -> str:
         """Some lines: cost before and after, what the budget counts, proof, notes."""
-        (macs, macs_after), (params, params_after) = self.plan.cost["macs"], self.plan.cost["params"]
         proof = "not verified" if self.verification is None else f"verified to {self.verification:.1e} relative"
-        lines = [
-            f"MACs {macs:,} -> {macs_after:,} ({_percent(macs_after, macs)}), "
-            f"params {params:,} -> {params_after:,} ({_percent(params_after, params)})",
-            f"surgery {proof}; compensation: {self.compensation}",
-        ]
+        lines = [self.plan.change, f"surgery {proof}; compensation: {self.compensation}"]
         if self.spent:
-            unit, before, after = self.spent.unit, self.spent.before, self.spent.after
-            lines.insert(1, f"budget: {before:,} -> {after:,} {unit} ({_percent(after, before)})")
+            lines.insert(1, f"budget: {change_of(self.spent.before, self.spent.after, self.spent.unit)}")
         if self.approximate:
             lines.append(f"{len(self.approximate)} groups cross statistics over channels and are approximate")
         return visible("\n".join(lines + self.notes))
@@ -151,10 +146,6 @@ class PruneReport(SavedReport):
 
     def _closing(self) -> list[Section]:
         return _prune_closing(self)
-
-
-def _percent(after: int, before: int) -> str:
-    return f"{100 * after / before:.1f} %" if before else "nothing"
 
 
 def _prune_sections(report: PruneReport, prices: Prices | None) -> list[Section]:

@@ -6,6 +6,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -153,6 +154,20 @@ def test_the_headline_compares_the_first_with_the_last(run, extras, tmp_path):
     for (before, after), what in ((macs, "multiply-accumulates"), (size, "bytes"), (ms, "milliseconds")):
         assert f"{100 * after / before:.0f} % of the {what}" in text
     assert row["milliseconds"] == f"{ms[0]:.3g} → {ms[1]:.3g}"
+
+
+def test_results_are_printed_in_words(run, tmp_path):
+    model, _, report = run
+    made = kfp.export_tflite(model, tmp_path / "model.tflite")
+    for shown in (report, report.plan, made, kfp.analyze(model)):
+        in_notebook = []
+        shown._repr_pretty_(SimpleNamespace(text=in_notebook.append), False)
+        assert [str(shown)] == in_notebook == [shown.summary()]
+        assert max(map(len, str(shown).splitlines())) < 300
+    plan, counts = report.plan, report.plan.cost["params"]
+    assert f"params {counts[0]:,} -> {counts[1]:,} ({100 * counts[1] / counts[0]:.1f} %)" in str(plan)
+    cut = sum(len(group["kept"]) < group["size"] for group in plan.groups)
+    assert f"filters go from {cut} of {len(plan.groups)} groups" in str(plan)
 
 
 def test_layers_whose_filters_go_together_have_the_colour_of_their_group(run, tmp_path):
