@@ -2,10 +2,12 @@
 
 python examples/pruned_zoo.py images=resnet20.keras [keywords=kfp-keyword-spotting/dense.keras]
     [cells=kfp-detection/dense.keras] [scenes=kfp-segmentation/dense.keras] [--target arm64] [--out DIR]
+    [--untimed]
 
 The last three are what keyword_spotting.py, detection.py and segmentation.py have trained. `compress` makes every size,
 from training samples, at most 2 048, whose labels it only measures with; scores are over test samples. Nothing is
-trained with labels afterwards. Folders and rows are kept: a run that was interrupted goes on.
+trained with labels afterwards. Folders and rows are kept: a run that was interrupted goes on, and one with --untimed
+gets its milliseconds from the same call without it.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ def main() -> None:
             if keep not in _rows(results, model):
                 figures = _figures(made, task, files[keep][0])
                 rows.append({"network": model.name, "keep": keep} | figures, results, "network", "keep")
-        if any("ms" not in row for row in _rows(results, model).values()):
+        if not options.untimed and any("ms" not in row for row in _rows(results, model).values()):
             # All sizes of a network in turns: what else the machine does slows them alike.
             timed = iter(benchmark([file for pair in files.values() for file in pair], runs=200, progress=True).models)
             for row in _rows(results, model).values():
@@ -155,6 +157,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data-dir", help="folder of the data (KFP_DATA_DIR)")
     parser.add_argument("--target", default="arm64", help="device that the files are for (%(default)s)")
     parser.add_argument("--out", default="kfp-zoo", help="folder for the results (./%(default)s)")
+    parser.add_argument("--untimed", action="store_true", help="leave milliseconds blank: other work runs beside")
     return parser.parse_args()
 
 

@@ -174,8 +174,8 @@ def test_every_executor_gives_what_one_process_gives(tmp_path):
 
 @pytest.mark.parametrize(
     ("script", "last"),
-    list(zip(TRAININGS, ["True", "[10, 10]", "True", "True", "2", "True"], strict=True)),
-    ids=["replicas", "mesh", "schedule", "wandb", "optuna", "keras_tuner"],
+    list(zip(TRAININGS, ["True", "[10, 10]", *["True"] * 4, "2", "True"], strict=True)),
+    ids=["replicas", "mesh", "schedule", "tensorboard", "mlflow", "wandb", "optuna", "keras_tuner"],
 )
 def test_trainings_end_as_they_should(script, last, tmp_path, monkeypatch, capsys):
     if "device" in script:

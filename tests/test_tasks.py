@@ -268,15 +268,19 @@ def test_the_zoo_makes_every_size_once(examples, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "TASKS", {"stripes": lambda data_dir: task})
     monkeypatch.setattr(zoo, "BUDGETS", (1.0, 0.6))
     words = [f"stripes={tmp_path / 'dense.keras'}", "--out", str(tmp_path / "zoo"), "--target", "cortex-m"]
-    monkeypatch.setattr(sys, "argv", ["pruned_zoo.py", *words])
+    monkeypatch.setattr(sys, "argv", ["pruned_zoo.py", *words, "--untimed"])
     zoo.main()
+    assert (tmp_path / "zoo" / "pruned_zoo.md").read_text().count(" |  |\n") == 2
+    monkeypatch.setattr(sys, "argv", ["pruned_zoo.py", *words])
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tflite")}
+    zoo.main()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tflite")} == kept
     whole, small = json.loads((tmp_path / "zoo" / "pruned_zoo.json").read_text())["rows"]
     assert whole["keep"] == 1 and small["macs"] <= 0.6 * whole["macs"]
     outputs = keras.models.load_model(tmp_path / "zoo" / f"{model.name}-0.6" / "model.keras").predict(x, verbose=0)
     assert small["float32_score"] == task.score(outputs)
     table = (tmp_path / "zoo" / "pruned_zoo.md").read_text()
     assert f"| {model.name}, accuracy | 1.00 |" in table and f"{small['float32_ms']:.2g} / {small['ms']:.2g} |" in table
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tflite")}
     zoo.main()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tflite")} == kept
     assert (tmp_path / "zoo" / "pruned_zoo.md").read_text() == table

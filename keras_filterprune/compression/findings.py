@@ -84,10 +84,7 @@ def _notes(job: Job) -> tuple[str, ...]:
         *_to_win_back(job),
         *facts["cut"]["notes"],
     ]
-    if "core" in facts["instructions"]:
-        notes.append(f"Instructions are those of an emulated {facts['instructions']['core']}, which are not time.")
-    else:
-        notes.append(f"Instructions were not counted: {facts['instructions']['not counted']}.")
+    notes.append(_on_instructions(facts["instructions"], device.core))
     if not device.here:
         notes.append(f"Milliseconds are those of {facts['benchmark']['machine']['cpu']}, not of the device.")
     warnings = (
@@ -95,6 +92,14 @@ def _notes(job: Job) -> tuple[str, ...]:
         for w in facts["file"]["warnings"]
     )
     return (*notes, *warnings, f"On the device: {device.usage}")
+
+
+def _on_instructions(counted: dict[str, Any], core: str | None) -> str:
+    if "core" in counted:
+        return f"Instructions are those of an emulated {core}, which are not time."
+    why = f"Instructions were not counted: {counted['not counted']}."
+    count = f"python -m tflite_bench arm count {FILES['original']} {FILES['tflite']} --cpu {core}"
+    return why if core is None else f"{why} Then `{count}` counts them."
 
 
 def _to_win_back(job: Job) -> list[str]:

@@ -226,6 +226,16 @@ def test_what_pruning_costs_is_said_with_what_helps(before, after, learnt, said)
     assert len(notes) == bool(said) and said in "".join(notes)
 
 
+def test_what_is_missing_to_count_instructions_is_said(made, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFLITE_BENCH_CACHE", str(tmp_path))
+    missing = findings._counted([made.tflite], "cortex-a72", False)["not counted"]
+    assert missing.startswith("the emulated Arm core")
+    count = "python -m tflite_bench arm count original.tflite model.tflite --cpu cortex-a72"
+    said = f"Instructions were not counted: {missing}. Then `{count}` counts them."
+    assert findings._on_instructions({"not counted": missing}, "cortex-a72") == said
+    assert findings._on_instructions(findings._counted([], None, False), None).endswith("core for this device.")
+
+
 def test_every_device_has_widths_a_core_and_words():
     for name, device in DEVICES.items():
         assert replace(device.widths, narrow=0) in [*TARGETS.values(), kfp.budgets.Tiles(4)], name
