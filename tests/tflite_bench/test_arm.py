@@ -270,10 +270,11 @@ def test_devices_and_cores():
 def test_a_missing_emulator_is_named_with_its_package(monkeypatch, tmp_path, files, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     for attempt in (setup, lambda: count_instructions([files["int8"]]), lambda: count_operators([Operator("RELU", 1)])):
-        with pytest.raises(BenchError, match=r"needs qemu-aarch64, not found on PATH: .*apt-get install qemu-user$"):
+        with pytest.raises(BenchError, match=r"needs qemu-aarch64, gcc, aarch64-linux-gnu-gcc, not found on PATH: "):
             attempt()
     assert main(["setup"]) == 2
-    assert "apt-get install qemu-user" in capsys.readouterr().err
+    install = "apt-get install qemu-user gcc libc6-dev g++-aarch64-linux-gnu; then python -m tflite_bench arm setup"
+    assert capsys.readouterr().err.strip().endswith(install)
 
 
 with_qemu = pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="apt-get install qemu-user")
@@ -285,7 +286,7 @@ def test_missing_compilers_are_named_with_their_packages(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("TFLITE_BENCH_CACHE", str(tmp_path / "cache"))
     with pytest.raises(
-        BenchError, match=r"gcc, aarch64-linux-gnu-gcc, not .*install gcc libc6-dev g\+\+-aarch64-linux-gnu$"
+        BenchError, match=r"needs gcc, aarch64-linux-gnu-gcc, not .*install gcc libc6-dev g\+\+-aarch64-linux-gnu; then"
     ):
         setup()
 

@@ -19,8 +19,7 @@ from tflite_bench.progress import progress_bar
 
 _SOURCES = Path(__file__).with_name("native")
 # Program: the packages of Debian and Ubuntu that have it and the headers and libraries it needs.
-_QEMU = {"qemu-aarch64": "qemu-user"}
-_COMPILERS = {"gcc": "gcc libc6-dev", "aarch64-linux-gnu-gcc": "g++-aarch64-linux-gnu"}
+_PROGRAMS = {"qemu-aarch64": "qemu-user", "gcc": "gcc libc6-dev", "aarch64-linux-gnu-gcc": "g++-aarch64-linux-gnu"}
 # Arm libraries that LiteRT is linked with; a C compiler alone comes without the last one.
 _LIBRARIES = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6")
 _PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_28_aarch64", "manylinux2014_aarch64")
@@ -42,7 +41,9 @@ def qemu_version() -> str:
     Raises:
         BenchError: QEMU is not installed.
     """
-    _require(_QEMU)
+    if shutil.which("qemu-aarch64") is None:
+        # The compilers at once: whoever installs one thing would be told of the next.
+        _require_programs()
     return re.findall(r"version (\S+)", _output(["qemu-aarch64", "--version"]))[0]
 
 
@@ -81,7 +82,7 @@ def setup(*, progress: bool = False) -> Path:
     target = _target()
     if target.is_dir():
         return target
-    _require(_QEMU | _COMPILERS)
+    _require_programs()
     target.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, so that the move at the end is one step.
     with (
@@ -107,12 +108,12 @@ def _target() -> Path:
     return cache_folder() / f"arm64-litert-{litert}-qemu-{qemu_version()}-{digest}"
 
 
-def _require(programs: dict[str, str]) -> None:
-    missing = {program: package for program, package in programs.items() if shutil.which(program) is None}
+def _require_programs() -> None:
+    missing = {program: package for program, package in _PROGRAMS.items() if shutil.which(program) is None}
     if missing:
         raise BenchError(
             f"the emulated Arm core needs {', '.join(missing)}, not found on PATH: on Debian or Ubuntu, "
-            f"apt-get install {' '.join(missing.values())}"
+            f"apt-get install {' '.join(missing.values())}; then python -m tflite_bench arm setup"
         )
 
 
@@ -144,7 +145,7 @@ def _copy_libraries(folder: Path) -> None:
         if not found.is_absolute():
             raise BenchError(
                 f"the emulated Arm core needs {name} for Arm, which aarch64-linux-gnu-gcc does not find: on Debian or "
-                f"Ubuntu, apt-get install {_COMPILERS['aarch64-linux-gnu-gcc']}"
+                f"Ubuntu, apt-get install {_PROGRAMS['aarch64-linux-gnu-gcc']}"
             )
         shutil.copyfile(found, folder / name)
 
