@@ -54,6 +54,7 @@ TAKEN_BY = {
     "PruningSchedule.data": " ".join(BAD),
     "PruningSchedule.exclude": "none generator text nul",
     "PruningSchedule.include": "none generator text nul",
+    "Reconstruct.teacher": "none",
     "SensitivityScorer.data": " ".join(BAD),
     "SensitivityTable.to_csv.path": "none text",
     "SoftPruning.every": "none",

@@ -39,7 +39,7 @@ class Reconstruct(Compensator):
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), *layers])
         >>> settings = {"compensate": kfp.compensators.Reconstruct(steps=10), "return_report": True}
         >>> kfp.prune_model(model, "l2", 0.5, data=x, **settings)[1].compensation.split(";")[0]
-        '1 layers refitted by least squares on 64 samples, then 10 steps on 56 samples'
+        '1 layers refitted by least squares on 56 samples, then 10 steps on 56 samples'
     """
 
     requires = frozenset({"activations"})

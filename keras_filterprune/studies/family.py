@@ -42,6 +42,7 @@ from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, 
 
 # Of half as many steps each as a network that is cut once: it starts from one that was taught already.
 _STEPS = 300
+_UNTAUGHT = "; not taught"
 _INDEX, _PARTS = "family.json", "model, method, data, budgets, options or fine-tuning"
 
 
@@ -201,17 +202,12 @@ def prune_family(
     shares = _falling(budgets)
     _check(evaluate, finetune, latency)
     seed = options.get("seed", 0)
-    recipe = as_method(method, seed, data is not None)
-    taught = isinstance(recipe.compensator, Reconstruct) and options.get("compensate", "auto") == "auto"
-    recipe = replace(recipe, rounds=1, compensator=recipe.compensator.between)
     costs = CostModel(analyze(model))
+    recipe = _in_one_round(as_method(method, seed, data is not None), costs.graph.model, seed)
     check_data(data := Samples.of(data), costs.graph.view)
     whole = costs.macs(costs.sizes)
     origin, settings = fingerprint(costs.graph, Weights(costs.graph.view)), sorted(options.items())
     key = origin, recipe.name, recipe.compensator, settings, shares, _digest_of(data, costs), finetune is None
-    if taught:
-        teaching = Reconstruct(_STEPS, first=recipe.compensator, seed=seed, teacher=costs.graph.model)
-        recipe = replace(recipe, compensator=teaching)
     store = Folder("folder", folder, _INDEX, repr(key), "family", _PARTS)
     models: list[keras.Model] = [costs.graph.model]
     plans: list[PruningPlan | None] = [None]
@@ -224,8 +220,9 @@ def prune_family(
             small, report = prune_model(models[-1], recipe, _share_of(models[-1], share * whole), **given)
             plan = replace(report.plan, model=origin, budget=repr(MacsBudget(share)))
             plan = _of_the_original(plan, models[-1], plans[-1], costs)
-            if taught and (why := report.compensation.partition("; not taught")[1:])[0]:
-                warnings.warn(f"keep={share:g} is refitted{''.join(why)}", stacklevel=3)
+            if _UNTAUGHT in report.compensation:
+                why = report.compensation.partition(_UNTAUGHT)[2]
+                warnings.warn(f"keep={share:g} is refitted{_UNTAUGHT}{why}", stacklevel=3)
             if finetune is not None:
                 finetune(small)
             store.write(f"{name}.keras", partial(save_keras, small, overwrite=True), **{name: vars(plan)})
@@ -234,6 +231,14 @@ def prune_family(
     models[0] = model
     rows = [_row(share, made, evaluate, latency) for share, made in zip((1.0, *shares), models, strict=True)]
     return Family(tuple(rows), tuple(models), tuple(plans))
+
+
+def _in_one_round(recipe: Method, original: keras.Model, seed: int) -> Method:
+    """A recipe for one size; where the network that is cut would teach, the original does."""
+    compensator = recipe.compensator.between
+    if isinstance(recipe.compensator, Reconstruct):
+        compensator = Reconstruct(_STEPS, first=compensator, seed=seed, teacher=original)
+    return replace(recipe, rounds=1, compensator=compensator)
 
 
 def _digest_of(data: Samples | None, costs: CostModel) -> str | None:
