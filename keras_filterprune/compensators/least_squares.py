@@ -18,15 +18,13 @@ from keras_filterprune.handlers.registry import known_statistics, linear_of, sta
 from keras_filterprune.probe.consumers import Joint, Places, draw_places, rows_at
 from keras_filterprune.probe.normalization import Pooled
 from keras_filterprune.probe.outlets import Outlet, add_constant
-from keras_filterprune.probe.regression import fitting_ridge, halves, rectified_regression, regression, scale_to
+from keras_filterprune.probe.regression import ENOUGH, fitting_ridge, halves, rectified_regression, regression, scale_to
 
 # Columns above which the normal equations (cubic time, square memory) are not formed.
 LARGEST = 6000
 _SMALLEST = 1e-6
 # Samples of which some can be held out.
 _FEWEST = 8
-# Rows for each unknown that need no ridge: about as many as there are unknowns tell least.
-_ENOUGH = 4
 
 
 class LeastSquares(Compensator):
@@ -105,7 +103,7 @@ class _Run(SideBySide):
         if theirs.kernel is None or theirs.groups > 1 or max(before.shape[-1], after.shape[-1]) > LARGEST:
             self.shifted += self.match_mean(call, twin, before, after)
             return
-        places = draw_places(call.path, theirs, before, before.shape[0])
+        places = draw_places(call.path, theirs, before, before.shape[0], self.share)
         self._refit(call, theirs, ours, places, before, rows_at(ours, after, places))
         if theirs.transposed:
             # Rows are input pixels: what their constants add up to depends on how windows overlap.
@@ -150,14 +148,13 @@ class _Run(SideBySide):
 
     def _sums(self, linear: Linear, places: Places, before: Any, kept: np.ndarray) -> np.ndarray:
         """What the original layer sums up at these places for every output that stays, float32 (rows, outputs)."""
-        plain = linear.window is not None and linear.depthwise is None and not linear.transposed
-        if (
-            plain
-            and named(linear.activation) == "linear"
-            and keras.backend.standardize_dtype(self._made.dtype) == "float32"
-        ):
+        # Rows stand for output positions, and the output is the sums but for a bias, in the precision that is wanted.
+        placed = linear.window is not None and linear.depthwise is None and not linear.transposed
+        bare = named(linear.activation) == "linear"
+        exact = keras.backend.standardize_dtype(self._made.dtype) == "float32"
+        if placed and bare and exact:
             bias = linear.weight(linear.bias)
-            found = places.pick(keras.ops.convert_to_numpy(self._made))[:, kept]
+            found = places.pick(self._made)[:, kept]
             return found if bias is None else found - keras.ops.convert_to_numpy(bias.value)[kept]
         kernel = _of_kept(linear, kept)
         rows = rows_at(linear, before, places)
@@ -166,7 +163,7 @@ class _Run(SideBySide):
     def _known(self, x: np.ndarray, y: np.ndarray, places: Places, prior: np.ndarray) -> tuple[Joint, float]:
         """Moments of rows x (n, d) and y (n, o), and their ridge: with few samples or rows, what holds for others."""
         count = places.samples[-1] + 1
-        enough = count >= x.shape[1] and len(x) >= _ENOUGH * x.shape[1]
+        enough = count >= x.shape[1] and len(x) >= ENOUGH * x.shape[1]
         if enough or count < _FEWEST:
             return Joint.of(x, y), self.settings.ridge
         learnt, held_out = halves(x, y, places.samples)
@@ -193,8 +190,8 @@ class _Run(SideBySide):
         before, after = self.left.value(outlet.shortcut), self.right.value(outlet.shortcut)
         if before is None or after is None:
             return 0.0, None
-        other = places.pick(keras.ops.convert_to_numpy(after))
-        return places.pick(keras.ops.convert_to_numpy(before))[:, kept] - other, other
+        other = places.pick(after)
+        return places.pick(before)[:, kept] - other, other
 
 
 def _of_kept(linear: Linear, kept: np.ndarray) -> np.ndarray:

@@ -49,6 +49,7 @@ class SideBySide(abc.ABC):
         first samples, and more join as soon as they fit into memory.
         """
         inputs = calibration_inputs(data, self.rebuilt.graph.view)
+        self.share = inputs.share
         numbers = list(self.rebuilt.resizes)
         # Two networks, in twice the memory: all that is held besides are rows.
         live = [inputs.live[number] for number in numbers]

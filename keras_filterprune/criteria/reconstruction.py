@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from keras_filterprune.probe.gradients import output_sensitivity
 from keras_filterprune.probe.inputs import Inputs, calibration_inputs
 
 # Columns up to which the covariance over all taps is used; above, taps are averaged (inverting is cubic).
-_LARGEST_GRAM = 2304
+_LARGEST_GRAM = 1152
 # Units that are looked at together, and columns above which those of a unit are averaged.
 _WIDEST = 4096
 # Exponent of an error's effect on the outputs, which gradients see to first order only: chosen on training images.
@@ -82,7 +83,7 @@ class Observed(Criterion):
             if found and call is first[call.path]:
                 linear = found[0].linear
                 if call.path not in places:
-                    places[call.path] = draw_places(call.path, linear, args[0], len(inputs))
+                    places[call.path] = draw_places(call.path, linear, args[0], len(inputs), inputs.share)
                 rows = rows_at(linear, args[0], places[call.path].part(samples))
                 for reader in found:
                     reader.add(rows)
@@ -141,25 +142,23 @@ class _Reader:
     def add(self, rows: np.ndarray) -> None:
         """Take rows (n, taps, channels) into account."""
         rows = rows[:, :, self._positions]
-        if self._by_tap:
-            # By unit, so that the columns of one are neighbours.
-            rows = rows.transpose(0, 2, 3, 1)
-        elif not self._by_column:
+        if not self._by_column:
             rows = rows.swapaxes(2, 3)
-        self._moments.add(np.ascontiguousarray(rows).reshape(-1, self._columns.size))
+        self._moments.add(rows.reshape(-1, self._columns.size))
 
     @property
     def _columns(self) -> np.ndarray:
         """int64 (n_units, columns of each)."""
         units, m = self._positions.shape
-        own = m * self._taps if self._by_tap else m if self._by_column else 1
-        return np.arange(units * own).reshape(units, own)
+        shape = self._taps if self._by_tap else 1, units, m if self._by_column else 1
+        return np.arange(math.prod(shape)).reshape(shape).swapaxes(0, 1).reshape(units, -1)
 
     def problem(self, gram: Callable[[Moments], np.ndarray], importance: Importance) -> Problem:
         """What the consumer makes of the units' channels, scaled to what its errors count."""
         kernel, found = self.linear.arranged[:, self._positions], gram(self._moments)
         # In the order of the moments' columns; what is averaged over lies side by side.
-        kernel = kernel.transpose((1, 2, 0, 3) if self._by_column else (1, 0, 2, 3))
+        if not self._by_tap:
+            kernel = kernel.transpose((1, 2, 0, 3) if self._by_column else (1, 0, 2, 3))
         matrix = kernel.reshape(len(found), -1)
         variance = np.concatenate([(part * (found @ part)).sum(axis=0) for part in blocks(matrix)])
         weight = importance(self.call, variance.reshape(-1, kernel.shape[-1]).sum(axis=0))

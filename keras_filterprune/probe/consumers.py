@@ -52,19 +52,22 @@ class Places:
         first = order[self.samples, self.positions[0] % counts]
         return Places(self.samples, np.concatenate([first[None], self.positions[1:]]))
 
-    def pick(self, tensor: np.ndarray) -> np.ndarray:
-        """Values of a tensor (samples, *positions, channels) at these places: (rows, channels)."""
-        return tensor[(self.samples, *self.positions)]
+    def pick(self, tensor: Any) -> np.ndarray:
+        """Values of a tensor (samples, *positions, channels) at these places: float32 (rows, channels)."""
+        numbers = np.ravel_multi_index((self.samples, *self.positions), tensor.shape[:-1])
+        rows = keras.ops.take(keras.ops.reshape(tensor, (-1, tensor.shape[-1])), numbers, axis=0)
+        return np.asarray(keras.ops.convert_to_numpy(rows), np.float32)
 
 
-def draw_places(path: str, linear: Linear, x: Any, count: int) -> Places:
-    """At most 32 768 places, and 128 MiB of rows; the same for original and pruned network.
+def draw_places(path: str, linear: Linear, x: Any, count: int, share: float = 1.0) -> Places:
+    """At most 32 768 places, none twice, and 128 MiB of rows; the same for original and pruned network.
 
     Args:
         path: of the consumer, which decides what is drawn.
         linear: what it multiplies; it has a kernel.
         x: its input, a backend tensor of shape (samples, *positions, channels).
         count: samples in all, of which `x` may be the first.
+        share: of so many places, how many are drawn (1).
     """
     inner, columns = tuple(x.shape[1:-1]), x.shape[-1]
     window = linear.window
@@ -72,12 +75,12 @@ def draw_places(path: str, linear: Linear, x: Any, count: int) -> Places:
         inner = tuple(size for _, size in _margins(window, inner))
         columns *= math.prod(window.kernel_size) if linear.depthwise is None else 1
     columns = max(columns, linear.summed.shape[linear.filters])
-    generator = np.random.default_rng([*path.encode()])
-    per_sample = max(1, min(min(ROWS, _MOST_VALUES // columns) // count, math.prod(inner)))
-    samples = np.repeat(np.arange(count), per_sample)
-    return Places(
-        samples, np.array([generator.integers(0, n, len(samples)) for n in inner], int).reshape(-1, len(samples))
-    )
+    generator, positions = np.random.default_rng([*path.encode()]), math.prod(inner)
+    per_sample = max(1, min(int(share * min(ROWS, _MOST_VALUES // columns)) // count, positions))
+    # Drawn once, and moved on from sample to sample.
+    drawn = generator.permutation(positions)[:per_sample] + generator.integers(positions, size=(count, 1))
+    places = np.unravel_index(drawn.ravel() % positions, inner) if inner else ()
+    return Places(np.repeat(np.arange(count), per_sample), np.array(places, int).reshape(-1, drawn.size))
 
 
 def rows_at(linear: Linear, x: Any, places: Places) -> np.ndarray:
@@ -92,11 +95,10 @@ def rows_at(linear: Linear, x: Any, places: Places) -> np.ndarray:
         if linear.window is None:
             raise UnsupportedLayerError(f"rows behind the depthwise kernel of layer '{linear.op.name}' take a window.")
         x = linear.window.over(keras.ops.depthwise_conv, x, linear.weights[linear.depthwise].value)
-    array = np.asarray(keras.ops.convert_to_numpy(x), np.float32)
     if linear.window is None or linear.depthwise is not None or linear.transposed:
         mask = None if linear.window is not None else mask_of(x)
-        return (places if mask is None else places.within(keras.ops.convert_to_numpy(mask))).pick(array)[:, None]
-    return _windows(linear.window, array, places)
+        return (places if mask is None else places.within(keras.ops.convert_to_numpy(mask))).pick(x)[:, None]
+    return _windows(linear.window, x, places)
 
 
 def _margins(window: Window, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -113,22 +115,22 @@ def _margins(window: Window, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
     return found
 
 
-def _windows(window: Window, array: np.ndarray, places: Places) -> np.ndarray:
+def _windows(window: Window, x: Any, places: Places) -> np.ndarray:
     """Windows of a convolution, taps in the order of the flattened kernel; zeros outside the input."""
     starts = [
         p * stride - before
         for p, stride, (before, _) in zip(
-            places.positions, window.strides, _margins(window, array.shape[1:-1]), strict=True
+            places.positions, window.strides, _margins(window, x.shape[1:-1]), strict=True
         )
     ]
-    rows = np.empty((len(places.samples), math.prod(window.kernel_size), array.shape[-1]), np.float32)
+    rows = np.empty((len(places.samples), math.prod(window.kernel_size), x.shape[-1]), np.float32)
     for tap, offsets in enumerate(np.ndindex(*window.kernel_size)):
         at = [start + o * dilation for start, o, dilation in zip(starts, offsets, window.dilation_rate, strict=True)]
         inside = np.ones(len(rows), bool)
         for axis, index in enumerate(at):
-            inside &= (index >= 0) & (index < array.shape[1 + axis])
-        clipped = [np.clip(index, 0, n - 1) for index, n in zip(at, array.shape[1:-1], strict=True)]
-        rows[:, tap] = array[(places.samples, *clipped)]
+            inside &= (index >= 0) & (index < x.shape[1 + axis])
+        clipped = [np.clip(index, 0, n - 1) for index, n in zip(at, x.shape[1:-1], strict=True)]
+        rows[:, tap] = Places(places.samples, np.array(clipped)).pick(x)
         if not inside.all():
             rows[:, tap] *= inside[:, None]
     return rows
@@ -146,10 +148,11 @@ class Moments:
             # Around the first rows' mean, so that little is lost where it is far from zero.
             self._centre = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
             self._sum, self._products = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
-        rows = rows - self._centre
         self._count += len(rows)
-        self._sum += rows.sum(axis=0, dtype=np.float64)
-        add_product(self._products, rows, rows)
+        for part in parts(len(rows)):
+            centred = rows[part] - self._centre
+            self._sum += centred.sum(axis=0, dtype=np.float64)
+            self._products += centred.T @ centred
 
     @property
     def mean(self) -> np.ndarray:
@@ -178,10 +181,15 @@ class Joint(NamedTuple):
 
     @classmethod
     def of(cls, x: np.ndarray, y: np.ndarray) -> Joint:
-        """The moments of float32 rows; see `product`."""
+        """The moments of float32 rows."""
         mean, level = (rows.mean(axis=0, dtype=np.float64) for rows in (x, y))
-        x, y = x - mean.astype(np.float32), y - level.astype(np.float32)
-        return cls(len(x), mean, level, product(x, x) / len(x), product(x, y) / len(x))
+        centre, other = mean.astype(np.float32), level.astype(np.float32)
+        covariance, cross = np.zeros((x.shape[1], x.shape[1])), np.zeros((x.shape[1], y.shape[1]))
+        for part in parts(len(x)):
+            centred = x[part] - centre
+            covariance += centred.T @ centred
+            cross += centred.T @ (y[part] - other)
+        return cls(len(x), mean, level, covariance / len(x), cross / len(x))
 
     def joined(self, other: Joint) -> Joint:
         """The moments of these rows and others together."""
@@ -198,18 +206,9 @@ class Joint(NamedTuple):
         )
 
 
-def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x^T y in float64, from rows that are multiplied in float32, 4 096 at a time."""
-    total = np.zeros((x.shape[1], y.shape[1]))
-    add_product(total, x, y)
-    return total
-
-
-def add_product(total: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-    """total += x^T y; see `product`."""
-    for start in range(0, len(x), 4096):
-        part = slice(start, start + 4096)
-        total += x[part].T @ y[part]
+def parts(count: int) -> list[slice]:
+    """Rows in parts of 2 048: their products are found in float32, in the cache, and added up in float64."""
+    return [slice(start, start + 2048) for start in range(0, count, 2048)]
 
 
 def blocks(matrix: np.ndarray) -> Iterator[np.ndarray]:

@@ -43,6 +43,9 @@ class Samples:
     What criteria and compensators are given as `data`: generators can be gone through only once, and endless data never
     ends. `read` gives arrays.
 
+    Attributes:
+        share: of the rows that are sampled of what layers read, how many are worth it for these samples (1).
+
     Args:
         data: an array of shape (samples, ...); a list with one array per input or a dict by input name; a tuple
             `(inputs, labels)` or `(inputs, labels, sample weights)`; or batches of these: a list, a generator, a
@@ -57,6 +60,8 @@ class Samples:
         >>> [(part.inputs[0].shape, part.labels.shape) for part in data.read(graph.view)]
         [((128, 8, 8, 3), (128,)), ((72, 8, 8, 3), (72,))]
     """
+
+    share = 1.0
 
     def __init__(self, data: Any):
         self._data = data

@@ -24,12 +24,14 @@ class Inputs:
         parts: what `Samples.read` gives.
         view: the model the data is for.
         least: samples that are needed (2: a single one has no variance).
+        share: see `Samples` (1).
 
     Raises:
         CalibrationDataError: there are fewer.
     """
 
-    def __init__(self, parts: Sequence[Part], view: ModelView, least: int = 2):
+    def __init__(self, parts: Sequence[Part], view: ModelView, least: int = 2, share: float = 1.0):
+        self.share = share
         self._parts = [part.inputs for part in parts]
         self._dtypes = [view.calls[ref.call].op.dtype for ref in view.inputs]
         self._starts = np.cumsum([0, *(len(arrays[0]) for arrays in self._parts)])
@@ -110,7 +112,8 @@ def calibration_inputs(data: Any, view: ModelView, most: int = SAMPLES, least: i
     Raises:
         CalibrationDataError: see `Samples` and `Inputs`.
     """
-    return Inputs(Samples.of(data).read(view, most), view, least)
+    samples = Samples.of(data)
+    return Inputs(samples.read(view, most), view, least, samples.share)
 
 
 def labelled_inputs(data: Any, view: ModelView, purpose: str, most: int = SAMPLES) -> tuple[Inputs, np.ndarray]:

@@ -90,7 +90,7 @@ def _by_rows(call: Call, linear: Linear, x: Any) -> tuple[Any, Any]:
     """The sums at some places by the product, and by rows of the kernel."""
     places = draw_places(call.path, linear, x, x.shape[0])
     rows, kernel = rows_at(linear, x, places), linear.slices
-    sums = places.pick(keras.ops.convert_to_numpy(linear(x)))
+    sums = places.pick(linear(x))
     return sums, rows.reshape(len(rows), -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 

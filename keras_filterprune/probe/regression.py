@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from keras_filterprune.probe.consumers import Joint
+from keras_filterprune.probe.consumers import Joint, parts
 
 _TINY = 1e-12
 # Turns of fit and targets behind a ReLU, and the factor by which the squared error has to fall for another one.
 _TURNS, _PROGRESS = 20, 0.95
-# Rows of which fit and targets are found together, in a processor's cache.
-_AT_ONCE = 2048
+# Rows for each unknown that need no ridge, about as many as there are unknowns tell least; and whose targets may follow
+# the fit, which with fewer follows noise.
+ENOUGH = 4
 # One sample in so many is held out to find a ridge.
 _HELD_OUT = 4
 # Outputs that are asked for it: a ridge is one number, and solving for all of them is what takes long.
@@ -35,9 +36,9 @@ def regression(gram: np.ndarray, cross: np.ndarray, ridge: float, prior: Any = 0
     return cho_solve(factor, cross + added * prior)
 
 
-def _factor(gram: np.ndarray, ridge: float) -> tuple[Any, float]:
+def _factor(gram: np.ndarray, ridge: float, dtype: Any = np.float64) -> tuple[Any, float]:
     """The Cholesky factor of gram + r I, and r; see `regression`."""
-    gram = gram.astype(np.float64)
+    gram = gram.astype(dtype)
     added = ridge * np.trace(gram) / len(gram) + _TINY
     gram[np.diag_indices_from(gram)] += added
     return cho_factor(gram, overwrite_a=True), added
@@ -63,15 +64,21 @@ def fitting_ridge(learnt: Joint, held_out: Joint, ridge: float, prior: np.ndarra
         prior: see `regression`.
     """
     some = slice(None, None, -(-prior.shape[1] // _ASKED))
-    prior, cross, other_cross = prior[:, some], learnt.cross[:, some], held_out.cross[:, some]
+    # In single precision, in half the time: they are a power of ten apart.
+    prior, cross, other_cross = (m[:, some].astype(np.float32) for m in (prior, learnt.cross, held_out.cross))
+    gram, other_gram = (moments.covariance.astype(np.float32) for moments in (learnt, held_out))
     shift, rise = held_out.mean - learnt.mean, (held_out.level - learnt.level)[some]
 
     @functools.cache
     def error(ridge: float) -> float:
-        weights = regression(learnt.covariance, cross, ridge, prior)
+        try:
+            factor, added = _factor(gram, ridge, np.float32)
+        except np.linalg.LinAlgError:
+            return np.inf  # too little for what rounding leaves of dependent columns
+        weights = cho_solve(factor, cross + np.float32(added) * prior)
         # Squared error on the others, less what all weights have in common.
         missed = rise - shift @ weights
-        return float(np.square(missed).sum() + np.sum(weights * (held_out.covariance @ weights - 2 * other_cross)))
+        return float(np.square(missed).sum() + np.sum(weights * (other_gram @ weights - 2 * other_cross)))
 
     # Without any, what fewer rows than columns leave open has no solution. The error falls to one side, and rises then.
     ridges = sorted(r for r in {ridge, *_RIDGES} if r >= max(ridge, _TINY))
@@ -95,6 +102,7 @@ def rectified_regression(
 
     Where the ReLU cuts y off, the fit need only be cut off as well: there the target is the fit itself, or the
     threshold where the fit is beyond it. Fit and targets are found in turn; the error behind the ReLU falls each time.
+    With fewer than four rows for each column, which can be fitted whatever they are, it is the regression of y on x.
 
     Args:
         x: float32 (n, d).
@@ -110,22 +118,26 @@ def rectified_regression(
     # Upside down where the ReLU passes what is below, and around the targets' means.
     sign = np.where(rising, 1.0, -1.0).astype(np.float32)
     level = known.level.astype(np.float32)
-    target, threshold = (y - level) * sign, np.broadcast_to((threshold - level) * sign, y.shape)
+    target, threshold = (y - level) * sign, (threshold - level) * sign
+    # Between which values the target follows the fit.
     off = target <= threshold
-    centred = x - known.mean.astype(np.float32)
+    least, most = np.where(off, np.float32(-np.inf), target), np.where(off, threshold, target)
+    centre = known.mean.astype(np.float32)
     factor, added = _factor(known.covariance, ridge)
     pull = added * prior * sign
     weights, shift, before = cho_solve(factor, known.cross * sign + pull), np.zeros(y.shape[1]), np.inf
-    for _ in range(_TURNS):
+    for _ in range(_TURNS if len(x) >= ENOUGH * x.shape[1] else 0):
         kernel, constant = weights.astype(np.float32), shift.astype(np.float32)
         error, total, cross = 0.0, np.zeros_like(shift), np.zeros_like(weights)
-        for start in range(0, len(x), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            fit = centred[part] @ kernel + constant
-            error += float(np.square(target[part] - fit).sum(dtype=np.float64))
-            np.copyto(target[part], np.minimum(fit, threshold[part]), where=off[part])
-            total += target[part].sum(axis=0, dtype=np.float64)
-            cross += centred[part].T @ target[part]
+        for part in parts(len(x)):
+            centred = x[part] - centre
+            fit = centred @ kernel
+            fit += constant
+            missed = target[part] - fit
+            error += float(np.vdot(missed, missed))
+            np.clip(fit, least[part], most[part], out=target[part])
+            total += np.ones(len(fit), np.float32) @ target[part]
+            cross += centred.T @ target[part]
         weights, shift = cho_solve(factor, cross / len(x) + pull), total / len(x)
         if error > _PROGRESS * before:
             break

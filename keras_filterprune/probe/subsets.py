@@ -17,7 +17,7 @@ class _Subset(Samples, abc.ABC):
 
     def __init__(self, whole: Samples):
         super().__init__(whole._data)
-        self._whole = whole
+        self._whole, self.share = whole, whole.share
 
     def read(self, view: ModelView, most: int = SAMPLES) -> list[Part]:
         parts = self._whole.read(view, most)
@@ -35,7 +35,7 @@ class _Subset(Samples, abc.ABC):
 
 
 class Thinned(_Subset):
-    """Every so many-th of other samples, for what need not be measured exactly.
+    """Every so many-th of other samples, and of rows, for what need not be measured exactly.
 
     Args:
         whole: the samples.
@@ -46,6 +46,7 @@ class Thinned(_Subset):
     def __init__(self, whole: Samples, step: int, least: int):
         super().__init__(whole)
         self._step, self._least = step, least
+        self.share /= step
 
     def _slices(self, start: int, stop: int, count: int) -> list[slice]:
         step = max(1, min(self._step, count // self._least))

@@ -77,6 +77,17 @@ def test_a_ridge_pulls_to_what_was_known_before():
     assert constant == pytest.approx(level - x.mean(axis=0) @ weights, abs=1e-5)
 
 
+@pytest.mark.parametrize("rows", [79, 80])
+def test_targets_follow_the_fit_behind_a_relu_where_rows_are_enough(rows):
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(rows, 20)).astype("float32"), rng.normal(size=(rows, 5)).astype("float32")
+    known = Joint.of(x, y)
+    plain = regression(known.covariance, known.cross, 1e-3)
+    fitted, constant = rectified_regression(x, y, known, np.zeros(5, "float32"), np.arange(5) != 2, 1e-3)
+    assert (fitted == pytest.approx(plain)) == (rows < 80)
+    assert (constant == pytest.approx(known.level - known.mean @ plain)) == (rows < 80)
+
+
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, 1e-4), (1.0, 0.1), (30.0, 10.0)])
 def test_the_ridge_is_what_holds_for_other_samples(noise, expected):
     """The best of a normal prior is noise^2 / (n 0.3^2), of n = 90 rows: 0, 0.12, and beyond the largest."""
@@ -94,6 +105,13 @@ def test_a_ridge_is_never_less_than_was_asked_for(least):
     x, y = rng.normal(size=(40, 20)).astype("float32"), rng.normal(size=(40, 30)).astype("float32")
     found = fitting_ridge(*halves(x, y, np.arange(40)), least, np.zeros((20, 30)))
     assert found == max(least, 10.0)
+
+
+def test_a_ridge_that_leaves_no_solution_is_not_the_best():
+    rng = np.random.default_rng(8)
+    x, y = (np.repeat(rng.normal(size=(40, n)), 2, axis=1).astype("float32") for n in (20, 30))
+    found = fitting_ridge(*halves(1e3 * x, y, np.arange(40)), 1e-11, np.zeros((40, 60)))
+    assert found >= 1e-4
 
 
 def test_rows_of_one_sample_are_held_out_together():
