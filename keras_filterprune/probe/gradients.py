@@ -53,9 +53,7 @@ def output_sensitivity(
         CalibrationDataError: outputs or their gradients are not finite.
     """
     generator = np.random.default_rng(0)
-    # A power of two, which is differentiated as a whole: every part takes its time, however small it is.
-    fit = _VALUES // all_values(view, inputs.values)
-    inputs = inputs.spread(min(_SAMPLES, max(8, 1 << (max(fit, 1).bit_length() - 1))))
+    inputs = inputs.spread(min(_SAMPLES, max(8, _VALUES // all_values(view, inputs.values))))
     deviations = _deviations(view, inputs)
     if all(deviation is None for deviation in deviations):
         return {path: np.ones(1) for path in layers}
