@@ -43,15 +43,15 @@ class Samples:
     What criteria and compensators are given as `data`: generators can be gone through only once, and endless data never
     ends. `read` gives arrays.
 
-    Attributes:
-        share: of the rows that are sampled of what layers read, how many are worth it for these samples (1).
-
     Args:
         data: an array of shape (samples, ...); a list with one array per input or a dict by input name; a tuple
             `(inputs, labels)` or `(inputs, labels, sample weights)`; or batches of these: a list, a generator, a
             `tf.data.Dataset`, a `keras.utils.PyDataset` (of unknown length, too), a PyTorch `DataLoader`, or any other
             iterable; or a function that yields batches (TensorFlow Lite's `representative_dataset`). Weights of samples
             count where the compiled loss does.
+
+    Attributes:
+        share: of the rows that are sampled of what layers read, how many are worth it for these samples (1).
 
     Example:
         >>> import keras, numpy as np, keras_filterprune as kfp
