@@ -57,7 +57,9 @@ def split(data: Any, view: ModelView) -> Split:
         )
     held_out = np.arange(0, len(inputs), _EVERY)
     others = np.setdiff1d(np.arange(len(inputs)), held_out)[:SAMPLES]
-    single = labels if isinstance(labels, np.ndarray) and labels.ndim else None
+    # Labels of one output may come by its name, or in a list, as `fit` takes them.
+    arrays = keras.tree.flatten(labels)
+    single = arrays[0] if len(arrays) == 1 and isinstance(arrays[0], np.ndarray) and arrays[0].ndim else None
     if single is not None and len(single) != len(inputs):
         raise CalibrationDataError(
             f"labels have a row for each of {len(inputs)} samples. Received: labels of shape {single.shape}."

@@ -165,6 +165,14 @@ def test_labels_that_give_no_accuracy_are_said_to(samples, tmp_path):
     assert "accuracy" not in found.figures
 
 
+@pytest.mark.parametrize("given", [lambda y: {"head": y}, lambda y: [y]], ids=["name", "list"])
+def test_labels_of_one_output_may_come_in_a_structure(samples, tmp_path, given):
+    x, y = samples
+    for number, data in enumerate([{"data": x, "labels": given(y)}, {"data": (x, given(y))}]):
+        found = kfp.compress(network(), target="arm64", out=tmp_path / str(number), **data, **QUIET)
+        assert found.figures["accuracy"][0] > 0.9
+
+
 @pytest.mark.parametrize("kind", [list, dict])
 def test_labels_of_several_outputs_are_taken_and_said_to_give_no_accuracy(samples, tmp_path, kind):
     one, x = network(), samples[0]
