@@ -103,7 +103,7 @@ def _table(report: dict) -> str:
     for key, run in report["runs"].items():
         keep, name, _ = key.split()
         rows.setdefault((keep, name), []).append(run)
-    lines = [f"{report['model']}, dense {report['dense']:.2f} %: % after pruning and {STEPS} steps in all", ""]
+    lines = [f"{report['model']}, accuracy in %, dense {report['dense']:.2f}", ""]
     lines += [
         f"| MACs kept | method | after pruning | {STEPS} steps | pruning, CPU s | in all, CPU s |",
         "|---|---|--:|--:|--:|--:|",
