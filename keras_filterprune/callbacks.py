@@ -1,11 +1,14 @@
-"""Callbacks for `model.fit`, and the schedules they follow."""
+"""Callbacks for `model.fit`, the schedules they follow, and the networks that say how gates move."""
 
 from keras_filterprune.training import (
+    AttentionScorer,
     BridgeoutSchedule,
     BudgetGates,
     ClusterPruning,
+    DenseScorer,
     GrowAndPrune,
     PenaltySchedule,
+    PrunerNetwork,
     PruningSchedule,
     SensitivityScorer,
     SoftPruning,
@@ -14,11 +17,14 @@ from keras_filterprune.training import (
 )
 
 __all__ = [
+    "AttentionScorer",
     "BridgeoutSchedule",
     "BudgetGates",
     "ClusterPruning",
+    "DenseScorer",
     "GrowAndPrune",
     "PenaltySchedule",
+    "PrunerNetwork",
     "PruningSchedule",
     "SensitivityScorer",
     "SoftPruning",

@@ -14,6 +14,9 @@ from keras_filterprune.training.regularizers import GroupLasso as GroupLasso
 from keras_filterprune.training.regularizers import apply_penalty as apply_penalty
 from keras_filterprune.training.schedule import PruningSchedule as PruningSchedule
 from keras_filterprune.training.schedule import SoftPruning as SoftPruning
+from keras_filterprune.training.scorers import AttentionScorer as AttentionScorer
+from keras_filterprune.training.scorers import DenseScorer as DenseScorer
+from keras_filterprune.training.scorers import PrunerNetwork as PrunerNetwork
 from keras_filterprune.training.sensitivity_scorer import SensitivityScorer as SensitivityScorer
 from keras_filterprune.training.steering import BudgetGates as BudgetGates
 from keras_filterprune.training.wrapping import apply_bridgeout as apply_bridgeout

@@ -10,10 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.checks import check_integer, check_number
+from keras_filterprune.checks import check_integer, check_number, wrong
 from keras_filterprune.cost import Budget, CostModel, as_cost_budget
 from keras_filterprune.errors import InfeasibleBudgetError, UnsupportedModelError
 from keras_filterprune.graph.types import ChannelGraph
+from keras_filterprune.probe import Weights
 from keras_filterprune.tracing import trace_model
 from keras_filterprune.training.base import wrappers_of
 from keras_filterprune.training.branches import BranchCost, branches, gated_branches
@@ -21,6 +22,7 @@ from keras_filterprune.training.callback import TrainingCallback
 from keras_filterprune.training.filter_pruning import FilterPruning
 from keras_filterprune.training.gate import Gate
 from keras_filterprune.training.logs import if_pruned
+from keras_filterprune.training.scorers import GateScorer
 from keras_filterprune.training.wrapping import maskable, stripped
 
 # By how much the slope of gates that are relaxed in training rises, and a logit at which they are as good as hard.
@@ -137,16 +139,20 @@ class BudgetGates(Steered):
     allowed falls, the noise of the former is drawn anew for every step, the same for all readers; with the budget met,
     gates are in training what they are at inference.
 
+    With a `scorer`, gates of filters move as a small network says that reads their weights; nothing else changes, and
+    gates of branches move on their own. A training that goes on, from a file say, goes on from its gates.
+
     Args:
         budget: what the open filters may cost: a fraction of the multiply-accumulates, `MacsBudget` or `ParamsBudget`.
         epochs: after so many the budget holds, at least 1 (None: half of the training's).
         strength: how far the hinge moves gates at each step, on average (0.01; gates start at 1, on average).
         min_filters: filters that stay open in every group (1; two where statistics over channels are taken).
         seed: of the noise of "gumbel" gates (0).
+        scorer: `DenseScorer()`, `AttentionScorer()` or `PrunerNetwork()` (None: gates are free).
 
     Raises:
         InfeasibleBudgetError: a budget that says how many filters to keep, or one below what `min_filters` cost.
-        InvalidValueError: strength is not above 0, epochs or min_filters not a positive integer.
+        InvalidValueError: strength is not above 0, epochs or min_filters not a positive integer, scorer no scorer.
 
     Example:
         >>> import keras_filterprune as kfp
@@ -163,8 +169,12 @@ class BudgetGates(Steered):
         strength: float = 0.01,
         min_filters: int = 1,
         seed: int = 0,
+        scorer: GateScorer | None = None,
     ):
         super().__init__(budget)
+        if not isinstance(scorer, GateScorer | None):
+            raise wrong("scorer", scorer, "DenseScorer(), AttentionScorer() or PrunerNetwork()")
+        self.scorer = scorer
         self.seed = check_integer("seed", seed, least=0)
         self.epochs = check_integer("epochs", epochs, optional=True)
         self.min_filters = check_integer("min_filters", min_filters)
@@ -214,6 +224,13 @@ class BudgetGates(Steered):
     def read(self) -> None:
         self._gates = np.ones(len(self._group))
         self._gates[self._numbers[self._numbers >= 0]] = self._read()[self._numbers >= 0]
+        if self.scorer is not None:
+            target = self._limit / self._price(self._sizes)
+            scores = self.scorer.look(self._graph, Weights(self._graph.view), target)
+            # Gates that were trained have them.
+            if all(wrapper.reached is None for wrapper in self._wrappers):
+                self._gates[: self._filters] += scores
+                self._write()
         self._met = self._price(self.counts()) <= self._limit
         self._generator = np.random.default_rng(self.seed)
 
@@ -252,13 +269,17 @@ class BudgetGates(Steered):
             self._met = self._price(self.counts()) <= self._limit
             # The optimizer's steps are known together, the hinge takes one for each.
             trained = self._values()
+        self._write()
+        self._relax()
+
+    def _write(self) -> None:
+        """Hand the gates to their readers."""
         averages = _averages(getattr(self._trainer, "optimizer", None))
         for wrapper, part in zip(self._wrappers, np.split(self._values(), self._ends[:-1]), strict=True):
             wrapper.mask.assign(part.astype("float32"))
             # A mean over time would open gates again.
             if (average := averages.get(wrapper.mask.path.replace("/", "_"))) is not None:
                 average.assign(part.astype("float32"))
-        self._relax()
 
     def _relax(self) -> None:
         """Slope and noise of the next step; gates that stay are what they are at inference."""
@@ -292,6 +313,9 @@ class BudgetGates(Steered):
             for part in (slice(self._filters), slice(self._filters, None)):
                 if len(pull[part]):
                     gates[part] -= self.strength * pull[part] / pull[part].mean()
+        if self.scorer is not None:
+            filters = slice(self._filters)
+            gates[filters] = self._gates[filters] + self.scorer.follow(gates[filters] - self._gates[filters])
         return self._reopened(self._held(gates))
 
     def _held(self, gates: np.ndarray) -> np.ndarray:
