@@ -25,7 +25,10 @@ _RESOLUTION = 2**12
 class Evolution(Allocator):
     """Search over width vectors under the budget; every candidate is tried, its consumers refitted, none is rebuilt.
 
-    Rewarded meta-pruning (Shibu et al. 2023) without its hypernetwork.
+    With `fitness="reward"`, rewarded meta-pruning (Shibu et al. 2023) at its 50 candidates and 20 generations, without
+    the network that generates the weights of candidates there: these are slices of the network's own, which the
+    method's compensator refits. Which of the two tells widths better was not measured.
+
     A candidate is a fraction per group, scaled until it spends the budget. The first generation is the uniform one and
     random ones; then the best fifth are parents, half of a generation are their mutants (every tenth gene drawn anew),
     three tenths their uniform crossovers, and the others are random.
