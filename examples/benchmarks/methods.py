@@ -1,7 +1,7 @@
 """Every method in one protocol on CIFAR-10: half the MACs, 100 steps of training in all, three seeds, time.
 
 python examples/benchmarks/methods.py --model resnet20.keras [--data-dir DIR] [--keep 0.5] [--seeds 3]
-    [--methods l2+least_squares group_fisher] [--out DIR]
+    [--methods l2+least_squares group_fisher gates] [--out DIR]
 
 Methods see 2 048 training images, drawn anew for every seed, with their labels where they ask for them. Each runs as
 its name says; "+least_squares" gives it that compensator. Those that train after each cut get 2 steps there, and what
@@ -9,7 +9,8 @@ is left of the 100 afterwards: SGD 0.02 with momentum 0.9 and a cosine schedule,
 a quarter of an epoch: so little that the choice still shows. Accuracy is over all 10 000 test images; seconds are those
 of processors, so that work beside does not count. Rows below `l2+least_squares` are reproductions. Results are written
 after every run, and a run that was interrupted goes on from there. `fp_omp_search` tries every layer in every round,
-for hours: it runs when it is named.
+for hours: it runs when it is named. So do trained gates, rows of another kind: for 100 steps more, before the others,
+weights and gates train while the budget falls evenly, and "after pruning" theirs have been trained.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import keras
 import numpy as np
-from cifar10 import accuracy, fit, load_cifar10
+from cifar10 import accuracy, augmented, fit, load_cifar10
 
 import keras_filterprune as kfp
 
@@ -36,6 +37,18 @@ BASELINE = "l2+least_squares"
 TRAINED = ("fp_omp_layerwise", "lrf_layerwise", "hu_ga", "fp_omp_search")
 # What is another's name, what finds nothing in a network that was trained as usual, and what takes hours.
 LEFT_OUT = ("auto", "dead", "fp_omp_search")
+# {row: kind of gates, at which they start, and what says how they move}. In so few steps the loss hardly moves gates of
+# 1; where they are hard, a tenth is the same network. What the others let through depends on their size.
+GATES = {
+    "gates": (True, 0.1, None),
+    "gates_gumbel": ("gumbel", 1.0, None),
+    "gates_sigmoid": ("sigmoid", 1.0, None),
+    "gates_dense": (True, 0.1, kfp.callbacks.DenseScorer),
+    "gates_attention": (True, 0.1, kfp.callbacks.AttentionScorer),
+    "gates_pruner": (True, 0.1, kfp.callbacks.PrunerNetwork),
+}
+# In so many parts of their training the budget of gates falls.
+PARTS = 10
 
 
 def main() -> None:
@@ -62,6 +75,18 @@ def main() -> None:
 
 def _run(model, name: str, keep: float, train: tuple, test: tuple, seed: int) -> dict:
     """What is noted of one run: accuracies, share of the MACs, seconds."""
+    start = time.process_time()
+    small, left = (_gated if name in GATES else _pruned)(model, name, keep, train, seed)
+    pruning, pruned = time.process_time() - start, 100 * accuracy(small, *test)
+    start = time.process_time()
+    fit(small, *train, 0, seed=seed, steps=left)
+    seconds = {"pruning": pruning, "training": time.process_time() - start}
+    trained = 100 * accuracy(small, *test)
+    return {"pruned": pruned, "trained": trained, "macs": _macs(small) / _macs(model), "seconds": seconds}
+
+
+def _pruned(model, name: str, keep: float, train: tuple, seed: int) -> tuple[keras.Model, int]:
+    """A model pruned by a method, and the steps that are left to train it."""
     method, _, compensator = name.partition("+")
     images = np.sort(np.random.default_rng(seed).choice(len(train[0]), IMAGES, replace=False))
     spent: list[int] = []
@@ -70,8 +95,7 @@ def _run(model, name: str, keep: float, train: tuple, test: tuple, seed: int) ->
         fit(small, *train, 0, seed=seed, steps=BETWEEN)
         spent.append(BETWEEN)
 
-    start = time.process_time()
-    small, report = kfp.prune_model(
+    small = kfp.prune_model(
         model,
         method,
         keep,
@@ -80,15 +104,36 @@ def _run(model, name: str, keep: float, train: tuple, test: tuple, seed: int) ->
         finetune=finetune if method in TRAINED else None,
         seed=seed,
         verify=False,
-        return_report=True,
     )
-    pruning, pruned = time.process_time() - start, 100 * accuracy(small, *test)
-    start = time.process_time()
-    fit(small, *train, 0, seed=seed, steps=STEPS - sum(spent))
-    seconds = {"pruning": pruning, "training": time.process_time() - start}
-    full, left = report.plan.cost["macs"]
-    trained = 100 * accuracy(small, *test)
-    return {"pruned": pruned, "trained": trained, "macs": left / full, "seconds": seconds}
+    return small, STEPS - sum(spent)
+
+
+def _gated(model, name: str, keep: float, train: tuple, seed: int) -> tuple[keras.Model, int]:
+    """A model without the filters whose gates have closed, and the steps that are left to train it."""
+    kind, start, scorer = GATES[name]
+    keras.utils.set_random_seed(seed)
+    gated = kfp.apply_filter_gates(model, gates=kind)
+    for layer in gated.layers:
+        if isinstance(layer, kfp.layers.FilterPruning):
+            layer.mask.assign(start * layer.mask.value)
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # Statistics that move by a hundredth at each step would be far behind.
+            layer.momentum = 0.9
+    rates = keras.optimizers.schedules.CosineDecay(0.02, STEPS)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    gated.compile(keras.optimizers.SGD(rates, momentum=0.9), loss)
+    # The hinge could close all gates twice over in the time.
+    settings = {"strength": 2 * start / STEPS, "seed": seed, "scorer": scorer and scorer(seed=seed)}
+    callback = kfp.callbacks.BudgetGates(keep, PARTS - 1, **settings)
+    data = augmented(*train, 128, seed).repeat()
+    gated.fit(data, epochs=PARTS, steps_per_epoch=STEPS // PARTS, shuffle=False, verbose=2, callbacks=[callback])
+    plain = kfp.strip_wrappers(gated)
+    return kfp.prune_model(plain, "dead", kfp.budgets.RedundancyBudget(), compensate="none"), STEPS
+
+
+def _macs(model) -> int:
+    costs = kfp.budgets.CostModel(kfp.analyze(model))
+    return costs.macs(costs.sizes)
 
 
 def _data(train: tuple, images: np.ndarray, method: str):
@@ -134,7 +179,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="a trained .keras file that takes raw images")
     parser.add_argument("--data-dir", help="tensorflow_datasets folder (KFP_DATA_DIR, else TFDS's default)")
     parser.add_argument("--keep", type=float, default=0.5, help="fraction of MACs kept (%(default)s)")
-    parser.add_argument("--methods", nargs="+", choices=rows, default=chosen, metavar="METHOD", help="rows (all)")
+    parser.add_argument(
+        "--methods", nargs="+", choices=[*rows, *GATES], default=chosen, metavar="METHOD", help="rows (all)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs (%(default)s)")
     parser.add_argument("--out", default="examples/benchmarks/results", help="folder for the table (%(default)s)")
     return parser.parse_args()
