@@ -85,20 +85,21 @@ def graph_sizes(graph) -> np.ndarray:
     return np.array([group.size for group in graph.groups])
 
 
-@pytest.mark.parametrize(
-    ("family", "compensate"),
-    [
-        (family, compensate)
-        for family in list(FAMILIES)[:6]
-        for compensate in by_name._NAMES
-        # It trains, which takes long.
-        if compensate != "reconstruct" or family in ("Conv2D", "BatchNormalization")
-    ],
-)
+# Every family with weights meets every second compensator; the one that trains meets two of them.
+UNTOUCHED = [
+    (family, compensate)
+    for number, family in enumerate(list(FAMILIES)[:6])
+    for turn, compensate in enumerate(sorted(set(by_name._NAMES) - {"reconstruct"}))
+    if (number + turn) % 2 == 0
+] + [("Conv2D", "reconstruct"), ("BatchNormalization", "reconstruct")]
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize(("family", "compensate"), UNTOUCHED)
 def test_no_compensator_touches_an_unregistered_subclass(family, compensate):
     model, (x, _) = around(family, STRANGE), samples("image")
     if compensate == "reconstruct":
-        compensate = kfp.compensators.Reconstruct(steps=10)
+        compensate = kfp.compensators.Reconstruct(steps=2)
     small = kfp.prune_model(model, "l2", 0.9, data=x, compensate=compensate, progress=False)
     assert small.count_params() < model.count_params()
     for old, new in zip(model.get_layer("strange").weights, small.get_layer("strange").weights, strict=True):
