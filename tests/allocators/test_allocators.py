@@ -25,7 +25,12 @@ ALLOCATORS = {
     "global1": allocators.Global(1.0),
     "cross_layer": allocators.CrossLayer(),
 }
-BUDGETS = (0.15, 0.3, 0.5, 0.77, 0.95)
+# Every two of budget, its kind, multiple and floor meet.
+OFFERS = [
+    (budget, kind, (1, 8)[(number + turn) % 2], (1, 3)[(number // 2 + turn) % 2])
+    for number, budget in enumerate((0.15, 0.3, 0.5, 0.77, 0.95))
+    for turn, kind in enumerate((kfp.MacsBudget, kfp.ParamsBudget))
+]
 every_allocator = pytest.mark.parametrize("allocator", ALLOCATORS.values(), ids=ALLOCATORS)
 every_multiple = pytest.mark.parametrize("multiple", [1, 8])
 
@@ -65,8 +70,7 @@ def problem_of():
 @pytest.mark.parametrize("name", ZOO)
 @every_allocator
 def test_contract_over_the_zoo(problem_of, name, allocator):
-    kinds = (kfp.MacsBudget, kfp.ParamsBudget)
-    for kind, multiple, floor, budget in itertools.product(kinds, (1, 8), (1, 3), BUDGETS):
+    for budget, kind, multiple, floor in OFFERS:
         problem = problem_of(name, multiple, budget, kind, floor)
         if problem.feasible(problem.legal(problem.floors)):
             keep = allocator.allocate(problem)

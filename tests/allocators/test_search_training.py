@@ -52,7 +52,7 @@ def test_units_are_the_originals_and_the_budget_is_a_share_of_the_original():
     assert_all_equal(values(small), values(again))
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", [1, 3])
 def test_a_search_killed_while_training_goes_on_where_it_was(at, tmp_path):
     model, path = chain(), tmp_path / "search.json"
     data, whole, killed, rest = labelled(model, images()), Hook(), Hook(at), Hook()

@@ -22,13 +22,14 @@ def registered():
 
 
 def all_criteria():
-    """Every registered criterion as its method configures it, and every aggregate over layers of those with one."""
+    """Every registered criterion as its method configures it and with one aggregate over layers, one with all."""
     criteria = registered() | {"cap_search": kfp.criteria.ForwardCaP()}
-    for name, criterion in registered().items():
+    for number, (name, criterion) in enumerate(registered().items()):
         if isinstance(criterion, kfp.criteria.OperatorNorm) or name == "taylor_group":
             continue
         if isinstance(criterion, MemberCriterion):
-            criteria |= {f"{name}-{a}": type(criterion)(aggregate=a) for a in AGGREGATES}
+            found = AGGREGATES if name == "l2" else [AGGREGATES[number % len(AGGREGATES)]]
+            criteria |= {f"{name}-{a}": type(criterion)(aggregate=a) for a in found}
     return criteria
 
 
@@ -194,8 +195,16 @@ TIED = "random genetic lasso taylor taylor_group taylor_gate group_fisher apoz m
 BUDGETS = {f"{name}-macs": (name, 0.9) for name in MODELS} | {"unet-filters": ("unet", kfp.FiltersBudget(0.5))}
 
 
-@pytest.mark.parametrize(("name", "budget"), BUDGETS.values(), ids=BUDGETS)
-@pytest.mark.parametrize("method", [n for n in [*NAMES, "clr"] if n not in TIED])
+# What allocators make of scores is the same for all: each method meets every third.
+PLANNED = [
+    (method, *BUDGETS[key])
+    for number, method in enumerate(n for n in [*NAMES, "clr"] if n not in TIED)
+    for turn, key in enumerate(BUDGETS)
+    if (number + turn) % 3 == 0
+]
+
+
+@pytest.mark.parametrize(("method", "name", "budget"), PLANNED, ids=str)
 def test_renumbered_filters_make_the_same_plan(analysed, renumbered, name, method, budget):
     models, requires = (analysed[name][0], renumbered[name][0]), as_method(method, 0).criterion.requires
     first, second = (kfp.plan_pruning(m, method, budget, data=images(m, requires), progress=False) for m in models)
