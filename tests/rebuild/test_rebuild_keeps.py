@@ -9,6 +9,8 @@ from rebuilt import chain, head, image, prune, reason
 from zoo import ZOO, random_inputs, randomise
 
 PACKAGE = "test_rebuild_keeps"
+# What is trained takes a step or two.
+pytestmark = pytest.mark.usefixtures("untraced")
 
 
 # Names, types, dtypes.
