@@ -46,8 +46,11 @@ def subject(name: str):
     return model, plan, x, fresh, relative_error(model, plain, fresh)
 
 
-@pytest.mark.parametrize("compensate", NAMES)
-@pytest.mark.parametrize("name", MODELS)
+# Least squares, which does most, meets every network; the others take turns, each at networks of every kind.
+MET = [(name, NAMES[0]) for name in MODELS] + [(name, NAMES[1 + n % 3]) for n, name in enumerate(MODELS)]
+
+
+@pytest.mark.parametrize(("name", "compensate"), MET)
 def test_contract(name, compensate):
     """Finite, deterministic, and the original stays as it was; least squares and mean shift bring outputs nearer.
 

@@ -12,6 +12,8 @@ from scipy.special import expit, log_softmax, softmax
 
 import keras_filterprune as kfp
 
+# One step each.
+pytestmark = pytest.mark.usefixtures("untraced")
 ALPHA, T = 0.6, 3.0
 COUNT, SIDE = 12, 6
 RNG = np.random.default_rng(0)
