@@ -1,6 +1,5 @@
-"""The zoo itself is sound: every model predicts finite, non-constant values and survives a round trip to disk."""
+"""The zoo itself is sound: every model predicts finite, non-constant values; files are written of what is pruned."""
 
-import keras
 import numpy as np
 import pytest
 from builders import predict
@@ -10,17 +9,11 @@ from zoo import ZOO, random_inputs
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_zoo_model_predicts_and_reloads(name, tmp_path):
+def test_zoo_model_predicts(name):
     model = ZOO[name]()
-    x = random_inputs(model)
-    expected = predict(model, x)
-    for y in expected:
+    for y in predict(model, random_inputs(model)):
         assert np.isfinite(y).all()
         assert not np.allclose(y[0], y[1], rtol=1e-4), "the output does not depend on the input"
-    model.save(tmp_path / "model.keras")
-    reloaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=name != "lambda_layer")
-    for a, b in zip(expected, predict(reloaded, x), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=5)

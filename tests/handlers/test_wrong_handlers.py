@@ -286,9 +286,9 @@ def install(monkeypatch):
     return installed
 
 
-def draws(graph):
+def draws(graph, seeds=range(5)):
     """Several prunings: half of every group, then any number of units."""
-    for seed in range(5):
+    for seed in seeds:
         rng = np.random.default_rng(seed)
         sizes = [(g.size + 1) // 2 if seed < 3 else rng.integers(1, g.size) for g in graph.groups]
         yield {g.name: np.sort(rng.choice(g.size, n, replace=False)) for g, n in zip(graph.groups, sizes, strict=True)}
@@ -308,7 +308,7 @@ def test_right_handler_passes_the_case(name):
     case = CASES[name]
     model = case.build()
     graph = kfp.analyze(model)
-    for kept in draws(graph):
+    for kept in draws(graph, (0, 4)):
         rebuilt = rebuild(model, Kept(graph, kept))
         assert verify(rebuilt) <= TOLERANCE
         if not any(g.approximate for g in graph.groups):
