@@ -117,7 +117,7 @@ JOBS = {
     # Files are measured, which are made elsewhere.
     "latency on JAX": """
     import keras, keras_filterprune as kfp
-    model = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(96, 3), keras.layers.Conv2D(64, 3)])
+    model = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(24, 3), keras.layers.Conv2D(16, 3)])
     lay_traps()
     budget = kfp.LatencyBudget(keep=0.5, table=kfp.measure_latency(model, progress=False))
     print(kfp.prune_model(model, "l2", budget, return_report=True, progress=False)[1].notes[-1][:16])

@@ -118,8 +118,11 @@ def test_devices_pipes_and_folders_are_no_files(written, name, tmp_path):
 ODD = ["a[1] what? a*b back\\slash new\nline quote'\" ünï-模型 {b} $HOME", "-dash", " ", "~", "n" * 235]
 
 
-@every_writer
-@pytest.mark.parametrize("odd", ODD, ids=ascii)
+# Every writer meets the first, which has it all in its middle, and half of those that do harm as a whole.
+CALLED = [(name, odd) for n, name in enumerate(NAMES) for m, odd in enumerate(ODD) if m == 0 or (n + m) % 2]
+
+
+@pytest.mark.parametrize(("name", "odd"), CALLED, ids=ascii)
 def test_any_name_of_a_file_and_its_folder(written, name, odd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = Path(odd, f"{odd}{Path(name).suffix or '.x'}")

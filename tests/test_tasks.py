@@ -229,16 +229,23 @@ def settings(out):
     return argparse.Namespace(out=out, epochs=6, rate=1e-2, tune_epochs=2, tune_rate=1e-3)
 
 
+@pytest.fixture(scope="module")
+def whole(examples, tmp_path_factory):
+    """The weights that a run in one piece ends with."""
+    protocol, options = examples("protocol"), settings(tmp_path_factory.mktemp("whole"))
+    return protocol.Protocol(striped(protocol), options).run()["dense"].get_weights()
+
+
 # Keras looks at two batches before the first epoch, and an epoch has four.
-@pytest.mark.parametrize("batch", [3, 12, 21], ids=["first epoch", "third", "fifth"])
-def test_a_run_that_was_interrupted_ends_where_it_would_have_ended(examples, tmp_path, batch):
+@pytest.mark.parametrize("batch", [3, 21], ids=["first epoch", "fifth"])
+def test_a_run_that_was_interrupted_ends_where_it_would_have_ended(examples, whole, tmp_path, batch):
     """Weights to begin with, order, variations and rate are those of a run in one piece."""
-    protocol, whole, parts = examples("protocol"), settings(tmp_path / "whole"), settings(tmp_path / "parts")
+    protocol, parts = examples("protocol"), settings(tmp_path)
     with pytest.raises(Exception, match="the power went"):
         protocol.Protocol(striped(protocol, stop_at=batch), parts).run()
     assert not list(parts.out.glob("*.keras"))
-    ends = [protocol.Protocol(striped(protocol), options).run()["dense"] for options in (whole, parts)]
-    for expected, found in zip(*(model.get_weights() for model in ends), strict=True):
+    end = protocol.Protocol(striped(protocol), parts).run()["dense"]
+    for expected, found in zip(whole, end.get_weights(), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
