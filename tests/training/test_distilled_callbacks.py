@@ -40,9 +40,13 @@ CALLBACKS = {
 }
 
 
+HOWS = "no labels", "features, two outputs, a wrapped teacher"
+# How it is taught is the same for all: they take turns, and one meets both.
+BOTH = [(kind, HOWS[number % 2]) for number, kind in enumerate(CALLBACKS)] + [("gates", HOWS[1])]
+
+
 @pytest.mark.filterwarnings("ignore:PenaltySchedule")
-@pytest.mark.parametrize("how", ["no labels", "features, two outputs, a wrapped teacher"])
-@pytest.mark.parametrize("kind", CALLBACKS)
+@pytest.mark.parametrize(("kind", "how"), BOTH)
 def test_callbacks_act_on_the_student(kind, how):
     prepare, make, logged = CALLBACKS[kind]
     heads = 1 if how == "no labels" else 2

@@ -67,7 +67,7 @@ def test_a_filter_is_open_with_the_probability_of_its_gate_in_all_its_readers_at
     for name, wrapper in wrappers.items():
         wrapper.mask.assign(values[name])
     callback, opened = begun(gated, kfp.callbacks.BudgetGates(0.05, strength=1e-12)), {name: [] for name in values}
-    for step in range(1_500):
+    for step in range(600):
         for name, wrapper in wrappers.items():
             opened[name].append(4 * array(wrapper.mask) + array(wrapper.noise) > 0)
         callback.on_train_batch_end(step)
@@ -76,15 +76,18 @@ def test_a_filter_is_open_with_the_probability_of_its_gate_in_all_its_readers_at
     np.testing.assert_array_equal(opened["conv2_masked"], opened["head_masked"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["residual_projection", "depthwise", "dense_concat", "mixed_precision"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("residual_projection", "gumbel"), ("residual_projection", "sigmoid"), ("depthwise", "gumbel"),
+     ("dense_concat", "sigmoid"), ("mixed_precision", "gumbel")],
+)  # fmt: skip
 def test_with_the_budget_met_training_sees_what_inference_does(name, kind):
     model = ZOO[name]()
     x = random_inputs(model)
     gated = kfp.apply_filter_gates(model, gates=kind)
     assert_same(model, gated, x, 1e-6)
-    callback = begun(gated, kfp.callbacks.BudgetGates(0.5, strength=0.05))
-    for step in range(200):
+    callback = begun(gated, kfp.callbacks.BudgetGates(0.5, strength=0.1))
+    for step in range(100):
         callback.on_train_batch_end(step)
     for wrapper in wrappers_of(gated, kfp.layers.FilterPruning):
         logits = 4 * array(wrapper.mask).astype(float) + array(wrapper.noise)

@@ -84,10 +84,16 @@ def fit(model: keras.Model, callback, epochs: int, first: int = 0) -> dict:
     return model.fit(x, y, epochs=epochs, initial_epoch=first, **settings).history
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_growing_goes_on_after_loading_as_if_nothing_had_happened(stop, tmp_path):
-    straight, broken = (compiled(kfp.apply_filter_pruning(network()), run_eagerly=True) for _ in range(2))
-    history = fit(straight, kfp.callbacks.GrowAndPrune(0.5, parts=2, epochs=2), 6)
+@pytest.fixture(scope="module")
+def straight():
+    """A model that grew without a break, and the logs."""
+    model = compiled(kfp.apply_filter_pruning(network()), run_eagerly=True)
+    return model, fit(model, kfp.callbacks.GrowAndPrune(0.5, parts=2, epochs=2), 6)
+
+
+@pytest.mark.parametrize("stop", [2, 3], ids=["between two parts", "within one"])
+def test_growing_goes_on_after_loading_as_if_nothing_had_happened(straight, stop, tmp_path):
+    (straight, history), broken = straight, compiled(kfp.apply_filter_pruning(network()), run_eagerly=True)
     fit(broken, kfp.callbacks.GrowAndPrune(0.5, parts=2, epochs=2), stop)
     broken.save(tmp_path / "half.keras")
     loaded = keras.models.load_model(tmp_path / "half.keras")
