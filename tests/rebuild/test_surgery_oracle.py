@@ -31,13 +31,13 @@ PORTABLE = {"residual_projection", "depthwise", "grouped_conv", "dense_concat", 
 
 
 def draw(graph: ChannelGraph, kind: int, exact: bool = True) -> dict[str, np.ndarray]:
-    """Kept units of every group: all but one (kind 0), just one (kind 1), any number between (kind 2 and up)."""
+    """Kept units of every group: just one (kind 1), any number but all (kind 2 and up)."""
     rng = np.random.default_rng(kind)
     kept = {}
     for group in graph.groups:
         if group.size > 1 and not (exact and group.approximate):
-            n = {0: group.size - 1, 1: 1}.get(kind, rng.integers(1, group.size))
-            kept[group.name] = np.sort(rng.choice(group.size, n, replace=False))
+            n = rng.integers(1, group.size)
+            kept[group.name] = np.sort(rng.choice(group.size, 1 if kind == 1 else n, replace=False))
     return kept
 
 
@@ -46,7 +46,6 @@ class Surgery:
     """One model, several prunings of it, and what was seen of the original before, meanwhile and after."""
 
     name: str
-    build: Callable[[], keras.Model]
     model: keras.Model
     graph: ChannelGraph
     draws: list[tuple[dict[str, np.ndarray], Any]]
@@ -69,7 +68,7 @@ def operated(name: str, build: Callable[[], keras.Model], kinds) -> Surgery:
             patch.setattr(base, "symbolic_call", _recording(base.symbolic_call, called))
         graph = kfp.analyze(model)
         draws = [(kept := draw(graph, kind), rebuild(model, Kept(graph, kept))) for kind in kinds]
-    return Surgery(name, build, model, graph, draws, weights, config, x, predictions, called)
+    return Surgery(name, model, graph, draws, weights, config, x, predictions, called)
 
 
 @pytest.fixture(
@@ -77,7 +76,7 @@ def operated(name: str, build: Callable[[], keras.Model], kinds) -> Surgery:
     params=[pytest.param(name, marks=[pytest.mark.portable] if name in PORTABLE else []) for name in ZOO],
 )
 def surgery(request):
-    return operated(request.param, ZOO[request.param], kinds=range(3))
+    return operated(request.param, ZOO[request.param], kinds=(1, 2))
 
 
 def _recording(symbolic_call, called: set[int]):
@@ -95,20 +94,21 @@ def operations(model: keras.Model) -> list[keras.Operation]:
 
 
 def test_result_equals_masked_original(surgery):
-    limit, second = tolerance(surgery.model), surgery.build()
-    whole = second.get_weights()
+    """Masked in place, and as it was afterwards: to build it again takes longer."""
+    limit, whole = tolerance(surgery.model), surgery.model.get_weights()
 
     def unmasked() -> keras.Model:
-        second.set_weights(whole)
-        return second
+        surgery.model.set_weights(whole)
+        return surgery.model
 
     for kept, rebuilt in surgery.draws:
         assert oracle_difference(unmasked, rebuilt.model, surgery.graph, kept) <= limit
+    unmasked()
 
 
 def test_verify_agrees_with_the_oracle(surgery):
-    for _, rebuilt in surgery.draws[1:]:
-        assert verify(rebuilt, seed=3) <= tolerance(surgery.model)
+    """Where least is left; what the oracle says of other draws is asked above."""
+    assert verify(surgery.draws[0][1], seed=3) <= tolerance(surgery.model)
 
 
 def test_every_group_loses_the_units_that_were_drawn(surgery):
@@ -206,7 +206,7 @@ def test_only_the_expected_models_have_approximate_groups(surgery):
 
 
 @pytest.mark.parametrize("name", APPROXIMATE)
-@pytest.mark.parametrize("kind", [0, 2, 3])
+@pytest.mark.parametrize("kind", [2, 3])
 def test_verify_accepts_approximate_groups(name, kind):
     model = ZOO[name]()
     graph = kfp.analyze(model)
