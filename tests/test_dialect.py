@@ -12,7 +12,6 @@ import keras_filterprune as kfp
 
 ROOT = Path(kfp.__file__).parents[1]
 MODULES = sorted(path for package in ("keras_filterprune", "tflite_bench") for path in (ROOT / package).rglob("*.py"))
-every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 # Data classes that people make themselves have arguments; all others are results, and have attributes.
 MADE_BY_HAND = """
     BopsBudget FiltersBudget Kept LatencyBudget MacsBudget Metadata Method Operator ParamsBudget Task Tiles
@@ -71,22 +70,16 @@ def wrong_messages(source):
     return [text for text in texts(ast.parse(source)) if re.search(r"\bgot\b|\breceived\b|Received(?!: )", text)]
 
 
-@every_module
-def test_docstrings_look_the_same(path):
-    assert wrong_docstrings(path.read_text()) == []
+def evaluated(source):
+    """Whether there are annotations, and not the one line, the same in every module, that leaves them alone."""
+    annotated = any(isinstance(node, ast.AnnAssign | ast.FunctionDef) for node in ast.walk(ast.parse(source)))
+    return annotated and "from __future__ import annotations" not in source
 
 
-@every_module
-def test_messages_say_what_was_received(path):
-    assert wrong_messages(path.read_text()) == []
-
-
-@every_module
-def test_annotations_are_not_evaluated(path):
-    """Where there are any: one line in every module, the same one."""
-    tree = ast.parse(path.read_text())
-    annotated = any(isinstance(node, ast.AnnAssign | ast.FunctionDef) for node in ast.walk(tree))
-    assert not annotated or "from __future__ import annotations" in path.read_text()
+@pytest.mark.parametrize("wrong", [wrong_docstrings, wrong_messages, evaluated])
+def test_no_module_has_another_dialect(wrong):
+    found = {path.relative_to(ROOT).as_posix(): wrong(path.read_text()) for path in MODULES}
+    assert {path: what for path, what in found.items() if what} == {}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +102,7 @@ def test_the_checks_can_fail_and_pass():
     assert not wrong_docstrings(result.replace("Args", "Attributes"))
     good = "\n".join(f"    a: {text}" for text in ("None of them.", "LiteRT's.", "'A' or `B`.", "XNNPACK.", "T, 4."))
     assert not wrong_docstrings(f'"""M.\n\nArgs:\n{good}\n"""')
+    assert evaluated("def f(): ...") and not evaluated("from __future__ import annotations\nx: int = 1")
     assert wrong_messages("raise ValueError(f'expected 1, got {x}')")
     assert wrong_messages("raise ValueError(f'expected 1, received {x}')")
     assert not wrong_messages("'''It got worse.'''\nraise ValueError(f'expected 1. Received: {x}.')\nforgotten = 1")
