@@ -135,8 +135,10 @@ def build(network: str) -> keras.Model:
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
-    # Preprocessing inside some of them expects 0 to 255, which batch normalization undoes.
-    model(smooth(8, model.input_shape[1], 0), training=True)
+    # Preprocessing inside some of them expects 0 to 255, which batch normalization undoes. No more values than 8 images
+    # of 224 x 224 take: TensorFlow keeps the memory, and what is measured later would be found in it.
+    side = model.input_shape[1]
+    model(smooth(-(-8 * SHAPE[0] ** 2 // side**2), side, 0), training=True)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     return model
