@@ -154,7 +154,7 @@ class _Run(SideBySide):
         exact = keras.backend.standardize_dtype(self._made.dtype) == "float32"
         if placed and bare and exact:
             bias = linear.weight(linear.bias)
-            found = places.pick(self._made)[:, kept]
+            found = places.pick(self._made).compress(kept, axis=1)
             return found if bias is None else found - keras.ops.convert_to_numpy(bias.value)[kept]
         kernel = _of_kept(linear, kept)
         rows = rows_at(linear, before, places)
@@ -191,7 +191,7 @@ class _Run(SideBySide):
         if before is None or after is None:
             return 0.0, None
         other = places.pick(after)
-        return places.pick(before)[:, kept] - other, other
+        return places.pick(before).compress(kept, axis=1) - other, other
 
 
 def _of_kept(linear: Linear, kept: np.ndarray) -> np.ndarray:

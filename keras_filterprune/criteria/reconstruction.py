@@ -141,7 +141,7 @@ class _Reader:
 
     def add(self, rows: np.ndarray) -> None:
         """Take rows (n, taps, channels) into account."""
-        rows = rows[:, :, self._positions]
+        rows = rows.take(self._positions, axis=2)
         if not self._by_column:
             rows = rows.swapaxes(2, 3)
         self._moments.add(rows.reshape(-1, self._columns.size))

@@ -133,11 +133,11 @@ def rectified_regression(
             centred = x[part] - centre
             fit = centred @ kernel
             fit += constant
-            missed = target[part] - fit
-            error += float(np.vdot(missed, missed))
-            np.clip(fit, least[part], most[part], out=target[part])
-            total += np.ones(len(fit), np.float32) @ target[part]
-            cross += centred.T @ target[part]
+            target = np.clip(fit, least[part], most[part])
+            fit -= target
+            error += float(np.vdot(fit, fit))
+            total += np.ones(len(fit), np.float32) @ target
+            cross += centred.T @ target
         weights, shift = cho_solve(factor, cross / len(x) + pull), total / len(x)
         if error > _PROGRESS * before:
             break

@@ -88,6 +88,30 @@ def test_targets_follow_the_fit_behind_a_relu_where_rows_are_enough(rows):
     assert (constant == pytest.approx(known.level - known.mean @ plain)) == (rows < 80)
 
 
+def test_turns_of_fit_and_targets_end_with_the_one_that_shows_little_progress(monkeypatch):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(5000, 20)).astype("float32")
+    y = (x @ rng.normal(size=(20, 5)) + 3 * rng.normal(size=(5000, 5))).astype("float32")
+    known, nothing = Joint.of(x, y), np.zeros(5, "float32")
+
+    def fitted(turns: int, progress: float) -> tuple[np.ndarray, np.ndarray]:
+        monkeypatch.setattr("keras_filterprune.probe.regression._TURNS", turns)
+        monkeypatch.setattr("keras_filterprune.probe.regression._PROGRESS", progress)
+        return rectified_regression(x, y, known, nothing, np.ones(5, bool), 1e-6)
+
+    def error(turns: int) -> float:
+        """What the fit misses of the targets that follow it as far as the ReLU lets them."""
+        fit = x @ (found := fitted(turns, np.inf))[0] + found[1]
+        return float(np.square(fit - np.where(y > 0, y, np.minimum(fit, 0))).sum())
+
+    errors = [error(turns) for turns in range(6)]
+    assert errors == sorted(errors, reverse=True)
+    last = next(n for n in range(1, 6) if errors[n] > 0.95 * errors[n - 1])
+    # The weights that are found on the way to seeing that are taken.
+    np.testing.assert_array_equal(fitted(20, 0.95)[0], fitted(last + 1, np.inf)[0])
+    assert 1 < last < 5
+
+
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, 1e-4), (1.0, 0.1), (30.0, 10.0)])
 def test_the_ridge_is_what_holds_for_other_samples(noise, expected):
     """The best of a normal prior is noise^2 / (n 0.3^2), of n = 90 rows: 0, 0.12, and beyond the largest."""
