@@ -43,6 +43,7 @@ TAKEN = {
 TAKEN_BY = {
     "BatchBridgeout.seed": "none",
     "BudgetGates.epochs": "none",
+    "BudgetGates.scorer": "none",
     "LatencyTable.load.path": "",
     "Metadata.plan": "none",
     "PruneReport.save.exports": "generator",
