@@ -154,7 +154,7 @@ def _table(report: dict) -> str:
         rows.setdefault((keep, name), []).append(run)
     lines = [f"{report['model']}, accuracy in %, dense {report['dense']:.2f}", ""]
     lines += [
-        f"| MACs kept | method | after pruning | {STEPS} steps | pruning, CPU s | in all, CPU s |",
+        "| MACs kept | method | after pruning | one epoch | pruning, CPU s | in all, CPU s |",
         "|---|---|--:|--:|--:|--:|",
     ]
     for (keep, name), runs in sorted(rows.items(), key=lambda row: (row[0][0], -_mean(row[1], "trained"))):
