@@ -265,6 +265,7 @@ LACKING = {
     kfp.budgets.Budget: r"cost\(self, model\)\. What a model costs",
     kfp.budgets.Prices: r"price\(self, fields, channels, filters\)\. Cost of one operator",
     kfp.budgets.Cost: r"__call__\(self, keep\)\. Cost at",
+    kfp.callbacks.GateScorer: r"begin\(self, width, generator\)\. .* It returns: A dict of float32",
     kfp.handlers.Handler: r"trace\(self, call, inputs, t\)\. .* It returns: One `Tensor` per output",
     kfp.handlers.LinearHandler: r"linear\(self, op\)\. .* It returns: A `Linear`",
 }

@@ -16,6 +16,7 @@ from keras_filterprune.training.schedule import PruningSchedule as PruningSchedu
 from keras_filterprune.training.schedule import SoftPruning as SoftPruning
 from keras_filterprune.training.scorers import AttentionScorer as AttentionScorer
 from keras_filterprune.training.scorers import DenseScorer as DenseScorer
+from keras_filterprune.training.scorers import GateScorer as GateScorer
 from keras_filterprune.training.scorers import PrunerNetwork as PrunerNetwork
 from keras_filterprune.training.sensitivity_scorer import SensitivityScorer as SensitivityScorer
 from keras_filterprune.training.steering import BudgetGates as BudgetGates

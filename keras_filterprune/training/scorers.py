@@ -9,28 +9,45 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_filterprune.checks import check_integer
+from keras_filterprune.checks import check_integer, check_returned
 from keras_filterprune.criteria import read_filters
 from keras_filterprune.graph.types import ChannelGraph, Group, Member
+from keras_filterprune.parts import Part, returns
 from keras_filterprune.probe.gradients import gradients
 
 # {(layer, weight): array} of the network that is gated.
 _Weights = Mapping[tuple[str, str], np.ndarray]
 
 
-class GateScorer(abc.ABC):
+def _check_features(scorer: Any, found: Any, graph: ChannelGraph, group: Group, *_: Any) -> None:
+    right = isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == group.size and found.dtype.kind in "iuf"
+    expected = f"return an array of {group.size} rows of numbers, what is read of the filters of '{group.name}'"
+    check_returned(right and bool(np.isfinite(found).all()), f"{scorer!r}.features", expected, found)
+
+
+def _check_first(scorer: Any, found: Any, *_: Any) -> None:
+    right = isinstance(found, dict) and bool(found) and all(isinstance(value, np.ndarray) for value in found.values())
+    check_returned(right, f"{scorer!r}.begin", "return a dict of arrays, the first weights", found)
+
+
+def _check_scored(scorer: Any, found: Any, weights: dict[str, Any], features: Any) -> None:
+    shape = tuple(getattr(found, "shape", ()))
+    expected = f"return one number per filter, a tensor of shape ({len(features)},)"
+    check_returned(shape == (len(features),), f"{scorer!r}.score", expected, shape)
+
+
+class GateScorer(Part):
     """A small network in whose weights gates are trained.
 
     A gate is what it starts at, plus the score f(w) of its filter's weights w, as they are when training begins. Steps
     that gates would take on their own (the optimizer's, and the hinge's) go back through the network by the chain rule,
     and its weights take a step of this direction: the one by which gates come nearest to where they would go. So
-    filters alike have gates alike. Scores are zero at first.
+    filters alike have gates alike.
 
     A subclass says what is read of the filters of a group, with which weights the network begins, and what it computes,
-    in `keras.ops`.
+    in `keras.ops`. Settings of its own are attributes, set in its `__init__`.
 
     Args:
-        hidden: units of the hidden layer, or numbers in a query (16).
         seed: of the first weights (0).
 
     Attributes:
@@ -38,41 +55,83 @@ class GateScorer(abc.ABC):
         weights: what the networks have learned, a dict of arrays for each.
 
     Raises:
-        InvalidValueError: hidden is not a positive integer, or seed not one from 0 on.
+        InvalidValueError: seed is not an integer from 0 on.
+
+    Example:
+        >>> import keras, numpy as np, keras_filterprune as kfp
+        >>> class BySize(kfp.callbacks.GateScorer):
+        ...     def features(self, graph, group, weights, target):
+        ...         kernels = [m for m in group.members if m.role == "filter"]
+        ...         sizes = [np.abs(kfp.criteria.read_filters(m, weights)).mean(axis=1) for m in kernels]
+        ...         return np.stack(sizes, axis=1)
+        ...
+        ...     def begin(self, width, generator):
+        ...         return {"slope": np.zeros(width, "float32"), "offset": np.zeros((), "float32")}
+        ...
+        ...     def score(self, weights, features):
+        ...         return keras.ops.matmul(features, weights["slope"]) + weights["offset"]
+        ...
+        >>> kfp.callbacks.BudgetGates(0.5, scorer=BySize()).scorer
+        BySize(seed=0)
     """
 
     shared = False
 
-    def __init__(self, hidden: int = 16, seed: int = 0):
-        self.hidden = check_integer("hidden", hidden)
+    def __init__(self, seed: int = 0):
         self.seed = check_integer("seed", seed, least=0)
         self.weights: list[dict[str, np.ndarray]] = []
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(hidden={self.hidden}, seed={self.seed})"
+        settings = (f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_" and name != "weights")
+        return f"{type(self).__name__}({', '.join(settings)})"
 
+    @returns(_check_features)
     @abc.abstractmethod
     def features(self, graph: ChannelGraph, group: Group, weights: _Weights, target: float) -> np.ndarray:
-        """What the network reads of the filters of a group, of shape (n_units, features).
+        """What the network reads of the filters of a group.
 
         Args:
             graph: of the gated network.
             group: one of its groups.
-            weights: all weights of the gated network.
+            weights: {(layer, weight): array}, all weights of the gated network, to read.
             target: the budget, as a fraction of what the whole network costs.
+
+        Returns:
+            Numbers of shape (n_units, features), as many features for every group if the network is `shared`.
         """
 
+    @returns(_check_first)
     @abc.abstractmethod
     def begin(self, width: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
-        """The first weights of a network that reads so many features; its scores are zero."""
+        """The first weights of a network; those by which its scores are zero leave gates where they start.
 
+        Args:
+            width: features that it reads.
+            generator: draws them, by the seed.
+
+        Returns:
+            A dict of float32 arrays by names of your own.
+        """
+
+    @returns(_check_scored)
     @abc.abstractmethod
     def score(self, weights: dict[str, Any], features: Any) -> Any:
-        """Scores of filters, of shape (n,), from the network's weights and features (n, features), all tensors."""
+        """Scores of filters, differentiable in the weights.
+
+        Args:
+            weights: of the network, as `begin` names them, tensors.
+            features: of n filters, a tensor of shape (n, features).
+
+        Returns:
+            A tensor of shape (n,).
+        """
 
     def look(self, graph: ChannelGraph, weights: _Weights, target: float) -> np.ndarray:
         """Read the filters of a network; the scores of all, group by group."""
         read = [self.features(graph, group, weights, target).astype("float32") for group in graph.groups]
+        widths = sorted({features.shape[1] for features in read})
+        expected = "return as many features for every group, which one network reads"
+        check_returned(len(widths) < 2 or not self.shared, f"{self!r}.features", expected, widths)
         self._read = [np.concatenate(read)] if self.shared else read
         if not (self.shared and self.weights):
             generator = np.random.default_rng(self.seed)
@@ -110,7 +169,15 @@ class GateScorer(abc.ABC):
         return keras.ops.convert_to_numpy(self.score(_tensors(weights), features)).astype(float)
 
 
-class _TwoLayers(GateScorer):
+class _Hidden(GateScorer):
+    """A scorer with something inside that is `hidden` numbers wide (16)."""
+
+    def __init__(self, hidden: int = 16, seed: int = 0):
+        self.hidden = check_integer("hidden", hidden)
+        super().__init__(seed)
+
+
+class _TwoLayers(_Hidden):
     """f(x) = b relu(A x + a) + c."""
 
     def begin(self, width: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -145,7 +212,7 @@ class DenseScorer(_TwoLayers):
         return _side_by_side(group, [_pooled(member, weights) for member in _makers(group)])
 
 
-class AttentionScorer(GateScorer):
+class AttentionScorer(_Hidden):
     """Attention of the filters of a group to each other (after SbF-Pruner, Babaiee et al. 2022).
 
     f(w_j) = sum_i softmax_j(q_i k_j / sqrt(d)) - 1 + c, where q_i = w_i Q and k_j = w_j K: how much all filters attend

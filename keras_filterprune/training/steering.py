@@ -148,7 +148,7 @@ class BudgetGates(Steered):
         strength: how far the hinge moves gates at each step, on average (0.01; gates start at 1, on average).
         min_filters: filters that stay open in every group (1; two where statistics over channels are taken).
         seed: of the noise of "gumbel" gates (0).
-        scorer: `DenseScorer()`, `AttentionScorer()` or `PrunerNetwork()` (None: gates are free).
+        scorer: a `GateScorer`: `DenseScorer()`, `AttentionScorer()` or `PrunerNetwork()`, say (None: gates are free).
 
     Raises:
         InfeasibleBudgetError: a budget that says how many filters to keep, or one below what `min_filters` cost.
@@ -173,7 +173,7 @@ class BudgetGates(Steered):
     ):
         super().__init__(budget)
         if not isinstance(scorer, GateScorer | None):
-            raise wrong("scorer", scorer, "DenseScorer(), AttentionScorer() or PrunerNetwork()")
+            raise wrong("scorer", scorer, "a GateScorer: DenseScorer(), AttentionScorer(), PrunerNetwork() or your own")
         self.scorer = scorer
         self.seed = check_integer("seed", seed, least=0)
         self.epochs = check_integer("epochs", epochs, optional=True)

@@ -241,14 +241,42 @@ def test_gates_of_branches_are_free_and_budgets_are_met_with_them():
     assert wrappers_of(gated, kfp.layers.FilterPruning)
 
 
+class Mine(kfp.callbacks.GateScorer):
+    """A scorer of somebody else, whose methods return what they are told."""
+
+    def __init__(self, shared=False, features=None, begin=None, score=None):
+        super().__init__()
+        self.shared, self._features, self._begin, self._score = shared, features, begin, score
+
+    def features(self, graph, group, weights, target):
+        return self._features(group) if self._features else np.ones((group.size, 1))
+
+    def begin(self, width, generator):
+        return self._begin or {"slope": np.zeros(width, "float32")}
+
+    def score(self, weights, features):
+        return self._score if self._score is not None else keras.ops.matmul(features, weights["slope"])
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("wrong", "message"),
     [
-        lambda: kfp.callbacks.BudgetGates(0.5, scorer="dagger"),
-        lambda: kfp.callbacks.DenseScorer(0),
-        lambda: kfp.callbacks.PrunerNetwork(seed=-1),
+        ({"features": lambda group: np.ones(group.size)}, r"features is to return an array of \d+ rows"),
+        ({"features": lambda group: np.full((group.size, 1), np.nan)}, r"features is to return an array of \d+ rows"),
+        ({"begin": [np.zeros(1)]}, "begin is to return a dict of arrays"),
+        ({"score": np.zeros((2, 1))}, r"score is to return one number per filter, .* Received: \(2, 1\)"),
+        (
+            {"shared": True, "features": lambda group: np.ones((group.size, group.size))},
+            "as many features for every group",
+        ),
     ],
 )
-def test_settings_out_of_range(make):
-    with pytest.raises(errors.InvalidValueError, match="Received"):
-        make()
+def test_what_a_scorer_of_somebody_else_returns_is_checked(wrong, message):
+    graph = kfp.analyze(network())
+    with pytest.raises(errors.InvalidValueError, match=message):
+        Mine(**wrong).look(graph, kfp.criteria.Weights(graph.view), 0.5)
+
+
+def test_a_scorer_is_no_name():
+    with pytest.raises(errors.InvalidValueError, match=r"or your own\. Received: scorer='dagger'"):
+        kfp.callbacks.BudgetGates(0.5, scorer="dagger")
