@@ -13,7 +13,7 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import linear_of
-from keras_filterprune.probe.execute import Executor, compute
+from keras_filterprune.probe.execute import Executor, compute, computed
 from keras_filterprune.probe.inputs import Inputs, calibration_inputs
 from keras_filterprune.probe.masks import mask_of, masked, mean_over
 from keras_filterprune.probe.memory import at_once, even_slices, joining
@@ -78,11 +78,11 @@ class SideBySide(abc.ABC):
 
     def _twin(self, call: Call, args: tuple, kwargs: dict) -> Any:
         """What the layer of the pruned network gives, which is adjusted by now."""
-        return self.rebuilt.twin(call)(*args, **kwargs)
+        return computed(self.rebuilt.twin(call), args, kwargs)
 
     def _original(self, call: Call, args: tuple, kwargs: dict) -> Any:
         self._before = args[0] if args else None
-        return call.op(*args, **kwargs)
+        return compute(call, args, kwargs)
 
     def _pruned(self, call: Call, args: tuple, kwargs: dict) -> Any:
         twin = self.rebuilt.twin(call)

@@ -27,6 +27,18 @@ def _convolved(op: Any, convolve: Callable[..., Any], **what: Any) -> Linear:
     return Linear(op, partial(window.over, convolve), activation=activation, window=window, **what)
 
 
+def _grouped(x: Any, kernel: Any, strides: tuple[int, ...], **window: Any) -> Any:
+    """A grouped convolution. On TensorFlow's CPU Keras compiles it anew at every call, for slow code: where every group
+    has one channel, and backends have a depthwise convolution, it is that one.
+    """
+    *taps, channels, filters = kernel.shape
+    if channels > 1 or len(taps) > 2 or len(set(strides)) > 1:
+        return keras.ops.conv(x, kernel, strides=strides, **window)
+    groups = x.shape[-1]
+    kernel = keras.ops.reshape(kernel, (*taps, groups, filters // groups))
+    return keras.ops.depthwise_conv(x, kernel, strides=strides, **window)
+
+
 @register_handler(L.Conv1D, L.Conv2D, L.Conv3D)
 class Conv(LinearHandler):
     """Kernel (*window, in / groups, out); the same position of every group is tied, so groups stay equal."""
@@ -62,7 +74,7 @@ class Conv(LinearHandler):
         return super().resize(config, r)
 
     def linear(self, op: Any) -> Linear:
-        return _convolved(op, keras.ops.conv, groups=op.groups)
+        return _convolved(op, keras.ops.conv if op.groups == 1 else _grouped, groups=op.groups)
 
 
 @register_handler(L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from keras_filterprune.graph.types import Call, ChannelGraph, ModelView, Tensor, TensorRef
-from keras_filterprune.probe.execute import Executor
+from keras_filterprune.probe.execute import Executor, compute
 from keras_filterprune.probe.gradients import Tensors, loss_gradients
 from keras_filterprune.probe.masks import mask_of, masked
 
@@ -41,7 +41,7 @@ def sample_gate_gradients(graph: ChannelGraph, data: Any, progress: bool) -> Ite
             for place, t in gated[number].items():
                 given[place] = _scaled(given[place], t, gates[number, place])
             args, own = keras.tree.pack_sequence_as((args, own), given)
-            return call.op(*args, **kwargs | own)
+            return compute(call, args, kwargs | own)
 
         return Executor(graph.view, through, check=True).run(inputs)
 
@@ -104,7 +104,7 @@ def tensor_gate_gradients(
 
     def outputs(gates: Tensors, inputs: list[Any]) -> list[Any]:
         def through(call: Call, args: tuple, kwargs: dict) -> Any:
-            made = call.op(*args, **kwargs)
+            made = compute(call, args, kwargs)
             flat = keras.tree.flatten(made)
             for index, value in enumerate(flat):
                 gate = gates.get(TensorRef(number_of[id(call)], index))

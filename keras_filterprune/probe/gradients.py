@@ -15,7 +15,7 @@ from keras_filterprune.errors import CalibrationDataError, MissingPackageError
 from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Bind, Call, ChannelGraph, ModelView
 from keras_filterprune.handlers.base import volume
-from keras_filterprune.probe.execute import Executor
+from keras_filterprune.probe.execute import Executor, compute
 from keras_filterprune.probe.inputs import Inputs
 from keras_filterprune.probe.losses import Objective
 from keras_filterprune.probe.masks import factor_of, joined, mask_of, masked
@@ -64,7 +64,7 @@ def output_sensitivity(
 
     def objective(sums: Tensors, part: slice) -> Any:
         def probed(call: Call, args: tuple, kwargs: dict) -> Any:
-            y = call.op(*args, **kwargs)
+            y = compute(call, args, kwargs)
             return _probed(y, sums[call.path]) if call.path in sums and call is first[call.path] else y
 
         value = 0.0

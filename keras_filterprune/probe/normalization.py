@@ -12,7 +12,7 @@ from keras_filterprune.graph.keras_view import view_model
 from keras_filterprune.graph.types import Call, ModelView
 from keras_filterprune.handlers.registry import known_statistics, statistics_of
 from keras_filterprune.handlers.statistics import Statistics
-from keras_filterprune.probe.execute import Executor
+from keras_filterprune.probe.execute import Executor, compute
 from keras_filterprune.probe.inputs import Inputs
 from keras_filterprune.probe.masks import mask_of, masked, mean_over
 from keras_filterprune.progress import track
@@ -123,7 +123,7 @@ def _measured(view: ModelView, inputs: Inputs, normalised: Any, what: str, progr
     def measure(call: Call, args: tuple, kwargs: dict) -> Any:
         statistics = statistics_of(call.op)
         if statistics is None:
-            return call.op(*args, **kwargs)
+            return compute(call, args, kwargs)
         return normalised(call, args, kwargs, *read.add(statistics, args[0]))
 
     slices = inputs.slices(_BATCH)
@@ -154,4 +154,4 @@ def _by_own_statistics(call: Call, args: tuple, kwargs: dict, mean: Any, varianc
 
 
 def _as_stored(call: Call, args: tuple, kwargs: dict, mean: Any, variance: Any) -> Any:
-    return call.op(*args, **kwargs)
+    return compute(call, args, kwargs)
