@@ -1,4 +1,4 @@
-"""Detection of blood cells: a single-stage detector without anchors on BCCD, pruned to half the MACs.
+"""Detection of blood cells: a single-stage detector without anchors on BCCD, pruned to half the MACs and by time.
 
 python examples/detection.py [--data-dir DIR] [--epochs 100] [--tune-epochs 40] [--out DIR]
 
@@ -41,6 +41,10 @@ def main() -> None:
         boxes, scores = zip(*(assigned(boxes, len(names)) for _, boxes in examples), strict=True)
         return np.stack([image for image, _ in examples]), {"boxes": np.stack(boxes), "scores": np.stack(scores)}
 
+    def by_time(model: keras.Model) -> keras.Model:
+        table = kfp.measure_latency(model, quantize="int8")
+        return kfp.prune_model(model, "auto", kfp.LatencyBudget(keep=0.65, table=table), data=samples)
+
     task = Task(
         name="detection",
         network=lambda: detector(len(names)),
@@ -52,7 +56,11 @@ def main() -> None:
         inputs=inputs,
         score=lambda outputs: mean_average_precision(test[1], detections(outputs)),
         metric="mAP@0.5",
-        ways={"dense": None, "half the MACs": lambda model: kfp.prune_model(model, "auto", 0.5, data=samples)},
+        ways={
+            "dense": None,
+            "half the MACs": lambda model: kfp.prune_model(model, "auto", 0.5, data=samples),
+            "65 % of the milliseconds": by_time,
+        },
     )
     protocol = Protocol(task, options)
     networks = protocol.run()
