@@ -22,6 +22,9 @@ _TIE = 1e-12
 # Columns whose products are carried out together.
 _BLOCK = 64
 
+# Rows of a matrix that products are subtracted from at once.
+_ROWS = 256
+
 # Added to a Gram matrix before it is inverted, relative to its mean squared norm.
 _RIDGE = 1e-8
 # Added as it is: where nothing but zeros is read, inverses and their squares must stay numbers.
@@ -242,12 +245,9 @@ class _Elimination:
         slots = self._slots[remaining]
         left = (slots[:, None] * self._m + np.arange(self._m)).ravel()
         steps, rows, turns = (panel[:, left] for panel in (self._steps, self._rows, self._turns))
-        self._inverse = self._inverse[np.ix_(left, left)]
-        self._inverse -= steps.T @ rows
-        both = steps.T @ turns
-        self._energy = self._energy[np.ix_(left, left)]
-        self._energy -= both
-        self._energy -= both.T
+        self._inverse = _less(self._inverse, left, steps, rows)
+        both = np.concatenate([steps, turns]), np.concatenate([turns, steps])
+        self._energy = _less(self._energy, left, *both)
         self._own_inverse, self._own_energy = self._own_inverse[slots], self._own_energy[slots]
         self._slots[remaining] = np.arange(len(remaining))
         self._begin()
@@ -268,6 +268,18 @@ class _Elimination:
             return (a * b).T[:, :, None]
         a, b = (panel.reshape(self._m, -1, self._m) for panel in (a, b))
         return np.einsum("knm,knl->nml", a, b)
+
+
+def _less(matrix: np.ndarray, left: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Rows and columns `left`, ascending, of a matrix, less a^T b.
+
+    The matrix is written over, a few rows at a time: new memory, and what no cache holds, take longer than the product.
+    """
+    size = len(left)
+    for start in range(0, size, _ROWS):
+        rows = slice(start, min(start + _ROWS, size))
+        matrix[rows, :size] = matrix[left[rows]].take(left, axis=1) - a[:, rows].T @ b
+    return matrix[:size, :size]
 
 
 def _inverse(gram: np.ndarray) -> tuple[np.ndarray, float]:

@@ -197,13 +197,12 @@ class Joint(NamedTuple):
         share = other.rows / rows
         step, rise = other.mean - self.mean, other.level - self.level
         between = share * (1 - share)
-        return Joint(
-            rows,
-            self.mean + share * step,
-            self.level + share * rise,
-            (1 - share) * self.covariance + share * other.covariance + between * np.outer(step, step),
-            (1 - share) * self.cross + share * other.cross + between * np.outer(step, rise),
-        )
+        covariance, cross = (1 - share) * self.covariance, (1 - share) * self.cross
+        covariance += share * other.covariance
+        cross += share * other.cross
+        covariance += np.outer(between * step, step)
+        cross += np.outer(between * step, rise)
+        return Joint(rows, self.mean + share * step, self.level + share * rise, covariance, cross)
 
 
 def parts(count: int) -> list[slice]:

@@ -41,7 +41,8 @@ def _factor(gram: np.ndarray, ridge: float, dtype: Any = np.float64) -> tuple[An
     gram = gram.astype(dtype)
     added = ridge * np.trace(gram) / len(gram) + _TINY
     gram[np.diag_indices_from(gram)] += added
-    return cho_factor(gram, overwrite_a=True), added
+    # Transposed, as LAPACK has it, it is factored where it is.
+    return cho_factor(gram.T, overwrite_a=True), added
 
 
 def halves(x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> tuple[Joint, Joint]:
@@ -118,10 +119,13 @@ def rectified_regression(
     # Upside down where the ReLU passes what is below, and around the targets' means.
     sign = np.where(rising, 1.0, -1.0).astype(np.float32)
     level = known.level.astype(np.float32)
-    target, threshold = (y - level) * sign, (threshold - level) * sign
-    # Between which values the target follows the fit.
+    target, threshold = ((values - level).astype(np.float32, copy=False) for values in (y, threshold))
+    target *= sign
+    threshold *= sign
+    # Between which values the target follows the fit. They are large: as few arrays as can be.
     off = target <= threshold
-    least, most = np.where(off, np.float32(-np.inf), target), np.where(off, threshold, target)
+    least, most = target, np.maximum(target, threshold, out=threshold if threshold.ndim > 1 else None)
+    least[off] = -np.inf
     centre = known.mean.astype(np.float32)
     factor, added = _factor(known.covariance, ridge)
     pull = added * prior * sign

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from keras_filterprune.criteria import greedy
 from keras_filterprune.criteria.greedy import backward_order, forward_order, forward_units, replaceable_order
 from keras_filterprune.probe.regression import coefficients
 
@@ -282,6 +283,18 @@ def test_backward_elimination_drops_blocks_of_columns_and_sums_over_consumers():
     first = min(range(4), key=lambda u: total([k for k in range(4) if k != u]))
     assert order[0] == first
     assert np.cumsum(increase) == pytest.approx([total(sorted(order[k + 1 :])) for k in range(4)], rel=1e-4)
+
+
+@pytest.mark.parametrize("own", [1, 3], ids=["a column each", "three columns each"])
+def test_more_units_than_a_block_holds_are_eliminated_as_by_least_squares(own, monkeypatch):
+    monkeypatch.setattr(greedy, "_ROWS", 16)
+    rng, units = np.random.default_rng(own), 150
+    columns = rng.normal(size=(4 * units * own, units * own))
+    kernel, numbers = rng.normal(size=(units * own, 7)), rng.permutation(units * own).reshape(units, own)
+    order, increase = backward_order([(gram_of(columns), kernel, numbers)])
+    for count in (60, 70, 100, 135):
+        missed = squared_error(columns, numbers[order[count:]].ravel(), columns @ kernel)
+        np.testing.assert_allclose(increase[:count].sum(), missed, rtol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------- replaceable filters
