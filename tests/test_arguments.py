@@ -73,9 +73,9 @@ TAKEN_BY = {
 # Bases to subclass, and values that the library makes and hands to those who do.
 MADE_HERE = (
     "ActivationCriterion Allocation Allocator BopsTable Budget Call ChannelGraph Compensator Compressed Cost CostModel "
-    "CountBudget Criterion Device Elementwise ExportResult Family FamilyRow Group Handler Kept LayerReport Linear "
-    "Member MemberCriterion Prices PruneReport PruningPlan Rebuilt Resize SensitivityTable Statistics Tensor TensorRef "
-    "Tracer Weights Window Samples count_macs handler_for read_filters read_last_axis"
+    "CountBudget Criterion Device Elementwise ExportResult Family FamilyRow GateScorer Group Handler Kept LayerReport "
+    "Linear Member MemberCriterion Prices PruneReport PruningPlan Rebuilt Resize SensitivityTable Statistics Tensor "
+    "TensorRef Tracer Weights Window Samples count_macs handler_for read_filters read_last_axis"
 ).split()
 METHODS = (
     "LatencyTable.load LatencyTable.predict LatencyTable.save PruneReport.save PruningPlan.load PruningPlan.save "
