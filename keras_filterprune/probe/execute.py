@@ -27,8 +27,10 @@ def compute(call: Call, args: tuple, kwargs: dict) -> Any:
 
 def computed(op: Any, args: tuple, kwargs: dict) -> Any:
     """What an operation computes: of a grouped convolution its product, which is quicker than the layer may be."""
-    linear = linear_of(op) if args and keras_class(op) is not None else None
-    if linear is None or linear.product is None or linear.groups == 1:
+    # What is linear reads channels of the last axis.
+    grouped = getattr(op, "groups", 1) > 1 and getattr(op, "data_format", None) == "channels_last"
+    linear = linear_of(op) if args and grouped and keras_class(op) is not None else None
+    if linear is None or linear.product is None:
         return op(*args, **kwargs)
     x, kernel, bias = (
         value if value is None else keras.ops.cast(value, op.compute_dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -20,17 +20,20 @@ _Weights = Mapping[tuple[str, str], np.ndarray]
 
 
 def _check_features(scorer: Any, found: Any, graph: ChannelGraph, group: Group, *_: Any) -> None:
+    """What is read of filters are rows of numbers, one per unit."""
     right = isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == group.size and found.dtype.kind in "iuf"
     expected = f"return an array of {group.size} rows of numbers, what is read of the filters of '{group.name}'"
     check_returned(right and bool(np.isfinite(found).all()), f"{scorer!r}.features", expected, found)
 
 
 def _check_first(scorer: Any, found: Any, *_: Any) -> None:
+    """The first weights are arrays by their names."""
     right = isinstance(found, dict) and bool(found) and all(isinstance(value, np.ndarray) for value in found.values())
     check_returned(right, f"{scorer!r}.begin", "return a dict of arrays, the first weights", found)
 
 
 def _check_scored(scorer: Any, found: Any, weights: dict[str, Any], features: Any) -> None:
+    """Scores are a tensor of shape (n,)."""
     shape = tuple(getattr(found, "shape", ()))
     expected = f"return one number per filter, a tensor of shape ({len(features)},)"
     check_returned(shape == (len(features),), f"{scorer!r}.score", expected, shape)
@@ -76,10 +79,12 @@ class GateScorer(Part):
     """
 
     shared = False
+    # For subclasses that have an `__init__` of their own.
+    seed = 0
+    weights: Sequence[dict[str, np.ndarray]] = ()
 
     def __init__(self, seed: int = 0):
         self.seed = check_integer("seed", seed, least=0)
-        self.weights: list[dict[str, np.ndarray]] = []
 
     def __repr__(self) -> str:
         settings = (f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_" and name != "weights")
@@ -162,7 +167,8 @@ class GateScorer(Part):
         # Where scores go is known when they have gone.
         factor = np.linalg.norm(step) / length
         tried = after(factor)[1]
-        self.weights[number], moved = after(factor * max(0.0, tried @ step) / max(tried @ tried, 1e-30))
+        new, moved = after(factor * max(0.0, tried @ step) / max(tried @ tried, 1e-30))
+        self.weights = [*self.weights[:number], new, *self.weights[number + 1 :]]
         return moved
 
     def _scores(self, weights: dict[str, np.ndarray], features: np.ndarray) -> np.ndarray:

@@ -245,7 +245,6 @@ class Mine(kfp.callbacks.GateScorer):
     """A scorer of somebody else, whose methods return what they are told."""
 
     def __init__(self, shared=False, features=None, begin=None, score=None):
-        super().__init__()
         self.shared, self._features, self._begin, self._score = shared, features, begin, score
 
     def features(self, graph, group, weights, target):
