@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -55,6 +57,21 @@ def test_the_loss_is_the_formula(temperature, alpha, squared):
     factor = temperature**2 if squared else 1
     expected = (1 - alpha) * own + alpha * factor * divergence(a, b, temperature)
     assert loss_of(distiller, x, y) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "limit"),
+    [(FROM_LOGITS, 2), (keras.losses.BinaryCrossentropy(from_logits=True), 8)],
+    ids=["classes", "units"],
+)
+def test_an_infinite_temperature_is_what_high_ones_tend_to(loss, limit):
+    teacher, (x, y) = network(8, 1), labelled_images()
+    y = np.eye(3)[y] if limit == 8 else y
+    found = {t: loss_of(kfp.distill(compiled(network(4, 0), loss), teacher, t, 1.0), x, y) for t in (20.0, math.inf)}
+    difference = logits(network(4, 0), x) - logits(teacher, x)
+    squares = difference.var(-1) if limit == 2 else (difference**2).mean(-1)
+    assert found[math.inf] == pytest.approx(squares.mean(), rel=1e-4)
+    assert found[math.inf] == pytest.approx(limit * found[20.0], rel=0.05)
 
 
 def test_probabilities_teach_and_learn_as_their_logits_do():
@@ -199,6 +216,8 @@ def test_a_subclassed_teacher_teaches_as_its_graph_does():
     [
         {"temperature": 0},
         {"temperature": "4"},
+        {"temperature": math.nan},
+        {"temperature": -math.inf},
         {"alpha": 1.1},
         {"alpha": -0.1},
         {"attention": -1},
