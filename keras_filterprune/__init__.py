@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from keras_filterprune.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from keras_filterprune import allocators as allocators
     from keras_filterprune import budgets as budgets
@@ -60,8 +62,6 @@ if TYPE_CHECKING:
     from keras_filterprune.training import apply_filter_pruning as apply_filter_pruning
     from keras_filterprune.training import apply_penalty as apply_penalty
     from keras_filterprune.training import strip_wrappers as strip_wrappers
-
-__version__ = "0.1.0"
 
 _NAMES = {
     "analysis": "analyze",

@@ -9,7 +9,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 
 from rich.console import Console
 
@@ -17,6 +16,7 @@ from keras_filterprune.checks import import_keras, visible
 from keras_filterprune.commands import COMMANDS
 from keras_filterprune.errors import FilterPruneError
 from keras_filterprune.quiet import quiet
+from keras_filterprune.version import __version__
 from tflite_bench.command import printable
 
 _OUT = Console()
@@ -82,8 +82,7 @@ def _start_keras() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="keras-filterprune", description="Structured pruning for Keras 3.")
-    version = metadata.version("keras-filterprune")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.help)

@@ -16,7 +16,7 @@ ROOT = Path(kfp.__file__).parents[1]
 # A module imports from the rows above its own and from its own package, never from a neighbour in its row.
 ROWS = [
     ["errors"],
-    ["checks", "interrupts", "parts", "progress", "quiet", "summarised"],
+    ["checks", "interrupts", "parts", "progress", "quiet", "summarised", "version"],
     ["files", "elsewhere", "terminal"],
     ["checkpoint", "folder"],
     ["graph"],

@@ -61,6 +61,7 @@ TAKEN_BY = {
     "SoftPruning.every": "none",
     # Batches that nothing looks at.
     "apply_filter_gates.data": "none generator",
+    "distill.temperature": "inf",
     "measure_latency.path": "none text",
     "measure_sensitivity.data": "",
     "open_model.input_spec": "none",

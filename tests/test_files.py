@@ -215,6 +215,8 @@ def test_a_terminal_without_letters_shows_codes(tmp_path):
     )
     model.save(tmp_path / "模.keras")
     settings = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    # Set by an import of TensorFlow, it is heeded as a user's wish.
+    settings.pop("TF_CPP_MIN_LOG_LEVEL", None)
     both = "from keras_filterprune.__main__ import main; [main(['scan', *o, sys.argv[1]]) for o in ([], ['--json'])]"
     words = [sys.executable, "-c", f"import sys; {both}", tmp_path / "模.keras"]
     done = subprocess.run(words, env=settings, capture_output=True, text=True, check=False)

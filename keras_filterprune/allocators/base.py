@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from keras_filterprune.checkpoint import Checkpoint
-from keras_filterprune.checks import check_returned
+from keras_filterprune.checks import check_returned, wrong
 from keras_filterprune.cost import Cost
 from keras_filterprune.errors import InfeasibleBudgetError, InvalidValueError
 from keras_filterprune.parts import Part, returns
@@ -74,12 +74,18 @@ class Allocation:
 
     def feasible(self, keep: np.ndarray) -> bool:
         """Whether these counts are within the limit."""
+        self._check_shape(keep)
         return self.cost(keep) <= self.limit
 
     def legal(self, keep: np.ndarray) -> np.ndarray:
         """Kept counts rounded up to the next rungs, within floors and sizes."""
+        self._check_shape(keep)
         wanted = np.clip(keep, self.floors, self.sizes).tolist()
         return np.array([rungs[bisect_left(rungs, n)] for rungs, n in zip(self.rungs, wanted, strict=True)], int)
+
+    def _check_shape(self, keep: Any) -> None:
+        if np.shape(keep) != (len(self.sizes),):
+            raise wrong("keep", keep, f"an array of {len(self.sizes)} counts, one of each group, in their order")
 
     def wider(self, group: int, count: int) -> int:
         """The lowest rung of a group above a count, its size if there is none."""

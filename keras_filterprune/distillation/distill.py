@@ -51,9 +51,7 @@ def distill(
             callbacks of this library act on it, `ModelCheckpoint` saves it.
         teacher: one with the same inputs and outputs, subclassed or not. It is not modified: a frozen copy teaches, in
             inference mode.
-        temperature: T, above 0 (4). `math.inf`: D of classes is the variance over classes of what logits differ by, of
-            single units its square, whatever `squared_temperature`: twice what T^2 KL of classes tends to, and eight
-            times that of units.
+        temperature: T, above 0 (4). `math.inf`: mean squares of what logits differ by, of classes less its mean.
         alpha: share of the teacher in the loss, in [0, 1] (0.7).
         features: names of layers of positions and channels, in both models alike or {student's: teacher's}, whose
             attention maps are compared too (None). The student runs a second time for them.
@@ -87,8 +85,7 @@ def distill(
             f"distill trains a student as it is compiled. Model '{student.name}' is not: compile(optimizer, loss) it "
             "first."
         )
-    if not (isinstance(temperature, float) and temperature == math.inf):
-        check_number("temperature", temperature, "math.inf, or a number", above=0)
+    _check_temperature(temperature)
     check_number("alpha", alpha, "the teacher's share", least=0, most=1)
     check_number("attention", attention, "the weight of the attention maps", least=0)
     check_flag("squared_temperature", squared_temperature)
@@ -156,6 +153,11 @@ def _check(student: keras.Model, teacher: keras.Model) -> None:
             f"'{teacher.name}' cannot teach '{student.name}': they have {len(teacher.outputs)} and "
             f"{len(student.outputs)} outputs. keras.Model(teacher.input, [...]) picks those of the student."
         )
+
+
+def _check_temperature(temperature: Any) -> None:
+    if not (isinstance(temperature, float) and temperature == math.inf):
+        check_number("temperature", temperature, "math.inf, or a number", above=0)
 
 
 def _check_scores(student: keras.Model, teacher: keras.Model) -> None:

@@ -23,7 +23,8 @@ from keras_filterprune.export.signature import InputPort, output_keys, output_st
 from keras_filterprune.export.tflite_file import TFLiteFile
 from keras_filterprune.export.unsigned import pixel_range
 from keras_filterprune.files import json_digest, unsealed
-from keras_filterprune.rebuild.plan import PruningPlan, package_version
+from keras_filterprune.rebuild.plan import PruningPlan
+from keras_filterprune.version import __version__
 
 _OWN = "keras_filterprune.json"
 
@@ -183,7 +184,7 @@ def _own(metadata: Metadata, files: dict[str, str]) -> dict[str, Any]:
         "budget": metadata.plan.budget,
     }
     ranges = _mapped(metadata.normalization, lambda pair: [np.asarray(values).tolist() for values in pair])
-    return {"labels": labels, "normalization": ranges, "plan": plan, "version": package_version()}
+    return {"labels": labels, "normalization": ranges, "plan": plan, "version": __version__}
 
 
 def _tensor_names(model: Any) -> tuple[list[str], list[str]]:

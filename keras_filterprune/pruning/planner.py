@@ -19,7 +19,8 @@ from keras_filterprune.probe.trial import Trial, check_measurable
 from keras_filterprune.probe.workers import spread
 from keras_filterprune.progress import track
 from keras_filterprune.pruning.task import Task
-from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed, versions
+from keras_filterprune.rebuild.plan import PruningPlan, fingerprint, refreshed
+from keras_filterprune.version import versions
 
 
 class Planner:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import Any
 
 import keras
@@ -252,13 +250,3 @@ def _anonymous(value: Any) -> Any:
         return str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()
     plain = value is None or isinstance(value, str | int | float | bool | slice | TensorRef)
     return value if plain else type(value).__name__
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that decides a plan."""
-    packages = {name: metadata.version(name) for name in ("keras", "numpy", "scipy")}
-    return {"keras_filterprune": package_version(), **packages, "python": platform.python_version()}
-
-
-def package_version() -> str:
-    return metadata.version("keras-filterprune")

@@ -157,6 +157,14 @@ def test_rungs_are_climbed_one_by_one_and_descended_by_units():
     assert problem.legal(np.array([65, 0])).tolist() == [70, 1]
 
 
+@pytest.mark.parametrize("keep", [np.array(4), np.ones(1, int), np.ones(3, int), np.ones((2, 1), int), [1]], ids=str)
+def test_counts_of_another_number_of_groups(keep):
+    problem = Allocation(np.array([8, 8]), np.array([1, 1]), [range(1, 9)] * 2, cost=np.sum, limit=8)
+    for ask in (problem.legal, problem.feasible):
+        with pytest.raises(errors.InvalidValueError, match=r"keep is an array of 2 counts.* Received: keep="):
+            ask(keep)
+
+
 # ------------------------------------------------------------------------------------------------ brute force
 
 
