@@ -13,11 +13,12 @@ from keras_filterprune.graph.keras_view import named_weights
 from keras_filterprune.graph.types import Call
 from keras_filterprune.handlers.rebuilt import Rebuilt
 from keras_filterprune.handlers.registry import linear_of
-from keras_filterprune.probe.execute import Executor, compute, computed
+from keras_filterprune.probe.execute import Executor, compute
 from keras_filterprune.probe.inputs import Inputs, calibration_inputs
 from keras_filterprune.probe.masks import mask_of, masked, mean_over
 from keras_filterprune.probe.memory import at_once, even_slices, joining
 from keras_filterprune.probe.outlets import add_constant, outlets
+from keras_filterprune.probe.quicker import computed
 from keras_filterprune.progress import track
 
 

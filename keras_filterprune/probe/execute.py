@@ -14,31 +14,16 @@ from keras_filterprune.graph.kept import Kept
 from keras_filterprune.graph.keras_view import named_weights, substitute
 from keras_filterprune.graph.types import Call, ModelView, TensorRef
 from keras_filterprune.handlers.base import Resize
-from keras_filterprune.handlers.registry import handler_for, keras_class, linear_of
+from keras_filterprune.handlers.registry import handler_for
 from keras_filterprune.probe.inputs import Inputs
 from keras_filterprune.probe.masks import carried, joined, makes_masks
+from keras_filterprune.probe.quicker import computed
 from keras_filterprune.progress import track
 
 
 def compute(call: Call, args: tuple, kwargs: dict) -> Any:
     """What a call computes by itself."""
     return computed(call.op, args, kwargs)
-
-
-def computed(op: Any, args: tuple, kwargs: dict) -> Any:
-    """What an operation computes: of a grouped convolution its product, which is quicker than the layer may be."""
-    # What is linear reads channels of the last axis.
-    grouped = getattr(op, "groups", 1) > 1 and getattr(op, "data_format", None) == "channels_last"
-    linear = linear_of(op) if args and grouped and keras_class(op) is not None else None
-    if linear is None or linear.product is None:
-        return op(*args, **kwargs)
-    x, kernel, bias = (
-        value if value is None else keras.ops.cast(value, op.compute_dtype)
-        for value in (args[0], linear.summed, linear.weight(linear.bias))
-    )
-    y = linear.product(x, kernel)
-    y = y if bias is None else y + bias
-    return y if linear.activation is None else linear.activation(y)
 
 
 class Executor:

@@ -8,7 +8,7 @@ import pytest
 
 from keras_filterprune import register_handler
 from keras_filterprune.handlers.convolution import Conv
-from keras_filterprune.probe.execute import computed
+from keras_filterprune.probe.quicker import computed
 
 GROUPED = {
     "one channel for each group": lambda: keras.layers.Conv2D(8, 3, groups=8, padding="same"),
