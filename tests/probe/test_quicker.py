@@ -1,4 +1,4 @@
-"""Single operations compute what the layers do."""
+"""Single operations compute what the layers do, and are asked themselves only where nothing is quicker."""
 
 import time
 
@@ -8,6 +8,7 @@ import pytest
 
 from keras_filterprune import register_handler
 from keras_filterprune.handlers.convolution import Conv
+from keras_filterprune.probe.masks import mask_of
 from keras_filterprune.probe.quicker import computed
 
 GROUPED = {
@@ -73,3 +74,83 @@ def test_a_channel_for_each_group_is_compiled_by_nobody():
         return time.process_time() - start
 
     assert seconds(lambda: computed(layer, (x,), {})) < seconds(lambda: layer(x)) / 4
+
+
+def broken(*args, **kwargs):
+    raise AssertionError("the layer was asked itself")
+
+
+L = keras.layers
+# {what: (layer, shape of its input, whether TensorFlow has something quicker)}
+QUICKER = {
+    "batch normalization": (lambda: L.BatchNormalization(), (2, 5, 6, 4), True),
+    "of its own epsilon": (lambda: L.BatchNormalization(axis=3, epsilon=0.5), (2, 5, 6, 4), True),
+    "without a scale": (lambda: L.BatchNormalization(scale=False), (2, 5, 6, 4), True),
+    "without an offset": (lambda: L.BatchNormalization(center=False), (2, 5, 6, 4), True),
+    "of rows": (lambda: L.BatchNormalization(axis=1), (2, 5, 6, 4), False),
+    "of vectors": (lambda: L.BatchNormalization(), (3, 4), False),
+    "in half precision": (lambda: L.BatchNormalization(dtype="mixed_float16"), (2, 5, 6, 4), False),
+    "mean": (lambda: L.GlobalAveragePooling2D(), (2, 5, 6, 4), True),
+    "mean, all axes": (lambda: L.GlobalAveragePooling2D(keepdims=True), (2, 5, 6, 4), True),
+    "mean of channels first": (lambda: L.GlobalAveragePooling2D(data_format="channels_first"), (2, 4, 5, 6), False),
+    "swish": (lambda: L.Activation("swish"), (2, 5, 4), True),
+    "silu": (lambda: L.Activation(keras.activations.silu), (2, 5, 6, 4), True),
+    "another activation": (lambda: L.Activation("gelu"), (2, 5, 4), False),
+    "swish in half precision": (lambda: L.Activation("swish", dtype="float16"), (2, 5, 4), False),
+}
+
+
+@pytest.mark.portable
+@pytest.mark.parametrize(("make", "shape", "quicker"), QUICKER.values(), ids=QUICKER)
+def test_what_is_quicker_gives_the_same(make, shape, quicker):
+    layer = make()
+    x = called(layer, shape)
+    for variable in layer.weights:
+        variable.assign(keras.ops.abs(variable) + 0.1)
+    wanted = layer(x, training=False) if layer.weights else layer(x)
+    if quicker and keras.config.backend() == "tensorflow":
+        layer.call = broken
+    found = computed(layer, (x,), {"training": False} if layer.weights else {})
+    assert found.shape == wanted.shape
+    assert keras.backend.standardize_dtype(found.dtype) == keras.backend.standardize_dtype(wanted.dtype)
+    wanted, found = (keras.ops.convert_to_numpy(y).astype("float32") for y in (wanted, found))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="nothing is quicker elsewhere")
+@pytest.mark.parametrize(("make", "shape", "quicker"), QUICKER.values(), ids=QUICKER)
+def test_gradients_go_through_what_is_quicker(make, shape, quicker):
+    import tensorflow as tf
+
+    layer = make()
+    x = called(layer, shape)
+    found = []
+    for compute in (lambda: layer(x), lambda: computed(layer, (x,), {})):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.reduce_sum(tf.sin(tf.cast(compute(), "float32")))
+        found.append(tape.gradient(total, x).numpy())
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.portable
+@pytest.mark.parametrize("layer", [L.Activation("swish"), L.BatchNormalization()], ids=["swish", "normalization"])
+def test_masks_go_with_what_is_computed(layer):
+    x = L.Masking()(keras.ops.concatenate([keras.ops.ones((2, 3, 4)), keras.ops.zeros((2, 2, 4))], axis=1))
+    y = computed(layer, (x,), {})
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(mask_of(y)), [[True] * 3 + [False] * 2] * 2)
+
+
+@pytest.mark.portable
+@pytest.mark.parametrize("base", [L.BatchNormalization, L.GlobalAveragePooling2D])
+def test_a_subclass_computes_itself(base):
+    class Doubled(base):
+        def call(self, inputs):
+            return 2 * super().call(inputs)
+
+    layer = Doubled()
+    x = called(layer, (2, 5, 6, 4))
+    for variable in layer.weights:
+        variable.assign(keras.ops.abs(variable))
+    found, wanted = (keras.ops.convert_to_numpy(y) for y in (computed(layer, (x,), {}), layer(x)))
+    np.testing.assert_array_equal(found, wanted)
