@@ -71,23 +71,25 @@ def fitting_ridge(learnt: Joint, held_out: Joint, ridge: float, prior: np.ndarra
     shift, rise = held_out.mean - learnt.mean, (held_out.level - learnt.level)[some]
 
     @functools.cache
-    def error(ridge: float) -> float:
+    def tried(ridge: float) -> tuple[float, float]:
+        """The squared error on the others, less what all weights have in common, and its slope over the ridge."""
         try:
             factor, added = _factor(gram, ridge, np.float32)
         except np.linalg.LinAlgError:
-            return np.inf  # too little for what rounding leaves of dependent columns
+            return np.inf, -np.inf  # too little for what rounding leaves of dependent columns
         weights = cho_solve(factor, cross + np.float32(added) * prior)
-        # Squared error on the others, less what all weights have in common.
-        missed = rise - shift @ weights
-        return float(np.square(missed).sum() + np.sum(weights * (other_gram @ weights - 2 * other_cross)))
+        missed, of_others = rise - shift @ weights, other_gram @ weights
+        error = np.square(missed).sum() + np.sum(weights * (of_others - 2 * other_cross))
+        turn = cho_solve(factor, prior - weights)
+        return float(error), float(np.sum(turn * (of_others - other_cross - np.outer(shift, missed))))
 
-    # Without any, what fewer rows than columns leave open has no solution. The error falls to one side, and rises then.
+    # Without any, what fewer rows than columns leave open has no solution. The error falls, and rises then.
     ridges = sorted(r for r in {ridge, *_RIDGES} if r >= max(ridge, _TINY))
-    best, at = None, len(ridges) // 2
-    while best != ridges[at]:
-        best = ridges[at]
-        at = ridges.index(min(ridges[max(at - 1, 0) : at + 2], key=error))
-    return best
+    low, high = 0, len(ridges) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if tried(ridges[middle])[1] > 0 else (middle, high)
+    return min(ridges[low : high + 1], key=lambda ridge: tried(ridge)[0])
 
 
 def rectified_regression(

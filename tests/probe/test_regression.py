@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from keras_filterprune.probe import regression as regression_module
 from keras_filterprune.probe.consumers import Joint
 from keras_filterprune.probe.regression import (
     coefficients,
@@ -121,6 +122,26 @@ def test_the_ridge_is_what_holds_for_other_samples(noise, expected):
     y = x @ (prior + 0.3 * rng.normal(size=prior.shape)) + noise * rng.normal(size=(120, 200))
     found = fitting_ridge(*halves(x.astype("float32"), y.astype("float32"), samples), 1e-4, prior)
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("power", [-4, -3, -2, -1, 0, 1])
+def test_half_of_the_ridges_are_enough_to_find_the_best(power, monkeypatch):
+    """Samples that are held out are brighter; the best ridge of 90 rows is about this power of ten."""
+    rng = np.random.default_rng(9)
+    prior, tried = rng.normal(size=(30, 200)), []
+    x = rng.normal(size=(120, 30)) + 0.5 * (np.arange(120) % 4 == 0)[:, None]
+    y = x @ (prior + rng.normal(size=prior.shape)) + np.sqrt(90 * 10.0**power) * rng.normal(size=(120, 200))
+    learnt, held_out = halves(x.astype("float32"), y.astype("float32"), np.arange(120))
+
+    def error(ridge: float) -> float:
+        weights = regression(learnt.covariance, learnt.cross, ridge, prior)
+        return float(np.square(y[::4] - learnt.level - (x[::4] - learnt.mean) @ weights).sum())
+
+    factor = regression_module._factor
+    monkeypatch.setattr(regression_module, "_factor", lambda *asked: tried.append(asked[1]) or factor(*asked))
+    found = fitting_ridge(learnt, held_out, 1e-4, prior)
+    assert len(tried) == len(set(tried)) <= 4
+    assert found == min((1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), key=error)
 
 
 @pytest.mark.parametrize("least", [0.0, 5e-3, 10.0, 50.0])
