@@ -168,13 +168,21 @@ def test_statistics_are_those_of_what_was_learnt():
     np.testing.assert_allclose(weight(recovered, "bn", "moving_variance"), expected, rtol=0.12)
 
 
+@few_steps
 def test_a_time_limit_ends_it():
-    model, x = network(), images(64)
+    """Of more than 70 steps that 56 samples are worth, those that a second suffices for."""
+    model, x, seen = network(), images(64), []
+
+    def slow(batch):
+        time.sleep(0.05)
+        seen.append(len(batch))
+        return batch
+
     small = pruned(model, x)
-    start = time.monotonic()
-    recovered = kfp.recover(small, model, x, seconds=4, steps=10**6, **QUIET)
-    assert time.monotonic() - start < 40
-    assert relative_error(model, recovered, x) < relative_error(model, small, x)
+    recovered = kfp.recover(small, model, x, seconds=1, augment=slow, **QUIET)
+    # Keras may fetch some batches ahead.
+    assert 0 < len(seen) < 40
+    assert relative_error(model, recovered, x) <= relative_error(model, small, x)
 
 
 def test_no_sample_is_seen_more_than_43_times():

@@ -1,5 +1,7 @@
 """Layers that are called by the names of their arguments are pruned as those that are called by place."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import keras_filterprune as kfp
 X = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
 
 
+@functools.cache
 def network(by_name):
     def call(layer, x):
         return layer(inputs=x) if by_name else layer(x)

@@ -225,8 +225,8 @@ COPIES = {
 }
 
 
-# All copies of one kind are made of one model, which each leaves as it was.
-one_of = functools.lru_cache(1)(build)
+# All that is made of one kind is made of one model, which each leaves as it was.
+one_of = functools.cache(build)
 # One mechanism carries layers over where all stay, another where channels may go: of all but functions, each kind meets
 # both; whatever it is, it meets every third way to copy.
 PAIRS = [
@@ -256,7 +256,7 @@ OPENED = "attributes", "attributes set later"
 
 @pytest.mark.parametrize("kind", FEWER)
 def test_smaller_models_are_proven(kind):
-    model = build(kind)
+    model = one_of(kind)
     small = kfp.prune_model(model, "l2", 0.6, progress=False)
     assert small.count_params() < model.count_params()
     # What Standardize and Doubling compute stands in the graph, as operations; of a model in a wrapper, its layers.
@@ -332,7 +332,7 @@ CHANGES = {
 }
 
 
-@functools.lru_cache(1)
+@functools.cache
 def with_change(change):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 3))
