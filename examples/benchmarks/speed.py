@@ -291,7 +291,7 @@ def executors(repetitions: int) -> list[dict]:
 
 
 def sensitivities() -> dict[int, float]:
-    model, images = build("MobileNetV2"), np.random.default_rng(0).normal(size=(32, 224, 224, 3)).astype("float32")
+    model, images = build("MobileNetV2"), np.random.default_rng(0).normal(size=(128, 224, 224, 3)).astype("float32")
     settings = {"metric": "error", "keep": (0.5,), "progress": False}
 
     def spread() -> None:
