@@ -45,11 +45,13 @@ def _by_tensorflow(op: Any, x: Any) -> Any:
 
 
 def _quick(op: Any) -> Any:
-    if type(op) is L.BatchNormalization:
+    # A class that is registered like Keras' own computes as that does where it has no `call` of its own.
+    call = type(op).call
+    if call is L.BatchNormalization.call:
         return _normalised
-    if type(op) is L.GlobalAveragePooling2D:
+    if call is L.GlobalAveragePooling2D.call:
         return _averaged
-    silu = named(op.activation) == "silu" if type(op) is L.Activation else keras_name(op) == "Silu"
+    silu = named(op.activation) == "silu" if call is L.Activation.call else keras_name(op) == "Silu"
     return _silu if silu else None
 
 

@@ -80,6 +80,15 @@ def broken(*args, **kwargs):
     raise AssertionError("the layer was asked itself")
 
 
+class Alike(keras.layers.BatchNormalization):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def alike(registry):
+    register_handler(Alike, like=keras.layers.BatchNormalization)
+
+
 L = keras.layers
 # {what: (layer, shape of its input, whether TensorFlow has something quicker)}
 QUICKER = {
@@ -95,6 +104,7 @@ QUICKER = {
     "mean of channels first": (lambda: L.GlobalAveragePooling2D(data_format="channels_first"), (2, 4, 5, 6), False),
     "swish": (lambda: L.Activation("swish"), (2, 5, 4), True),
     "silu": (lambda: L.Activation(keras.activations.silu), (2, 5, 6, 4), True),
+    "registered like another": (lambda: Alike(), (2, 5, 6, 4), True),
     "another activation": (lambda: L.Activation("gelu"), (2, 5, 4), False),
     "swish in half precision": (lambda: L.Activation("swish", dtype="float16"), (2, 5, 4), False),
 }
@@ -143,11 +153,12 @@ def test_masks_go_with_what_is_computed(layer):
 
 @pytest.mark.portable
 @pytest.mark.parametrize("base", [L.BatchNormalization, L.GlobalAveragePooling2D])
-def test_a_subclass_computes_itself(base):
+def test_what_is_registered_like_a_layer_and_computes_more_computes_itself(base, registry):
     class Doubled(base):
         def call(self, inputs):
             return 2 * super().call(inputs)
 
+    register_handler(Doubled, like=base)
     layer = Doubled()
     x = called(layer, (2, 5, 6, 4))
     for variable in layer.weights:
